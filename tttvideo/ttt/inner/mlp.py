@@ -1,0 +1,26 @@
+"""TTT-MLP: g(x) = gelu(x W1 + b1) W2 + b2 (paper, section 2.7)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Affine, InnerModel, MapShape
+
+
+@dataclass(frozen=True)
+class MLP(InnerModel):
+    """A two-layer perceptron with the tanh form of GELU.
+
+    Attributes:
+        expansion: hidden width as a multiple of the head dimension (4 in the paper).
+    """
+
+    expansion: int = 4
+
+    def maps(self, dim: int) -> dict[str, MapShape]:
+        hidden = self.expansion * dim
+        return {"1": MapShape(dim, hidden), "2": MapShape(hidden, dim)}
+
+    def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
+        return affine("2", F.gelu(affine("1", x), approximate="tanh"))
