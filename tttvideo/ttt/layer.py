@@ -120,6 +120,7 @@ class TTTLayer(SequenceLayer):
             nn.Parameter(torch.zeros(config.chunk.tokens)) if isinstance(config.chunk, TokenCausal) else None
         )
         self.rate_warmup = 1.0
+        self.checkpoint_group = config.checkpoint_group
 
     def init_state(self, batch: int) -> TTTState:
         weights = {
@@ -212,7 +213,7 @@ class TTTLayer(SequenceLayer):
             scale=self._scale(size, layout.tokens_per_frame, device, dtype),
             mask=mask,
             closes=_closes(ends, size, math.ceil(int(ends.max()) / size), mask is None, device),
-            group=self.config.checkpoint_group,
+            group=self.checkpoint_group,
         )
         if grid is not None:
             out = grid.scatter(out, length)

@@ -1,0 +1,21 @@
+"""tttvideo: learns from long videos, every frame, with hidden states that are models trained at test time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .model import ModelConfig, VideoModel, from_pretrained
+
+__all__ = ["ModelConfig", "VideoModel", "__version__", "from_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    # Deferred, so that `import tttvideo` stays cheap and `tttvideo.ttt` can be used without video or timm.
+    if name in ("ModelConfig", "VideoModel", "from_pretrained"):
+        from . import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'tttvideo' has no attribute {name!r}")

@@ -1,0 +1,126 @@
+"""The sequence backbone: blocks around a sequence layer, stacked, with one streaming state for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .mixers import TTT, Mixer
+from .ttt.interface import Layout, SequenceLayer, State, valid_tokens
+from .ttt.views import CausalConv
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A stack of pre-norm blocks: x + mixer(norm(x)), then x + mlp(norm(x)).
+
+    Transformer style is the plain block. Mamba style (the paper's stronger one) adds a short causal
+    convolution before the mixer (``pre_conv``) and, for a TTT mixer, ``share_qk`` and ``gate``.
+
+    Attributes:
+        width: channels C of the residual stream.
+        depth: blocks.
+        mixer: the sequence layer: ``TTT``, ``Attention``, ``NoMixer`` or a class by import path.
+        mlp_ratio: hidden width of the SwiGLU feed-forward half as a multiple of ``width``.
+        pre_conv: residual causal depthwise convolution of length 4 before the mixer.
+        dropout: on the output of each half of a block.
+        drop_path: chance to skip a half per sample, growing linearly with depth up to this.
+    """
+
+    width: int = 64
+    depth: int = 2
+    mixer: Mixer = field(default_factory=TTT)
+    mlp_ratio: float = 2.0
+    pre_conv: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 0:
+            raise ValueError(f"A backbone of width {self.width} and depth {self.depth} cannot be built.")
+
+    def build(self) -> BackboneStack:
+        return BackboneStack(self)
+
+
+class BlockState(NamedTuple):
+    """State of one block: the mixer's, and the tail of the convolution before it [B, 3, C] (None without)."""
+
+    mixer: State
+    tail: Tensor | None
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward half of a block: down(silu(gate x) * up x)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+class Block(nn.Module):
+    """One block of the stack; ``drop_path`` is this block's own rate."""
+
+    def __init__(self, config: Backbone, drop_path: float):
+        super().__init__()
+        width = config.width
+        self.pre_norm = nn.LayerNorm(width) if config.pre_conv else None
+        self.pre_conv = CausalConv(width) if config.pre_conv else None
+        self.mixer_norm = nn.LayerNorm(width)
+        self.mixer: SequenceLayer = config.mixer.build(width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = SwiGLU(width, max(1, int(config.mlp_ratio * width)), config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def init_state(self, batch: int) -> BlockState:
+        return BlockState(
+            self.mixer.init_state(batch),
+            None if self.pre_conv is None else self.pre_conv.init_state(batch),
+        )
+
+    def forward(self, x: Tensor, state: BlockState, layout: Layout) -> tuple[Tensor, BlockState]:
+        tail = state.tail
+        if self.pre_conv is not None and self.pre_norm is not None and tail is not None:
+            local, tail = self.pre_conv(self.pre_norm(x), tail, layout.lengths)
+            x = x + self.drop_path(local)
+        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, layout)
+        x = x + self.drop_path(self.dropout(mixed))
+        x = x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x, BlockState(mixer_state, tail)
+
+
+class BackboneStack(nn.Module):
+    """Tokens [B, T, C] -> normalised tokens [B, T, C], and the state of every block."""
+
+    def __init__(self, config: Backbone):
+        super().__init__()
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width)
+
+    def init_state(self, batch: int) -> tuple[BlockState, ...]:
+        return tuple(block.init_state(batch) for block in self.blocks)  # type: ignore[operator]
+
+    def forward(
+        self, x: Tensor, state: tuple[BlockState, ...] | None = None, layout: Layout = Layout()
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
+        if valid is not None:
+            x = x.masked_fill(~valid[..., None], 0.0)
+        after = []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, now = block(x, before, layout)
+            after.append(now)
+        return self.norm(x), tuple(after)

@@ -1,0 +1,128 @@
+"""What every encoder does: frames [B, F, 3, H, W] -> tokens [B, S, N, C], S time steps of ``stride`` frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Encoder(ABC):
+    """Configuration of an encoder; one subclass per file."""
+
+    @abstractmethod
+    def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> FrameEncoder:
+        """The encoder of frames of ``size`` (height, width) into tokens of ``dim`` channels.
+
+        Args:
+            load: False where weights follow from a checkpoint, so that no pre-trained file is looked for.
+
+        Raises:
+            ValueError: if the frame size does not fit, or pre-trained weights were asked for and are not there.
+        """
+
+
+class EncoderState(NamedTuple):
+    """Last frames that causal convolutions still need, [B, C, t, h, w] by layer; and which rows have ended in
+    the middle of a time step and can take no more frames (bool [B] on the host)."""
+
+    tails: tuple[Tensor, ...]
+    ended: Tensor
+
+
+class FrameEncoder(nn.Module, ABC):
+    """Base of the encoders: normalisation of pixels, whole time steps, lengths.
+
+    Attributes:
+        grid: (rows, columns) of one time step's tokens.
+        stride: frames per time step. A video's last, unfinished time step is completed by repeating its last
+            frame, so that every frame is used.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        stride: int,
+        mean: tuple[float, ...] = (0.45, 0.45, 0.45),
+        std: tuple[float, ...] = (0.225, 0.225, 0.225),
+    ):
+        super().__init__()
+        self.grid = grid
+        self.stride = stride
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def encode(
+        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normalised ``frames`` [B, S*stride, 3, H, W], valid time steps ``lengths`` [B] -> tokens [B, S, N, C]."""
+
+    def tails(self, batch: int) -> tuple[Tensor, ...]:
+        """Starting tails; none for an encoder that sees one time step at a time."""
+        return ()
+
+    def init_state(self, batch: int) -> EncoderState:
+        return EncoderState(self.tails(batch), torch.zeros(batch, dtype=torch.bool))
+
+    def forward(
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        """
+        Args:
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1.
+            lengths: valid frames of each row in this call, int64 [B] on the host, or None for all.
+
+        Returns:
+            tokens [B, S, N, C], valid time steps of each row (None for all), and the state.
+
+        Raises:
+            ValueError: if a row continues after it ended in the middle of a time step.
+        """
+        batch, count = frames.shape[:2]
+        given = torch.full((batch,), count) if lengths is None else lengths
+        if bool((state.ended & (given > 0)).any()):
+            raise ValueError(
+                f"A video continues after a segment that was no multiple of {self.stride} frames (one time step "
+                "of this encoder); cut streams at multiples of that."
+            )
+        ended = state.ended | (given % self.stride != 0)
+        if self.stride > 1 and bool((given % self.stride != 0).any()):
+            frames = self._complete(frames, given)
+        x = (_scaled(frames, self.mean.dtype) - self.mean) / self.std
+        steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
+        tokens, tails = self.encode(x, steps, state.tails)
+        return tokens, steps, EncoderState(tails, ended)
+
+    def _complete(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Repeats each row's last frame to the end of its last time step."""
+        count = frames.shape[1]
+        slots = (count + self.stride - 1) // self.stride * self.stride
+        last = (lengths - 1).clamp_min(0)
+        index = torch.minimum(torch.arange(slots)[None, :], last[:, None])
+        # Beyond a row's last time step the content does not matter: it is padding.
+        rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
+        return frames[rows, index.to(frames.device)]
+
+
+def _scaled(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
+
+
+def check_divides(size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
+    """The grid of ``patch`` x ``patch`` pixels in a frame of ``size``.
+
+    Raises:
+        ValueError: if the frame does not divide.
+    """
+    height, width = size
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(
+            f"Frames of {height} x {width} pixels do not divide into {what} of {patch} x {patch}; "
+            "change data.size or the encoder's patch."
+        )
+    return height // patch, width // patch

@@ -1,0 +1,138 @@
+"""Any timm image model as patch encoder: ViTs and convolutional nets, pre-trained or not, frozen or not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Encoder, FrameEncoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timm(Encoder):
+    """Patch tokens of a timm model's last feature map, pooled to a grid, then a linear map to the width.
+
+    Attributes:
+        name: timm's model name.
+        pretrained: ``auto``: pre-trained weights if they can be had, from scratch otherwise (the log says which);
+            ``true``: they must be had; ``false``: from scratch; anything else: the path of a weights file.
+        grid: rows and columns of tokens per frame after pooling.
+        frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
+        frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    pretrained: str = "auto"
+    grid: tuple[int, int] = (4, 4)
+    frozen: bool = True
+    frames_at_once: int = 64
+
+    def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TimmEncoder:
+        return TimmEncoder(self, size, dim, load)
+
+
+class TimmEncoder(FrameEncoder):
+    """See ``Timm``. ``source`` says where the weights came from."""
+
+    def __init__(self, config: Timm, size: tuple[int, int], dim: int, load: bool):
+        model, source = _create(config, size, load)
+        settings: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        super().__init__(config.grid, 1, tuple(settings["mean"]), tuple(settings["std"]))
+        self.config = config
+        self.source = source
+        self.model = model.requires_grad_(not config.frozen)
+        features = self._features(torch.zeros(1, 3, *size))
+        if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
+            raise ValueError(
+                f"{config.name} gives {features.shape[-2]} x {features.shape[-1]} tokens for frames of {size[0]} x "
+                f"{size[1]}, fewer than the grid {config.grid}; lower encoder.grid or raise data.size."
+            )
+        self.projection = nn.Linear(features.shape[1], dim)
+        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
+
+    def train(self, mode: bool = True) -> TimmEncoder:
+        super().train(mode)
+        if self.config.frozen:
+            self.model.eval()
+        return self
+
+    def encode(
+        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        flat = frames.flatten(0, 1)
+        if self.config.frozen:
+            with torch.no_grad():
+                maps = torch.cat([self._pooled(part) for part in flat.split(self.config.frames_at_once)])
+        else:
+            maps = self._pooled(flat)
+        tokens = self.projection(maps.flatten(2).mT) + self.position
+        return tokens.unflatten(0, frames.shape[:2]), tails
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self._features(frames), self.config.grid)
+
+    def _features(self, frames: Tensor) -> Tensor:
+        """The last feature map without prefix tokens, [n, channels, rows, columns]."""
+        intermediates = self.model.forward_intermediates(  # type: ignore[operator]
+            frames, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return intermediates[-1]
+
+
+def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module, str]:
+    """The timm model and where its weights came from.
+
+    Raises:
+        ValueError: if there is no such model, or weights that must be had are not there.
+    """
+    import timm
+
+    if not timm.is_model(config.name.split(".")[0]):
+        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"timm has no model {config.name!r}" + (f"; near it are {', '.join(near)}." if near else ".")
+        )
+    options: dict[str, Any] = {"num_classes": 0}
+    if "img_size" in _signature(config.name):
+        options["img_size"] = size
+    wanted = config.pretrained.lower() if load else "false"
+    if wanted == "false":
+        return timm.create_model(config.name, pretrained=False, **options), "from scratch"
+    if wanted not in ("auto", "true"):
+        if not Path(config.pretrained).is_file():
+            raise ValueError(f"The encoder's weights file {config.pretrained} does not exist.")
+        overlay = {"file": config.pretrained}
+        model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        return model, f"weights file {Path(config.pretrained).name}"
+    try:
+        model, source = timm.create_model(config.name, pretrained=True, **options), "timm's pre-trained weights"
+    except Exception as error:
+        # Offline, unknown to the hub, or without pre-trained weights: timm raises something else for each.
+        if wanted == "true":
+            raise ValueError(
+                f"Pre-trained weights of {config.name} cannot be had ({type(error).__name__}); give their file by "
+                "model.encoder.pretrained, or say auto or false."
+            ) from error
+        model, source = timm.create_model(config.name, pretrained=False, **options), "from scratch"
+        log.warning("Pre-trained weights of %s cannot be had: the encoder starts from scratch.", config.name)
+    log.info("Encoder %s: %s.", config.name, source)
+    return model, source
+
+
+def _signature(name: str) -> set[str]:
+    """Constructor arguments that timm's model of this name takes (``img_size`` for those of fixed size)."""
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    import inspect
+
+    return set(inspect.signature(type(model).__init__).parameters)

@@ -1,0 +1,104 @@
+"""A small causal space-time CNN: where local motion is seen, before the sequence model remembers it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ttt.views import last_valid
+from .base import Encoder, FrameEncoder, check_divides
+
+
+@dataclass(frozen=True)
+class ConvStem(Encoder):
+    """A stack of 3-D convolutions, each halving the frame, looking only back in time, then a learned position.
+
+    Every time step (``prod(time_strides)`` frames) gives a grid of tokens; all frames are read. The frames that
+    later convolutions still need are part of the streaming state.
+
+    Attributes:
+        channels: output channels of each convolution.
+        time_kernels: frames (or time steps) each convolution sees; at least its stride.
+        time_strides: by how much each convolution shortens time.
+        pool: average the last map to this many rows and columns of tokens; none keeps it.
+        dropout: of whole channels after the last convolution.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    time_kernels: tuple[int, ...] = (3, 3, 3)
+    time_strides: tuple[int, ...] = (2, 1, 1)
+    pool: tuple[int, int] | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.time_kernels) == len(self.time_strides) > 0:
+            raise ValueError(
+                "ConvStem needs one entry of channels, time_kernels and time_strides for each convolution, but "
+                f"got {len(self.channels)}, {len(self.time_kernels)} and {len(self.time_strides)}."
+            )
+        if any(k < s or s < 1 for k, s in zip(self.time_kernels, self.time_strides, strict=True)):
+            raise ValueError(
+                f"ConvStem.time_kernels {self.time_kernels} must be at least time_strides {self.time_strides}, "
+                "or frames would be skipped."
+            )
+
+    def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> StemEncoder:
+        grid = check_divides(size, 2 ** len(self.channels), "cells")
+        if self.pool is not None and (grid[0] < self.pool[0] or grid[1] < self.pool[1]):
+            raise ValueError(f"ConvStem.pool {self.pool} is larger than the last map of {grid}; lower it.")
+        return StemEncoder(self, size, grid if self.pool is None else self.pool, dim)
+
+
+class StemEncoder(FrameEncoder):
+    """See ``ConvStem``."""
+
+    def __init__(self, config: ConvStem, size: tuple[int, int], grid: tuple[int, int], dim: int):
+        super().__init__(grid, math.prod(config.time_strides))
+        self.config = config
+        self.size = size
+        inputs = (3, *config.channels[:-1])
+        self.convs = nn.ModuleList(
+            nn.Conv3d(i, o, (kernel, 3, 3), (stride, 2, 2), (0, 1, 1))
+            for i, o, kernel, stride in zip(
+                inputs, config.channels, config.time_kernels, config.time_strides, strict=True
+            )
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, channels), channels) for channels in config.channels)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.projection = nn.Linear(config.channels[-1], dim)
+        self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
+
+    def tails(self, batch: int) -> tuple[Tensor, ...]:
+        """Zeros: before its first frame a video shows the mean colour."""
+        height, width = self.size
+        found = []
+        for i, conv in enumerate(self.convs):
+            kernel, stride = self.config.time_kernels[i], self.config.time_strides[i]
+            weight: Tensor = conv.weight  # type: ignore[assignment]
+            found.append(weight.new_zeros(batch, weight.shape[1], kernel - stride, height >> i, width >> i))
+        return tuple(found)
+
+    def encode(
+        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = frames.transpose(1, 2)
+        # Valid entries before each convolution: time steps, undone by the strides still to come.
+        valid = None if lengths is None else lengths * self.stride
+        after = []
+        for conv, norm, tail, stride in zip(self.convs, self.norms, tails, self.config.time_strides, strict=True):
+            full = torch.cat((tail.to(x.dtype), x), dim=2)
+            after.append(last_valid(full.transpose(1, 2), tail.shape[2], valid).transpose(1, 2))
+            x = conv(full)
+            # Statistics of one frame at a time: causal, and blind to padding and to the rest of the batch.
+            flat = x.transpose(1, 2).flatten(0, 1)
+            x = F.gelu(norm(flat)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+            valid = None if valid is None else valid // stride
+        flat = self.dropout(x.transpose(1, 2).flatten(0, 1))
+        if flat.shape[-2:] != self.grid:
+            flat = F.adaptive_avg_pool2d(flat, self.grid)
+        tokens = self.projection(flat.flatten(2).mT) + self.position
+        return tokens.unflatten(0, (x.shape[0], -1)), tuple(after)

@@ -1,0 +1,100 @@
+"""Classification of a whole video: pooling over everything seen so far, logits, loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label per video (softmax), or several (sigmoid) where the data has several.
+
+    Attributes:
+        pooling: ``mean`` of all tokens, or ``attention``: their mean weighted by a learned score.
+        dropout: before the classifier.
+        label_smoothing: of the one-label loss.
+    """
+
+    pooling: Literal["mean", "attention"] = "mean"
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+
+    def build(self, dim: int, classes: int) -> ClassificationHead:
+        return ClassificationHead(self, dim, classes)
+
+    def loss(self, logits: Tensor, labels: Tensor, multi_label: bool) -> Tensor:
+        """Mean over the batch.
+
+        Args:
+            logits: [B, classes].
+            labels: int64 [B], or float [B, classes]: several labels, or the soft labels of Mixup.
+            multi_label: binary cross-entropy per class instead of cross-entropy.
+        """
+        if multi_label:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+class PoolState(NamedTuple):
+    """Weighted sum of all tokens so far [B, C] and the sum of the weights [B, 1]."""
+
+    total: Tensor
+    weight: Tensor
+
+
+class ClassificationHead(nn.Module):
+    """Pools tokens up to every time step, so that the answer "had the video ended here" is known at each."""
+
+    def __init__(self, config: Classification, dim: int, classes: int):
+        super().__init__()
+        self.score = nn.Linear(dim, 1) if config.pooling == "attention" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(dim, classes)
+
+    def init_state(self, batch: int) -> PoolState:
+        weight = self.classifier.weight
+        return PoolState(
+            torch.zeros(batch, weight.shape[1], dtype=torch.float32, device=weight.device).to(_wide(weight)),
+            torch.zeros(batch, 1, dtype=torch.float32, device=weight.device).to(_wide(weight)),
+        )
+
+    def forward(self, x: Tensor, valid: Tensor | None, state: PoolState) -> tuple[Tensor, Tensor, PoolState]:
+        """
+        Args:
+            x: tokens [B, F, N, C].
+            valid: bool [B, F], or None for all.
+            state: what was pooled before.
+
+        Returns:
+            logits [B, classes] of everything so far, timeline [B, F, classes] of everything up to each time
+            step (at padded steps: of everything before), and the state.
+        """
+        x = x.to(_wide(x))
+        if self.score is None:
+            weight = x.new_ones(x.shape[:-1])
+        else:
+            # Bounded scores make the running softmax a ratio of plain sums: exp cannot overflow.
+            weight = torch.exp(5.0 * torch.tanh(self.score(x).squeeze(-1) / 5.0))
+        if valid is not None:
+            weight = weight * valid[..., None]
+            x = x.masked_fill(~valid[..., None, None], 0.0)
+        totals = state.total[:, None] + torch.einsum("bfnc,bfn->bfc", x, weight).cumsum(1)
+        weights = state.weight[:, None] + weight.sum(-1, keepdim=True).cumsum(1)
+        timeline = self._classify(totals, weights)
+        after = PoolState(totals[:, -1], weights[:, -1]) if x.shape[1] else state
+        logits = timeline[:, -1] if x.shape[1] else self._classify(*state)
+        return logits, timeline, after
+
+    def _classify(self, total: Tensor, weight: Tensor) -> Tensor:
+        pooled = total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        return self.classifier(self.dropout(pooled).to(self.classifier.weight.dtype))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Sums over a two-hour film need float32 at least."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
