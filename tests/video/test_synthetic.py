@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from tttvideo.video.decode import open_video
+from tttvideo.video.sampling import parse_sampling
 from tttvideo.video.synthetic import FlashOrder, SuiteError, ceiling_for, find_suite, make, suite_from
 from tttvideo.video.synthetic.encode import write_mp4
 from tttvideo.video.synthetic.flash_order import COLOURS
@@ -198,6 +200,28 @@ def test_ceiling_agrees_with_the_approximate_formula_on_long_videos():
     p = 5 / 10
     expected = p**2 + 2 * p * (1 - p) * 3 / 8 + (1 - p) ** 2 / 6
     assert suite.ceiling(range(0, 3000, 10)) == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize("fps", [30.0, 25.0, 29.97, 12.5])
+def test_ceilings_are_for_the_frames_that_evaluation_will_see(fps, tmp_path):
+    """The rules pick the same frames by the times in the file as by the times that the ceilings assume."""
+    suite = FlashOrder(split="val=1", frames=100, fps=fps)
+    make(suite, tmp_path / "set")
+    with open_video(tmp_path / "set" / rows_of(tmp_path / "set")[0]["path"]) as reader:
+        times = reader.times
+    for sampling in (
+        "dense",
+        "fps=1",
+        "fps=7",
+        "uniform=16",
+        "uniform=7",
+        "segments=8",
+        "segments=9",
+        "window=1",
+    ):
+        for cut in (None, 64, 31):
+            picked = parse_sampling(sampling).indices(times[:cut], None).tolist()
+            assert picked == suite.sampled(sampling, cut), (sampling, cut)
 
 
 @pytest.mark.parametrize("sampling", ["dense", "fps=1", "fps=10", "uniform=16", "uniform=8", "segments=5"])

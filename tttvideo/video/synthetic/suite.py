@@ -137,6 +137,7 @@ class Suite(ABC):
         Raises ValueError for a rule that does not exist.
         """
         import torch  # the makers' worker processes need no torch: they start sooner without
+
         from tttvideo.video.sampling import parse_sampling
 
         times = torch.arange(self.frames, dtype=torch.float64) / self.fps
