@@ -1,0 +1,120 @@
+"""Reads class folders of videos: `root/<split>/<class>/*` or `root/<class>/*`.
+
+A video is a file with a video extension or a folder of frame images.
+"""
+
+import os
+from pathlib import Path
+
+from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
+
+_MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"}
+VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif"}
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png"}
+
+
+def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[Row]:
+    """Every video under `root`, sorted; `Row.split` is set where the first level of folders are splits.
+
+    A first-level folder is a split if it holds class folders and is called like one (train, val, ...) or is
+    `split`.
+
+    Args:
+        labelled: False takes all videos below root (or below its folder `split`), at any depth, without
+            labels.
+
+    Raises:
+        DataError: nothing to read, videos without class folders, or folders in folders that fit neither
+            layout.
+    """
+    root = Path(root)
+    if not labelled:
+        return _all_videos(root, root / split if (root / split).is_dir() else root)
+    classes = _folders(root)
+    splits = [d for d in classes if (d.name.lower() in SPLIT_NAMES or d.name == split) and _has_classes(d)]
+    if splits:
+        rows = [row for d in splits for row in _class_rows(root, _folders(d), d.name)]
+    else:
+        rows = _class_rows(root, classes, None)
+    if not rows:
+        loose = len(_videos(root))
+        if loose:
+            raise DataError(
+                f"{root} holds {loose} videos but no class folders; put the videos of each class in a folder "
+                "named after it, or give a list file with path,label lines"
+            )
+        raise DataError(
+            f"{root} holds no videos; expected {root.name}/<class>/*.mp4 or {root.name}/train/<class>/*.mp4"
+        )
+    return rows
+
+
+def holds_images(folder: str | Path) -> bool:
+    """Whether a folder is one video given as frame images: images in it and no videos."""
+    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    extensions = {os.path.splitext(name)[1].lower() for name in names}
+    return bool(extensions & IMAGE_EXTENSIONS) and not extensions & VIDEO_EXTENSIONS
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _videos(folder: Path) -> list[Path]:
+    found = [
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".")
+        and (
+            holds_images(entry.path)
+            if entry.is_dir()
+            else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS
+        )
+    ]
+    return sorted(found)
+
+
+def _has_classes(folder: Path) -> bool:
+    return any(not holds_images(d) and _videos(d) for d in _folders(folder))
+
+
+def _nested(folder: Path) -> Path | None:
+    """The first folder of videos at any depth below `folder`; folders of frame images are videos
+    themselves."""
+    for below in _folders(folder):
+        if not holds_images(below):
+            found = below if _videos(below) else _nested(below)
+            if found:
+                return found
+    return None
+
+
+def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]:
+    rows = []
+    for folder in classes:
+        videos = [] if holds_images(folder) else _videos(folder)
+        deeper = _nested(folder)
+        if deeper:
+            raise DataError(
+                f"{folder} should hold the videos of one class but has folders of videos in it ({deeper}); "
+                "give the folder whose sub-folders are the classes, or a list file with path,label lines"
+            )
+        rows += [
+            Row(str(v), v.relative_to(root).as_posix(), str(v), (folder.name,), split=split) for v in videos
+        ]
+    return rows
+
+
+def _all_videos(root: Path, below: Path) -> list[Row]:
+    if holds_images(below):
+        paths = [below]
+    else:
+        paths = []
+        for folder, names, _ in os.walk(below):
+            paths += _videos(Path(folder))
+            names[:] = [
+                n for n in names if not n.startswith(".") and not holds_images(os.path.join(folder, n))
+            ]
+    if not paths:
+        raise DataError(f"{below} holds no videos")
+    return [Row(str(p), p.relative_to(root).as_posix(), str(p), None) for p in sorted(paths)]

@@ -1,0 +1,183 @@
+"""Which videos there are, their classes and their split: from class folders or a list file.
+
+`Index` is what everything downstream reads; how the split was made travels with it as a sentence.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tttvideo.video.folders import read_folder
+from tttvideo.video.listfile import DataError, Row, read_list
+from tttvideo.video.split import seeded_split
+
+__all__ = ["DataError", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
+
+
+class Video(NamedTuple):
+    """One example: a file (or a folder of frame images), or the seconds [start, end) of one."""
+
+    path: str
+    label: int | tuple[int, ...] | None  # class number; several (or none) if multi-label; None: not labelled
+    group: str | None  # videos of one group never stand on both sides of a seeded split
+    start: float | None  # seconds; None: from the beginning
+    end: float | None  # seconds, exclusive; None: to the end
+
+
+class Index(NamedTuple):
+    """The videos of one split."""
+
+    videos: list[Video]
+    labels: list[str]  # class names; a class number is a place in this list
+    multi_label: bool
+    split: str
+    rule: str  # one sentence: how the split was made
+
+
+def build_index(
+    source: str | Path,
+    split: str,
+    *,
+    labels: Sequence[str] | None = None,
+    multi_label: bool | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    labelled: bool = True,
+) -> Index:
+    """The videos of one split of a folder or of a list file.
+
+    Splits are the folders `source/<split>/<class>/`, or the list's split column. Where there are none,
+    `train` and `val` are made from (seed, paths): grouped by the list's group column, several parts of one
+    file always together, stratified by class as far as that allows. The split named `all` is everything.
+
+    Args:
+        labels: fixes the class names and their order (a checkpoint's). By default the sorted names of all
+            splits (as numbers if all are), so that every split of a source agrees.
+        multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
+            labels.
+        val_fraction: share of the videos kept for `val` where the split is made here.
+        labelled: False: videos at any depth, labels ignored.
+
+    Raises:
+        DataError: nothing there, nothing in it, no such split, one class only, an unknown label, a broken
+            list.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"{source} is not there; give a folder of class folders or a list file")
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction:g}; it must lie between 0 and 1")
+    folder = source.is_dir()
+    rows = read_folder(source, split, labelled=labelled) if folder else read_list(source, labelled=labelled)
+    chosen, rule = _choose(source, rows, split, val_fraction, seed, labelled)
+    if not labelled:
+        return Index(
+            [_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule
+        )
+    several = next((row for row in rows if len(row.labels or ()) > 1), None)
+    if multi_label is None:
+        multi_label = several is not None
+    elif several and not multi_label:
+        raise DataError(
+            f"{several.where} has several labels but the model gives one; use a multi-label model"
+        )
+    names = list(labels) if labels is not None else _class_names(source, rows, chosen, split, multi_label)
+    numbers = {name: i for i, name in enumerate(names)}
+    if len(numbers) < len(names):
+        raise DataError("the given class names contain the same name twice")
+    return Index(
+        [_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule
+    )
+
+
+def split_names(source: str | Path) -> list[str]:
+    """The splits that `source` itself defines, sorted; empty if `train` and `val` would have to be made."""
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"{source} is not there; give a folder of class folders or a list file")
+    rows = read_folder(source, "all") if source.is_dir() else read_list(source)
+    return sorted({row.split for row in rows if row.split})
+
+
+def save_labels(path: str | Path, labels: Sequence[str]) -> None:
+    """Writes the class names, in order, as a JSON list."""
+    Path(path).write_text(json.dumps(list(labels), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def load_labels(path: str | Path) -> list[str]:
+    """The class names that `save_labels` wrote. Raises DataError if the file holds anything else."""
+    try:
+        labels = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise DataError(f"{path} is not a JSON list of class names")
+    return labels
+
+
+def _choose(
+    source: Path, rows: list[Row], split: str, val_fraction: float, seed: int, labelled: bool
+) -> tuple[list[Row], str]:
+    if split == "all" or not labelled:
+        return rows, f"all {len(rows)} videos of {source}"
+    splits = sorted({row.split for row in rows if row.split})
+    if splits:
+        chosen = [row for row in rows if row.split == split]
+        if not chosen:
+            raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)} (and all)")
+        place = (
+            f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
+        )
+        return chosen, f"{split}: {place}, {len(chosen)} videos"
+    if split not in ("train", "val"):
+        raise DataError(
+            f"{source} has no split {split!r}; it has no splits of its own, so there are train and val (made "
+            "here) and all"
+        )
+    keys = [row.group or row.key for row in rows]
+    val = seeded_split(keys, [row.labels or () for row in rows], val_fraction=val_fraction, seed=seed)
+    if not any(val):
+        raise DataError(
+            f"{source} cannot be divided into train and val: all its {len(rows)} videos are one group"
+        )
+    chosen = [row for row, kept in zip(rows, val) if kept == (split == "val")]
+    grouped = "grouped, " if any(row.group for row in rows) else ""
+    return chosen, (
+        f"{split}: {len(chosen)} of the {len(rows)} videos of {source}, which has no splits of its own "
+        f"(made here: {grouped}stratified by class, seed {seed}, {val_fraction:g} for val)"
+    )
+
+
+def _class_names(
+    source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool
+) -> list[str]:
+    names = {name for row in rows for name in row.labels or ()}
+    here = {name for row in chosen for name in row.labels or ()}
+    if len(here) < 2 and not (multi_label and here):
+        where = f"{source} holds" if here == names else f"split {split!r} of {source} holds"
+        raise DataError(f"{where} one class only ({', '.join(here) or 'none'}); at least two are needed")
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tuple[int, ...]:
+    for name in row.labels or ():
+        if name not in numbers:
+            near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.5)
+            hint = f"nearest: {near[0]}" if near else f"known: {', '.join(list(numbers)[:8])}"
+            if not near and len(numbers) > 8:
+                hint += f" and {len(numbers) - 8} more"
+            raise DataError(f"{row.where} has the label {name!r}, which is not known ({hint})")
+    found = tuple(sorted(numbers[name] for name in row.labels or ()))
+    if multi_label:
+        return found
+    if not found:
+        raise DataError(f"{row.where} has no label; write path,label")
+    return found[0]
+
+
+def _video(row: Row, label: int | tuple[int, ...] | None) -> Video:
+    return Video(row.path, label, row.group, row.start, row.end)
