@@ -49,7 +49,10 @@ class TimmEncoder(FrameEncoder):
         self.config = config
         self.source = source
         self.model = model.requires_grad_(not config.frozen)
-        features = self._features(torch.zeros(1, 3, *size))
+        self.model.eval()
+        with torch.no_grad():
+            features = self._features(torch.zeros(1, 3, *size))
+        self.model.train(not config.frozen)
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
             raise ValueError(
                 f"{config.name} gives {features.shape[-2]} x {features.shape[-1]} tokens for frames of {size[0]} x "
@@ -67,14 +70,22 @@ class TimmEncoder(FrameEncoder):
     def encode(
         self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        batch, count = frames.shape[:2]
         flat = frames.flatten(0, 1)
+        valid = None
+        if lengths is not None:
+            # Padding is not encoded: it would cost time, and enter the statistics of batch normalisation.
+            valid = (torch.arange(count) < lengths[:, None]).flatten().nonzero().squeeze(1).to(frames.device)
+            flat = flat[valid]
         if self.config.frozen:
             with torch.no_grad():
                 maps = torch.cat([self._pooled(part) for part in flat.split(self.config.frames_at_once)])
         else:
             maps = self._pooled(flat)
         tokens = self.projection(maps.flatten(2).mT) + self.position
-        return tokens.unflatten(0, frames.shape[:2]), tails
+        if valid is not None:
+            tokens = tokens.new_zeros(batch * count, *tokens.shape[1:]).index_copy(0, valid, tokens)
+        return tokens.unflatten(0, (batch, count)), tails
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._features(frames), self.config.grid)

@@ -1,0 +1,241 @@
+"""Properties that every sequence layer must have, in float64."""
+
+import random
+
+import pytest
+import torch
+
+from tests.helpers import ALL_MIXERS, ALL_TTT, FRAME_CAUSAL, GRID, name
+from tttvideo.mixers import Attention
+from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt.dual import Problem, Tokens, read_primal, scan
+from tttvideo.ttt.inner import Map
+from tttvideo.ttt.objective import Norm, ResidualL2
+
+N = GRID[0] * GRID[1]
+DIM = 8
+
+
+def build(mixer, seed=0):
+    torch.manual_seed(seed)
+    layer = mixer.build(DIM).double()
+    with torch.no_grad():  # biases, norms and position scales away from their neutral starting values
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return layer
+
+
+@pytest.mark.parametrize("mixer", ALL_TTT, ids=name)
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_dual_form_is_the_definition(mixer, frames):
+    """One chunk, whole or ragged: outputs and weights by the dual form against one gradient per token."""
+    torch.manual_seed(0)
+    heads, d = 2, 4
+    size = min(mixer.chunk.size(N), frames * N)
+    norm = Norm(torch.rand(heads, 1, d).double() + 0.5, torch.randn(heads, 1, d).double())
+    problem = Problem(mixer.inner, ResidualL2(), norm, GRID)
+    weights = {
+        key: Map(
+            torch.randn(3, heads, shape.inputs, shape.outputs).double(),
+            torch.randn(3, heads, 1, shape.outputs).double() if shape.bias else None,
+        )
+        for key, shape in mixer.inner.maps(d).items()
+    }
+    q, k, v = (torch.randn(3, heads, size, d).double() for _ in range(3))
+    tokens = Tokens(q, k, v, torch.rand(3, heads, size, 1).double())
+    full = mixer.chunk.size(N)
+    scale = torch.rand(full, 1).double() + 0.1
+    if mixer.inner.mixes_tokens or mixer.chunk.unit(N) > 1:
+        scale = scale[:1].expand(full, 1)  # constant over frames, as frame mode defines it
+    mask = mixer.chunk.mask(N, torch.device("cpu"))
+    part = None if mask is None else mask[:size, :size]
+    expected, last = read_primal(problem, weights, tokens, scale[:size], part)
+    closes = [size == full]
+    out, after, pending = scan(
+        problem, weights, None, tokens, size=full, scale=scale, mask=mask, closes=closes
+    )
+    assert (out - expected).abs().max() <= 1e-10
+    for key, map in after.items():
+        if closes[0]:
+            moved = map
+        else:
+            assert pending is not None
+            moved = Map(*(w - scale[size - 1] * g for w, g in zip(map, pending[key], strict=True)))
+        for found, wanted in zip(moved, last[key], strict=True):
+            assert (found - wanted).abs().max() <= 1e-10
+
+
+def _whole(layer, x, layout):
+    return layer(x, None, layout)
+
+
+@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+def test_streamed_is_whole(mixer):
+    """Outputs and final state do not depend on how a sequence is cut into calls."""
+    layer = build(mixer)
+    frame_wise = mixer in FRAME_CAUSAL
+    frames = 9
+    x = torch.randn(2, frames * N, DIM).double()
+    whole, last = _whole(layer, x, Layout(GRID))
+    rng = random.Random(0)
+    for _ in range(12):
+        cuts = sorted(rng.sample(range(1, frames if frame_wise else frames * N), rng.randint(1, 6)))
+        cuts = [0, *(c * (N if frame_wise else 1) for c in cuts), frames * N]
+        state, outputs = None, []
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            y, state = layer(x[:, start:stop], state, Layout(GRID))
+            outputs.append(y)
+        assert (torch.cat(outputs, 1) - whole).abs().max() <= 1e-12
+        assert _distance(state, last) <= 1e-12
+
+
+def _distance(a, b) -> float:
+    if isinstance(a, torch.Tensor):
+        return (a - b).abs().max().item() if a.numel() else 0.0
+    if isinstance(a, dict):
+        return max((_distance(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, tuple):
+        return max((_distance(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    assert a is None
+    assert b is None
+    return 0.0
+
+
+@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+def test_padding_and_neighbours_are_invisible(mixer):
+    """Rows of different lengths in one batch, over two calls, give what each gives alone; NaN in padding stays."""
+    layer = build(mixer)
+    first, second = torch.tensor([3, 2, 0]) * N, torch.tensor([2, 0, 4]) * N
+    if mixer not in FRAME_CAUSAL:
+        first, second = first + torch.tensor([1, 5, 0]), second + torch.tensor([3, 0, 1])
+    x = torch.randn(3, 5 * N, DIM).double()
+    y = torch.randn(3, 5 * N, DIM).double()
+    for rows, lengths in ((x, first), (y, second)):
+        for row, length in zip(rows, lengths.tolist(), strict=True):
+            row[length:] = float("nan")
+    out1, state = layer(x, None, Layout(GRID, first))
+    out2, state = layer(y, state, Layout(GRID, second))
+    for b in range(3):
+        a, c = int(first[b]), int(second[b])
+        alone, end = layer(torch.cat((x[b : b + 1, :a], y[b : b + 1, :c]), 1), None, Layout(GRID))
+        both = torch.cat((out1[b : b + 1, :a], out2[b : b + 1, :c]), 1)
+        assert (both - alone).abs().max() <= 1e-12
+        if isinstance(mixer, TTT):
+            row = {key: Map(*(w[b : b + 1] for w in map)) for key, map in state.weights.items()}
+            assert _distance(row, end.weights) <= 1e-12
+        assert (out1[b, a:] == 0).all()
+        assert (out2[b, c:] == 0).all()
+
+
+@pytest.mark.parametrize("mixer", [*ALL_TTT, Attention(heads=2)], ids=name)
+def test_gradients_ignore_padding(mixer):
+    """Parameter gradients of a padded row are those of the row alone, even where the padding is NaN."""
+    layer = build(mixer)
+    x = torch.randn(2, 4 * N, DIM).double()
+    x[1, 2 * N :] = float("nan")
+    y, _ = layer(x, None, Layout(GRID, torch.tensor([4, 2]) * N))
+    y.square().sum().backward()
+    together = {key: p.grad.clone() for key, p in layer.named_parameters() if p.grad is not None}
+    layer.zero_grad()
+    for row, length in ((0, 4 * N), (1, 2 * N)):
+        layer(x[row : row + 1, :length], None, Layout(GRID))[0].square().sum().backward()
+    for key, p in layer.named_parameters():
+        if p.grad is not None:
+            assert (p.grad - together[key]).abs().max() <= 1e-10 * max(1.0, float(p.grad.abs().max())), key
+
+
+@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+def test_the_future_does_not_change_the_past(mixer):
+    layer = build(mixer)
+    x = torch.randn(1, 6 * N, DIM).double()
+    before, _ = layer(x, None, Layout(GRID))
+    for t in range(1, 6):
+        cut = t * N if mixer in FRAME_CAUSAL else t * N - 2
+        changed = x.clone()
+        changed[:, cut:] += torch.randn_like(changed[:, cut:])
+        after, _ = layer(changed, None, Layout(GRID))
+        assert torch.equal(before[:, :cut], after[:, :cut])
+
+
+@pytest.mark.parametrize("mixer", ALL_TTT, ids=name)
+def test_outer_gradients(mixer):
+    """Every outer parameter, W_0 and the rates included, against finite differences."""
+    layer = build(mixer)
+    x = torch.randn(1, 2 * N, DIM).double().requires_grad_()
+    names = [key for key, _ in layer.named_parameters()]
+    start = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+
+    def run(x, *parameters):
+        return torch.func.functional_call(
+            layer, dict(zip(names, parameters, strict=True)), (x, None, Layout(GRID))
+        )[0]
+
+    assert torch.autograd.gradcheck(run, (x, *start), fast_mode=True)
+
+
+@pytest.mark.parametrize("mixer", ALL_TTT, ids=name)
+def test_checkpointing_changes_nothing(mixer):
+    layer = build(mixer)
+    x = torch.randn(2, 7 * N, DIM).double()
+    results = []
+    for group in (0, 1, 2, 5):
+        layer.checkpoint_group = group
+        layer.zero_grad()
+        y, _ = layer(x, None, Layout(GRID))
+        y.square().sum().backward()
+        results.append([y, *(p.grad.clone() for p in layer.parameters())])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mixer", ALL_TTT, ids=name)
+def test_no_grad_gives_the_same(mixer):
+    layer = build(mixer)
+    x = torch.randn(1, 3 * N, DIM).double()
+    with torch.no_grad():
+        quiet, state = layer(x, None, Layout(GRID))
+    loud, _ = layer(x, None, Layout(GRID))
+    assert torch.equal(quiet, loud)
+    assert not quiet.requires_grad
+    assert not state.weights["1"].weight.requires_grad
+
+
+def test_frames_per_chunk_do_not_change_the_first_chunk():
+    """Within one chunk the gradients are taken at the same weights, so its first frame cannot differ."""
+    x = torch.randn(1, 4 * N, DIM).double()
+    one, four = build(TTT(heads=2, chunk=FrameCausal(1))), build(TTT(heads=2, chunk=FrameCausal(4)))
+    a, b = one(x, None, Layout(GRID))[0], four(x, None, Layout(GRID))[0]
+    assert (a[:, :N] - b[:, :N]).abs().max() <= 1e-12
+    assert (a[:, N:] - b[:, N:]).abs().max() > 1e-6
+
+
+def test_bf16_keeps_its_state_in_float32():
+    torch.manual_seed(0)
+    layer = TTT(heads=2).build(DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(torch.randn(1, 2 * N, DIM), None, Layout(GRID))
+    assert state.weights["1"].weight.dtype == torch.float32
+    assert torch.isfinite(y.float()).all()
+
+
+def test_bad_configurations_say_so():
+    with pytest.raises(ValueError, match="FrameCausal"):
+        TTT(inner=Conv(), chunk=TokenCausal(16))
+    with pytest.raises(ValueError, match="8 channels into 3 heads"):
+        TTT(heads=3).build(8)
+    with pytest.raises(ValueError, match="whole frames"):
+        build(TTT(heads=2))(torch.randn(1, N + 1, DIM).double(), None, Layout(GRID))
+    with pytest.raises(ValueError, match="at least 1"):
+        TokenCausal(0)
+
+
+def test_inner_rate_zero_freezes_the_hidden_state():
+    layer = build(TTT(inner=Linear(), heads=2))
+    layer.rate_warmup = 0.0
+    _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
+    assert torch.equal(state.weights["1"].weight[0], layer.weights["1_weight"])
+
+
+def test_default_inner_model_is_the_papers_mlp():
+    assert TTT().inner == MLP(expansion=4)
