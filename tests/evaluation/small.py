@@ -1,0 +1,64 @@
+"""A small generated set, a small model and a small run folder, made in a second or two."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from tttvideo.backbone import Backbone
+from tttvideo.encoder import Patches, Tubelets
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.video.synthetic import FlashOrder, make
+from tttvideo.video.transforms import Preprocessing
+
+LABELS = list(FlashOrder().classes)
+
+
+def small_set(out: Path, count: int = 12, frames: int = 20) -> Path:
+    make(FlashOrder(split=f"val={count}", frames=frames), out, workers=1)
+    return out
+
+
+def small_model(labels: list[str] = LABELS, *, tubelets: bool = False, multi_label: bool = False) -> VideoModel:
+    torch.manual_seed(0)
+    encoder = Tubelets(patch=16, frames=2) if tubelets else Patches(patch=16)
+    config = ModelConfig(encoder=encoder, backbone=Backbone(width=32, depth=1))
+    model = VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=labels, multi_label=multi_label)
+    with torch.no_grad():
+        # Large enough for different answers to different videos.
+        model.head.classifier.weight.normal_(std=3.0)
+    return model.eval()
+
+
+def small_run(folder: Path, model: VideoModel, value: float = 0.25) -> Path:
+    """A run folder as training leaves it, with one checkpoint."""
+    checkpoint = folder / "checkpoints" / "step-00000010"
+    model.save_pretrained(checkpoint, provenance={"step": 10})
+    (folder / "config.yaml").write_text("data:\n  val_fraction: 0.5\nseed: 3\n")
+    index = {
+        "best": checkpoint.name,
+        "best_value": value,
+        "rule": "highest val top1",
+        "split": "val",
+        "split_rule": "val: the folder data/val, 12 videos",
+        "last": checkpoint.name,
+    }
+    (folder / "checkpoints" / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def noise_video(path: Path, frames: int, seed: int = 0, size: int = 32) -> Path:
+    """An MP4 file of `frames` frames, each of one random colour."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "qp": "20"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for _ in range(frames):
+            pixels = np.empty((size, size, 3), np.uint8)
+            pixels[:] = rng.integers(0, 256, 3)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path

@@ -1,0 +1,336 @@
+"""The command `tttvideo`: evaluate, export, classify, make-data. A user error is one line and exit code 2."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; one sentence."""
+
+
+class _Help(argparse.HelpFormatter):
+    """Defaults are shown, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS, [])
+        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError, accepts no abbreviations and suggests the nearest option."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        # Before anything else: a misspelt option would be reported as a missing one.
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in argv:
+            option = word.split("=", 1)[0]
+            if option == "--":
+                break
+            if option.startswith("--") and option not in known:
+                raise UsageError(f"unknown option {option} of {self.prog}{_nearest(option, known)}")
+        return self.parse_args(argv)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """measure a checkpoint: accuracy at several lengths and samplings, failures listed"""
+    parser = _Parser(
+        prog="tttvideo evaluate",
+        description="Measure a checkpoint on a split. Every combination of --frames and --sampling is a row: "
+        "first the video is cut to its first n frames, then the sampling rule is applied. Videos that cannot "
+        "be read count as wrong and are listed. Runs on several processes under torchrun.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--data", required=True, help="folder of class folders, or list file")
+    parser.add_argument("--split", default="val", help="part of the data; `all` for everything")
+    parser.add_argument("--frames", default="all", help="cuts with commas, e.g. 16,64,256,all")
+    parser.add_argument(
+        "--sampling",
+        action="extend",
+        nargs="+",
+        default=None,
+        metavar="RULE",
+        help="dense, fps=R, uniform=N, segments=N, window=SECONDS; several allowed (default: as in training)",
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side in each process")
+    parser.add_argument(
+        "--segment",
+        type=int,
+        default=None,
+        help="frames of a video that are held at a time; the model's state is carried on (default: about 64)",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that read ahead; 0 for none")
+    parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
+    args = parser.read(argv)
+
+    from tttvideo.evaluation import evaluate as run
+    from tttvideo.evaluation import parse_frames, parse_samplings, print_report, write_report
+    from tttvideo.evaluation.checkpoint import inspect_checkpoint
+
+    out = Path(args.out) if args.out else inspect_checkpoint(args.checkpoint).run
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    evaluation = run(
+        args.checkpoint,
+        args.data,
+        split=args.split,
+        frames=parse_frames(args.frames),
+        samplings=parse_samplings(args.sampling or []),
+        batch_size=args.batch_size,
+        segment=args.segment,
+        workers=args.workers,
+        device=args.device,
+        trust=args.trust,
+        progress=sys.stderr.isatty(),
+    )
+    if evaluation is not None:
+        print_report(evaluation)
+        if out is None:
+            print("not written to files: an export has no run folder, so give --out DIR for that")
+        else:
+            write_report(evaluation, out)
+            print(f"written to {out}: metrics.json, predictions.csv and figures")
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """write a checkpoint as a folder that `tttvideo.from_pretrained` and the Hugging Face Hub take"""
+    parser = _Parser(
+        prog="tttvideo export",
+        description="Write config.json, model.safetensors, labels.json and a model card with the measured "
+        "figures. The export is read back and its outputs compared with the checkpoint's.",
+    )
+    _add_checkpoint(parser, device=False)
+    parser.add_argument("--out", required=True, help="new or empty folder, or an earlier export to replace")
+    parser.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        help="metrics.json of an evaluation of these weights, for the card (default: the run folder's)",
+    )
+    args = parser.read(argv)
+
+    from tttvideo.export import export as run
+
+    out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
+    print(f'exported to {out}; load it with tttvideo.from_pretrained("{out}")')
+    return 0
+
+
+def classify(argv: Sequence[str]) -> int:
+    """name the classes of single videos"""
+    parser = _Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
+    _add_checkpoint(parser)
+    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
+    parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    args = parser.read(argv)
+    if args.topk < 1:
+        raise UsageError(f"--topk must be at least 1, got {args.topk}")
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tttvideo.evaluation.evaluate import choose_device
+    from tttvideo.model import from_pretrained
+
+    model = from_pretrained(args.checkpoint, trust=args.trust).to(choose_device(args.device)).eval()
+    answers, failures = [], []
+    for video in args.videos:
+        try:
+            answers.append((video, model.classify(video, topk=args.topk)))
+        except (ValueError, OSError) as error:
+            failures.append((video, _sentence(error)))
+    if args.json:
+        found = [
+            {"path": video, "classes": [{"label": label, "probability": p} for label, p in classes]}
+            for video, classes in answers
+        ]
+        found += [{"path": video, "error": reason} for video, reason in failures]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    elif answers:
+        table = Table()
+        table.add_column("video", overflow="fold")
+        table.add_column("class", overflow="fold")
+        table.add_column("probability", justify="right")
+        for video, classes in answers:
+            for place, (label, probability) in enumerate(classes):
+                table.add_row(
+                    "" if place else video, label, f"{probability:.3f}", end_section=place + 1 == len(classes)
+                )
+        Console().print(table)
+    for _, reason in failures:
+        _complain(reason)
+    return 2 if failures else 0
+
+
+def make_data(argv: Sequence[str]) -> int:
+    """make a set of videos whose labels have a known cause and whose best possible accuracy is known"""
+    from tttvideo.video.synthetic import SUITES, find_suite, make
+
+    if not argv or argv[0].startswith("-"):
+        chooser = _Parser(
+            prog="tttvideo make-data",
+            description="Make a suite: real H.264 files in class folders, beside them meta.csv (the cause "
+            "of each label) and suite.json (parameters, chance, ceilings).",
+            epilog="tttvideo make-data NAME --help lists the options of a suite.",
+        )
+        chooser.add_argument("name", metavar="NAME", help=", ".join(SUITES))
+        chooser.read(argv)
+    suite_class = find_suite(argv[0])
+    description = (suite_class.__doc__ or "").split("\n\n")[0]
+    parser = _Parser(prog=f"tttvideo make-data {argv[0]}", description=description)
+    parser.add_argument("--out", required=True, help="folder for the set; an interrupted one is continued")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: as many as pay)")
+    settings = [field.name for field in dataclasses.fields(suite_class)]
+    _add_fields(parser, suite_class)
+    args = parser.read(argv[1:])
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {args.workers}")
+    suite = suite_class(**{name: getattr(args, name) for name in settings})
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(f"{argv[0]}: videos", total=None)
+        made = make(
+            suite,
+            args.out,
+            workers=args.workers,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    splits = ", ".join(f"{name} {count}" for name, count in made.suite["splits"].items())
+    kept = f" ({made.kept} were there)" if made.kept else ""
+    print(f"{made.out}: {made.written} videos written{kept}; {splits}; {len(made.suite['classes'])} classes")
+    bounds = ", ".join(f"{row['sampling']} {row['top1']:.3f}" for row in made.suite["ceilings"])
+    print(f"best possible top-1: {bounds}; chance {made.suite['chance']:.3f}")
+    return 0
+
+
+class Command(NamedTuple):
+    name: str
+    run: Callable[[Sequence[str]], int]
+
+
+COMMANDS = (
+    Command("evaluate", evaluate),
+    Command("export", export),
+    Command("classify", classify),
+    Command("make-data", make_data),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Set TTTVIDEO_TRACEBACK=1 to see where an error was raised."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        if os.environ.get("TTTVIDEO_TRACEBACK"):
+            raise
+        _complain(_sentence(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    finally:
+        _leave_process_group()
+
+
+def _run(argv: list[str]) -> int:
+    if os.getcwd() not in sys.path:  # a user's own mypkg.MyInner, named by a checkpoint that is trusted
+        sys.path.insert(0, os.getcwd())
+    names = [command.name for command in COMMANDS]
+    if argv and argv[0] == "train":
+        raise UsageError("training is started by `python train.py --config configs/NAME.yaml --out RUN`")
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in names:
+            raise UsageError(f"there is no command {argv[0]!r}{_nearest(argv[0], names)}")
+        return COMMANDS[names.index(argv[0])].run(argv[1:])
+    from tttvideo import __version__
+
+    width = max(map(len, names)) + 2
+    parser = _Parser(
+        prog="tttvideo",
+        usage="tttvideo COMMAND ...",
+        description="Evaluate, export and use classifiers of long videos (training: python train.py).",
+        epilog="commands:\n" + "\n".join(f"  {c.name:{width}}{c.run.__doc__}" for c in COMMANDS),
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=f"tttvideo {__version__}")
+    parser.read(argv)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
+    """An option for each field of a dataclass, its help taken from the docstrings' `Args:`."""
+    from docstring_parser import parse
+
+    helps = {
+        p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params
+    }
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        kind = kinds[0] if kinds else hints[field.name]
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        else:
+            parser.add_argument(
+                name, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text
+            )
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="allow model classes outside tttvideo: importing them runs their code",
+    )
+    if device:
+        parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return text.removesuffix(".")
+
+
+def _complain(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every process meets the same error: said once
+        print(f"error: {sentence}", file=sys.stderr)
+
+
+def _leave_process_group() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Where a checkpoint's weights came from: the run that made them and the rule that chose them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tttvideo.model import resolve_checkpoint
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint as evaluation and export see it; nothing of the model is loaded."""
+
+    folder: Path  # holds config.json and model.safetensors
+    run: Path | None  # the run folder around it; None for an export
+    sha256: str  # of model.safetensors: figures belong to weights, not to paths
+    selection: dict[str, Any] | None  # {"step", "rule", "split", "split_rule", "value"}: how it was chosen
+    drawn: dict[str, Any]  # {"val_fraction"}: how train and val were drawn, where the data has no splits
+    data: str | None  # folder or list file of the run
+    provenance: dict[str, Any]  # as the checkpoint's config.json states it
+
+
+def inspect_checkpoint(path: str | Path) -> Checkpoint:
+    """Find out about a run folder (its best checkpoint), a checkpoint in it, or an export.
+
+    ValueError with one sentence when there is no checkpoint at `path`.
+    """
+    folder = Path(resolve_checkpoint(path))
+    provenance = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("provenance") or {}
+    with (folder / "model.safetensors").open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    index_file = folder.parent / "index.json"
+    if not index_file.is_file():
+        selection, drawn = provenance.get("selection"), provenance.get("drawn") or {}
+        return Checkpoint(folder, None, sha256, selection, drawn, None, provenance)
+    run = folder.parent.parent
+    selection = _selection(folder.name, json.loads(index_file.read_text(encoding="utf-8")))
+    drawn, data = _settings(run)
+    return Checkpoint(folder, run, sha256, selection, drawn, data, provenance)
+
+
+def selection_sentence(selection: dict[str, Any] | None) -> str:
+    """Say in words how a checkpoint was chosen: it stands beside every figure."""
+    if not selection:
+        return "how this checkpoint was chosen is not recorded"
+    if not selection.get("split"):
+        return f"checkpoint {selection['step']}, {selection['rule']}"
+    value = selection.get("value")
+    reached = f" ({value:.4g})" if isinstance(value, float | int) else ""
+    chosen = f"chosen by {selection['rule']}{reached} on split {selection['split']}"
+    return f"checkpoint {selection['step']}, {chosen}"
+
+
+def _selection(name: str, index: dict[str, Any]) -> dict[str, Any]:
+    split_rule = index.get("split_rule")
+    if index.get("best") != name or index.get("best_value") is None:
+        rule = "the last one" if index.get("last") == name else "named by the user"
+        return {"step": name, "rule": rule, "split": None, "split_rule": split_rule, "value": None}
+    return {
+        "step": name,
+        "rule": index.get("rule"),
+        "split": index.get("split"),
+        "split_rule": split_rule,
+        "value": index["best_value"],
+    }
+
+
+def _settings(run: Path) -> tuple[dict[str, Any], str | None]:
+    """How the run divided data without splits of its own, for evaluation to draw the same; and which data."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        return {}, None
+    import yaml
+
+    data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}
+    drawn = {} if data.get("val_fraction") is None else {"val_fraction": data["val_fraction"]}
+    return drawn, data.get("root") or data.get("list")

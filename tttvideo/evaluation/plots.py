@@ -1,0 +1,124 @@
+"""Figures as PNG. Colours are told apart by the colour-blind, and markers differ too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito (2008), without the yellow that vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK = "#333333"
+
+
+def _figure(width: float, height: float):
+    # Imported where it is used: `import tttvideo` stays cheap. A Figure of its own needs no display and
+    # leaves pyplot's global state alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_accuracy(
+    path: Path, results: Sequence[dict[str, Any]], *, metric: str, chance: float | None, title: str
+) -> None:
+    """Accuracy against the number of frames, a line for each sampling rule.
+
+    `results` are rows of metrics.json; `metric` is "top1" or "map". Bars are one standard error of `metric`
+    where the row gives it; a row's "ceiling" is drawn dashed in its rule's colour, chance as a dotted line.
+    """
+    names: list[Any] = sorted({row["frames"] for row in results if row["frames"] != "all"})
+    names += ["all"] if any(row["frames"] == "all" for row in results) else []
+    place = {name: position for position, name in enumerate(names)}
+    rules = list(dict.fromkeys(row["sampling"] for row in results))
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    legend = []
+    for number, rule in enumerate(rules):
+        rows = [row for row in results if row["sampling"] == rule]
+        rows.sort(key=lambda row: place[row["frames"]])
+        # Lines of several rules are set slightly apart, so that equal figures hide neither.
+        shift = 0.1 * (number - (len(rules) - 1) / 2)
+        at = [place[row["frames"]] + shift for row in rows]
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        errors = [100 * (row.get(f"{metric}_se") or 0.0) for row in rows]
+        shown = axes.errorbar(
+            at,
+            [100 * row[metric] for row in rows],
+            yerr=errors if any(errors) else None,
+            color=colour,
+            marker=marker,
+            capsize=3,
+            zorder=3,
+        )
+        legend.append((shown, rule))
+        limits = [(x, 100 * row["ceiling"]) for x, row in zip(at, rows) if row.get("ceiling") is not None]
+        if limits:
+            xs, ys = map(list, zip(*limits))
+            if len(limits) == 1:  # one setting: a short bar, where a line would have no length
+                xs, ys = [xs[0] - 0.3, xs[0] + 0.3], ys * 2
+            (dashed,) = axes.plot(xs, ys, color=colour, linestyle="--", linewidth=1.2, zorder=2)
+            legend.append((dashed, f"ceiling, {rule}"))
+    if chance is not None:
+        legend.append((axes.axhline(100 * chance, color=INK, linestyle=":", zorder=1), "chance"))
+    axes.set_xticks(range(len(names)), [_length(name, results) for name in names])
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(0, 104)
+    axes.set_xlabel("length of video: its first n frames (all: the whole video)")
+    axes.set_ylabel("mean average precision (%)" if metric == "map" else "top-1 accuracy (%)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
+    """Confusion matrix: rows are true classes in per cent of their videos, the last column failed videos.
+
+    `counts` [n][n + 1]. Numbers are written into the cells up to 15 classes, names beside the axes up to 60.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    failed = any(row[-1] for row in counts)
+    cells = [list(row) if failed else list(row[:-1]) for row in counts]
+    shares = [[100 * cell / max(sum(row), 1) for cell in row] for row in cells]
+    columns = [_short(label) for label in labels] + (["(failed)"] if failed else [])
+    n = len(labels)
+    side = max(3.6, 0.62 * n) if n <= 15 else max(9.3, 0.28 * n) if n <= 60 else 9
+    figure = _figure(side + 1.6, side + 0.6)
+    axes = figure.subplots()
+    blues = LinearSegmentedColormap.from_list("white-blue", ["#FFFFFF", COLOURS[0], "#00304D"])
+    image = axes.imshow(shares, vmin=0, vmax=100, cmap=blues, aspect="auto" if n > 60 else "equal")
+    if n <= 60:
+        size = 9 if n <= 25 else 7
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size
+        )
+        axes.set_yticks(range(n), [_short(label) for label in labels], fontsize=size)
+    if n <= 15:
+        for y, row in enumerate(cells):
+            for x, count in enumerate(row):
+                if count:
+                    ink = "white" if shares[y][x] > 45 else INK
+                    axes.text(x, y, str(count), ha="center", va="center", color=ink, fontsize=9)
+    numbers = " (number in the list of labels)" if n > 60 else ""
+    axes.set_xlabel(f"predicted class{numbers}")
+    axes.set_ylabel(f"true class{numbers}")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of the true class's videos (%)", shrink=0.8)
+    figure.savefig(path, dpi=150)
+
+
+def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
+    """A cut's name; that of whole videos with their mean length, where a row shows every frame."""
+    if name != "all":
+        return str(name)
+    dense = [row for row in results if row["frames"] == "all" and row["sampling"] == "dense"]
+    return f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if dense else "all"
+
+
+def _short(label: str, limit: int = 22) -> str:
+    return label if len(label) <= limit else label[: limit - 1] + "…"

@@ -1,0 +1,137 @@
+"""What an evaluation leaves behind: a table on the screen, metrics.json, predictions.csv and two figures."""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tttvideo.evaluation.checkpoint import selection_sentence
+from tttvideo.evaluation.plots import plot_accuracy, plot_confusion
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tttvideo.evaluation.evaluate import Evaluation
+
+COLUMNS = (
+    *(
+        "path",
+        "frames",
+        "sampling",
+        "label",
+        "prediction",
+        "correct",
+        "probability",
+        "label_probability",
+        "rank",
+    ),
+    *("frames_used", "top5", "failure"),
+)
+
+
+def write_report(evaluation: "Evaluation", out: str | Path) -> None:
+    """Write metrics.json, predictions.csv, accuracy_vs_frames.png and (one label per video) confusion.png."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = evaluation.metrics
+    with _replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(evaluation.predictions)
+    multi_label = metrics["multi_label"]
+    with _replacing(out / "accuracy_vs_frames.png") as path:
+        plot_accuracy(
+            path,
+            metrics["results"],
+            metric="map" if multi_label else "top1",
+            chance=metrics["chance"],
+            title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
+            + ("mean average precision" if multi_label else "bars: one standard error"),
+        )
+    if not multi_label:
+        # The whole video is what most readers mean; otherwise the longest cut that was asked for.
+        rows = metrics["results"]
+        row = max(rows, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+        with _replacing(out / "confusion.png") as path:
+            plot_confusion(
+                path,
+                row["confusion"],
+                metrics["labels"],
+                f"split {metrics['split']}, {row['frames']} frames, {row['sampling']}\n"
+                f"top-1 {row['top1']:.1%} of {row['n']} videos",
+            )
+    with _replacing(out / "metrics.json") as path:
+        path.write_text(_json(metrics), encoding="utf-8")
+
+
+def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
+    """Print the table, the rules behind its figures, and every video that failed or was read in part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console()
+    metrics = evaluation.metrics
+    table = Table()
+    ceiling, multi_label = (
+        any(row.get("ceiling") is not None for row in metrics["results"]),
+        metrics["multi_label"],
+    )
+    top_k = f"top-{min(5, len(metrics['labels']))}"
+    for name in ("frames", "sampling", "top-1", top_k, "mean class"):
+        table.add_column(name, justify="left" if name == "sampling" else "right")
+    for name, shown in (("mAP", multi_label), ("ceiling", ceiling), ("videos", True), ("frames/s", True)):
+        if shown:
+            table.add_column(name, justify="right")
+    for row in metrics["results"]:
+        cells = [
+            str(row["frames"]),
+            row["sampling"],
+            *(f"{row[k]:.3f}" for k in ("top1", "top5", "mean_class")),
+        ]
+        cells += [f"{row['map']:.3f}"] if multi_label else []
+        cells += ["" if row["ceiling"] is None else f"{row['ceiling']:.3f}"] if ceiling else []
+        table.add_row(*cells, str(row["n"]), f"{row['frames_per_second']:,.0f}")
+    console.print(table)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"split {metrics['split_rule']}")
+    say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
+    for note in metrics["notes"]:
+        say(f"note: {note}")
+    for warning in metrics["warnings"]:
+        say(f"warning: {warning}")
+    if metrics["n_failed"]:
+        say(f"{metrics['n_failed']} of {metrics['n_videos']} videos failed and count as wrong:")
+        for failure in metrics["failures"]:
+            say(f"  {failure['path']}: {failure['reason']}")
+
+
+def _json(data: dict[str, Any]) -> str:
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    # Rows of numbers (confusion counts) on one line each: a figure file is read by people, too.
+    return re.sub(r"\[\s*((?:-?[\d.e+-]+,\s*)*-?[\d.e+-]+)\s*\]", _one_line, text) + "\n"
+
+
+def _one_line(match: re.Match[str]) -> str:
+    return "[" + ", ".join(match[1].replace(",", " ").split()) + "]"
+
+
+class _replacing:
+    """The path of an unfinished sibling; it takes the name of `path` when the block ends without an error."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.unfinished = path.with_name(f".unfinished-{path.name}")
+
+    def __enter__(self) -> Path:
+        return self.unfinished
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if kind is None:
+            os.replace(self.unfinished, self.path)
+        else:
+            self.unfinished.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""Score many videos of any length with carried state: bounded memory, whatever their length."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tttvideo.evaluation.settings import Setting, passes
+from tttvideo.video.index import Video
+from tttvideo.video.sampling import Sampling
+from tttvideo.video.segments import read_segments
+from tttvideo.video.transforms import Preprocessing
+
+
+class Score(NamedTuple):
+    """What the model said of one video in one setting; `logits` is None where it could not be scored."""
+
+    video: int  # position in the list given to score_videos
+    setting: int
+    logits: list[float] | None
+    frames: int  # frames the model saw
+    failure: str  # why there are no logits; "" where there are
+
+
+class Pass(NamedTuple):
+    """One reading of all videos: what it cost. Settings that share a pass share its cost."""
+
+    settings: list[int]
+    frames: int
+    seconds: float
+
+
+class Scores(NamedTuple):
+    scores: list[Score]
+    passes: list[Pass]
+    warnings: list[str]  # e.g. files that were decoded in part, each once
+
+
+class _Piece(NamedTuple):
+    """One segment of one batch of videos, as it comes from a reading worker."""
+
+    batch: int
+    frames: torch.Tensor  # uint8 [B, S, 3, H, W]
+    lengths: torch.Tensor  # int64 [B]
+    failures: dict[int, str]  # row -> reason
+    warnings: list[str]
+    last: bool
+
+
+class _Pieces(IterableDataset):
+    """Reads whole batches of videos segment by segment; worker w of n takes the batches w, w + n, ..."""
+
+    def __init__(
+        self,
+        batches: list[list[Video]],
+        preprocessing: Preprocessing,
+        segment: int,
+        max_frames: int | None,
+        sampling: Sampling,
+    ):
+        self.batches = batches
+        self.preprocessing = preprocessing
+        self.segment = segment
+        self.max_frames = max_frames
+        self.sampling = sampling
+
+    def __iter__(self) -> Iterator[_Piece]:
+        worker = get_worker_info()
+        start, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for batch in range(start, len(self.batches), step):
+            yield from self._read(batch)
+
+    def _read(self, batch: int) -> Iterator[_Piece]:
+        videos = self.batches[batch]
+        segments = read_segments(
+            [video.path for video in videos],
+            self.preprocessing,
+            segment=self.segment,
+            max_frames=self.max_frames,
+            sampling=self.sampling,
+            spans=[(video.start, video.end) for video in videos],
+            prefetch=False,  # the workers of the loader are what reads ahead
+        )
+        # Warnings raised in a worker would be lost: they travel with the frames. One segment is read ahead,
+        # because the receiver must know which is the last to let go of the state.
+        waiting = None
+        while True:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                segment = next(segments, None)
+            messages = [str(w.message) for w in caught]
+            if segment is None:
+                break
+            if waiting is not None:
+                yield waiting
+            waiting = _Piece(batch, segment.frames, segment.lengths, dict(segment.failures), messages, False)
+            messages = []
+        if waiting is not None:
+            yield waiting._replace(last=True, warnings=waiting.warnings + messages)
+
+
+class _Rows:
+    """The logits of one batch of videos as they are read: at each cut on the way, and at the end."""
+
+    def __init__(self, videos: int, cuts: list[int | None]):
+        self.seen = torch.zeros(videos, dtype=torch.int64)
+        self.cuts: list[dict[int, torch.Tensor]] = [{} for _ in cuts]
+        self.wanted = cuts
+        self.failures: dict[int, str] = {}
+        self.final: torch.Tensor | None = None
+
+    def add(self, piece: _Piece, logits: torch.Tensor, timeline: torch.Tensor, multiple: int) -> None:
+        """Take over logits [B, n] and timeline [B, F', n] of one segment, both on the CPU."""
+        self.failures.update(piece.failures)
+        for cut, found in zip(self.wanted, self.cuts):
+            if cut is None:
+                continue
+            inside = (self.seen < cut) & (cut <= self.seen + piece.lengths)
+            for row in inside.nonzero().flatten().tolist():
+                found[row] = timeline[row, (cut - int(self.seen[row])) // multiple - 1]
+        self.seen += piece.lengths
+        self.final = logits
+
+    def results(self) -> Iterator[tuple[int, int, torch.Tensor | None, int, str]]:
+        """(row, cut's position, logits [n] or None, frames seen, failure) of every row and cut."""
+        for row, seen in enumerate(self.seen.tolist()):
+            failure = self.failures.get(row, "" if seen else "no frame could be read")
+            for position, (cut, found) in enumerate(zip(self.wanted, self.cuts)):
+                if failure or self.final is None:
+                    yield row, position, None, 0, failure or "no frame could be read"
+                    continue
+                logits = found.get(row, self.final[row])
+                if not bool(logits.isfinite().all()):
+                    yield row, position, None, 0, "the model's logits are not finite"
+                else:
+                    yield row, position, logits, min(seen, cut or seen), ""
+
+
+def score_videos(
+    model,
+    videos: Sequence[Video],
+    settings: Sequence[Setting],
+    *,
+    batch_size: int = 8,
+    segment: int | None = None,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """Score every video in every setting.
+
+    `batch_size` videos are read side by side, `segment` frames of each at a time (default: 64, rounded up to
+    whole encoder steps), with the model's state carried from segment to segment: memory depends on neither
+    the videos' length nor their number. `workers` processes read ahead, each its own batches (0: read here).
+    `progress` is called with the number of scores that were added. Raises ValueError for a segment that is no
+    multiple of the encoder's frames per step; unreadable videos are results, not errors.
+    """
+    multiple = model.frame_multiple
+    if segment is None:
+        segment = -(-64 // multiple) * multiple
+    if segment < 1 or segment % multiple:
+        raise ValueError(
+            f"--segment must be a multiple of {multiple} frames, the encoder's step; got {segment}"
+        )
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    batches = [list(videos[start : start + batch_size]) for start in range(0, len(videos), batch_size)]
+    scores: list[Score] = []
+    costs: list[Pass] = []
+    notes: dict[str, None] = {}  # ordered, without repetitions: later passes meet the same files
+    for group in passes(settings, multiple):
+        cuts = [settings[position].frames for position in group]
+        longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
+        pieces = _Pieces(batches, model.preprocessing, segment, longest, settings[group[0]].sampling)
+        loader = DataLoader(
+            pieces, batch_size=None, num_workers=min(workers, len(batches)), generator=torch.Generator()
+        )
+        begun, read = time.perf_counter(), 0
+        for batch, rows, messages in _run(model, loader, batches, cuts, torch.device(device)):
+            notes.update(dict.fromkeys(messages))
+            if rows is None:
+                continue
+            for row, position, logits, frames, failure in rows.results():
+                scores.append(
+                    Score(
+                        batch * batch_size + row,
+                        group[position],
+                        None if logits is None else logits.tolist(),
+                        frames,
+                        failure,
+                    )
+                )
+            read += int(rows.seen.sum())
+            if progress is not None:
+                progress(len(batches[batch]) * len(group))
+        costs.append(Pass(group, read, time.perf_counter() - begun))
+    return Scores(scores, costs, list(notes))
+
+
+def _run(model, loader: DataLoader, batches: list[list[Video]], cuts: list[int | None], device: torch.device):
+    """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
+    model = model.to(device).eval()
+    open_batches: dict[int, tuple[_Rows, object]] = {}
+    with torch.no_grad():
+        for piece in loader:
+            rows, state = open_batches.pop(piece.batch, None) or (
+                _Rows(len(batches[piece.batch]), cuts),
+                None,
+            )
+            output, state = model(piece.frames.to(device), piece.lengths, state)
+            rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.frame_multiple)
+            if piece.last:
+                yield piece.batch, rows, piece.warnings
+            else:
+                open_batches[piece.batch] = (rows, state)
+                yield piece.batch, None, piece.warnings

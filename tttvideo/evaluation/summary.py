@@ -1,0 +1,165 @@
+"""From what the model said of every video to the rows of metrics.json and predictions.csv."""
+
+import platform
+from typing import Any, NamedTuple
+
+import torch
+
+from tttvideo.evaluation.metrics import confusion_matrix, multi_label, single_label
+from tttvideo.evaluation.scoring import Score, Scores
+from tttvideo.evaluation.settings import Setting
+from tttvideo.video.index import Index
+
+
+class Evaluation(NamedTuple):
+    """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv."""
+
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def summarise(
+    context: dict[str, Any],
+    gathered: list[Scores],
+    settings: list[Setting],
+    index: Index,
+    labels: list[str],
+    suite: dict[str, Any] | None,
+    several: bool,
+) -> Evaluation:
+    n_videos, n_classes = len(index.videos), len(labels)
+    by_setting: list[list[Score | None]] = [[None] * n_videos for _ in settings]
+    for scores in gathered:
+        for score in scores.scores:
+            assert by_setting[score.setting][score.video] is None, "a video was counted twice"
+            by_setting[score.setting][score.video] = score
+    truth = _truth(index, n_classes, several)
+    results, predictions, failures, notes = [], [], {}, []
+    for number, (setting, row) in enumerate(zip(settings, by_setting)):
+        row = [score for score in row if score is not None]
+        assert len(row) == n_videos, "a video was not counted"
+        logits = torch.tensor([score.logits or [0.0] * n_classes for score in row])
+        scored = torch.tensor([score.logits is not None for score in row])
+        figures = (multi_label if several else single_label)(logits, truth, scored)
+        seen = [score.frames for score in row if score.logits is not None]
+        result: dict[str, Any] = {
+            "frames": setting.frames_name,
+            "sampling": str(setting.sampling),
+            "top1": figures.top1,
+            "top5": figures.top5,
+            "mean_class": figures.mean_class,
+            "n": figures.n,
+            "frames_per_second": _throughput(gathered, number),
+            "top1_se": (figures.top1 * (1 - figures.top1) / figures.n) ** 0.5,
+            "loss": figures.loss,
+            "ceiling": _ceiling(suite, setting),
+            "n_failed": int((~scored).sum()),
+            "mean_frames_used": sum(seen) / len(seen) if seen else 0.0,
+            "per_class": dict(zip(labels, figures.per_class)),
+        }
+        if several:
+            result["map"] = figures.map
+        else:
+            result["confusion"] = confusion_matrix(logits, truth, scored).tolist()
+        results.append(result)
+        predictions += [
+            _prediction(index, setting, score, truth[score.video], labels, several) for score in row
+        ]
+        failures |= {score.video: score.failure for score in row if score.failure}
+        dense = str(setting.sampling) == "dense"
+        if dense and setting.frames is not None and seen and max(seen) < setting.frames:
+            notes.append(
+                f"no video has {setting.frames} frames (the longest has {max(seen)}): whole videos were used"
+            )
+    metrics = {
+        "checkpoint": context.pop("checkpoint"),
+        "data": context.pop("data"),
+        "split": context.pop("split"),
+        "n_videos": n_videos,
+        "n_failed": len(failures),
+        # Of guessing a class at random; for several labels also the mean average precision of random scores.
+        "chance": float(truth.float().mean()) if several else 1 / n_classes,
+        "results": results,
+        "labels": labels,
+        "multi_label": several,
+        "split_rule": index.rule,
+        **context,
+        "failures": [
+            {"path": index.videos[video].path, "reason": reason} for video, reason in sorted(failures.items())
+        ],
+        "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
+        "notes": list(dict.fromkeys(notes)),
+        "versions": _versions(),
+    }
+    return Evaluation(metrics, predictions)
+
+
+def _prediction(
+    index: Index, setting: Setting, score: Score, truth: torch.Tensor, labels: list[str], several: bool
+) -> dict[str, Any]:
+    """One row of predictions.csv."""
+    video = index.videos[score.video]
+    right = truth.nonzero().flatten().tolist() if several else [int(truth)]
+    row: dict[str, Any] = {
+        "path": video.path,
+        "frames": setting.frames_name,
+        "sampling": str(setting.sampling),
+        "label": ";".join(labels[i] for i in right),
+        "correct": 0,
+        "frames_used": score.frames,
+        "failure": score.failure,
+    }
+    if score.logits is None:
+        return row
+    logits = torch.tensor(score.logits)
+    probabilities = logits.sigmoid() if several else logits.softmax(0)
+    order = probabilities.argsort(descending=True).tolist()
+    best = min((order.index(i) for i in right), default=len(labels))  # the best placed of the true labels
+    row |= {
+        "prediction": labels[order[0]],
+        "correct": int(best == 0),
+        "probability": f"{probabilities[order[0]]:.6f}",
+        "label_probability": f"{max((probabilities[i] for i in right), default=torch.tensor(0.0)):.6f}",
+        "rank": best + 1,
+        "top5": ";".join(f"{labels[i]}={probabilities[i]:.4f}" for i in order[:5]),
+    }
+    return row
+
+
+def _truth(index: Index, n_classes: int, several: bool) -> torch.Tensor:
+    """Labels int64 [V], or {0, 1} [V, n_classes] where a video can have several."""
+    own = [(v.label,) if isinstance(v.label, int) else tuple(v.label or ()) for v in index.videos]
+    if not several:
+        return torch.tensor([label[0] for label in own])
+    truth = torch.zeros(len(own), n_classes, dtype=torch.int64)
+    for row, label in enumerate(own):
+        truth[row, list(label)] = 1
+    return truth
+
+
+def _ceiling(suite: dict[str, Any] | None, setting: Setting) -> float | None:
+    """The best top-1 that can be reached by a model that sees no more than this setting shows."""
+    if suite is None:
+        return None
+    from tttvideo.video.synthetic import SuiteError, ceiling_for
+
+    try:
+        return ceiling_for(suite, str(setting.sampling), setting.frames)
+    except SuiteError:  # a suite of another version: its videos are good, its ceilings are not known here
+        return None
+
+
+def _throughput(gathered: list[Scores], setting: int) -> float:
+    """Frames per second of the pass that answered this setting, decoding included, over all processes."""
+    costs = [cost for scores in gathered for cost in scores.passes if setting in cost.settings]
+    seconds = max((cost.seconds for cost in costs), default=0.0)
+    return sum(cost.frames for cost in costs) / seconds if seconds > 0 else 0.0
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from tttvideo import __version__
+
+    own = {"tttvideo": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in ("torch", "timm", "torchmetrics", "av")}
