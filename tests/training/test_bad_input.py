@@ -1,0 +1,119 @@
+"""Each mistake: one sentence on stderr, exit code 2, and nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+import train
+
+
+def mistake(argv: list[str], capsys) -> str:
+    """The sentence of a start that must fail."""
+    assert train.main(argv) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert "Traceback" not in said
+    assert not Path(argv[argv.index("--out") + 1]).exists() if "--out" in argv else True
+    return said
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--data.root", "/no/such/folder"], "/no/such/folder"),
+        (["--optimizer.lrr", "1"], "unknown setting --optimizer.lrr; did you mean 'optimizer.lr'?"),
+        (["--lr", "1"], "did you mean 'optimizer.lr'?"),
+        (["--shedule.epochs", "1"], "did you mean 'schedule.epochs'?"),
+        (["--model.backbone.mixer.head", "1"], "did you mean 'heads'?"),
+        (["--model.backbone.mixer", "Atention"], "Attention"),
+        (["--optimizer.lr", "fast"], "optimizer.lr must be float, not 'fast'"),
+        (["--accumulate", "1.5"], "accumulate must be int, not '1.5'"),
+        (["--schedule.name", "linear"], "schedule.name must be one of 'cosine', 'step', not 'linear'"),
+        (["--schedule.epochs", "0"], "schedule.epochs must be at least 1, not 0"),
+        (["--model.backbone.mixer.heads", "3"], "3"),
+        (["--model.encoder.patch", "7"], "7"),
+        (["--optimizer.name", "adamm"], "did you mean"),
+        (["--trackers", "[tensorbord]"], "trackers: 'tensorbord' is not available"),
+        (["--processes", "2"], "processes is 2 but this run has 1"),
+        (["--config", "/no/such.yaml"], "/no/such.yaml does not exist"),
+        (["stray"], "stray"),
+    ],
+)
+def test_settings(arguments, capsys, extra, says):
+    assert says in mistake(arguments(*extra), capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optimizer:\n  lrr: 1\n", "unknown setting 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        ("optimiser:\n  lr: 1\n", "unknown setting 'optimiser.lr'; did you mean 'optimizer.lr'?"),
+        ("optimizer:\n  lr: fast\n", "optimizer.lr must be float, not 'fast'"),
+        (
+            "model:\n  backbone:\n    mixer:\n      class_path: TTT\n      init_args:\n        iner: MLP\n",
+            "'inner'",
+        ),
+        ("optimizer: [\n", "not valid YAML"),
+    ],
+)
+def test_files(arguments, capsys, tmp_path, text, says):
+    (tmp_path / "c.yaml").write_text(text)
+    said = mistake(["--config", str(tmp_path / "c.yaml"), *arguments()], capsys)
+    assert says in said
+    assert "c.yaml" in said
+
+
+def test_one_class_only(arguments, capsys, videos, tmp_path):
+    root = tmp_path / "one"
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "bright").symlink_to(videos / "train" / "bright")
+    assert "one class only" in mistake(arguments(data__root=root), capsys)
+
+
+def test_empty_folder_and_no_data(arguments, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in mistake(arguments(data__root=tmp_path / "empty"), capsys)
+    assert "data.root" in mistake(["--out", str(tmp_path / "run")], capsys)
+
+
+def test_another_architecture_and_another_batch_size(arguments, capsys):
+    assert train.main(arguments(schedule__epochs=1)) == 0
+    capsys.readouterr()
+    assert train.main(arguments("--resume", "auto", model__backbone__width=32)) == 2
+    said = capsys.readouterr().err
+    assert "model.backbone.width is 16 there and 32 now" in said
+    assert len(said.splitlines()) == 1
+    assert train.main(arguments("--resume", "auto", data__batch_size=4)) == 2
+    assert "data.batch_size = 2 and this start has 4" in capsys.readouterr().err
+
+
+def test_yaml_floats_overrides_and_a_class_of_the_users_own(arguments, tmp_path, monkeypatch):
+    from tttvideo.training.arguments import parse
+
+    (tmp_path / "mypkg.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from tttvideo.ttt import MLP\n"
+        "@dataclass(frozen=True)\n"
+        "class MyInner(MLP):\n"
+        "    own: int = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "optimizer: {lr: 1e-4, weight_decay: 1e-2}\nseed: 3\n"
+        "model: {backbone: {mixer: {class_path: TTT, init_args: {inner: mypkg.MyInner}}}}\n"
+    )
+    config, yaml = parse(["--config", "c.yaml", "--optimizer.weight_decay", "0.5", "--precision", "bf16"])
+    assert config.optimizer.lr == 1e-4
+    assert config.optimizer.weight_decay == 0.5
+    assert (config.seed, config.precision) == (3, "bf16")
+    assert config.model.backbone.mixer.inner.own == 3
+    (tmp_path / "again.yaml").write_text(yaml)
+    assert parse(["--config", "again.yaml"])[0] == config
+
+
+def test_print_config(capsys):
+    with pytest.raises(SystemExit) as done:
+        train.main(["--print_config"])
+    assert done.value.code in (0, None)
+    assert "layer_decay: null" in capsys.readouterr().out

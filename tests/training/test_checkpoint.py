@@ -1,0 +1,136 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
+from tttvideo.training.config import ConfigError
+
+RULE = Rule(metric="top1", split="val", split_rule="val: 3 videos")
+MODEL = {"model": {"class_path": "M", "init_args": {"width": 8}}, "preprocessing": {}, "labels": ["a", "b"]}
+FIXED = {"processes": 1, "seed": 0}
+START = Progress(fixed=FIXED)
+
+
+def save(checkpoints: Checkpoints, step: int, progress: Progress = START, top1: float | None = None):
+    def save_model(folder: Path, provenance: dict) -> None:
+        (folder / "config.json").write_text(json.dumps({**MODEL, "provenance": provenance}))
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    return checkpoints.save(
+        replace(progress, step=step),
+        None if top1 is None else {"top1": top1},
+        save_model=save_model,
+        save_state=lambda folder: (folder / "state.bin").write_bytes(b"state"),
+        barrier=lambda: None,
+        main=True,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_keeps_the_last_n_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, rule=RULE)
+    progress = Progress(fixed=FIXED)
+    for step, top1 in [(10, 0.2), (20, 0.9), (30, 0.9), (40, 0.5), (50, None)]:
+        progress = save(checkpoints, step, progress, top1)
+    assert names(tmp_path) == ["index.json", "step-00000020", "step-00000040", "step-00000050"]
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index == {
+        "best": "step-00000020",
+        "best_value": 0.9,
+        "rule": "highest val top1",
+        "split": "val",
+        "split_rule": "val: 3 videos",
+        "last": "step-00000050",
+    }
+    provenance = json.loads((tmp_path / "step-00000040" / "config.json").read_text())["provenance"]
+    assert (provenance["step"], provenance["metrics"], provenance["split"]) == (40, {"top1": 0.5}, "val")
+
+
+def test_without_validation_the_last_is_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=Rule(None, "val", "train: all"))
+    save(checkpoints, 20, save(checkpoints, 10))
+    assert json.loads((tmp_path / "index.json").read_text())["best"] == "step-00000020"
+    assert names(tmp_path) == ["index.json", "step-00000020"]
+
+
+@pytest.mark.parametrize("where", ["save_model", "save_state", "rename", "index", "prune"])
+def test_a_kill_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path, monkeypatch, where):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    progress = save(checkpoints, 10, top1=0.5)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    arguments = dict(save_model=lambda f, p: (f / "config.json").write_text("{}"), save_state=lambda f: None)
+    if where in arguments:
+        arguments[where] = killed
+    elif where == "rename":
+        monkeypatch.setattr(Path, "rename", killed)
+    elif where == "index":
+        monkeypatch.setattr(Checkpoints, "_write_index", killed)
+    else:
+        monkeypatch.setattr(
+            "tttvideo.training.checkpoint.shutil.rmtree", killed if where == "prune" else None
+        )
+    with pytest.raises(Killed):
+        checkpoints.save(
+            replace(progress, step=20), {"top1": 0.4}, barrier=lambda: None, main=True, **arguments
+        )
+    monkeypatch.undo()
+    expected = "step-00000010" if where in ("save_model", "save_state", "rename") else "step-00000020"
+    if where == "prune":  # rmtree is also used before writing: then nothing was written
+        expected = checkpoints.last().name
+        assert expected in ("step-00000010", "step-00000020")
+    assert checkpoints.last().name == expected
+    checkpoints.clean()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+    assert checkpoints.last().name == expected
+    assert json.loads((tmp_path / "step-00000010" / "progress.json").read_text())["step"] == 10
+
+
+def test_read_gives_back_the_position(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    before = Progress(epoch=2, batch=3, totals={"loss": 1 / 3}, fixed=FIXED)
+    saved = save(checkpoints, 7, before, top1=0.25)
+    assert checkpoints.read(checkpoints.last(), FIXED, MODEL) == saved
+    assert (saved.best, saved.best_value, saved.totals["loss"]) == ("step-00000007", 0.25, 1 / 3)
+
+
+def test_another_architecture_is_one_sentence_saying_what_differs(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    save(checkpoints, 7)
+    wider = {**MODEL, "model": {"class_path": "M", "init_args": {"width": 16}}}
+    with pytest.raises(ConfigError, match=r"model.width is 8 there and 16 now") as caught:
+        checkpoints.read(checkpoints.last(), FIXED, wider)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"the length of labels is 2 there and 3 now"):
+        checkpoints.read(checkpoints.last(), FIXED, {**MODEL, "labels": ["a", "b", "c"]})
+
+
+def test_another_number_of_processes_is_one_sentence(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    save(checkpoints, 7)
+    with pytest.raises(ConfigError, match=r"saved with processes = 1 and this start has 2"):
+        checkpoints.read(checkpoints.last(), {**FIXED, "processes": 2}, MODEL)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    save(checkpoints, 7)
+    (checkpoints.last() / "progress.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        checkpoints.read(checkpoints.last(), FIXED, MODEL)
+
+
+def test_first_difference():
+    assert first_difference({"a": (1, 2)}, {"a": [1, 2]}, "") is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "x") == ("x.a.b", 1, 2)
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}, "") == ("b", None, 2)

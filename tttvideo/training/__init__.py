@@ -1,0 +1,2 @@
+"""Training: configuration, optimizer, loop, checkpoints and exact resume. `train.py` tells the story of a
+run."""

@@ -1,0 +1,174 @@
+"""Command line and YAML -> RunConfig, by jsonargparse; every mistake becomes one sentence that names the
+key."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tttvideo.training.config import ConfigError, RunConfig
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
+    """Read `--config FILE.yaml` and `--a.b value` overrides.
+
+    Returns:
+        The configuration, and the whole of it as YAML text (what `--print_config` would show).
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable
+        file.
+        SystemExit: after --help and --print_config.
+    """
+    from jsonargparse import ArgumentParser
+
+    # A console script lacks the working directory, where a user's own `mypkg.MyInner` lives.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+    parser = ArgumentParser(
+        prog="train.py", description="Train a video model on a folder of videos.", exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
+    parser.add_class_arguments(RunConfig)
+    try:
+        namespace = parser.parse_args(argv)
+        settings = vars(parser.instantiate(namespace))
+        settings.pop("config", None)
+        config = RunConfig(**settings)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_sentence(str(error), parser, namespace_files(argv))) from None
+    except (TypeError, ValueError) as error:
+        # ours from __post_init__ already is a sentence
+        raise ConfigError(_one_line(str(error))) from error
+    namespace.pop("config", None)
+    return config, parser.dump(namespace, skip_none=False, skip_validation=True)
+
+
+def namespace_files(argv: Sequence[str] | None) -> list[str]:
+    """The --config files on the command line, for messages."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
+    return files + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+
+
+def _sentence(message: str, parser: Any, files: list[str]) -> str:
+    """jsonargparse's message, which may be several lines and never suggests a key, as one sentence."""
+    where = f" (in {files[-1]} or on the command line)" if files else ""
+
+    if "unrecognized arguments" in message:
+        word = message.split("unrecognized arguments:", 1)[1].split()[0]
+        if not word.startswith("--"):
+            return f"unexpected argument {word!r}: settings are given as --key value"
+        key = word.removeprefix("--").split("=", 1)[0]
+        return f"unknown setting --{key}{_nearest(key, _keys(parser))}"
+
+    nested = re.search(
+        r"""key ["'](?P<key>[\w.]+)["'].*class_path ['"][\w.]+['"].*?Option ['"][\w.]+['"]""",
+        message,
+        re.DOTALL,
+    )
+    if nested:
+        # the innermost class that refused an option
+        pairs = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
+        option = re.findall(r"""Option ['"]([\w.]+)['"] is not accepted""", message)[-1]
+        fields = _fields_of(pairs[-1])
+        return (
+            f"unknown setting {nested['key']}.{option}: {pairs[-1].rsplit('.', 1)[-1]} has no {option!r}"
+            f"{_nearest(option, fields)}{where}"
+        )
+
+    group = re.search(r"""Group ['"]([\w.]+)['"] does not accept option ['"]([\w.]+)['"]""", message)
+    option = re.search(r"""Option ['"]([\w.]+)['"] is not accepted""", message)
+    if group or option:
+        key = f"{group[1]}.{group[2]}" if group else option[1]  # type: ignore[index]
+        return f"unknown setting {key!r}{_nearest(key, _keys(parser))}{where}"
+
+    key = re.search(r"""[Kk]ey ["']([\w.]+)["']""", message)
+    bad_class = re.search(r"Expected a dot import path string: (\S+)", message)
+    if key and bad_class:
+        known = _classes_for(parser, key[1])
+        return (
+            f"{key[1]}: {bad_class[1]!r} is neither one of {', '.join(known) or 'the known classes'} "
+            f"nor an import path such as mypkg.MyClass{where}"
+        )
+    expected = re.findall(r"Expected an? (.+?)\. Got value: (.+)", message)
+    if key and expected:
+        kind, value = expected[-1]
+        kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind).replace("typing.", "")
+        kind = re.sub(r"Literal\[(.*)\]", r"one of \1", kind)
+        return f"{key[1]} must be {kind}, not {value!r}{where}"
+    missing = re.search(r"File does not exist: ['\"](.+?)['\"]", message)
+    if missing:
+        return f"configuration file {missing[1]} does not exist"
+    if "Problems parsing config" in message:
+        return f"{files[-1] if files else 'the configuration'} is not valid YAML: {_one_line(message)}"
+    return _one_line(message) + where
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    """`; did you mean 'optimizer.lr'?`, or the list of valid keys at that level when nothing is close."""
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if not close:  # right name, wrong or missing group
+        last = key.rsplit(".", 1)[-1]
+        ends = {name.rsplit(".", 1)[-1]: name for name in reversed(valid)}
+        close = [ends[name] for name in difflib.get_close_matches(last, list(ends), n=1, cutoff=0.6)]
+    if not close:
+        level = key.rsplit(".", 1)[0] + "." if "." in key else ""
+        siblings = sorted(
+            {level + name[len(level) :].split(".", 1)[0] for name in valid if name.startswith(level)}
+        )
+        return f"; valid ones are {', '.join(siblings)}" if siblings else ""
+    return f"; did you mean {close[0]!r}?"
+
+
+def _keys(parser: Any) -> list[str]:
+    """Every key the parser knows, class-valued settings with the settings of their present class."""
+    defaults = parser.get_defaults(skip_validation=True)
+    flat = parser.dump(defaults, format="json", skip_validation=True, skip_none=False)
+    import json
+
+    keys: list[str] = []
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            inner = value.get("init_args", {}) if "class_path" in value else value
+            if prefix:
+                keys.append(prefix)
+            for name, item in inner.items():
+                walk(f"{prefix}.{name}" if prefix else name, item)
+        else:
+            keys.append(prefix)
+
+    walk("", json.loads(flat))
+    return keys
+
+
+def _fields_of(class_path: str) -> list[str]:
+    import dataclasses
+    import importlib
+
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _classes_for(parser: Any, key: str) -> list[str]:
+    """Names of the classes already imported that a class-valued key accepts."""
+
+    def below(cls: type) -> list[str]:
+        return [name for sub in cls.__subclasses__() for name in (sub.__name__, *below(sub))]
+
+    for action in parser._actions:
+        if action.dest == key and isinstance(getattr(action, "_typehint", None), type):
+            return sorted(set(below(action._typehint)))
+    return []
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

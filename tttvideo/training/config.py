@@ -1,0 +1,190 @@
+"""What a training run can be told: nested frozen dataclasses, read from YAML and the command line by
+`arguments.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tttvideo.model import ModelConfig
+from tttvideo.video.dataset import DataConfig
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence."""
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ConfigError(sentence)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The outer optimizer, built by timm's `create_optimizer_v2`.
+
+    Args:
+        name: any optimizer timm knows (adamw, sgd, lamb, muon, ...).
+        lr: learning rate at the top of the schedule.
+        weight_decay: decoupled weight decay; biases, norms and the model's `no_weight_decay()` are exempt.
+        betas: the optimizer's betas; null takes the optimizer's own default.
+        layer_decay: learning rate factor from one layer to the one below (0.75 for fine-tuning); null for
+        none.
+        clip_grad: largest allowed norm of the whole gradient; null does not clip.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] | None = None
+    layer_decay: float | None = None
+    clip_grad: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimizer.lr must be positive, not {self.lr}")
+        _require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"optimizer.clip_grad must be positive (or null for no clipping), not {self.clip_grad}",
+        )
+        _require(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"optimizer.layer_decay must lie in (0, 1] (or be null), not {self.layer_decay}",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long to train and how the learning rates move, counted in optimizer steps (timm's schedulers).
+
+    Args:
+        epochs: passes over the training videos.
+        name: cosine falls to min_lr over all epochs; step multiplies by decay_rate every decay_epochs.
+        warmup: epochs (a fraction is allowed) of linear rise from warmup_lr.
+        warmup_lr: learning rate of the first step of the warm-up.
+        min_lr: learning rate at the end of the cosine.
+        decay_epochs: length of one stair (step schedule).
+        decay_rate: factor of one stair (step schedule).
+        inner_warmup: epochs (a fraction is allowed) over which the inner learning rates of the TTT layers
+            rise linearly from a tenth of their configured value; 0 starts at the full value.
+    """
+
+    epochs: int = 10
+    name: Literal["cosine", "step"] = "cosine"
+    warmup: float = 0.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+    decay_epochs: float = 10.0
+    decay_rate: float = 0.1
+    inner_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"schedule.epochs must be at least 1, not {self.epochs}")
+        _require(
+            0 <= self.warmup <= self.epochs,
+            f"schedule.warmup must lie between 0 and schedule.epochs ({self.epochs}), not {self.warmup}",
+        )
+        _require(self.decay_epochs > 0, f"schedule.decay_epochs must be positive, not {self.decay_epochs}")
+        _require(self.inner_warmup >= 0, f"schedule.inner_warmup must not be negative: {self.inner_warmup}")
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Mixup and CutMix of whole clips (timm); both 0 turns them off.
+
+    Args:
+        mixup: alpha of Mixup's Beta distribution.
+        cutmix: alpha of CutMix's Beta distribution; the same box is cut in all frames of a clip.
+        probability: share of the batches that are mixed.
+        switch: probability of CutMix where both are on.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    switch: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            self.mixup >= 0 and self.cutmix >= 0,
+            f"mix.mixup and mix.cutmix must not be negative: {self.mixup}, {self.cutmix}",
+        )
+        _require(
+            0 <= self.probability <= 1 and 0 <= self.switch <= 1,
+            f"mix.probability and mix.switch are probabilities, not {self.probability}, {self.switch}",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay on disk. The best one always stays.
+
+    Args:
+        every: optimizer steps between checkpoints inside an epoch; 0 for none.
+        each_epoch: write one at the end of each epoch.
+        keep: how many of the latest are kept.
+    """
+
+    every: int = 0
+    each_epoch: bool = True
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every >= 0, f"checkpoint.every must be 0 (never) or a number of steps, not {self.every}"
+        )
+        _require(self.keep >= 1, f"checkpoint.keep must be at least 1, not {self.keep}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a training run depends on.
+
+    Args:
+        data: the videos and how they are read.
+        model: the architecture.
+        optimizer: the outer optimizer.
+        schedule: length of training and learning rates over it.
+        mix: Mixup and CutMix.
+        checkpoint: when checkpoints are written.
+        precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
+        accumulate: batches per optimizer step.
+        activation_checkpointing: recompute the chunk scan in the backward pass in groups of this many
+        chunks: less
+            memory, more time; 0 leaves what the model's own configuration says.
+        ema: decay of the moving average of the weights (0.9 to 0.9999; it warms up); null for none.
+            With it on, the averaged weights are validated and saved.
+        evaluate_every: epochs between validations (the last epoch is always validated); 0 for never.
+        seed: decides initialisation, order, augmentation and dropout.
+        out: the run folder.
+        resume: auto continues the run in `out` from its last checkpoint; null starts a new one.
+        trackers: accelerate's experiment trackers (tensorboard, wandb, mlflow, ...).
+        log_every: optimizer steps between two points in the trackers.
+        processes: number of processes the run must have; null accepts any.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1
+    activation_checkpointing: int = 0
+    ema: float | None = None
+    evaluate_every: int = 1
+    seed: int = 0
+    out: str | None = None
+    resume: Literal["auto"] | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    log_every: int = 10
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
+        _require(self.log_every >= 1, f"log_every must be at least 1, not {self.log_every}")
+        _require(
+            self.evaluate_every >= 0, f"evaluate_every must be 0 (never) or more, not {self.evaluate_every}"
+        )
+        _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not {self.ema}")
+        _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")

@@ -1,0 +1,60 @@
+"""Starts Accelerate, and makes sure that as many processes train together as were started."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tttvideo.training.config import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CPU_HINT = "on CPU start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py ..."
+
+
+def start(config: RunConfig) -> Accelerator:
+    """The run's Accelerator.
+
+    Raises:
+        ConfigError: several processes were asked for but Accelerate runs one; a precision this machine does
+        not
+            have; a tracker that is unknown or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import GradientAccumulationPlugin
+
+    available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in available:
+            raise ConfigError(
+                f"trackers: {tracker!r} is not available here; installed are {', '.join(available) or 'none'}"
+            )
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            # the loop groups batches itself (exact resume); an explicit plugin also keeps accelerate from
+            # dividing the loss by a number found in the environment
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(config.trackers) or None,
+            project_dir=config.out,
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"precision {config.precision} does not work here: {error}") from error
+
+    count = accelerator.num_processes
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != count:
+        raise ConfigError(f"{started} processes were started but Accelerate runs {count} of them; {CPU_HINT}")
+    if config.processes is not None and config.processes != count:
+        raise ConfigError(f"processes is {config.processes} but this run has {count}; {CPU_HINT}")
+    # `accelerate launch --num_processes 2` sets an address for processes to meet at, and then, on CPU,
+    # starts one
+    lonely = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if lonely and config.processes is None and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        raise ConfigError(
+            "accelerate launch was asked for several processes but started one, as it does on CPU; "
+            f"{CPU_HINT}, or say --processes 1 if one is meant"
+        )
+    return accelerator

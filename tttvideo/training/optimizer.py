@@ -1,0 +1,82 @@
+"""The outer optimizer, the learning rate schedule and the warm-up of the inner rates.
+
+Schedules are pure functions of the number of optimizer steps done, so a resumed run needs no schedule state.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+import torch
+from torch import nn
+
+from tttvideo.training.config import ConfigError, OptimizerConfig, ScheduleConfig
+
+INNER_WARMUP_START = 0.1  # the paper's: inner rates rise from a tenth
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """timm's optimizer over the model's parameter groups (weight decay exemptions, layer-wise decay).
+
+    Raises:
+        ConfigError: an optimizer timm does not know, or a setting it does not take.
+    """
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+
+    known = list_optimizers()
+    if config.name.lower() not in known:
+        near = difflib.get_close_matches(config.name.lower(), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"optimizer.name: timm has no optimizer {config.name!r}{hint}")
+    extra = {}
+    if config.betas is not None:
+        if not get_optimizer_info(config.name.lower()).has_betas:  # timm would drop them silently
+            raise ConfigError(f"optimizer.betas is given, but {config.name} has none; leave it out")
+        extra["betas"] = config.betas
+    return create_optimizer_v2(
+        model,
+        opt=config.name,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        **extra,
+    )
+
+
+class Schedule:
+    """Sets the learning rate of each parameter group (`set(step)`), and tells the scale of the inner
+    rates."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int):
+        from timm.scheduler import create_scheduler_v2
+
+        self.total_steps = config.epochs * steps_per_epoch
+        self._inner_steps = math.ceil(config.inner_warmup * steps_per_epoch)
+        # Warm-up in whole steps: timm divides by it and would ramp over a fraction of a step otherwise.
+        warmup_steps = round(config.warmup * steps_per_epoch)
+        self._optimizer = optimizer
+        self._scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.name,
+            num_epochs=config.epochs,
+            decay_epochs=config.decay_epochs,
+            decay_rate=config.decay_rate,
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=warmup_steps / steps_per_epoch,  # type: ignore[arg-type]  # timm multiplies it back
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+
+    def set(self, step: int) -> float:
+        """Prepare the optimizer for its step number `step` (from 0); returns the highest learning rate."""
+        assert self._scheduler is not None
+        self._scheduler.step_update(step)
+        return max(group["lr"] for group in self._optimizer.param_groups)
+
+    def inner_scale(self, step: int) -> float:
+        """Factor on the inner learning rates during step number `step` (from 0)."""
+        if step >= self._inner_steps:
+            return 1.0
+        return INNER_WARMUP_START + (1 - INNER_WARMUP_START) * step / self._inner_steps

@@ -1,0 +1,171 @@
+"""The run folder: settings, labels, logs. Log lines are written so that a resumed run continues them exactly.
+
+R/config.yaml    the whole configuration
+R/labels.json    class names in the order of the model's outputs
+R/log.jsonl      one line per epoch
+R/steps.jsonl    one line per optimizer step
+R/skipped.csv    videos that could not be read, each once, with the reason
+R/checkpoints/   see checkpoint.py
+R/tensorboard/   event files
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tttvideo.training.config import ConfigError
+from tttvideo.video.index import Index
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a run resumed after a kill, sees the old text or the new, never a
+    part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, appended to and cut back on resume."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: Any = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; what a kill left of a half-written last line is passed over."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def cut(self, key: str, last: int) -> None:
+        """Keep the lines whose `key` is at most `last`."""
+        kept = [line for line in self.read() if line[key] <= last]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()  # the kernel has it: a killed process loses nothing
+
+    def sync(self) -> None:
+        """Make what was written survive a crash of the machine, too (before a checkpoint that relies on
+        it)."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class RunFolder:
+    """Opens R for a new or a resumed run. Only the main process writes through it.
+
+    Raises:
+        ConfigError: no folder given, or it already holds a run and `resume` is False.
+    """
+
+    def __init__(self, out: str | None, *, resume: bool):
+        if out is None:
+            raise ConfigError("say where the run goes: --out FOLDER")
+        self.path = Path(out)
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"out: {self.path} is a file, not a folder")
+        if self.holds_run and not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run: continue it with --resume auto, or give another --out"
+            )
+        self.log = JsonLines(self.path / "log.jsonl")
+        self.steps = JsonLines(self.path / "steps.jsonl")
+        self._skipped_file = self.path / "skipped.csv"
+        self._skipped: set[str] | None = None
+
+    @property
+    def holds_run(self) -> bool:
+        return any((self.path / name).exists() for name in ("config.yaml", "log.jsonl", "checkpoints"))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def begin(self, yaml: str, *, epoch: int, step: int) -> None:
+        """Write the settings and cut the logs back to a position: `epoch` epochs and `step` steps are
+        done."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", yaml)
+        self.log.cut("epoch", epoch)
+        self.steps.cut("step", step)
+
+    def skip(self, split: str, failures: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """List unreadable videos `(path, reason)` in skipped.csv, each once; returns the new ones."""
+        if self._skipped is None:
+            self._skipped = set()
+            if self._skipped_file.exists():
+                with self._skipped_file.open(newline="", encoding="utf-8") as file:
+                    self._skipped = {row["path"] for row in csv.DictReader(file) if row.get("path")}
+        new = [(path, reason) for path, reason in dict(failures).items() if path not in self._skipped]
+        if new:
+            fresh = not self._skipped_file.exists()
+            with self._skipped_file.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if fresh:
+                    writer.writerow(["path", "split", "reason"])
+                writer.writerows((path, split, reason) for path, reason in new)
+            self._skipped.update(path for path, _ in new)
+        return new
+
+    def sync(self) -> None:
+        self.log.sync()
+        self.steps.sync()
+
+    def close(self) -> None:
+        self.log.close()
+        self.steps.close()
+
+
+def fingerprint(index: Index) -> str:
+    """Changes when the videos of a split, their order or their labels change; not when the folder moves."""
+    rows = [(Path(v.path).name, v.label, v.start, v.end) for v in index.videos]
+    return hashlib.sha256(repr((rows, index.labels)).encode()).hexdigest()[:16]
+
+
+def changed_settings(old: Path, new_yaml: str) -> list[str]:
+    """`key: old -> new` for settings of a resumed run that change its curve (unlike where it reads and
+    writes)."""
+    import yaml
+
+    harmless = ("out", "resume", "trackers", "log_every", "processes", "checkpoint", "data.root", "data.list")
+    harmless += ("data.workers", "data.cache", "data.cache_dir")
+    if not old.exists():
+        return []
+    changes: list[str] = []
+
+    def compare(key: str, a: Any, b: Any) -> None:
+        if key in harmless:
+            return
+        if isinstance(a, dict) and isinstance(b, dict):
+            for name in {**a, **b}:
+                compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
+        elif a != b:
+            changes.append(f"{key}: {a} -> {b}")
+
+    compare("", yaml.safe_load(old.read_text(encoding="utf-8")) or {}, yaml.safe_load(new_yaml))
+    return changes

@@ -1,0 +1,77 @@
+"""Scores the validation split during training, each video exactly once however many processes share the
+work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttvideo.model import VideoModel
+from tttvideo.video.dataset import Failure
+from tttvideo.video.index import Index
+from tttvideo.video.loader import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Scores(NamedTuple):
+    """All videos of a split in the order of its index; the same on every process."""
+
+    logits: Tensor  # float32 [V, n_classes]; zeros where not scored
+    labels: Tensor  # int64 [V], or float [V, n_classes] for several labels
+    scored: Tensor  # bool [V]; False: the video could not be read
+    failures: list[Failure]
+
+
+@torch.no_grad()
+def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator: Accelerator) -> Scores:
+    """Run the model over this process's share of the split and gather the shares.
+
+    Args:
+        model: not wrapped for several processes; its mode is restored afterwards.
+        batches: this process's share, without padding to equal numbers of batches.
+        index: the split.
+    """
+    from accelerate.utils import gather_object
+
+    was_training = model.training
+    model.eval()
+    mine: list[tuple[int, Tensor]] = []
+    failures: list[Failure] = []
+    try:
+        for batch in batches:
+            failures += batch.failures
+            if not len(batch.indices):
+                continue
+            frames = batch.frames.to(accelerator.device, non_blocking=True)
+            with accelerator.autocast():
+                output, _ = model(frames, batch.lengths)
+            mine += zip(batch.indices.tolist(), output.logits.float().cpu())
+    finally:
+        model.train(was_training)
+
+    scored_pairs: list[tuple[int, Tensor]] = gather_object(mine)
+    failures = [Failure(*failure) for failure in gather_object(failures)]
+    seen = sorted([i for i, _ in scored_pairs] + [failure.index for failure in failures])
+    assert seen == list(range(len(index.videos))), "each validation video must be scored exactly once"
+
+    n_classes = len(index.labels)
+    logits = torch.zeros(len(index.videos), n_classes)
+    scored = torch.zeros(len(index.videos), dtype=torch.bool)
+    for i, row in scored_pairs:
+        logits[i], scored[i] = row, True
+    return Scores(logits, label_tensor(index), scored, failures)
+
+
+def label_tensor(index: Index) -> Tensor:
+    """The labels of an index: int64 [V], or float 0/1 [V, n_classes] for several labels per video."""
+    if not index.multi_label:
+        return torch.tensor([video.label for video in index.videos], dtype=torch.int64)
+    labels = torch.zeros(len(index.videos), len(index.labels))
+    for row, video in zip(labels, index.videos):
+        row[list(video.label or ())] = 1.0  # type: ignore[arg-type]
+    return labels
