@@ -1,0 +1,166 @@
+"""Opening videos: `open_video(path)` gives the reader that decodes a file exactly. The only file that imports
+decord.
+
+decord hands out wrong frames, or never returns, for files that are in any way unusual. It is used where the
+packets show nothing that it could get wrong (`_decord_is_exact`), always from the first frame on; PyAV serves
+everything else, where decord has no wheels, and where decord gives up midway. Both give the same pixels, to
+the bit, at the same speed (480 frames of 128x96 in 33 ms).
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tttvideo.video.image_reader import ImageFolderReader
+from tttvideo.video.probe import Probe, probe
+from tttvideo.video.pyav_reader import PyAVReader
+from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo
+
+__all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
+
+DECORD_CODECS = {"h264", "vp9", "mjpeg"}
+# 8 bits only: decord's FFmpeg 4 rounds deeper pictures differently (differences up to 176 of 255 were seen).
+DECORD_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
+
+# Files of which decord's first picture was seen to equal PyAV's.
+_same_pixels: set[tuple[str, int, int]] = set()
+
+
+def open_video(
+    path: str | os.PathLike, size: tuple[int, int] | None = None, image_fps: float = 25.0
+) -> Reader:
+    """Opens a video file, or a folder of frame images, in the process that will read it.
+
+    `size` = (height, width): frames are resized (stretched) while they are decoded; the caller computes the
+    size that keeps the aspect. `image_fps` is the frame rate of a folder of images, in Hz. Raises VideoError
+    with the path and the reason if nothing can be decoded, ValueError for a size below 1.
+    """
+    path = os.fspath(path)
+    if size is not None and min(size) < 1:
+        raise ValueError(
+            f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1"
+        )
+    if os.path.isdir(path):
+        return ImageFolderReader(path, size, image_fps)
+    found = probe(path)
+    use_decord = _decord_is_exact(found) and importlib.util.find_spec("decord") is not None
+    duration = float(found.times[-1]) + 1 / found.fps
+    info = VideoInfo(
+        path=path,
+        codec=found.codec,
+        height=found.height,
+        width=found.width,
+        frames=len(found.times),
+        fps=found.fps,
+        duration=duration,
+        reader="decord" if use_decord else "pyav",
+    )
+    return DecordReader(info, found, size) if use_decord else PyAVReader(info, found, size)
+
+
+def _decord_is_exact(found: Probe) -> bool:
+    return found.regular and found.codec in DECORD_CODECS and found.pixels in DECORD_PIXELS
+
+
+class DecordReader(Reader):
+    """Reads consecutive ranges from frame 0 on; where few frames are wanted or decord fails, PyAV goes on."""
+
+    def __init__(self, info: VideoInfo, probe: Probe, size: tuple[int, int] | None):
+        super().__init__(info, probe.times, probe.announced, probe.damaged)
+        self._pyav = PyAVReader(info, probe, size)
+        self._file = probe.file
+        self._resize = {} if size is None else {"height": size[0], "width": size[1]}
+        self._decord: Any = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._pyav.size
+
+    def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
+        # decord converts every frame it passes, PyAV only those asked for, and from the nearest keyframe.
+        given = 0
+        if wanted and 2 * len(wanted) >= wanted[-1] + 1:
+            for frames in self._by_decord(wanted, batch):
+                given += len(frames)
+                yield frames
+        if given < len(wanted):
+            yield from self._pyav._stream(wanted[given:], batch)
+
+    def _by_decord(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
+        """As many batches as decord gives without an error."""
+        try:
+            reader = self._open()
+        except Exception as error:
+            self._stop_at_foreign(error)
+            return
+        try:
+            place = 0
+            for start in range(0, wanted[-1] + 1, batch):
+                stop = min(start + batch, wanted[-1] + 1)
+                try:
+                    pictures = torch.from_numpy(reader.get_batch(range(start, stop)).asnumpy())
+                except Exception as error:
+                    self._stop_at_foreign(error)
+                    return
+                first = place
+                while place < len(wanted) and wanted[place] < stop:
+                    place += 1
+                if place == first:
+                    continue
+                chosen = [number - start for number in wanted[first:place]]
+                if len(chosen) < len(pictures):
+                    pictures = pictures[chosen]
+                if start == 0 and not self._agrees(pictures[0], chosen[0]):
+                    return
+                yield pictures.permute(0, 3, 1, 2).contiguous()
+        finally:
+            self._rewind()
+
+    def _agrees(self, picture: Tensor, number: int) -> bool:
+        """Whether PyAV sees the same first picture [H,W,3]: catches whatever the packets do not tell of the
+        pixels.
+        """
+        if self._file not in _same_pixels:
+            expected = next(self._pyav._stream([number], batch=1), None)
+            if expected is None or not torch.equal(picture.permute(2, 0, 1), expected[0]):
+                return False
+            _same_pixels.add(self._file)
+        return True
+
+    def _open(self) -> Any:
+        if self._decord is None:
+            import decord  # after torch, always: the other order crashes
+
+            decord.logging.set_level(decord.logging.QUIET)  # damage is reported by the warning, once
+            # One thread: data-loader workers already run side by side.
+            self._decord = decord.VideoReader(self.info.path, num_threads=1, **self._resize)
+            if len(self._decord) != self.info.frames:
+                raise RuntimeError("decord counts another number of frames")
+        return self._decord
+
+    def _stop_at_foreign(self, error: Exception) -> None:
+        """decord fails with RuntimeError or its own DECORDError (a bare Exception); anything else is a
+        mistake of ours.
+        """
+        self._decord = None
+        if (
+            not isinstance(error, RuntimeError | ImportError | OSError)
+            and type(error).__module__[:6] != "decord"
+        ):
+            raise error
+
+    def _rewind(self) -> None:
+        """An idle decord reader decodes ahead without bound unless it stands at the start."""
+        if self._decord is not None:
+            try:
+                self._decord.seek(0)
+            except Exception as error:
+                self._stop_at_foreign(error)
+
+    def close(self) -> None:
+        self._decord = None
+        self._pyav.close()
