@@ -93,10 +93,17 @@ class FrameEncoder(nn.Module, ABC):
         ended = state.ended | (given % self.stride != 0)
         if self.stride > 1 and bool((given % self.stride != 0).any()):
             frames = self._complete(frames, given)
-        x = (_scaled(frames, self.mean.dtype) - self.mean) / self.std
+        x = self._normalised(frames)
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
         tokens, tails = self.encode(x, steps, state.tails)
         return tokens, steps, EncoderState(tails, ended)
+
+    def _normalised(self, frames: Tensor) -> Tensor:
+        unit = 255.0 if frames.dtype == torch.uint8 else 1.0
+        if frames.requires_grad:
+            return (frames.to(self.mean.dtype) / unit - self.mean) / self.std
+        # In place: dense video is mostly pixels, and each pass over them costs as much as a small convolution.
+        return frames.to(self.mean.dtype, copy=True).sub_(unit * self.mean).div_(unit * self.std)
 
     def _complete(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Repeats each row's last frame to the end of its last time step."""
@@ -107,10 +114,6 @@ class FrameEncoder(nn.Module, ABC):
         # Beyond a row's last time step the content does not matter: it is padding.
         rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
         return frames[rows, index.to(frames.device)]
-
-
-def _scaled(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
 
 
 def check_divides(size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:

@@ -1,0 +1,201 @@
+"""The whole model: streamed equals whole, padding is invisible, the timeline ends in the answer, folders round-trip."""
+
+import json
+
+import pytest
+import torch
+
+from tests.helpers import ALL_ENCODERS, name
+from tttvideo.backbone import Backbone
+from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
+from tttvideo.mixers import Attention, NoMixer
+from tttvideo.model import ModelConfig, VideoModel, from_pretrained, resolve_checkpoint
+from tttvideo.tasks.classification import Classification
+from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal
+from tttvideo.video.transforms import Preprocessing
+
+SIZE = (32, 32)
+MIXERS = [
+    TTT(inner=MLP(), heads=2, chunk=TokenCausal(5)),
+    TTT(inner=Conv(), heads=2, chunk=FrameCausal(2)),
+    Attention(heads=2),
+    NoMixer(),
+]
+
+
+def build(encoder=Patches(8), mixer=MIXERS[0], pooling="mean", **options):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder, Backbone(width=16, mixer=mixer, pre_conv=True), Classification(pooling=pooling)
+    )
+    return VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=["a", "b", "c"], **options)
+
+
+def clips(lengths):
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (len(lengths), max(lengths), 3, *SIZE), dtype=torch.uint8)
+
+
+CASES = [(e, MIXERS[0], "mean") for e in ALL_ENCODERS] + [
+    (ConvStem((4, 8), (3, 2), (2, 1)), m, pooling) for m in MIXERS for pooling in ("mean", "attention")
+]
+
+
+@pytest.mark.parametrize(("encoder", "mixer", "pooling"), CASES, ids=name)
+def test_streamed_batched_and_alone_agree(encoder, mixer, pooling):
+    """A padded batch in three segments = the padded batch at once = each video by itself."""
+    model = build(encoder, mixer, pooling).double().eval()
+    lengths = torch.tensor([11, 7, 4])
+    frames = clips(lengths.tolist())
+    with torch.no_grad():
+        whole, _ = model(frames, lengths)
+        step = 4  # two time steps of the encoders that have two frames in one
+        segments = [(frames[:, s : s + step], (lengths - s).clamp(0, step)) for s in range(0, 11, step)]
+        streamed = model.score_segments(segments)
+        assert (whole.logits - streamed.logits).abs().max() <= 1e-12
+        for row, length in enumerate(lengths.tolist()):
+            alone, _ = model(frames[row : row + 1, :length])
+            assert (alone.logits[0] - whole.logits[row]).abs().max() <= 1e-12
+            assert torch.equal(alone.timeline[:, -1], alone.logits)
+            steps = alone.timeline.shape[1]
+            assert (alone.timeline[0] - whole.timeline[row, :steps]).abs().max() <= 1e-12
+
+
+def test_every_frame_counts():
+    """The last frame of an unfinished tubelet changes the answer; frames of padding do not."""
+    model = build(Tubelets(8, frames=4)).double().eval()
+    frames, lengths = clips([10]), torch.tensor([9])
+    with torch.no_grad():
+        before, _ = model(frames, lengths)
+        padding, last = frames.clone(), frames.clone()
+        padding[:, 9] = 255 - padding[:, 9]
+        last[:, 8] = 255 - last[:, 8]
+        assert torch.equal(model(padding, lengths)[0].logits, before.logits)
+        assert not torch.equal(model(last, lengths)[0].logits, before.logits)
+
+
+def test_a_stream_is_cut_at_whole_time_steps():
+    model = build(Tubelets(8, frames=4)).eval()
+    _, state = model(clips([6]))
+    with pytest.raises(ValueError, match="no multiple of 4 frames"):
+        model(clips([4]), None, state)
+
+
+def test_training_reaches_every_parameter():
+    model = build(ConvStem((4, 8), (3, 2), (2, 1)), pooling="attention")
+    output, _ = model(clips([12, 5]), torch.tensor([12, 5]))
+    model.loss(output, torch.tensor([0, 2])).backward()
+    silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_losses():
+    model = build(multi_label=True)
+    output, _ = model(clips([4, 4]))
+    hot = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, hot)
+    assert torch.equal(model.loss(output, hot), expected)
+    assert torch.equal(model.probabilities(output.logits), output.logits.sigmoid())
+    single = build()
+    soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    output, _ = single(clips([4, 4]))
+    by_hand = -(soft * output.logits.log_softmax(-1)).sum(-1).mean()
+    assert torch.allclose(single.loss(output, soft), by_hand, rtol=1e-6)
+
+
+def test_frozen_timm_encoder_stays_frozen():
+    model = build(Timm("resnet18", pretrained="false", grid=(1, 1))).train()
+    assert not model.encoder.model.training
+    assert all(not p.requires_grad for p in model.encoder.model.parameters())
+    before = model.encoder.model.bn1.running_mean.clone()
+    model(clips([3, 2]), torch.tensor([3, 2]))[0].logits.sum().backward()
+    assert torch.equal(before, model.encoder.model.bn1.running_mean)
+
+
+def test_pretrained_file_is_loaded(tmp_path):
+    import timm
+
+    torch.manual_seed(3)
+    donor = timm.create_model("resnet18", num_classes=0)
+    file = tmp_path / "weights.pth"
+    torch.save(donor.state_dict(), file)
+    model = build(Timm("resnet18", pretrained=str(file), grid=(1, 1)))
+    assert model.encoder.source == "weights file weights.pth"
+    assert torch.equal(model.encoder.model.conv1.weight, donor.conv1.weight)
+
+
+def test_saved_model_is_the_model(tmp_path):
+    model = build(ConvStem((4, 8), (3, 2), (2, 1), pool=(2, 2)), MIXERS[1], multi_label=True).eval()
+    model.save_pretrained(tmp_path, {"selection": "best"})
+    loaded = from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.preprocessing == model.preprocessing
+    assert (loaded.labels, loaded.multi_label) == (model.labels, True)
+    assert loaded.provenance == {"selection": "best"}
+    frames = clips([6])
+    assert torch.equal(loaded(frames)[0].logits, model(frames)[0].logits)
+
+
+def test_foreign_classes_are_refused_before_import(tmp_path):
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    description["model"]["init_args"]["encoder"]["class_path"] = "antigravity.Evil"
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="antigravity"):
+        from_pretrained(tmp_path)
+    import sys
+
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match="configuration class|cannot be imported"):
+        from_pretrained(tmp_path, trust=True)
+
+
+def test_damaged_folders_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        resolve_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        resolve_checkpoint(tmp_path)
+    build().save_pretrained(tmp_path)
+    other = build(mixer=TTT(inner=MLP(expansion=2), heads=2))
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="another architecture"):
+        from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        (Patches(7), "do not divide"),
+        (ConvStem((4,) * 6, (1,) * 6, (1,) * 6), "do not divide"),
+        (ConvStem((4, 8), (1, 1), (1, 1), pool=(9, 9)), "larger than the last map"),
+        (Timm("resnet81", pretrained="false"), "no model"),
+        (Timm("resnet18", pretrained="nowhere.pth"), "does not exist"),
+        (Timm("resnet18", pretrained="false", grid=(5, 5)), "fewer than the grid"),
+    ],
+    ids=name,
+)
+def test_sizes_that_do_not_fit(encoder, words):
+    with pytest.raises(ValueError, match=words):
+        build(encoder)
+
+
+def test_frames_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="3 x 32 x 32"):
+        build()(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_layer_decay_groups_cover_all_parameters():
+    from timm.optim import create_optimizer_v2
+
+    model = build()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.5)
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert count == len(list(model.parameters()))
+    scales = {group["lr_scale"] for group in optimizer.param_groups}
+    assert len(scales) > 2
+    assert max(scales) == 1.0
