@@ -1,0 +1,244 @@
+"""Frames to model input: deterministic preprocessing, and augmentation that treats all frames of a clip
+alike.
+
+Frames are uint8 [F, 3, H, W] throughout; normalisation happens inside the model.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from tttvideo.video.listfile import DataError
+from tttvideo.video.sampling import parse_sampling
+
+if TYPE_CHECKING:
+    from tttvideo.video.decode import VideoInfo
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to every video before the model sees it; belongs to the model, so a checkpoint carries it.
+
+    Args:
+        size: height and width of the frames, in pixels.
+        fit: how a frame of another shape comes to `size`: `crop` its centre (edges are lost), `pad` it with
+            black, or `stretch` it.
+        sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N or window=SECONDS.
+    """
+
+    size: tuple[int, int] = (64, 64)
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    sampling: str = "dense"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
+        if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
+            raise DataError(
+                f"size is {self.size}; it must be height and width in pixels, for example [64, 64]"
+            )
+        if self.fit not in ("crop", "pad", "stretch"):
+            raise DataError(f"fit is {self.fit!r}; it must be crop, pad or stretch")
+        parse_sampling(self.sampling)
+
+    def decode_size(self, info: "VideoInfo", margin: float = 1.0) -> tuple[int, int]:
+        """Height and width to decode a video at: `size`, or what covers it (crop) or fits into it (pad) in
+        the video's own shape; `margin` times larger in both directions leaves room for random crops."""
+        return self._fitted(info.height, info.width, *(round(n * margin) for n in self.size))
+
+    def apply(self, frames: Tensor) -> Tensor:
+        """uint8 [F, 3, h, w] of any size -> uint8 [F, 3, H, W]; every frame by itself, so pieces of a clip
+        may be treated one after the other."""
+        height, width = self.size
+        h, w = frames.shape[-2:]
+        frames = _resize(frames, *self._fitted(h, w, height, width))
+        if self.fit == "crop":
+            return F.center_crop(frames, [height, width])
+        top, left = (height - frames.shape[-2]) // 2, (width - frames.shape[-1]) // 2
+        bottom, right = height - frames.shape[-2] - top, width - frames.shape[-1] - left
+        return F.pad(frames, [left, top, right, bottom])
+
+    def _fitted(self, h: int, w: int, height: int, width: int) -> tuple[int, int]:
+        """h x w resized so that it covers (crop) or fits into (pad) height x width; rounding leaves no
+        gap."""
+        if self.fit == "stretch":
+            return height, width
+        if self.fit == "crop":
+            scale = max(height / h, width / w)
+            return max(height, round(h * scale)), max(width, round(w * scale))
+        scale = min(height / h, width / w)
+        return min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale)))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training clips, the same for all frames of a clip; everything is off by default.
+
+    Args:
+        speed: range of playback speeds; frames are repeated or left out. (0.8, 1.25) is a mild choice.
+        drop: probability of leaving out each frame.
+        scale: range of the area of a random crop, relative to the largest crop of the model's shape; the crop
+            may lie anywhere in the frame, also outside the centre that evaluation uses.
+        ratio: range of the factor by which a random crop is wider in shape than the model's frames.
+        margin: decode this much larger than the model's frames, so that small crops stay sharp; costs memory.
+        flip: probability of a mirror image. Leave it off where left and right matter.
+        translate: largest shift, relative to height and to width.
+        rotate: largest rotation in degrees.
+        brightness, contrast, saturation, hue: strengths of the colour jitter, as in torchvision's
+            ColorJitter.
+        grayscale: probability of losing the colours.
+        auto: none, `trivial` (TrivialAugmentWide) or `rand` (RandAugment with `auto_ops` and
+            `auto_magnitude`).
+        erase: probability of blacking out one rectangle of 2 to 33 % of the area.
+    """
+
+    speed: Range = (1.0, 1.0)
+    drop: float = 0.0
+    scale: Range = (1.0, 1.0)
+    ratio: Range = (1.0, 1.0)
+    margin: float = 1.0
+    flip: float = 0.0
+    translate: Range = (0.0, 0.0)
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.0
+    auto: Literal["none", "trivial", "rand"] = "none"
+    auto_ops: int = 2
+    auto_magnitude: int = 9
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "scale", "ratio", "translate"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("speed", "scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise DataError(
+                    f"augment.{name} is ({low:g}, {high:g}); it must be a range of numbers above 0"
+                )
+        for name in ("drop", "flip", "grayscale", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(
+                    f"augment.{name} is {getattr(self, name):g}; it is a probability, between 0 and 1"
+                )
+        for name, most in (
+            ("hue", 0.5),
+            ("brightness", math.inf),
+            ("contrast", math.inf),
+            ("saturation", math.inf),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                raise DataError(
+                    f"augment.{name} is {getattr(self, name):g}; it must be between 0 and {most:g}"
+                )
+        if not all(0 <= shift <= 1 for shift in self.translate) or not 0 <= self.rotate <= 180:
+            raise DataError(
+                "augment.translate must be between 0 and 1, augment.rotate between 0 and 180 degrees"
+            )
+        if self.auto not in ("none", "trivial", "rand"):
+            raise DataError(f"augment.auto is {self.auto!r}; it must be none, trivial or rand")
+        if self.drop == 1:
+            raise DataError("augment.drop is 1, which leaves no frames; it must be below 1")
+        if self.scale[1] > 1 or self.margin < 1:
+            raise DataError("augment.scale must not exceed 1, and augment.margin must be at least 1")
+
+    def resample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Positions (int64, increasing, possibly repeated) of the frames that a clip of `n` frames keeps."""
+        keep = torch.arange(n)
+        if self.speed != (1, 1):
+            # log-uniform: half speed and double speed are equally likely
+            speed = math.exp(_uniform(math.log(self.speed[0]), math.log(self.speed[1]), generator))
+            keep = (
+                (torch.arange(max(1, round(n / speed)), dtype=torch.float64) * speed).long().clamp(max=n - 1)
+            )
+        if self.drop:
+            kept = keep[torch.rand(len(keep), generator=generator) >= self.drop]
+            keep = kept if len(kept) else keep[:1]
+        return keep
+
+    def apply(self, frames: Tensor, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
+        """uint8 [F, 3, h, w] -> uint8 [F, 3, H, W] with the preprocessing's size; the global generators of
+        torch, numpy and Python are left as they were."""
+        with _seeded(int(torch.randint(2**62, (), generator=generator))):
+            if self.scale != (1, 1) or self.ratio != (1, 1):
+                if preprocessing.fit == "pad":
+                    frames = preprocessing.apply(frames)
+                frames = self._random_crop(frames, preprocessing.size)
+            else:
+                frames = preprocessing.apply(frames)
+            for transform in self._transforms():
+                frames = transform(frames)
+        return frames.contiguous()
+
+    def _random_crop(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        h, w = frames.shape[-2:]
+        unit = min(
+            h / size[0], w / size[1]
+        )  # pixels of the largest crop of the model's shape per model pixel
+        area = _uniform(*self.scale)
+        ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+        height = min(h, max(1, round(size[0] * unit * math.sqrt(area / ratio))))
+        width = min(w, max(1, round(size[1] * unit * math.sqrt(area * ratio))))
+        top = int(torch.randint(h - height + 1, ()))
+        left = int(torch.randint(w - width + 1, ()))
+        return _resize(frames[..., top : top + height, left : left + width], *size)
+
+    def _transforms(self) -> Iterator[v2.Transform]:
+        if self.flip:
+            yield v2.RandomHorizontalFlip(self.flip)
+        if any(self.translate) or self.rotate:
+            # torchvision counts (horizontal, vertical); sizes here are (height, width) everywhere
+            shift = (self.translate[1], self.translate[0])
+            yield v2.RandomAffine(self.rotate, translate=shift, interpolation=v2.InterpolationMode.BILINEAR)
+        if self.brightness or self.contrast or self.saturation or self.hue:
+            yield v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+        if self.grayscale:
+            yield v2.RandomGrayscale(self.grayscale)
+        if self.auto == "trivial":
+            yield v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
+        elif self.auto == "rand":
+            yield v2.RandAugment(
+                self.auto_ops, self.auto_magnitude, interpolation=v2.InterpolationMode.BILINEAR
+            )
+        if self.erase:
+            yield v2.RandomErasing(self.erase)
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The source of all randomness of one example in one epoch."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator | None = None) -> float:
+    return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))
+
+
+def _resize(frames: Tensor, height: int, width: int) -> Tensor:
+    if tuple(frames.shape[-2:]) == (height, width):
+        return frames
+    return F.resize(frames, [height, width], antialias=True)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # torchvision draws from torch's global CPU generator. It is seeded here and put back afterwards;
+    # torch.manual_seed would also reseed every GPU.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
