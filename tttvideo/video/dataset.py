@@ -1,0 +1,264 @@
+"""Videos as training and validation examples: decoding, sampling, windows, augmentation, cache.
+
+An item is asked for by (epoch, index), and its randomness comes from (seed, epoch, index) alone: no matter in
+which process, in which order and after how many restarts it is read, it is the same.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tttvideo.video.cache import Clip, DiskCache, MemoryCache
+from tttvideo.video.index import DataError, Index, Video, build_index
+from tttvideo.video.reader import PartialVideoWarning, VideoError
+from tttvideo.video.reading import open_sized, within
+from tttvideo.video.sampling import Dense, Uniform, parse_sampling
+from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which videos, and how they come into batches.
+
+    Args:
+        root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here).
+        list: list file (path,label[,start,end][,group][,split]); give either this or root.
+        split_train: the split to learn from.
+        split_val: the split to measure on and to choose the best checkpoint by.
+        val_fraction: share of the videos kept for `val` if the data have no splits of their own.
+        split_seed: seed of that division; apart from the run's seed, so that runs with other seeds stay
+            comparable.
+        size: height and width of the frames, in pixels.
+        fit: crop, pad or stretch frames of another shape.
+        sampling: which frames are used: dense, fps=R, uniform=N, segments=N or window=SECONDS.
+        max_frames: train on a random window of at most this many consecutive (sampled) frames; null: whole
+            videos.
+        batch_size: videos per process and step.
+        workers: processes that decode, per training process; 0: decode in the training process.
+        buckets: sort the videos into this many groups by length and make batches within a group, which wastes
+            less on padding; 1: no groups.
+        cache: keep decoded frames in `memory`, or on `disk` in cache_dir, or `none`.
+        cache_dir: folder of the disk cache (default: the user's cache folder, ~/.cache/tttvideo/frames).
+        augment: random changes of training videos.
+    """
+
+    root: str | None = None
+    list: str | None = None
+    split_train: str = "train"
+    split_val: str = "val"
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    size: tuple[int, int] = (64, 64)
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    sampling: str = "dense"
+    max_frames: int | None = None
+    batch_size: int = 8
+    workers: int = 2
+    buckets: int = 1
+    cache: Literal["none", "memory", "disk"] = "none"
+    cache_dir: str | None = None
+    augment: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("buckets", 1), ("max_frames", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        if self.cache not in ("none", "memory", "disk"):
+            raise DataError(f"data.cache is {self.cache!r}; it must be none, memory or disk")
+        object.__setattr__(self, "size", self.preprocessing.size)  # checks size, fit and sampling too
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.size, self.fit, self.sampling)
+
+    @property
+    def source(self) -> str:
+        """The folder or list file. Raises DataError unless exactly one of root and list is given."""
+        if self.root and self.list:
+            raise DataError(
+                f"both data.root ({self.root}) and data.list ({self.list}) are given; give one of them"
+            )
+        if not (self.root or self.list):
+            raise DataError(
+                "no data given; set data.root to a folder of class folders or data.list to a list file"
+            )
+        return str(self.root or self.list)
+
+    def index(
+        self, split: str, *, labels: Sequence[str] | None = None, multi_label: bool | None = None
+    ) -> Index:
+        """`build_index` of the source with this configuration's rule for making splits."""
+        if self.root and not self.list and os.path.isfile(self.root):
+            raise DataError(f"data.root {self.root} is a file; give a list file as data.list")
+        return build_index(
+            self.source,
+            split,
+            labels=labels,
+            multi_label=multi_label,
+            val_fraction=self.val_fraction,
+            seed=self.split_seed,
+        )
+
+
+class Sample(NamedTuple):
+    """One example as the model gets it."""
+
+    frames: Tensor  # uint8 [F, 3, H, W]
+    label: Tensor  # int64 [] (-1: not labelled), or float32 [n_classes] of 0 and 1 (multi-label)
+    index: int
+    path: str
+    note: str | None = None  # what a reader warned of (a damaged file that is used in part)
+
+
+class Failure(NamedTuple):
+    """An example that cannot be read."""
+
+    index: int
+    path: str
+    reason: str
+
+
+class VideoDataset(Dataset):
+    """Samples by (epoch, index); what cannot be read comes as a `Failure` instead, never as another sample.
+
+    Args:
+        augment: training: random sampling within the rule, `max_frames` windows and these changes. None:
+            evaluation, the same frames always.
+        max_frames: training only.
+        cache: a DiskCache, or a MemoryCache that `preload` (loader.py) has filled; None decodes every time.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        preprocessing: Preprocessing,
+        *,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        max_frames: int | None = None,
+        cache: DiskCache | MemoryCache | None = None,
+    ) -> None:
+        self.index = index
+        self.preprocessing = preprocessing
+        self.augment = augment
+        self.seed = seed
+        self.max_frames = max_frames
+        self.cache = cache
+        self._rule = parse_sampling(preprocessing.sampling)
+        # A rule without randomness is applied before frames are kept, any other one to the kept frames.
+        self._rule_first = isinstance(self._rule, Dense | Uniform)
+        self._margin = augment.margin if augment else 1.0
+
+    def __len__(self) -> int:
+        return len(self.index.videos)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | Failure:
+        epoch, i = item
+        video = self.index.videos[i]
+        generator = sample_generator(self.seed, epoch, i) if self.augment else None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PartialVideoWarning)
+            try:
+                frames = self._frames(i, generator)
+            except (VideoError, OSError) as error:
+                return Failure(i, video.path, str(error))
+        notes = [str(w.message) for w in caught if issubclass(w.category, PartialVideoWarning)]
+        if self.augment and generator:
+            frames = self.augment.apply(frames, self.preprocessing, generator)
+        else:
+            frames = self.preprocessing.apply(frames)
+        return Sample(frames, self._label(video), i, video.path, notes[0] if notes else None)
+
+    def decode(self, i: int) -> Clip:
+        """All frames of a video that training could ask for, at decode size.
+
+        Raises:
+            VideoError: the file cannot be read or has no frames between start and end.
+        """
+        video = self.index.videos[i]
+        with open_sized(video.path, self.preprocessing, self._margin) as reader:
+            inside = within(reader, video.start, video.end)
+            times = reader.times[inside]
+            if self._rule_first:
+                keep = self._rule.indices(times - times[0], None)
+                inside, times = inside[keep], times[keep]
+            frames = reader.read(inside)
+        return Clip(frames, times[: len(frames)])  # fewer than asked for where the file is damaged
+
+    def length(self, i: int) -> int:
+        """Frames of a video after sampling and before augmentation, without decoding; 0 if it cannot be
+        read."""
+        video = self.index.videos[i]
+        try:
+            clip = self.cache.load(i) if isinstance(self.cache, MemoryCache) else None
+            if clip is not None:
+                times = clip.times
+            else:
+                with open_sized(video.path, self.preprocessing, self._margin) as reader:
+                    times = reader.times[within(reader, video.start, video.end)]
+        except (VideoError, OSError):
+            return 0
+        n = (
+            len(times)
+            if clip is not None and self._rule_first
+            else len(self._rule.indices(times - times[0], None))
+        )
+        return min(n, self.max_frames) if self.max_frames and self.augment else n
+
+    def _frames(self, i: int, generator: torch.Generator | None) -> Tensor:
+        """uint8 [F, 3, h, w] at decode size, chosen."""
+        video = self.index.videos[i]
+        if isinstance(self.cache, MemoryCache):
+            if i in self.cache.failures:
+                raise VideoError(self.cache.failures[i])
+            clip = self.cache.load(i)
+            if clip is None:
+                clip = self.decode(i)
+                self.cache.store(i, clip)
+            return clip.frames[self._choose(clip.times, self._rule_first, generator)]
+        if self.cache:
+            rule = str(self._rule) if self._rule_first else "all"
+            pre = self.preprocessing
+            file = self.cache.file(video.path, pre.size, pre.fit, self._margin, rule, video.start, video.end)
+            kept = self.cache.load(file)
+            if kept is None:
+                clip = self.decode(i)
+                self.cache.store(file, clip)
+                kept = clip.frames.numpy(), clip.times
+            frames, times = kept
+            keep = self._choose(times, self._rule_first, generator)
+            return torch.from_numpy(np.ascontiguousarray(frames[keep.numpy()]))
+        with open_sized(video.path, self.preprocessing, self._margin) as reader:
+            inside = within(reader, video.start, video.end)
+            keep = self._choose(reader.times[inside], False, generator)
+            wanted, place = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
+            frames = reader.read(wanted)
+        return frames[place[place < len(frames)]]
+
+    def _choose(self, times: Tensor, sampled: bool, generator: torch.Generator | None) -> Tensor:
+        """Positions of the frames to use: sampling rule, then speed and drops, then a window."""
+        if sampled:
+            keep = torch.arange(len(times))
+        else:
+            keep = self._rule.indices(times - times[0], None if self._rule_first else generator)
+        if self.augment and generator:
+            keep = keep[self.augment.resample(len(keep), generator)]
+            if self.max_frames and len(keep) > self.max_frames:
+                start = int(torch.randint(len(keep) - self.max_frames + 1, (), generator=generator))
+                keep = keep[start : start + self.max_frames]
+        return keep
+
+    def _label(self, video: Video) -> Tensor:
+        if isinstance(video.label, tuple):
+            label = torch.zeros(len(self.index.labels))
+            label[list(video.label)] = 1
+            return label
+        return torch.tensor(-1 if video.label is None else video.label)

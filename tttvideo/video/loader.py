@@ -1,0 +1,287 @@
+"""Batches of videos: the order of an epoch, sharding by rank, length buckets, padding, workers, resume.
+
+The loaders are sharded already and keep their own generators: do not pass them to `accelerator.prepare`.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tttvideo.video.cache import Clip, DiskCache, MemoryCache
+from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
+from tttvideo.video.index import DataError, Index
+from tttvideo.video.reader import PartialVideoWarning, VideoError
+from tttvideo.video.transforms import sample_generator
+
+_log = logging.getLogger(__name__)
+_ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws
+
+
+class Batch(NamedTuple):
+    """Clips padded with zero frames at the end to the longest. B is 0 if none could be read, and then F is
+    1."""
+
+    frames: Tensor  # uint8 [B, F, 3, H, W]
+    lengths: Tensor  # int64 [B], frames that are not padding
+    labels: Tensor  # int64 [B], or float32 [B, n_classes] if multi-label
+    indices: Tensor  # int64 [B], places in the index
+    paths: list[str]
+    failures: list[Failure]
+    notes: list[str]  # warnings of readers
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of one rank, as lists of (epoch, index).
+
+    Shuffled (training): a permutation drawn from (seed, epoch). All ranks get equally many batches of equal
+    size; if the number of videos is not divisible by `world`, the last fewer than `world` of the permutation
+    are left out in that epoch. Not shuffled (validation): every video exactly once over all ranks, equally
+    many batches on all ranks, the last of which can be smaller or empty.
+
+    Args:
+        n: number of videos.
+        batch_size: per rank.
+        lengths: frames per video; needed for `buckets` > 1, where a batch takes videos of similar length.
+
+    Raises:
+        DataError: fewer videos than ranks (training).
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        lengths: Sequence[int] | None = None,
+        buckets: int = 1,
+    ) -> None:
+        if shuffle and n < world:
+            raise DataError(f"there are {n} videos for {world} processes; use fewer processes")
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
+        self.rank, self.world, self.lengths = rank, world, lengths
+        self.buckets = buckets if lengths is not None else 1
+        self.epoch = 0
+        self._skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the permutation of the next pass, and forgets `skip`."""
+        self.epoch, self._skip = epoch, 0
+
+    def skip(self, batches: int) -> None:
+        """The next pass starts after this many batches, without reading them."""
+        self._skip = batches
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        whole = self.batch_size * self.world
+        rest = self.n % whole
+        return self.n // whole + (rest >= self.world if self.shuffle else rest > 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, skip, self._skip = self.epoch, self._skip, 0
+        return iter([[(epoch, i) for i in batch] for batch in self._batches(epoch)[skip:]])
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        whole = self.batch_size * self.world
+        order = self._permutation(epoch) if self.shuffle else list(range(self.n))
+        chunks = [order[at : at + whole] for at in range(0, len(order), whole)]
+        if self.shuffle and self.buckets > 1:  # else all short videos would come first
+            draw = torch.randperm(len(chunks), generator=sample_generator(self.seed, epoch, _BUCKETS))
+            chunks = [chunks[i] for i in draw.tolist()]
+        return [chunk[self.rank :: self.world] for chunk in chunks]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        """With buckets: whole batches of one bucket each, then what is left of the buckets, short to long."""
+        order = torch.randperm(self.n, generator=sample_generator(self.seed, epoch, _ORDER)).tolist()
+        order = order[: self.n - self.n % self.world]
+        if self.buckets == 1 or self.lengths is None:
+            return order
+        whole = self.batch_size * self.world
+        ranked = torch.tensor(self.lengths).argsort(stable=True).tolist()
+        bucket_of = {i: place * self.buckets // self.n for place, i in enumerate(ranked)}
+        members: list[list[int]] = [[] for _ in range(self.buckets)]
+        for i in order:
+            members[bucket_of[i]].append(i)
+        cut = [len(m) - len(m) % whole for m in members]
+        return [i for m, at in zip(members, cut) for i in m[:at]] + [
+            i for m, at in zip(members, cut) for i in m[at:]
+        ]
+
+
+class Collate:
+    """Samples and failures to a Batch; needs the sizes because there may be no sample at all."""
+
+    def __init__(self, size: tuple[int, int], label_shape: tuple[int, ...], label_type: torch.dtype) -> None:
+        self.size, self.label_shape, self.label_type = size, label_shape, label_type
+
+    def __call__(self, items: Sequence[Sample | Failure]) -> Batch:
+        samples = [item for item in items if isinstance(item, Sample)]
+        lengths = [len(s.frames) for s in samples]
+        frames = torch.zeros(len(samples), max(lengths, default=1), 3, *self.size, dtype=torch.uint8)
+        for row, sample in zip(frames, samples):
+            row[: len(sample.frames)] = sample.frames
+        labels = torch.empty(len(samples), *self.label_shape, dtype=self.label_type)
+        for i, sample in enumerate(samples):
+            labels[i] = sample.label
+        return Batch(
+            frames,
+            torch.tensor(lengths, dtype=torch.int64),
+            labels,
+            torch.tensor([s.index for s in samples], dtype=torch.int64),
+            [s.path for s in samples],
+            [item for item in items if isinstance(item, Failure)],
+            [s.note for s in samples if s.note],
+        )
+
+
+class Loader(DataLoader):
+    """A DataLoader of `Batch`; warnings of readers in the workers are issued here, once per video.
+
+    `loader.batch_sampler` is the EpochSampler: `set_epoch(e)` before every epoch, `skip(n)` after it to
+    resume.
+    """
+
+    _issued: set[str] | None = None
+
+    def __iter__(self) -> Any:
+        return self._with_warnings(super().__iter__())
+
+    def _with_warnings(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self._issued = self._issued if self._issued is not None else set()
+        for batch in batches:
+            for note in batch.notes:
+                if note not in self._issued:
+                    self._issued.add(note)
+                    warnings.warn(note, PartialVideoWarning, stacklevel=3)
+            yield batch
+
+
+def train_loader(
+    config: DataConfig,
+    index: Index,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    start_method: str | None = None,
+) -> Loader:
+    """Shuffled, augmented batches of one rank.
+
+    Fills the memory cache before it returns, if there is one (one log line; every rank keeps all videos).
+
+    Args:
+        start_method: of the worker processes: fork, forkserver or spawn; None: Python's default.
+    """
+    return _loader(config, index, config.augment, seed, rank, world, start_method)
+
+
+def val_loader(
+    config: DataConfig, index: Index, *, rank: int = 0, world: int = 1, start_method: str | None = None
+) -> Loader:
+    """Batches of whole videos in the order of the index, the same every time; no video twice over all
+    ranks."""
+    return _loader(config, index, None, 0, rank, world, start_method)
+
+
+def _loader(
+    config, index: Index, augment, seed: int, rank: int, world: int, start_method: str | None
+) -> Loader:
+    cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[
+        config.cache
+    ]()
+    dataset = VideoDataset(
+        index,
+        config.preprocessing,
+        augment=augment,
+        seed=seed,
+        max_frames=config.max_frames,
+        cache=cache,
+    )
+    options: dict[str, Any] = {
+        "num_workers": config.workers,
+        "multiprocessing_context": start_method if config.workers else None,
+    }
+    if isinstance(cache, MemoryCache):
+        preload(dataset, cache, options)
+    lengths = None
+    if augment and config.buckets > 1:
+        how = {} if isinstance(cache, MemoryCache) else options  # nothing to open then
+        lengths = list(DataLoader(_Lengths(dataset), batch_size=None, generator=torch.Generator(), **how))
+    sampler = EpochSampler(
+        len(dataset),
+        config.batch_size,
+        seed=seed,
+        shuffle=augment is not None,
+        rank=rank,
+        world=world,
+        lengths=lengths,
+        buckets=config.buckets,
+    )
+    n_classes = len(index.labels)
+    multi = index.multi_label
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=Collate(
+            config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64
+        ),
+        generator=torch.Generator(),  # without it the global one is drawn from, which shifts dropout
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=config.workers > 0,
+        **options,
+    )
+
+
+def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) -> None:
+    """Decodes every video into the cache: in short-lived workers if there are any, because a process that has
+    used decord should not be forked."""
+    loader = DataLoader(_Clips(dataset), batch_size=None, generator=torch.Generator(), **options)
+    for i, (clip, reason, note) in enumerate(loader):
+        if clip is None:
+            cache.failures[i] = reason
+        else:
+            cache.store(i, clip)
+        if note:
+            warnings.warn(note, PartialVideoWarning, stacklevel=4)
+    size = sum(c.frames.numel() for c in map(cache.load, range(len(dataset))) if c is not None)
+    _log.info("%d videos kept in memory: %.1f MB", len(dataset) - len(cache.failures), size / 1e6)
+
+
+class _Clips(Dataset):
+    """(clip or None, why not, warning) of every video."""
+
+    def __init__(self, dataset: VideoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[Clip | None, str, str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PartialVideoWarning)
+            try:
+                clip, reason = self.dataset.decode(i), ""
+            except (VideoError, OSError) as error:
+                clip, reason = None, str(error)
+        notes = [str(w.message) for w in caught if issubclass(w.category, PartialVideoWarning)]
+        return clip, reason, notes[0] if notes else ""
+
+
+class _Lengths(Dataset):
+    def __init__(self, dataset: VideoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> int:
+        return self.dataset.length(i)

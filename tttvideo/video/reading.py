@@ -1,0 +1,32 @@
+"""Opening a video at the size that the preprocessing needs, and the part of it between two times."""
+
+import torch
+from torch import Tensor
+
+from tttvideo.video.decode import open_video
+from tttvideo.video.reader import Reader, VideoError
+from tttvideo.video.transforms import Preprocessing
+
+
+def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> Reader:
+    """A reader that resizes while decoding to what `preprocessing` needs. Raises VideoError."""
+    with open_video(path) as reader:
+        size = preprocessing.decode_size(reader.info, margin)
+    return open_video(path, size)
+
+
+def within(reader: Reader, start: float | None, end: float | None) -> Tensor:
+    """int64 indices of the frames shown in [start, end) seconds. Raises VideoError if there are none."""
+    times = reader.times
+    inside = torch.ones(len(times), dtype=torch.bool)
+    if start is not None:
+        inside &= times >= start
+    if end is not None:
+        inside &= times < end
+    indices = inside.nonzero().squeeze(1)
+    if not len(indices):
+        raise VideoError(
+            f"{reader.info.path}: no frame between {start or 0:g} s and "
+            f"{'the end' if end is None else f'{end:g} s'}; the video is {reader.info.duration:.3g} s long"
+        )
+    return indices
