@@ -1,0 +1,150 @@
+"""Long videos in pieces: several videos side by side, in memory that does not grow with their length.
+
+The pieces joined are what a dataset would give for the whole video; a model with carried state scores one
+piece after the other.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttvideo.video.reader import VideoError
+from tttvideo.video.reading import open_sized, within
+from tttvideo.video.sampling import Sampling, parse_sampling
+from tttvideo.video.transforms import Preprocessing
+
+
+class Segment(NamedTuple):
+    """The next piece of every video."""
+
+    frames: Tensor  # uint8 [B, S, 3, H, W]; S is the longest piece, so at most `segment`, and at least 1
+    lengths: Tensor  # int64 [B]: frames of each row that are not padding; 0 once a video has ended
+    failures: dict[int, str]  # rows that could not be read (to the end), and why; so far
+
+
+def read_segments(
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    segment: int,
+    max_frames: int | None = None,
+    sampling: Sampling | None = None,
+    spans: Sequence[tuple[float | None, float | None]] | None = None,
+    prefetch: bool = True,
+) -> Iterator[Segment]:
+    """Reads B videos in lockstep, `segment` frames at a time, until all have ended; at least one Segment
+    comes.
+
+    A video is cut to its span, then to its first `max_frames` frames, and then the sampling rule is applied.
+    All pieces of a row have exactly `segment` frames except its last. One piece is decoded ahead by a thread,
+    which ends with the iterator, also when that is closed early.
+
+    Args:
+        sampling: by default the preprocessing's rule.
+        spans: per video (start, end) in seconds; None: from the beginning, to the end.
+        prefetch: False: decode when asked, in the calling thread.
+    """
+    if segment < 1 or (max_frames is not None and max_frames < 1):
+        raise ValueError(f"segment ({segment}) and max_frames ({max_frames}) must be at least 1")
+    rule = sampling if sampling is not None else parse_sampling(preprocessing.sampling)
+    spans = spans or [(None, None)] * len(paths)
+    rows = [
+        _row(path, preprocessing, segment, max_frames, rule, *span)
+        for path, span in zip(paths, spans, strict=True)
+    ]
+    segments = _lockstep(rows, preprocessing.size)
+    return _ahead(segments) if prefetch else segments
+
+
+def _row(
+    path: str,
+    preprocessing: Preprocessing,
+    segment: int,
+    max_frames: int | None,
+    rule: Sampling,
+    start: float | None,
+    end: float | None,
+) -> Iterator[Tensor]:
+    """Pieces uint8 [<=segment, 3, H, W] of one video. Raises VideoError or OSError when it cannot be read."""
+    with open_sized(path, preprocessing) as reader:
+        inside = within(reader, start, end)[:max_frames]
+        times = reader.times[inside]
+        wanted = inside[rule.indices(times - times[0], None)]
+        held = torch.empty(0, 3, *preprocessing.size, dtype=torch.uint8)
+        for frames in reader.stream(wanted, batch=min(segment, 64)):
+            held = torch.cat([held, preprocessing.apply(frames)])
+            while len(held) >= segment:
+                yield held[:segment]
+                held = held[segment:]
+        if len(held):
+            yield held
+
+
+def _lockstep(rows: Sequence[Iterator[Tensor]], size: tuple[int, int]) -> Iterator[Segment]:
+    failures: dict[int, str] = {}
+    running = dict(enumerate(rows))
+    first = True
+    try:
+        while True:
+            pieces: dict[int, Tensor] = {}
+            for i in list(running):
+                try:
+                    piece = next(running[i], None)
+                except (VideoError, OSError) as error:
+                    failures[i], piece = str(error), None
+                if piece is None:
+                    del running[i]
+                else:
+                    pieces[i] = piece
+            if not pieces and not first:
+                return
+            lengths = [len(pieces[i]) if i in pieces else 0 for i in range(len(rows))]
+            frames = torch.zeros(len(rows), max([1, *lengths]), 3, *size, dtype=torch.uint8)
+            for i, piece in pieces.items():
+                frames[i, : len(piece)] = piece
+            yield Segment(frames, torch.tensor(lengths), dict(failures))
+            first = False
+    finally:
+        for row in running.values():
+            row.close()  # type: ignore[attr-defined]  # generators: closes the readers
+
+
+def _ahead(segments: Iterator[Segment]) -> Iterator[Segment]:
+    """The same, with the next one being made by a thread. Readers are opened, used and closed in that
+    thread."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for segment in segments:
+                put(segment)
+                if stop.is_set():
+                    break
+            put(None)
+        except BaseException as error:  # carried over to the caller's thread
+            put(error)
+        finally:
+            segments.close()  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=work, name="read_segments", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
