@@ -149,9 +149,8 @@ class _Packets:
         found, most = [], -(2**63)
         for i, (pts, fresh) in enumerate(zip(self.pts, self.fresh)):
             if fresh and most < pts == least[i]:
-                found.append(
-                    i
-                )  # everything decoded before is shown before: decoding and display number agree
+                # Everything decoded before is also shown before: i is the frame's number in both orders.
+                found.append(i)
             most = max(most, pts)
         return tuple(found)
 
@@ -162,15 +161,12 @@ def _probe(path: str, size: int, modified: int) -> Probe:
     container, stream = open_container(path)
     with container:
         packets = _Packets(container, stream)
-        codec, header, rate = (
-            stream.codec_context.name,
-            stream.frames,
-            stream.average_rate or stream.guessed_rate,
-        )
+        codec, header = stream.codec_context.name, stream.frames
+        rate = stream.average_rate or stream.guessed_rate
         base = float(stream.time_base or 0)
         one_stream = len(container.streams.video) == 1
         promised = _promised(container, stream, packets.corrupt)
-        told = _announced_by_duration(container, stream, rate) if not header else 0
+        told = _announced_by_duration(container, stream, rate, packets.pts) if not header else 0
         matroska_or_mp4 = any(name in container.format.name for name in ("mp4", "matroska"))
         if container.format.name == "tty":  # FFmpeg draws any text file as a terminal
             raise VideoError(f"{path}: is a text file, not a video")
@@ -181,8 +177,10 @@ def _probe(path: str, size: int, modified: int) -> Probe:
     clean = not (cut or packets.corrupt or packets.unstamped or packets.empty) and bool(packets.pts)
     clean = clean and len(set(packets.pts)) == len(packets.pts) and packets.starts_with_key
     clean = clean and packets.pts[0] == min(packets.pts)
+    # H.264 that starts at a recovery point instead of an IDR picture loses its first frames without an error.
+    trusted = clean and codec in ONE_PACKET_ONE_FRAME and (codec != "h264" or packets.fresh[0])
     damaged, announced = cut, max(header, told)
-    if clean and codec in ONE_PACKET_ONE_FRAME:
+    if trusted:
         stamps, frames = sorted(packets.pts), len(packets.pts)
     else:
         stamps, frames, failed = _count_by_decoding(path)
@@ -194,7 +192,7 @@ def _probe(path: str, size: int, modified: int) -> Probe:
     else:
         times = torch.arange(frames, dtype=torch.float64) / rate
     # Decoding from the middle, and decord, only where packets and frames are the same thing.
-    exact = clean and distinct and codec in ONE_PACKET_ONE_FRAME and matroska_or_mp4
+    exact = trusted and distinct and matroska_or_mp4
     turns = round(first.rotation / 90) % 4
     height, width = (first.width, first.height) if turns % 2 else (first.height, first.width)
     regular = exact and one_stream and turns == 0 and packets.discarded == 0 and header in (0, packets.count)
@@ -290,21 +288,21 @@ def _promised(container: Any, stream: Any, corrupt: int) -> int:
     return stream.frames if corrupt else 0
 
 
-def _announced_by_duration(container: Any, stream: Any, rate: Any) -> int:
+def _announced_by_duration(container: Any, stream: Any, rate: Any, pts: list[int]) -> int:
     """Frames that a container without a frame count (Matroska, WebM) promises by the length of its video
     track.
 
-    A file that was cut simply looks shorter. Without a length of its own for the track (audio can be longer),
+    A file that was cut simply looks shorter. Without a length of its own for the track (audio can be longer):
     0.
     """
-    if not rate or not any(name in container.format.name for name in ("matroska", "webm")):
+    if not rate or not pts or "matroska" not in container.format.name:
         return 0
-    text = stream.metadata.get("DURATION", "")
     try:
-        hours, minutes, seconds = text.split(":")
-        return int((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * float(rate))
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)  # counted from time 0
     except ValueError:
         return 0
+    return int((end - min(pts) * float(stream.time_base)) * float(rate))
 
 
 def _starts_afresh(codec: str, extradata: bytes | None, packet: Any) -> bool:

@@ -46,8 +46,8 @@ _already_warned: set[tuple[str, int, int]] = set()
 
 
 class Reader(ABC):
-    """An opened video. Use it as a context manager, in the process that opened it: it cannot be pickled, the path
-    can. One pass at a time: starting a second `stream` ends the first.
+    """An opened video. Use it as a context manager, in the process that opened it: it cannot be pickled, the
+    path can. One pass at a time: starting a second `stream` ends the first.
 
     `times` (float64 [F], seconds, strictly increasing, first frame at 0) tells when every frame is shown.
     """
