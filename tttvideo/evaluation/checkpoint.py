@@ -30,7 +30,7 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     with (folder / "model.safetensors").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     index_file = folder.parent / "index.json"
-    if not index_file.is_file():
+    if folder.parent.name != "checkpoints" or not index_file.is_file():
         selection, drawn = provenance.get("selection"), provenance.get("drawn") or {}
         return Checkpoint(folder, None, sha256, selection, drawn, None, provenance)
     run = folder.parent.parent

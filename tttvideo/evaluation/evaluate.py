@@ -1,6 +1,7 @@
 """The story of an evaluation: a checkpoint, a set of videos, and a row of figures for every setting."""
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -50,7 +51,6 @@ def evaluate(
     Raises ValueError with one sentence for a missing checkpoint or split, for labels the checkpoint does not
     know, and for settings that cannot be. Videos that cannot be read are counted as wrong and listed.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
     place = choose_device(device)
@@ -60,7 +60,7 @@ def evaluate(
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     settings = all_settings(list(frames), samplings)
 
-    state = PartialState(cpu=place is not None and place.type == "cpu")
+    state = _processes(place)
     if place is None or (place.type == state.device.type and place.index is None):
         place = state.device  # its index is this process's own
     mine = list(range(state.process_index, len(index.videos), state.num_processes))
@@ -107,6 +107,21 @@ def _suite(data: str | Path) -> dict[str, Any] | None:
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
     file = folder / "suite.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _processes(place: torch.device | None):
+    """accelerate's view of the processes of this evaluation, one or several."""
+    from accelerate import PartialState
+    from accelerate.utils import str_to_bool
+
+    # Without cpu=True, accelerate silently makes single processes of those that torchrun started on a CPU.
+    asked = bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
+    accelerated = torch.accelerator.is_available()
+    state = PartialState(cpu=asked or not accelerated or (place is not None and place.type == "cpu"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise ValueError(f"{started} processes were started, but accelerate joined {state.num_processes}")
+    return state
 
 
 def choose_device(name: str | None) -> torch.device | None:

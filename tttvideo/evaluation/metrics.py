@@ -1,5 +1,6 @@
 """The figures of one setting over all its videos. Videos that could not be scored count as wrong in each."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,9 @@ def multi_label(logits: Tensor, labels: Tensor, scored: Tensor) -> Figures:
     hits = [(truth.gather(1, order[:, :k]).any(1) & scored).float().mean() for k in (1, min(5, n))]
     occurs = truth.any(0)
     recall = multilabel_recall(probabilities, truth.long(), num_labels=n, average="none")
-    precision = multilabel_average_precision(probabilities, truth.long(), num_labels=n, average="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that do not occur; they are left out below
+        precision = multilabel_average_precision(probabilities, truth.long(), num_labels=n, average="none")
     loss = None
     if scored.any():
         target = labels[scored].to(logits.dtype)

@@ -34,6 +34,8 @@ def summarise(
             assert by_setting[score.setting][score.video] is None, "a video was counted twice"
             by_setting[score.setting][score.video] = score
     truth = _truth(index, n_classes, several)
+    if several and not truth.any():
+        raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
     results, predictions, failures, notes = [], [], {}, []
     for number, (setting, row) in enumerate(zip(settings, by_setting)):
         row = [score for score in row if score is not None]

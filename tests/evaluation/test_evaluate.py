@@ -1,0 +1,181 @@
+"""The whole evaluation on real files: what is written, splits, failures, several processes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.small import LABELS, small_model, small_run, small_set
+from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, print_report, write_report
+from tttvideo.video.synthetic import ceiling_for
+
+SETTINGS = {"frames": parse_frames("8,all"), "samplings": parse_samplings(["dense", "uniform=4"])}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_set(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return small_run(tmp_path_factory.mktemp("runs") / "demo", small_model())
+
+
+@pytest.fixture(scope="module")
+def damaged(data, tmp_path_factory) -> Path:
+    """The same set with two files that are no videos."""
+    copy = tmp_path_factory.mktemp("damaged") / "set"
+    shutil.copytree(data, copy)
+    for file in sorted(copy.glob("val/*/*.mp4"))[:2]:
+        file.write_bytes(b"no video at all")
+    return copy
+
+
+def read(out: Path) -> tuple[dict, list[dict]]:
+    with (out / "predictions.csv").open(newline="") as file:
+        return json.loads((out / "metrics.json").read_text()), list(csv.DictReader(file))
+
+
+def test_files_and_figures(run, data, tmp_path, capsys):
+    evaluation = evaluate(run, data, **SETTINGS)
+    write_report(evaluation, tmp_path)
+    print_report(evaluation)
+    metrics, predictions = read(tmp_path)
+
+    keys = ["checkpoint", "data", "split", "n_videos", "n_failed", "chance", "results"]
+    assert list(metrics)[:7] == keys
+    assert (metrics["split"], metrics["n_videos"], metrics["n_failed"]) == ("val", 12, 0)
+    assert metrics["chance"] == pytest.approx(1 / 6)
+    assert metrics["selection"]["rule"] == "highest val top1"
+    rows = metrics["results"]
+    assert [(row["frames"], row["sampling"]) for row in rows] == [
+        (8, "dense"),
+        ("all", "dense"),
+        (8, "uniform=4"),
+        ("all", "uniform=4"),
+    ]
+    columns = ["frames", "sampling", "top1", "top5", "mean_class", "n", "frames_per_second"]
+    suite = json.loads((data / "suite.json").read_text())
+    for row in rows:
+        assert list(row)[:7] == columns
+        assert row["n"] == 12
+        assert row["frames_per_second"] > 0
+        cut = None if row["frames"] == "all" else row["frames"]
+        assert row["ceiling"] == ceiling_for(suite, row["sampling"], cut)
+        assert sum(map(sum, row["confusion"])) == 12
+    assert rows[1]["ceiling"] == 1.0 > rows[0]["ceiling"] > rows[2]["ceiling"]
+
+    # predictions.csv says the same as metrics.json.
+    assert len(predictions) == 48
+    hits = Counter()
+    for row in predictions:
+        assert row["label"] == Path(row["path"]).parent.name
+        assert row["correct"] == str(int(row["prediction"] == row["label"])) == str(int(row["rank"] == "1"))
+        hits[row["frames"], row["sampling"]] += int(row["correct"])
+    for row in rows:
+        assert row["top1"] == pytest.approx(hits[str(row["frames"]), row["sampling"]] / 12)
+    for name in ("confusion.png", "accuracy_vs_frames.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*"))
+    shown = capsys.readouterr().out
+    assert "chosen by highest val top1 (0.25) on split val" in shown
+    assert "ceiling" in shown
+
+
+def test_failures_count_as_wrong_and_are_listed(run, damaged, tmp_path, capsys):
+    evaluation = evaluate(run, damaged, **SETTINGS)
+    write_report(evaluation, tmp_path)
+    print_report(evaluation)
+    metrics, predictions = read(tmp_path)
+    assert (metrics["n_videos"], metrics["n_failed"]) == (12, 2)
+    failed = [row for row in predictions if row["failure"]]
+    assert len(failed) == 8
+    assert {(row["correct"], row["prediction"], row["frames_used"]) for row in failed} == {("0", "", "0")}
+    assert len(metrics["failures"]) == 2
+    shown = capsys.readouterr().out
+    assert "2 of 12 videos failed and count as wrong" in shown
+    for failure in metrics["failures"]:
+        assert failure["path"] in shown
+        assert failure["reason"]
+    for row in metrics["results"]:
+        assert row["n"] == 12
+        assert row["top5"] <= 10 / 12
+        assert sum(counts[-1] for counts in row["confusion"]) == 2
+
+
+def test_the_checkpoints_own_sampling_is_the_default(run, data):
+    metrics = evaluate(run, data).metrics
+    assert [(row["frames"], row["sampling"]) for row in metrics["results"]] == [("all", "dense")]
+
+
+def test_splits(run, data, tmp_path):
+    with pytest.raises(ValueError, match=r"no split 'test'; it has val"):
+        evaluate(run, data, split="test")
+    listing = tmp_path / "list.csv"
+    videos = sorted(data.glob("val/*/*.mp4"))
+    listing.write_text("path,label\n" + "".join(f"{video},{video.parent.name}\n" for video in videos))
+    assert evaluate(run, listing, split="all").metrics["n_videos"] == 12
+    # The run kept half of its videos for validation, so that is the division here.
+    part = evaluate(run, listing).metrics
+    assert part["n_videos"] == 6
+    assert "0.5 for val" in part["split_rule"]
+
+
+def test_labels_are_matched_by_name(data, tmp_path):
+    reversed_labels = small_model(LABELS[::-1])
+    metrics = evaluate(small_run(tmp_path / "a", reversed_labels), data).metrics
+    assert metrics["labels"] == LABELS[::-1]
+    other = small_run(tmp_path / "b", small_model(["red-blue", "cat"]))
+    with pytest.raises(ValueError, match=r"has the label '.*', which is not known"):
+        evaluate(other, data)
+
+
+def test_several_labels(data, tmp_path):
+    listing = tmp_path / "list.csv"
+    videos = sorted(data.glob("val/*/*.mp4"))
+    lines = [f"{video},{';'.join(video.parent.name.split('-'))}\n" for video in videos]
+    listing.write_text("path,label\n" + "".join(lines))
+    run = small_run(tmp_path / "run", small_model(["blue", "green", "red"], multi_label=True))
+    evaluation = evaluate(run, listing, split="all", frames=[8, None])
+    write_report(evaluation, tmp_path / "out")
+    metrics, predictions = read(tmp_path / "out")
+    assert metrics["chance"] == pytest.approx(2 / 3)
+    assert all(0 < row["map"] <= 1 for row in metrics["results"])
+    assert {len(row["label"].split(";")) for row in predictions} == {2}
+    single = small_run(tmp_path / "single", small_model(["blue", "green", "red"]))
+    with pytest.raises(ValueError, match="several labels but the model gives one"):
+        evaluate(single, listing, split="all")
+
+
+def test_a_device_that_is_not_there_is_one_sentence(run, data):
+    for name in ("cuda:77", "toaster"):
+        with pytest.raises(ValueError, match=f"--device {name} cannot be used here"):
+            evaluate(run, data, device=name)
+
+
+def test_two_processes_count_every_video_once(run, damaged, tmp_path):
+    words = [str(run), "--data", str(damaged), "--frames", "8,all", "--workers", "0", "--batch-size", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tttvideo", "evaluate", *words, "--out", str(tmp_path / "two")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    two, predictions = read(tmp_path / "two")
+    assert two["processes"] == 2
+    assert (two["n_videos"], two["n_failed"], len(predictions)) == (12, 2, 24)
+    assert len({(row["path"], row["frames"]) for row in predictions}) == 24
+    one = evaluate(run, damaged, frames=[8, None]).metrics
+    for here, there in zip(one["results"], two["results"]):
+        assert (here["top1"], here["top5"], here["confusion"]) == (
+            there["top1"],
+            there["top5"],
+            there["confusion"],
+        )
+    assert done.stdout.count("written to") == 1
