@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tttvideo.training.config import RunConfig
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: RunConfig, yaml: str) -> None:
     """Train as configured; `yaml` is the configuration as text, for the run folder."""
     import torch
-    from timm.utils import ModelEmaV3
+    from timm.utils import ModelEmaV3  # pyright: ignore
 
     from tttvideo.evaluation.metrics import multi_label, single_label
     from tttvideo.model import VideoModel
@@ -56,11 +56,11 @@ def run(config: RunConfig, yaml: str) -> None:
     from tttvideo.training.loop import NonFinite, Trainer
     from tttvideo.training.mix import ClipMix
     from tttvideo.training.optimizer import Schedule, build_optimizer
-    from tttvideo.training.progress import Display
+    from tttvideo.training.progress import Display, clock
     from tttvideo.training.run_folder import RunFolder, changed_settings, fingerprint
     from tttvideo.training.validation import score
     from tttvideo.video.index import save_labels
-    from tttvideo.video.loader import train_loader, val_loader
+    from tttvideo.video.loader import EpochSampler, train_loader, val_loader
 
     # Wrong input is found before anything is written, and by every process alike.
     resume = config.resume == "auto"
@@ -75,6 +75,7 @@ def run(config: RunConfig, yaml: str) -> None:
     if config.evaluate_every:
         val = config.data.index(config.data.split_val, labels=train.labels, multi_label=train.multi_label)
     val_batches = val_loader(config.data, val, rank=rank, world=world) if val else None
+    order = cast(EpochSampler, train_batches.batch_sampler)
     n_batches = len(train_batches)
     steps_per_epoch = -(-n_batches // config.accumulate)
 
@@ -194,8 +195,8 @@ def run(config: RunConfig, yaml: str) -> None:
     try:
         while progress.epoch < epochs:
             number = progress.epoch + 1
-            train_batches.batch_sampler.set_epoch(progress.epoch)
-            train_batches.batch_sampler.skip(progress.batch)
+            order.set_epoch(progress.epoch)
+            order.skip(progress.batch)
             for result in trainer.epoch(train_batches, n_batches, progress):
                 progress = result.progress
                 totals = progress.totals
@@ -238,8 +239,11 @@ def run(config: RunConfig, yaml: str) -> None:
             if leader:
                 folder.log.append(line)
             accelerator.log({f"epoch/{k}": v for k, v in line.items() if k != "step"}, step=progress.step)
+            measured = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
             display.say(
-                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items())
+                f"epoch {number}/{epochs}  loss {line['train_loss']:.4f}  "
+                f"accuracy {line['train_accuracy']:.4f}  {line['frames_per_second']:,.0f} frames/s  {clock(totals['seconds'])}"
+                + (f"  | {config.data.split_val}: {measured}" if metrics else "")
             )
             progress = replace(progress, epoch=number, batch=0, totals={})
             due = config.checkpoint.each_epoch or (

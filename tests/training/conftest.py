@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 
 def write_video(path: Path, level: int, frames: int = 6, size: int = 32) -> None:
@@ -27,7 +28,7 @@ def write_video(path: Path, level: int, frames: int = 6, size: int = 32) -> None
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> Path:
-    """root/{train,val}/{bright,dark}/*.mp4: 14 videos to train on, 5 to validate on, of 4 to 7 frames."""
+    """root/{train,val}/{bright,dark}/*.mp4: 14 videos to train on, 5 to validate on."""
     root = tmp_path_factory.mktemp("videos")
     for split, count in (("train", 7), ("val", 3)):
         for name, level in (("bright", 200), ("dark", 40)):
@@ -38,7 +39,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def arguments(videos, tmp_path) -> Callable[..., list[str]]:
-    """Arguments of a run that takes a second: dropout, augmentation, Mixup, moving average, accumulation on."""
+    """Arguments of a short run: dropout, augmentation, Mixup, CutMix, moving average, accumulation are on."""
 
     def build(*extra: str, out: str = "run", **settings: object) -> list[str]:
         values = {
@@ -71,6 +72,15 @@ def arguments(videos, tmp_path) -> Callable[..., list[str]]:
         return [word for key, value in values.items() for word in (f"--{key}", str(value))] + list(extra)
 
     return build
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Sums differ in their last bits between numbers of threads, and curves are compared to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

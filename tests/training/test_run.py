@@ -208,9 +208,9 @@ def test_several_labels(videos, tmp_path, arguments):
     assert json.loads((run / "checkpoints" / "index.json").read_text())["rule"] == "highest val map"
 
 
-def test_bf16_and_activation_checkpointing(arguments, tmp_path):
+def test_bf16_with_activation_checkpointing(arguments, tmp_path):
     settings = dict(schedule__epochs=1, evaluate_every=0)
-    assert train.main(arguments(precision="bf16", out="a", **settings)) == 0
+    assert train.main(arguments(precision="bf16", activation_checkpointing=2, out="a", **settings)) == 0
     loss = [line["loss"] for line in lines(tmp_path / "a" / "steps.jsonl")]
     assert all(0 < value < 5 for value in loss)
 
@@ -223,3 +223,18 @@ def test_tensorboard_gets_the_curves(arguments, tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
     assert len(events.Scalars("epoch/val_top1")) == 1
+
+
+def test_accumulation_is_a_larger_batch(arguments, tmp_path):
+    plain = {
+        **{f"data__augment__{name}": 0 for name in ("flip", "brightness")},
+        **dict(
+            model__backbone__dropout=0, mix__probability=0, schedule__epochs=1, evaluate_every=0, ema="null"
+        ),
+    }
+    # 14 videos: the same three full groups of 4, then one of 2
+    assert train.main(arguments(out="a", accumulate=1, data__batch_size=4, **plain)) == 0
+    assert train.main(arguments(out="b", accumulate=2, data__batch_size=2, **plain)) == 0
+    one, two = (lines(tmp_path / name / "steps.jsonl") for name in "ab")
+    for key in ("loss", "grad_norm"):
+        assert [s[key] for s in one] == pytest.approx([s[key] for s in two], rel=2e-3)

@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
         # ours from __post_init__ already is a sentence
         raise ConfigError(_one_line(str(error))) from error
     namespace.pop("config", None)
-    return config, parser.dump(namespace, skip_none=False, skip_validation=True)
+    with warnings.catch_warnings():
+        # skip_unset, its successor in jsonargparse 4.49, is not in the oldest version we allow
+        warnings.simplefilter("ignore")
+        return config, parser.dump(namespace, skip_none=False, skip_validation=True)
 
 
 def namespace_files(argv: Sequence[str] | None) -> list[str]:

@@ -68,7 +68,9 @@ class Rule:
 
     def __str__(self) -> str:
         return (
-            f"highest {self.split} {self.metric}" if self.metric else "the last step (nothing was validated)"
+            f"highest {self.split} {self.metric}"
+            if self.metric
+            else "the last step, as nothing was validated"
         )
 
 
@@ -111,7 +113,7 @@ class Checkpoints:
         metrics: dict[str, float] | None,
         *,
         save_model: Callable[[Path, dict[str, Any]], None],
-        save_state: Callable[[Path], None],
+        save_state: Callable[[Path], object],
         barrier: Callable[[], None],
         main: bool,
     ) -> Progress:
@@ -188,15 +190,14 @@ class Checkpoints:
                 key = key.replace(".init_args", "").removesuffix(".class_path")
                 raise ConfigError(
                     f"cannot resume from {checkpoint}, which holds another model: {key} is {old} there and "
-                    f"{new} now; resume with the settings in the run's config.yaml, or give another --out for a new run"
+                    f"{new} now; resume with the settings in the run's config.yaml, or give another --out"
                 )
         difference = first_difference(progress.fixed, fixed, "")
         if difference:
             key, old, new = difference
             raise ConfigError(
-                f"cannot resume from {checkpoint}: it was saved with {key} = {old} and this start has {new}, so "
-                "its position would not mean the same samples; start as before, or give another --out for a "
-                "new run"
+                f"cannot resume from {checkpoint}: it was saved with {key} = {old} and this start has {new}, "
+                "so its position would not mean the same samples; start as before, or give another --out"
             )
         if progress.best is not None and not (self.folder / progress.best).is_dir():
             progress = replace(progress, best=None)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class Trainer:
 
         clip = math.inf if self.clip_grad is None else self.clip_grad  # inf: only measures
         norm = self.accelerator.clip_grad_norm_(self._parameters, clip)
-        sums = self.accelerator.reduce(sums, reduction="sum")
+        sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
         *figures_, grad_norm = torch.cat(
             [sums, torch.as_tensor(norm, device=device).reshape(1).float()]
         ).tolist()

@@ -36,8 +36,9 @@ class ClipMix:
             seed: decides everything that is drawn.
 
         Returns:
-            frames float32 [B, F, 3, H, W] in 0..1; lengths [B], where a mixed clip is as long as the longer of
-            its sources (the shorter one has turned black by then); labels float32 [B, n_classes]. With B odd the middle of the batch stays as it is; so does a batch of one.
+            frames float32 [B, F, 3, H, W] in 0..1; lengths [B], where a mixed clip is as long as the longer
+                of its sources (the shorter one has turned black by then); labels float32 [B, n_classes].
+                With B odd the middle of the batch stays as it is; so does a batch of one.
         """
         from timm.data.mixup import Mixup
 

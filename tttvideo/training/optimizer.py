@@ -22,7 +22,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     Raises:
         ConfigError: an optimizer timm does not know, or a setting it does not take.
     """
-    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+    # timm re-exports its functions without an __all__, which pyright takes for private
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # pyright: ignore
 
     known = list_optimizers()
     if config.name.lower() not in known:
@@ -49,7 +50,7 @@ class Schedule:
     rates."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int):
-        from timm.scheduler import create_scheduler_v2
+        from timm.scheduler import create_scheduler_v2  # pyright: ignore
 
         self.total_steps = config.epochs * steps_per_epoch
         self._inner_steps = math.ceil(config.inner_warmup * steps_per_epoch)

@@ -1,0 +1,126 @@
+"""Runs in processes of their own: killed with SIGKILL, with data workers, and two at once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.training.test_run import curve, lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# train.py that kills itself, once, in the middle of the append number KILL_AT to steps.jsonl
+SUICIDAL = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+import train
+from tttvideo.training.run_folder import JsonLines
+
+append = JsonLines.append
+def killed(self, line):
+    if line.get("step") == int(os.environ["KILL_AT"]) and not os.path.exists(os.environ["KILLED"]):
+        open(os.environ["KILLED"], "w").close()
+        append(self, line)
+        self._file.write('{{"step": 99, "torn')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, line)
+if __name__ == "__main__":
+    JsonLines.append = killed
+    sys.exit(train.main())
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the script as a process; `launcher` stands before it."""
+    script = tmp_path / "suicidal.py"
+    script.write_text(SUICIDAL.format(root=str(ROOT)))
+
+    def run(argv, *launcher, kill_at=-1, **environment):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
+        env |= {
+            "OMP_NUM_THREADS": "1",
+            "KILL_AT": str(kill_at),
+            "KILLED": str(tmp_path / "was-killed"),
+            **environment,
+        }
+        return subprocess.run(
+            [sys.executable, *launcher, str(script), *argv],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def torchrun(processes: int, restarts: int = 0) -> list[str]:
+    return [
+        *("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.2",
+    ]
+
+
+def test_kill_9_with_workers_then_resume_with_and_without(arguments, start, tmp_path):
+    assert train.main(arguments(out="whole")) == 0
+    done = start(arguments(out="killed", data__workers=2), kill_at=5)
+    assert done.returncode == -9, done.stderr
+    killed = tmp_path / "killed"
+    assert "torn" in (tmp_path / "killed" / "steps.jsonl").read_text()
+    expected = curve(tmp_path / "whole")
+    other = tmp_path / "other"
+    shutil.copytree(killed, other)
+    assert train.main(arguments("--resume", "auto", out="killed", data__workers=2)) == 0
+    assert curve(killed) == expected
+    assert train.main(arguments("--resume", "auto", out="other", data__workers=0)) == 0
+    assert curve(other) == expected
+
+
+def test_two_processes_train_validate_and_resume_after_a_kill(arguments, start, tmp_path, capsys, videos):
+    settings = dict(processes=2, trackers="[tensorboard]")
+    root = tmp_path / "damaged"
+    shutil.copytree(videos, root)
+    (root / "train" / "dark" / "0.mp4").write_bytes(b"")
+    settings |= dict(data__root=root, data__batch_size=1)  # one process meets an empty batch
+    done = start(arguments(out="whole", **settings), *torchrun(2), ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stderr
+    log = lines(tmp_path / "whole" / "log.jsonl")
+    assert [(line["step"], line["skipped"], line["val_n"]) for line in log] == [(4, 1, 5), (8, 1, 5)]
+    # torchrun starts both processes again after the kill
+    argv = arguments("--resume", "auto", out="killed", **settings)
+    done = start(argv, *torchrun(2, restarts=1), kill_at=7, ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed").exists()
+    assert "starting afresh" in done.stdout
+    assert "resume step-00000006: epoch 2, batch 4 of 7" in done.stdout
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    # and one process alone cannot take over
+    del settings["processes"]
+    assert train.main(arguments("--resume", "auto", out="killed", **settings)) == 2
+    assert "processes = 2 and this start has 1" in capsys.readouterr().err
+
+
+def test_more_processes_started_than_accelerate_runs(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun without ACCELERATE_USE_CPU, and no GPU
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert train.main(arguments()) == 2
+    assert "ACCELERATE_USE_CPU=1 torchrun" in capsys.readouterr().err
+
+
+def test_accelerate_launch_that_starts_one_of_two(arguments, monkeypatch, capsys):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert train.main(arguments()) == 2
+    assert "accelerate launch was asked for several processes but started one" in capsys.readouterr().err
