@@ -1,0 +1,47 @@
+# Everything a newcomer types: `make demo` and `make test`. Both make their own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Several small matrix products at a time gain nothing from more threads than cores; tests run two at a time.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow test-gpu test-kernels lint bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+env: $(VENV)/.ready  ## the environment of everything below, in $(VENV)
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: tttvideo needs Python 3.11 or newer; say which with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: env  ## real MP4 files, training, long-clip evaluation, export: minutes on 2 CPU cores
+	PATH="$(abspath $(BIN)):$$PATH" bash data/demo.sh
+
+test: env  ## the whole quick test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not kernels"
+
+test-slow: env  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: env  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+test-kernels: env  ## ahead-of-time compilation of every kernel configuration
+	$(BIN)/python -m pytest -m kernels
+
+lint: env  ## ruff and pyright, as pre-commit runs them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: env  ## side-by-side measurements of the layer on this machine
+	$(BIN)/python -m benchmarks.layer --json runs/bench-layer.json
+
+clean:  ## removes the environment and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
