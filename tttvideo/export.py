@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from tttvideo.model import from_pretrained
+from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
@@ -90,7 +90,7 @@ def _refuse_foreign(out: Path) -> None:
         raise ExportError(f"{out} is not empty and holds no export; give --out a new folder")
 
 
-def _verify(model, copy, out: Path) -> None:
+def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
     """Both must give the same logits on the same random frames, a short clip and a shorter one in a batch."""
     height, width = model.preprocessing.size
     length = 2 * model.frame_multiple
@@ -161,8 +161,8 @@ def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequ
 
 A video classifier made with tttvideo: {parameters:,} parameters, {len(model.labels)} classes{
         ", several may apply to one video" if model.multi_label else ""
-    }. It reads any number of frames; the cost
-is linear in their number.
+    }. It reads any
+number of frames.
 
 ## Use
 

@@ -13,7 +13,7 @@ from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import all_settings
 from tttvideo.evaluation.summary import Evaluation, summarise
-from tttvideo.model import from_pretrained
+from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.sampling import Sampling, parse_sampling
 
@@ -53,16 +53,16 @@ def evaluate(
     """
     from accelerate.utils import gather_object
 
-    place = choose_device(device)
+    wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust)
     index = _index(data, split, model, source)
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     settings = all_settings(list(frames), samplings)
 
-    state = _processes(place)
-    if place is None or (place.type == state.device.type and place.index is None):
-        place = state.device  # its index is this process's own
+    state = _processes(wanted)
+    own: torch.device = state.device  # type: ignore[assignment]  # with the index of this very process
+    place = own if wanted is None or (wanted.type == own.type and wanted.index is None) else wanted
     mine = list(range(state.process_index, len(index.videos), state.num_processes))
     with _progress(progress and state.is_main_process, len(mine) * len(settings)) as advance:
         scores = score_videos(
@@ -91,7 +91,7 @@ def evaluate(
     return summarise(context, gathered, settings, index, model.labels, _suite(data), model.multi_label)
 
 
-def _index(data: str | Path, split: str, model, source: Checkpoint) -> Index:
+def _index(data: str | Path, split: str, model: VideoModel, source: Checkpoint) -> Index:
     # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
     return build_index(
         data,

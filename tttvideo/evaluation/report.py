@@ -98,7 +98,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"split {metrics['split_rule']}")
+    say(f"split: {metrics['split_rule']}")
     say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
     for note in metrics["notes"]:
         say(f"note: {note}")

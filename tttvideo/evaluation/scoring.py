@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tttvideo.evaluation.settings import Setting, passes
+from tttvideo.model import VideoModel
 from tttvideo.video.index import Video
 from tttvideo.video.sampling import Sampling
 from tttvideo.video.segments import read_segments
@@ -140,7 +141,7 @@ class _Rows:
 
 
 def score_videos(
-    model,
+    model: VideoModel,
     videos: Sequence[Video],
     settings: Sequence[Setting],
     *,
@@ -158,7 +159,7 @@ def score_videos(
     `progress` is called with the number of scores that were added. Raises ValueError for a segment that is no
     multiple of the encoder's frames per step; unreadable videos are results, not errors.
     """
-    multiple = model.frame_multiple
+    multiple: int = model.frame_multiple
     if segment is None:
         segment = -(-64 // multiple) * multiple
     if segment < 1 or segment % multiple:
@@ -190,7 +191,8 @@ def score_videos(
                         group[position],
                         None if logits is None else logits.tolist(),
                         frames,
-                        failure,
+                        # the path stands beside it wherever it is shown
+                        failure.removeprefix(f"{batches[batch][row].path}: "),
                     )
                 )
             read += int(rows.seen.sum())
@@ -200,7 +202,13 @@ def score_videos(
     return Scores(scores, costs, list(notes))
 
 
-def _run(model, loader: DataLoader, batches: list[list[Video]], cuts: list[int | None], device: torch.device):
+def _run(
+    model: VideoModel,
+    loader: DataLoader,
+    batches: list[list[Video]],
+    cuts: list[int | None],
+    device: torch.device,
+):
     """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
     model = model.to(device).eval()
     open_batches: dict[int, tuple[_Rows, object]] = {}
