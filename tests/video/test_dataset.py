@@ -19,6 +19,7 @@ from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
 from tttvideo.video.index import DataError, Index, Video
 from tttvideo.video.loader import EpochSampler, preload, train_loader, val_loader
 from tttvideo.video.reader import PartialVideoWarning
+from tttvideo.video.reading import catch_damage
 from tttvideo.video.transforms import Augmentation
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "videos" / "odd"
@@ -434,3 +435,14 @@ def test_damaged_files_warn_once_and_refused_ones_are_counted():
     lengths = {Path(p).name[:2]: int(n) for b in seen for p, n in zip(b.paths, b.lengths)}
     assert lengths == {"14": 28, "16": 1, "25": 136, "33": 40}
     assert sorted(Path(f.path).name[:2] for b in seen for f in b.failures) == ["26", "26", "28", "28"]
+
+
+def test_other_warnings_are_shown_and_damaged_ones_are_collected():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with catch_damage() as notes:
+            warnings.warn(PartialVideoWarning("damaged"), stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+        warnings.warn("later", stacklevel=1)
+    assert notes == ["damaged"]
+    assert [str(w.message) for w in shown] == ["something else", "later"]

@@ -5,7 +5,6 @@ which process, in which order and after how many restarts it is read, it is the 
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -17,8 +16,8 @@ from torch.utils.data import Dataset
 
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import PartialVideoWarning, VideoError
-from tttvideo.video.reading import open_sized, within
+from tttvideo.video.reader import VideoError
+from tttvideo.video.reading import catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
 
@@ -156,6 +155,7 @@ class VideoDataset(Dataset):
         # A rule without randomness is applied before frames are kept, any other one to the kept frames.
         self._rule_first = isinstance(self._rule, Dense | Uniform)
         self._margin = augment.margin if augment else 1.0
+        self._damaged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.index.videos)
@@ -164,13 +164,11 @@ class VideoDataset(Dataset):
         epoch, i = item
         video = self.index.videos[i]
         generator = sample_generator(self.seed, epoch, i) if self.augment else None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", PartialVideoWarning)
+        with catch_damage() as notes:
             try:
-                frames = self._frames(i, generator)
+                frames = self._frames(i, generator, notes)
             except (VideoError, OSError) as error:
                 return Failure(i, video.path, str(error))
-        notes = [str(w.message) for w in caught if issubclass(w.category, PartialVideoWarning)]
         if self.augment and generator:
             frames = self.augment.apply(frames, self.preprocessing, generator)
         else:
@@ -213,8 +211,8 @@ class VideoDataset(Dataset):
         )
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
-    def _frames(self, i: int, generator: torch.Generator | None) -> Tensor:
-        """uint8 [F, 3, h, w] at decode size, chosen."""
+    def _frames(self, i: int, generator: torch.Generator | None, notes: list[str]) -> Tensor:
+        """uint8 [F, 3, h, w] at decode size, chosen. `notes` grows when a file turns out to be damaged."""
         video = self.index.videos[i]
         if isinstance(self.cache, MemoryCache):
             if i in self.cache.failures:
@@ -231,7 +229,11 @@ class VideoDataset(Dataset):
             kept = self.cache.load(file)
             if kept is None:
                 clip = self.decode(i)
-                self.cache.store(file, clip)
+                # Of a damaged file nothing is kept, so that a later run warns of it again.
+                if notes:
+                    self._damaged.add(i)
+                if i not in self._damaged:
+                    self.cache.store(file, clip)
                 kept = clip.frames.numpy(), clip.times
             frames, times = kept
             keep = self._choose(times, self._rule_first, generator)

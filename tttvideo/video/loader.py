@@ -16,6 +16,7 @@ from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
 from tttvideo.video.index import DataError, Index
 from tttvideo.video.reader import PartialVideoWarning, VideoError
+from tttvideo.video.reading import catch_damage
 from tttvideo.video.transforms import sample_generator
 
 _log = logging.getLogger(__name__)
@@ -266,13 +267,11 @@ class _Clips(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> tuple[Clip | None, str, str]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", PartialVideoWarning)
+        with catch_damage() as notes:
             try:
                 clip, reason = self.dataset.decode(i), ""
             except (VideoError, OSError) as error:
                 clip, reason = None, str(error)
-        notes = [str(w.message) for w in caught if issubclass(w.category, PartialVideoWarning)]
         return clip, reason, notes[0] if notes else ""
 
 

@@ -1,10 +1,14 @@
 """Opening a video at the size that the preprocessing needs, and the part of it between two times."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from tttvideo.video.decode import open_video
-from tttvideo.video.reader import Reader, VideoError
+from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError
 from tttvideo.video.transforms import Preprocessing
 
 
@@ -30,3 +34,22 @@ def within(reader: Reader, start: float | None, end: float | None) -> Tensor:
             f"{'the end' if end is None else f'{end:g} s'}; the video is {reader.info.duration:.3g} s long"
         )
     return indices
+
+
+@contextmanager
+def catch_damage() -> Iterator[list[str]]:
+    """Collects the texts of `PartialVideoWarning`s instead of issuing them, so that a worker process can hand
+    them over; other warnings are shown as ever."""
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PartialVideoWarning)
+        show = warnings.showwarning
+
+        def note(message, category, filename, lineno, file=None, line=None) -> None:
+            if issubclass(category, PartialVideoWarning):
+                notes.append(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = note  # put back by catch_warnings
+        yield notes

@@ -201,7 +201,9 @@ class Augmentation:
         if any(self.translate) or self.rotate:
             # torchvision counts (horizontal, vertical); sizes here are (height, width) everywhere
             shift = (self.translate[1], self.translate[0])
-            yield v2.RandomAffine(self.rotate, translate=shift, interpolation=v2.InterpolationMode.BILINEAR)
+            yield v2.RandomAffine(
+                (-self.rotate, self.rotate), translate=shift, interpolation=v2.InterpolationMode.BILINEAR
+            )
         if self.brightness or self.contrast or self.saturation or self.hue:
             yield v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         if self.grayscale:
