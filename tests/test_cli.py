@@ -40,6 +40,7 @@ def test_version_and_help(capsys):
         (["export", "--help"], "--metrics"),
         (["classify", "--help"], "--topk"),
         (["make-data", "--help"], "flash-order"),
+        (["train", "--help"], "--data.root"),
         (["make-data", "flash-order", "--help"], "--distractors"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -88,7 +89,6 @@ def test_as_a_module_errors_are_one_line_and_code_2(tmp_path):
             ["make-data", "flash-order", "--out", "d", "--size", "x"],
             "argument --size: invalid int value: 'x'",
         ),
-        (["train"], "python train.py"),
         (["--what"], "unknown option --what"),
     ],
 )
@@ -96,6 +96,10 @@ def test_mistyped_commands(capsys, tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     assert sentence in error(capsys, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_train_is_train_py(capsys, tmp_path):
+    assert "did you mean 'data.root'" in error(capsys, "train", "--data.rot", "x", "--out", tmp_path / "run")
 
 
 def test_make_data(tmp_path, capsys):

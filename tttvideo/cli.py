@@ -1,8 +1,9 @@
-"""The command `tttvideo`: evaluate, export, classify, make-data. A user error is one line and exit code 2."""
+"""The command `tttvideo`: train, evaluate, export, classify, make-data. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses
 import difflib
+import importlib
 import json
 import os
 import sys
@@ -226,12 +227,24 @@ def make_data(argv: Sequence[str]) -> int:
     return 0
 
 
+def train(argv: Sequence[str]) -> int:
+    """train a model: runs train.py of the repository with the same arguments"""
+    script = Path(__file__).resolve().parents[1] / "train.py"
+    if not script.is_file():
+        raise UsageError(
+            "train.py is not beside the installed package; run `python train.py` in the repository"
+        )
+    sys.path.insert(0, str(script.parent))
+    return importlib.import_module("train").main(argv)
+
+
 class Command(NamedTuple):
     name: str
     run: Callable[[Sequence[str]], int]
 
 
 COMMANDS = (
+    Command("train", train),
     Command("evaluate", evaluate),
     Command("export", export),
     Command("classify", classify),
@@ -259,8 +272,6 @@ def _run(argv: list[str]) -> int:
     if os.getcwd() not in sys.path:  # a user's own mypkg.MyInner, named by a checkpoint that is trusted
         sys.path.insert(0, os.getcwd())
     names = [command.name for command in COMMANDS]
-    if argv and argv[0] == "train":
-        raise UsageError("training is started by `python train.py --config configs/NAME.yaml --out RUN`")
     if argv and not argv[0].startswith("-"):
         if argv[0] not in names:
             raise UsageError(f"there is no command {argv[0]!r}{_nearest(argv[0], names)}")
@@ -271,7 +282,7 @@ def _run(argv: list[str]) -> int:
     parser = _Parser(
         prog="tttvideo",
         usage="tttvideo COMMAND ...",
-        description="Evaluate, export and use classifiers of long videos (training: python train.py).",
+        description="Train, evaluate, export and use classifiers of long videos.",
         epilog="commands:\n" + "\n".join(f"  {c.name:{width}}{c.run.__doc__}" for c in COMMANDS),
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

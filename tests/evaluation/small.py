@@ -40,7 +40,7 @@ def small_run(folder: Path, model: VideoModel, value: float = 0.25) -> Path:
     """A run folder as training leaves it, with one checkpoint."""
     checkpoint = folder / "checkpoints" / "step-00000010"
     model.save_pretrained(checkpoint, provenance={"step": 10})
-    (folder / "config.yaml").write_text("data:\n  val_fraction: 0.5\nseed: 3\n")
+    (folder / "config.yaml").write_text("data:\n  val_fraction: 0.5\n  split_seed: 7\nseed: 3\n")
     index = {
         "best": checkpoint.name,
         "best_value": value,

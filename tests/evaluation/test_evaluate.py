@@ -125,7 +125,7 @@ def test_splits(run, data, tmp_path):
     # The run kept half of its videos for validation, so that is the division here.
     part = evaluate(run, listing).metrics
     assert part["n_videos"] == 6
-    assert "0.5 for val" in part["split_rule"]
+    assert "seed 7, 0.5 for val" in part["split_rule"]
 
 
 def test_labels_are_matched_by_name(data, tmp_path):

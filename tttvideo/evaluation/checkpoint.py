@@ -15,7 +15,9 @@ class Checkpoint(NamedTuple):
     run: Path | None  # the run folder around it; None for an export
     sha256: str  # of model.safetensors: figures belong to weights, not to paths
     selection: dict[str, Any] | None  # {"step", "rule", "split", "split_rule", "value"}: how it was chosen
-    drawn: dict[str, Any]  # {"val_fraction"}: how train and val were drawn, where the data has no splits
+    drawn: dict[
+        str, Any
+    ]  # {"val_fraction", "seed"}: how train and val were drawn, where the data has no splits
     data: str | None  # folder or list file of the run
     provenance: dict[str, Any]  # as the checkpoint's config.json states it
 
@@ -73,5 +75,7 @@ def _settings(run: Path) -> tuple[dict[str, Any], str | None]:
     import yaml
 
     data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}
-    drawn = {} if data.get("val_fraction") is None else {"val_fraction": data["val_fraction"]}
-    return drawn, data.get("root") or data.get("list")
+    found = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
+    return {name: value for name, value in found.items() if value is not None}, data.get("root") or data.get(
+        "list"
+    )
