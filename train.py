@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     first = os.environ.get("RANK", "0") == "0"
     try:
-        run(*parse(argv))
+        with damaged_videos_named():
+            run(*parse(argv))
     except NonFinite as error:
         if first:
             print(f"stopped: {error}", file=sys.stderr)
@@ -171,8 +174,8 @@ def run(config: RunConfig, yaml: str) -> None:
 
     def skip(split: str, failures: list[Any]) -> None:
         """List videos that could not be read, each once."""
-        new = folder.skip(split, [(f.path, f.reason) for f in failures]) if leader and failures else []
-        for path, reason in new:
+        found = [(f.path, f.reason.removeprefix(f"{f.path}: ")) for f in failures]
+        for path, reason in folder.skip(split, found) if leader and found else []:
             display.say(f"skipped {path}: {reason}")
 
     def validate() -> dict[str, float]:
@@ -239,10 +242,11 @@ def run(config: RunConfig, yaml: str) -> None:
             if leader:
                 folder.log.append(line)
             accelerator.log({f"epoch/{k}": v for k, v in line.items() if k != "step"}, step=progress.step)
+            speed = f"{line['frames_per_second']:,.0f} frames/s"
             measured = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
             display.say(
                 f"epoch {number}/{epochs}  loss {line['train_loss']:.4f}  "
-                f"accuracy {line['train_accuracy']:.4f}  {line['frames_per_second']:,.0f} frames/s  {clock(totals['seconds'])}"
+                f"accuracy {line['train_accuracy']:.4f}  {speed}  {clock(totals['seconds'])}"
                 + (f"  | {config.data.split_val}: {measured}" if metrics else "")
             )
             progress = replace(progress, epoch=number, batch=0, totals={})
@@ -266,6 +270,24 @@ def run(config: RunConfig, yaml: str) -> None:
         print(
             f"done: best checkpoint {folder.checkpoints / progress.best} ({rule}{value}; {rule.split_rule})"
         )
+
+
+@contextmanager
+def damaged_videos_named() -> Iterator[None]:
+    """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
+    from tttvideo.video.reader import PartialVideoWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, PartialVideoWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = sentence
+        yield
 
 
 if __name__ == "__main__":
