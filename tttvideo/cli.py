@@ -61,7 +61,11 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     _add_checkpoint(parser)
     parser.add_argument("--data", required=True, help="folder of class folders, or list file")
-    parser.add_argument("--split", default="val", help="part of the data; `all` for everything")
+    parser.add_argument(
+        "--split",
+        help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
+        "that the checkpoint was not trained on)",
+    )
     parser.add_argument("--frames", default="all", help="cuts with commas, e.g. 16,64,256,all")
     parser.add_argument(
         "--sampling",

@@ -75,6 +75,8 @@ def _public(source: Checkpoint) -> Checkpoint:
     selection = plain(source.selection)
     name = source.run.resolve().name if source.run else source.provenance.get("name") or source.folder.name
     provenance = {**plain(source.provenance), "name": name, "drawn": source.drawn, "selection": selection}
+    if source.data:
+        provenance["data"] = Path(source.data).resolve().name
     return source._replace(selection=selection, provenance=provenance)
 
 

@@ -91,8 +91,8 @@ def test_config_is_checked(folder):
             config(folder, **changes)
     with pytest.raises(DataError, match="no data given"):
         _ = DataConfig().source
-    with pytest.raises(DataError, match=r"both data\.root"):
-        config(folder, list="x.csv").index("train")
+    with pytest.raises(DataError, match="is not a folder"):
+        config(folder / "train/b/broken.mp4", list="x.csv").index("train")
     with pytest.raises(DataError, match=r"give a list file as data\.list"):
         config(folder / "train/b/broken.mp4").index("train")
     assert config(folder).index("train").labels == ["a", "b"]

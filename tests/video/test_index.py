@@ -292,3 +292,17 @@ def test_real_folders_and_lists():
     assert 6 <= parts[1] <= 8
     # all sets together, groups as recorded: no group on both sides
     assert len(build_index(SHARED / "manifest.csv", "val").videos) == 24 + 36 + 22
+
+
+def test_a_list_whose_paths_count_from_a_root(tmp_path):
+    videos, lists = tmp_path / "videos", tmp_path / "lists"
+    for folder in (videos, lists):
+        folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (videos / name).touch()
+    rows = ("path,label,split", "a.mp4,x,train", "b.mp4,y,train")
+    listing = write(lists / "l.csv", *rows, touch_files=False)
+    index = build_index(listing, "train", root=videos)
+    assert [Path(v.path).parent for v in index.videos] == [videos, videos]
+    with pytest.raises(DataError):
+        build_index(listing, "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,10 @@ class ConvStem(Encoder):
         channels: output channels of each convolution.
         time_kernels: frames (or time steps) each convolution sees; at least its stride.
         time_strides: by how much each convolution shortens time.
+        motion: give the first convolution the change from the frame before beside each frame: small data sets
+            teach motion from differences much faster than a kernel learns to take them.
+        norm: ``batch`` normalisation over all valid frames of the batch, or ``group`` normalisation of each frame
+            by itself (for batches too small for statistics).
         pool: average the last map to this many rows and columns of tokens; none keeps it.
         dropout: of whole channels after the last convolution.
     """
@@ -31,6 +36,8 @@ class ConvStem(Encoder):
     channels: tuple[int, ...] = (16, 32, 64)
     time_kernels: tuple[int, ...] = (3, 3, 3)
     time_strides: tuple[int, ...] = (2, 1, 1)
+    motion: bool = False
+    norm: Literal["batch", "group"] = "batch"
     pool: tuple[int, int] | None = None
     dropout: float = 0.0
 
@@ -60,14 +67,17 @@ class StemEncoder(FrameEncoder):
         super().__init__(grid, math.prod(config.time_strides))
         self.config = config
         self.size = size
-        inputs = (3, *config.channels[:-1])
+        inputs = (6 if config.motion else 3, *config.channels[:-1])
         self.convs = nn.ModuleList(
             nn.Conv3d(i, o, (kernel, 3, 3), (stride, 2, 2), (0, 1, 1))
             for i, o, kernel, stride in zip(
                 inputs, config.channels, config.time_kernels, config.time_strides, strict=True
             )
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, channels), channels) for channels in config.channels)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels) if config.norm == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
+            for channels in config.channels
+        )
         self.dropout = nn.Dropout2d(config.dropout)
         self.projection = nn.Linear(config.channels[-1], dim)
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
@@ -75,7 +85,7 @@ class StemEncoder(FrameEncoder):
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """Zeros: before its first frame a video shows the mean colour."""
         height, width = self.size
-        found = []
+        found = [self.mean.new_zeros(batch, 3, 1, height, width)] if self.config.motion else []
         for i, conv in enumerate(self.convs):
             kernel, stride = self.config.time_kernels[i], self.config.time_strides[i]
             weight: Tensor = conv.weight  # type: ignore[assignment]
@@ -86,19 +96,39 @@ class StemEncoder(FrameEncoder):
         self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = frames.transpose(1, 2)
-        # Valid entries before each convolution: time steps, undone by the strides still to come.
+        # Valid entries before each convolution, counted in what it reads.
         valid = None if lengths is None else lengths * self.stride
         after = []
-        for conv, norm, tail, stride in zip(self.convs, self.norms, tails, self.config.time_strides, strict=True):
-            full = torch.cat((tail.to(x.dtype), x), dim=2)
-            after.append(last_valid(full.transpose(1, 2), tail.shape[2], valid).transpose(1, 2))
-            x = conv(full)
-            # Statistics of one frame at a time: causal, and blind to padding and to the rest of the batch.
-            flat = x.transpose(1, 2).flatten(0, 1)
-            x = F.gelu(norm(flat)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        if self.config.motion:
+            full, tail = _after(tails[0], x, valid)
+            after.append(tail)
+            tails = tails[1:]
+            x = torch.cat((x, full[:, :, 1:] - full[:, :, :-1]), dim=1)
+        for conv, norm, before, stride in zip(self.convs, self.norms, tails, self.config.time_strides, strict=True):
+            full, tail = _after(before, x, valid)
+            after.append(tail)
             valid = None if valid is None else valid // stride
+            x = F.gelu(_per_frame(norm, conv(full), valid))
         flat = self.dropout(x.transpose(1, 2).flatten(0, 1))
         if flat.shape[-2:] != self.grid:
             flat = F.adaptive_avg_pool2d(flat, self.grid)
         tokens = self.projection(flat.flatten(2).mT) + self.position
         return tokens.unflatten(0, (x.shape[0], -1)), tuple(after)
+
+
+def _after(tail: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``x`` [B, C, F, h, w] with its past in front, and the past for the next call."""
+    full = torch.cat((tail.to(x.dtype), x), dim=2)
+    return full, last_valid(full.transpose(1, 2), tail.shape[2], valid).transpose(1, 2)
+
+
+def _per_frame(norm: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
+    """``norm`` of the valid frames of ``x`` [B, C, F, h, w] as images, so that padding enters no statistics."""
+    batch, _, count = x.shape[:3]
+    flat = x.transpose(1, 2).flatten(0, 1)
+    if valid is None:
+        flat = norm(flat)
+    else:
+        real = (torch.arange(count) < valid[:, None]).flatten().nonzero().squeeze(1).to(x.device)
+        flat = torch.zeros_like(flat).index_copy(0, real, norm(flat[real]))
+    return flat.unflatten(0, (batch, count)).transpose(1, 2)

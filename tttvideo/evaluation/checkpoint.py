@@ -76,6 +76,6 @@ def _settings(run: Path) -> tuple[dict[str, Any], str | None]:
 
     data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}
     found = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
-    return {name: value for name, value in found.items() if value is not None}, data.get("root") or data.get(
-        "list"
+    return {name: value for name, value in found.items() if value is not None}, data.get("list") or data.get(
+        "root"
     )

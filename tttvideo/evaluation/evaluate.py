@@ -14,7 +14,7 @@ from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import all_settings
 from tttvideo.evaluation.summary import Evaluation, summarise
 from tttvideo.model import VideoModel, from_pretrained
-from tttvideo.video.index import Index, build_index
+from tttvideo.video.index import Index, build_index, split_names
 from tttvideo.video.sampling import Sampling, parse_sampling
 
 
@@ -22,7 +22,7 @@ def evaluate(
     checkpoint: str | Path,
     data: str | Path,
     *,
-    split: str = "val",
+    split: str | None = None,
     frames: Sequence[int | None] = (None,),
     samplings: Sequence[Sampling] = (),
     batch_size: int = 8,
@@ -37,7 +37,8 @@ def evaluate(
     Args:
         checkpoint: run folder (its best checkpoint), checkpoint folder, or export.
         data: folder of class folders, or list file. Labels are matched to the checkpoint's by name.
-        split: the part of the data to use; "all" for everything.
+        split: the part of the data to use; "all" for everything. None: ``val``, but all of data that has no
+            splits of its own and that the checkpoint was not trained on.
         frames: cuts; each video is first cut to its first n frames. None: whole videos.
         samplings: rules applied after the cut; without any, the rule the model was trained with.
         batch_size: videos read side by side (per process).
@@ -56,6 +57,7 @@ def evaluate(
     wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust)
+    split = split or _split(data, source)
     index = _index(data, split, model, source)
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     settings = all_settings(list(frames), samplings)
@@ -89,6 +91,14 @@ def evaluate(
         "processes": state.num_processes,
     }
     return summarise(context, gathered, settings, index, model.labels, _suite(data), model.multi_label)
+
+
+def _split(data: str | Path, source: Checkpoint) -> str:
+    """``val``; or ``all`` of a set without splits, unless the training run divided that set itself."""
+    if split_names(data):
+        return "val"
+    trained_on = source.data or source.provenance.get("data")
+    return "val" if trained_on and Path(trained_on).name == Path(data).resolve().name else "all"
 
 
 def _index(data: str | Path, split: str, model: VideoModel, source: Checkpoint) -> Index:

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tttvideo.training.config import ConfigError, RunConfig
@@ -38,7 +39,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_class_arguments(RunConfig)
     try:
-        namespace = parser.parse_args(argv)
+        with _classes_start_afresh():
+            namespace = parser.parse_args(argv)
         settings = vars(parser.instantiate(namespace))
         settings.pop("config", None)
         config = RunConfig(**settings)
@@ -52,6 +54,27 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
         # skip_unset, its successor in jsonargparse 4.49, is not in the oldest version we allow
         warnings.simplefilter("ignore")
         return config, parser.dump(namespace, skip_none=False, skip_validation=True)
+
+
+@contextmanager
+def _classes_start_afresh() -> Iterator[None]:
+    """A setting given another class takes that class's own defaults.
+
+    jsonargparse would carry over all settings of the same name: `inner: Conv` would silently keep the
+    `expansion: 4` of the `MLP` it replaces, although the default of `Conv` is 1.
+    """
+    from jsonargparse import _typehints
+
+    def discard(parser: Any, previous: Any, value: Any) -> None:
+        if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+            previous["init_args"] = type(previous["init_args"])()
+
+    carry_over = _typehints.discard_init_args_on_class_path_change
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = carry_over
 
 
 def namespace_files(argv: Sequence[str] | None) -> list[str]:

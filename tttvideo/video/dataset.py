@@ -27,8 +27,9 @@ class DataConfig:
     """Which videos, and how they come into batches.
 
     Args:
-        root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here).
-        list: list file (path,label[,start,end][,group][,split]); give either this or root.
+        root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
+            list beside it, the folder that the list's relative paths count from.
+        list: list file (path,label[,start,end][,group][,split]).
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
         val_fraction: share of the videos kept for `val` if the data have no splits of their own.
@@ -80,16 +81,14 @@ class DataConfig:
 
     @property
     def source(self) -> str:
-        """The folder or list file. Raises DataError unless exactly one of root and list is given."""
-        if self.root and self.list:
-            raise DataError(
-                f"both data.root ({self.root}) and data.list ({self.list}) are given; give one of them"
-            )
+        """The list file, or else the folder. Raises DataError if neither is given."""
         if not (self.root or self.list):
             raise DataError(
                 "no data given; set data.root to a folder of class folders or data.list to a list file"
             )
-        return str(self.root or self.list)
+        if self.list and self.root and not os.path.isdir(self.root):
+            raise DataError(f"data.root {self.root} is not a folder; give the folder that the list's paths count from")
+        return str(self.list or self.root)
 
     def index(
         self, split: str, *, labels: Sequence[str] | None = None, multi_label: bool | None = None
@@ -100,6 +99,7 @@ class DataConfig:
         return build_index(
             self.source,
             split,
+            root=self.root if self.list else None,
             labels=labels,
             multi_label=multi_label,
             val_fraction=self.val_fraction,

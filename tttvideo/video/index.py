@@ -40,6 +40,7 @@ def build_index(
     source: str | Path,
     split: str,
     *,
+    root: str | Path | None = None,
     labels: Sequence[str] | None = None,
     multi_label: bool | None = None,
     val_fraction: float = 0.2,
@@ -53,6 +54,7 @@ def build_index(
     file always together, stratified by class as far as that allows. The split named `all` is everything.
 
     Args:
+        root: folder that a list's relative paths count from; None: the list's own folder.
         labels: fixes the class names and their order (a checkpoint's). By default the sorted names of all
             splits (as numbers if all are), so that every split of a source agrees.
         multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
@@ -70,7 +72,7 @@ def build_index(
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction:g}; it must lie between 0 and 1")
     folder = source.is_dir()
-    rows = read_folder(source, split, labelled=labelled) if folder else read_list(source, labelled=labelled)
+    rows = read_folder(source, split, labelled=labelled) if folder else read_list(source, root=root, labelled=labelled)
     chosen, rule = _choose(source, rows, split, val_fraction, seed, labelled)
     if not labelled:
         return Index(

@@ -2,7 +2,7 @@
 
 Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order and
 unknown ones are ignored; without one they stand in this order. Relative paths count from the list's own
-folder.
+folder, or from a root that is given beside it.
 """
 
 import csv
@@ -47,20 +47,24 @@ class Row(NamedTuple):
     split: str | None = None
 
 
-def read_list(path: str | Path, *, labelled: bool = True) -> list[Row]:
+def read_list(path: str | Path, *, root: str | Path | None = None, labelled: bool = True) -> list[Row]:
     """The rows of a list file, in its order.
+
+    Args:
+        root: folder that relative paths count from; None: the list's own.
 
     Raises:
         DataError: not text, no rows, no label column, a cell that cannot be read, the same video twice with
             different labels, or not one of the listed files is there.
     """
     path = Path(path)
+    base = path.parent if root is None else Path(root)
     lines = _lines(path)
     delimiter = _delimiter([text for _, text in lines], labelled)
     cells = [(number, _split(text, delimiter)) for number, text in lines]
     first = [cell.lower() for cell in cells[0][1]]
     known = {_ALIASES.get(name) for name in first}
-    if "path" in known or ("label" in known and not (path.parent / cells[0][1][0]).exists()):
+    if "path" in known or ("label" in known and not (base / cells[0][1][0]).exists()):
         columns = _header_columns(path, first)
         cells = cells[1:]
         if not cells:
@@ -83,7 +87,7 @@ def read_list(path: str | Path, *, labelled: bool = True) -> list[Row]:
                 f"{delimiter!r}"
             )
         named = {name: row[i] for name, i in columns.items() if i < len(row)}
-        rows.append(_row(where, path.parent, named, labelled))
+        rows.append(_row(where, base, named, labelled))
     _check(path, rows, columns)
     return rows
 
