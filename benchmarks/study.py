@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="YAML file: rows, seeds, experiments, variants")
     parser.add_argument("--videos", type=Path, required=True, help="folder that holds the data sets by name")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    parser.add_argument("--only", help="only this experiment of the study")
     parser.add_argument("--table", type=Path, help="only write the table of the finished rows to this file")
     options = parser.parse_args()
 
@@ -49,7 +50,7 @@ def main() -> None:
         for data in study["experiments"]
         for variant in study["variants"]
     ]
-    todo = [row for row in todo if key(row) not in done]
+    todo = [row for row in todo if key(row) not in done and options.only in (None, row["data"])]
     print(f"{len(done)} rows finished, {len(todo)} to do", flush=True)
     lock = Lock()
 

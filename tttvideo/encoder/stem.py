@@ -27,8 +27,7 @@ class ConvStem(Encoder):
         time_strides: by how much each convolution shortens time.
         motion: give the first convolution the change from the frame before beside each frame: small data sets
             teach motion from differences much faster than a kernel learns to take them.
-        norm: ``batch`` normalisation over all valid frames of the batch, or ``group`` normalisation of each frame
-            by itself (for batches too small for statistics).
+        norm: ``group`` normalisation of each frame by itself, or ``batch`` normalisation over all valid frames.
         pool: average the last map to this many rows and columns of tokens; none keeps it.
         dropout: of whole channels after the last convolution.
     """
@@ -37,7 +36,7 @@ class ConvStem(Encoder):
     time_kernels: tuple[int, ...] = (3, 3, 3)
     time_strides: tuple[int, ...] = (2, 1, 1)
     motion: bool = False
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["group", "batch"] = "group"
     pool: tuple[int, int] | None = None
     dropout: float = 0.0
 
