@@ -21,8 +21,14 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
 
+DEMO := data/flash-order
 demo: env  ## real MP4 files, training, long-clip evaluation, export: minutes on 2 CPU cores
-	PATH="$(abspath $(BIN)):$$PATH" bash data/demo.sh
+	$(BIN)/tttvideo make-data flash-order --out $(DEMO)/videos
+	$(BIN)/python train.py --config configs/demo.yaml --resume auto
+	$(BIN)/tttvideo evaluate runs/demo --data $(DEMO)/videos --frames 8,16,24,all --sampling dense fps=1 uniform=16
+	$(BIN)/tttvideo export runs/demo --out runs/demo/export
+	$(BIN)/tttvideo make-data flash-order --out $(DEMO)/fresh --seed 1 --split val=300
+	$(BIN)/tttvideo evaluate runs/demo/export --data $(DEMO)/fresh --out runs/demo/fresh
 
 test: env  ## the whole quick test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not kernels"

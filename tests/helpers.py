@@ -32,7 +32,8 @@ ALL_ENCODERS = [
     Patches(8),
     Tubelets(8, frames=2),
     ConvStem((4, 8), (3, 2), (2, 1)),
-    ConvStem((4, 8), (1, 3), (1, 2), motion=True, norm="batch", pool=(2, 2)),
+    ConvStem((4, 8), (1, 3), (1, 2), inputs="both", norm="batch", pool=(2, 2)),
+    ConvStem((4, 8), (2, 2), (2, 1), inputs="motion", motion_lag=3),
     Timm("resnet18", pretrained="false", grid=(1, 1)),
     Timm("vit_tiny_patch16_224", pretrained="false", grid=(1, 2), frozen=False),
 ]

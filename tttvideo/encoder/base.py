@@ -27,10 +27,11 @@ class Encoder(ABC):
 
 
 class EncoderState(NamedTuple):
-    """Last frames that causal convolutions still need, [B, C, t, h, w] by layer; and which rows have ended in
-    the middle of a time step and can take no more frames (bool [B] on the host)."""
+    """Last frames that causal convolutions still need, [B, C, t, h, w] by layer; which rows have begun; and which
+    have ended in the middle of a time step and can take no more frames (bool [B] each, on the host)."""
 
     tails: tuple[Tensor, ...]
+    begun: Tensor
     ended: Tensor
 
 
@@ -58,16 +59,18 @@ class FrameEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(
-        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Normalised ``frames`` [B, S*stride, 3, H, W], valid time steps ``lengths`` [B] -> tokens [B, S, N, C]."""
+        """Normalised ``frames`` [B, S*stride, 3, H, W], valid time steps ``lengths`` [B] -> tokens [B, S, N, C]
+        and the new tails."""
 
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """Starting tails; none for an encoder that sees one time step at a time."""
         return ()
 
     def init_state(self, batch: int) -> EncoderState:
-        return EncoderState(self.tails(batch), torch.zeros(batch, dtype=torch.bool))
+        none = torch.zeros(batch, dtype=torch.bool)
+        return EncoderState(self.tails(batch), none, none)
 
     def forward(
         self, frames: Tensor, lengths: Tensor | None, state: EncoderState
@@ -95,8 +98,8 @@ class FrameEncoder(nn.Module, ABC):
             frames = self._complete(frames, given)
         x = self._normalised(frames)
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
-        tokens, tails = self.encode(x, steps, state.tails)
-        return tokens, steps, EncoderState(tails, ended)
+        tokens, tails = self.encode(x, steps, state)
+        return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
 
     def _normalised(self, frames: Tensor) -> Tensor:
         unit = 255.0 if frames.dtype == torch.uint8 else 1.0

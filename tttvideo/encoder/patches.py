@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import Encoder, FrameEncoder, check_divides
+from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class TubeletEncoder(FrameEncoder):
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
 
     def encode(
-        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count, channels, _, _ = frames.shape
         (rows, columns), p, t = self.grid, self.patch, self.stride
         x = frames.reshape(batch, count // t, t, channels, rows, p, columns, p)
         x = x.permute(0, 1, 4, 6, 2, 3, 5, 7).reshape(batch, count // t, rows * columns, -1)
-        return self.projection(x) + self.position, tails
+        return self.projection(x) + self.position, ()

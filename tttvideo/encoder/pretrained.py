@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Encoder, FrameEncoder
+from .base import Encoder, EncoderState, FrameEncoder
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class TimmEncoder(FrameEncoder):
         return self
 
     def encode(
-        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count = frames.shape[:2]
         flat = frames.flatten(0, 1)
@@ -85,7 +85,7 @@ class TimmEncoder(FrameEncoder):
         tokens = self.projection(maps.flatten(2).mT) + self.position
         if valid is not None:
             tokens = tokens.new_zeros(batch * count, *tokens.shape[1:]).index_copy(0, valid, tokens)
-        return tokens.unflatten(0, (batch, count)), tails
+        return tokens.unflatten(0, (batch, count)), ()
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._features(frames), self.config.grid)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.views import last_valid
-from .base import Encoder, FrameEncoder, check_divides
+from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class ConvStem(Encoder):
         channels: output channels of each convolution.
         time_kernels: frames (or time steps) each convolution sees; at least its stride.
         time_strides: by how much each convolution shortens time.
-        motion: give the first convolution the change from the frame before beside each frame: small data sets
-            teach motion from differences much faster than a kernel learns to take them.
+        inputs: what the first convolution sees: ``frames``; ``motion``, each frame's change from the one
+            ``motion_lag`` frames before, which tells nothing of background and clothes, so that small sets teach
+            actions instead of places; or ``both``.
+        motion_lag: distance of the two frames in frames. Until a video is that long, changes are from its start.
         norm: ``group`` normalisation of each frame by itself, or ``batch`` normalisation over all valid frames.
         pool: average the last map to this many rows and columns of tokens; none keeps it.
         dropout: of whole channels after the last convolution.
@@ -35,7 +37,8 @@ class ConvStem(Encoder):
     channels: tuple[int, ...] = (16, 32, 64)
     time_kernels: tuple[int, ...] = (3, 3, 3)
     time_strides: tuple[int, ...] = (2, 1, 1)
-    motion: bool = False
+    inputs: Literal["frames", "motion", "both"] = "frames"
+    motion_lag: int = 4
     norm: Literal["group", "batch"] = "group"
     pool: tuple[int, int] | None = None
     dropout: float = 0.0
@@ -52,6 +55,9 @@ class ConvStem(Encoder):
                 "or frames would be skipped."
             )
 
+        if self.motion_lag < 1:
+            raise ValueError(f"ConvStem.motion_lag is {self.motion_lag}; a change needs at least 1 frame.")
+
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> StemEncoder:
         grid = check_divides(size, 2 ** len(self.channels), "cells")
         if self.pool is not None and (grid[0] < self.pool[0] or grid[1] < self.pool[1]):
@@ -66,7 +72,7 @@ class StemEncoder(FrameEncoder):
         super().__init__(grid, math.prod(config.time_strides))
         self.config = config
         self.size = size
-        inputs = (6 if config.motion else 3, *config.channels[:-1])
+        inputs = (6 if config.inputs == "both" else 3, *config.channels[:-1])
         self.convs = nn.ModuleList(
             nn.Conv3d(i, o, (kernel, 3, 3), (stride, 2, 2), (0, 1, 1))
             for i, o, kernel, stride in zip(
@@ -84,7 +90,9 @@ class StemEncoder(FrameEncoder):
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """Zeros: before its first frame a video shows the mean colour."""
         height, width = self.size
-        found = [self.mean.new_zeros(batch, 3, 1, height, width)] if self.config.motion else []
+        found = []
+        if self.config.inputs != "frames":
+            found.append(self.mean.new_zeros(batch, 3, self.config.motion_lag, height, width))
         for i, conv in enumerate(self.convs):
             kernel, stride = self.config.time_kernels[i], self.config.time_strides[i]
             weight: Tensor = conv.weight  # type: ignore[assignment]
@@ -92,17 +100,20 @@ class StemEncoder(FrameEncoder):
         return tuple(found)
 
     def encode(
-        self, frames: Tensor, lengths: Tensor | None, tails: tuple[Tensor, ...]
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        tails = state.tails
         x = frames.transpose(1, 2)
         # Valid entries before each convolution, counted in what it reads.
         valid = None if lengths is None else lengths * self.stride
         after = []
-        if self.config.motion:
-            full, tail = _after(tails[0], x, valid)
+        if self.config.inputs != "frames":
+            fresh = (~state.begun).to(x.device)[:, None, None, None, None]
+            full, tail = _after(torch.where(fresh, x[:, :, :1], tails[0].to(x.dtype)), x, valid)
             after.append(tail)
             tails = tails[1:]
-            x = torch.cat((x, full[:, :, 1:] - full[:, :, :-1]), dim=1)
+            change = x - full[:, :, : x.shape[2]]
+            x = change if self.config.inputs == "motion" else torch.cat((x, change), dim=1)
         for conv, norm, before, stride in zip(self.convs, self.norms, tails, self.config.time_strides, strict=True):
             full, tail = _after(before, x, valid)
             after.append(tail)

@@ -3,7 +3,7 @@ work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ from tttvideo.video.loader import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+SEGMENT = 512
+"""Frames of each video that the model holds at a time."""
 
 
 class Scores(NamedTuple):
@@ -47,9 +51,8 @@ def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator
             failures += batch.failures
             if not len(batch.indices):
                 continue
-            frames = batch.frames.to(accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                output, _ = model(frames, batch.lengths)
+                output = model.score_segments(_segments(batch, model.segment_frames(SEGMENT)))
             mine += zip(batch.indices.tolist(), output.logits.float().cpu())
     finally:
         model.train(was_training)
@@ -65,6 +68,12 @@ def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator
     for i, row in scored_pairs:
         logits[i], scored[i] = row, True
     return Scores(logits, label_tensor(index), scored, failures)
+
+
+def _segments(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch in pieces of ``size`` frames: activations of whole long videos would not fit."""
+    for start in range(0, batch.frames.shape[1], size):
+        yield batch.frames[:, start : start + size], (batch.lengths - start).clamp(0, size)
 
 
 def label_tensor(index: Index) -> Tensor:
