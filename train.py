@@ -156,9 +156,7 @@ def run(config: RunConfig, yaml: str) -> None:
         checkpoints.clean()
     if config.trackers:
         # hides from TensorBoard what the interrupted run drew beyond the checkpoint
-        accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}}
-        )
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}})
 
     def save(progress: Progress, metrics: dict[str, float] | None = None) -> Progress:
         """Checkpoint a position; all processes together."""
@@ -186,9 +184,7 @@ def run(config: RunConfig, yaml: str) -> None:
         evaluated.set_inner_rate(1.0)
         scores = score(evaluated, val_batches, val, accelerator)
         skip(val.split, scores.failures)
-        figures = (multi_label if val.multi_label else single_label)(
-            scores.logits, scores.labels, scores.scored
-        )
+        figures = (multi_label if val.multi_label else single_label)(scores.logits, scores.labels, scores.scored)
         names = ("loss", "top1", "top5", "mean_class", "map", "n")
         found = {name: value for name in names if (value := getattr(figures, name)) is not None}
         return {**found, "failed": len(scores.failures)}
@@ -258,18 +254,14 @@ def run(config: RunConfig, yaml: str) -> None:
             display.pause(time.monotonic() - pause)
     except NonFinite as error:
         good = checkpoints.last()
-        raise NonFinite(
-            f"{error}; the last good checkpoint is {good or 'none: none was written yet'}"
-        ) from None
+        raise NonFinite(f"{error}; the last good checkpoint is {good or 'none: none was written yet'}") from None
     finally:
         display.close()
         folder.close()
     accelerator.end_training()
     if leader and progress.best:
         value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"
-        print(
-            f"done: best checkpoint {folder.checkpoints / progress.best} ({rule}{value}; {rule.split_rule})"
-        )
+        print(f"done: best checkpoint {folder.checkpoints / progress.best} ({rule}{value}; {rule.split_rule})")
 
 
 @contextmanager

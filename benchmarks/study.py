@@ -93,7 +93,7 @@ def run(study: dict[str, Any], row: dict[str, Any], videos: Path) -> dict[str, A
     start = time.perf_counter()
     command = [sys.executable, "train.py", "--config", experiment["config"], "--data.root", data]
     command += ["--out", str(folder / "run"), "--seed", str(row["seed"]), "--data.workers", "0"]
-    _check(command + ["--trackers", "[]", *settings], environment)
+    _check([*command, "--trackers", "[]", *settings], environment)
     seconds = time.perf_counter() - start
     index = json.loads((folder / "run" / "checkpoints" / "index.json").read_text())
     last = folder / "run" / "checkpoints" / index["last"]

@@ -24,7 +24,9 @@ ALL_TTT = [
 ALL_MIXERS = [*ALL_TTT, Attention(heads=2), Attention(heads=2, causality="token"), NoMixer()]
 
 FRAME_CAUSAL = [
-    m for m in ALL_MIXERS if not (isinstance(m, TTT) and isinstance(m.chunk, TokenCausal))
+    m
+    for m in ALL_MIXERS
+    if not (isinstance(m, TTT) and isinstance(m.chunk, TokenCausal))
     and not (isinstance(m, Attention) and m.causality == "token")
 ]
 

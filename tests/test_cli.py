@@ -119,9 +119,7 @@ def test_make_data(tmp_path, capsys):
 
 def test_evaluate_writes_into_the_run_folder_by_default(run, data, capsys):
     words = ["evaluate", str(run), "--data", str(data), "--workers", "0"]
-    assert (
-        main([*words, "--frames", "4,all", "--sampling", "dense", "fps=10", "--sampling", "uniform=2"]) == 0
-    )
+    assert main([*words, "--frames", "4,all", "--sampling", "dense", "fps=10", "--sampling", "uniform=2"]) == 0
     shown = capsys.readouterr().out
     assert f"written to {run}" in shown
     rows = json.loads((run / "metrics.json").read_text())["results"]

@@ -25,9 +25,7 @@ MIXERS = [
 
 def build(encoder=Patches(8), mixer=MIXERS[0], pooling="mean", **options):
     torch.manual_seed(0)
-    config = ModelConfig(
-        encoder, Backbone(width=16, mixer=mixer, pre_conv=True), Classification(pooling=pooling)
-    )
+    config = ModelConfig(encoder, Backbone(width=16, mixer=mixer, pre_conv=True), Classification(pooling=pooling))
     return VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=["a", "b", "c"], **options)
 
 
@@ -147,7 +145,7 @@ def test_foreign_classes_are_refused_before_import(tmp_path):
     import sys
 
     assert "antigravity" not in sys.modules
-    with pytest.raises(ValueError, match="configuration class|cannot be imported"):
+    with pytest.raises(ValueError, match=r"configuration class|cannot be imported"):
         from_pretrained(tmp_path, trust=True)
 
 

@@ -235,9 +235,7 @@ def train(argv: Sequence[str]) -> int:
     """train a model: runs train.py of the repository with the same arguments"""
     script = Path(__file__).resolve().parents[1] / "train.py"
     if not script.is_file():
-        raise UsageError(
-            "train.py is not beside the installed package; run `python train.py` in the repository"
-        )
+        raise UsageError("train.py is not beside the installed package; run `python train.py` in the repository")
     sys.path.insert(0, str(script.parent))
     return importlib.import_module("train").main(argv)
 
@@ -300,9 +298,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
     """An option for each field of a dataclass, its help taken from the docstrings' `Args:`."""
     from docstring_parser import parse
 
-    helps = {
-        p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params
-    }
+    helps = {p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
@@ -311,15 +307,11 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
-            parser.add_argument(
-                name, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text
-            )
+            parser.add_argument(name, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export"
-    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
     parser.add_argument(
         "--trust",
         action="store_true",

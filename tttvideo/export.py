@@ -21,9 +21,7 @@ class ExportError(ValueError):
     """An export that cannot be written, or that does not do what the checkpoint does."""
 
 
-def export(
-    checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | Path] = (), trust: bool = False
-) -> Path:
+def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | Path] = (), trust: bool = False) -> Path:
     """Write config.json, model.safetensors, labels.json and a model card into the folder `out`.
 
     Args:
@@ -151,8 +149,7 @@ def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequ
     labels = ", ".join(f"`{label}`" for label in model.labels[:50])
     more = f" and {len(model.labels) - 50} more (labels.json)" if len(model.labels) > 50 else ""
     figures = (
-        "\n\n".join(map(_figures, measured))
-        or "No evaluation of these weights was at hand at the time of export."
+        "\n\n".join(map(_figures, measured)) or "No evaluation of these weights was at hand at the time of export."
     )
     split_rule = (source.selection or {}).get("split_rule") or "not recorded"
     return f"""---
@@ -180,9 +177,7 @@ print(model.classify("clip.mp4"))  # [(label, probability), ...]
 
 ## Preprocessing
 
-Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {
-        p.fit
-    }); frames picked by the rule
+Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
 `{p.sampling}`. Normalisation happens inside the model. `classify` does all of this.
 
 ## Figures
@@ -236,9 +231,7 @@ def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
         )
         for metrics in measured
         for key, kind, shown in (
-            [("map", "mean_average_precision", "mAP")]
-            if metrics["multi_label"]
-            else [("top1", "accuracy", "top-1")]
+            [("map", "mean_average_precision", "mAP")] if metrics["multi_label"] else [("top1", "accuracy", "top-1")]
         )
         for row in metrics["results"]
     ]

@@ -94,9 +94,7 @@ class VideoModel(nn.Module):
         return self.encoder.stride
 
     def init_state(self, batch: int) -> ModelState:
-        return ModelState(
-            self.encoder.init_state(batch), self.backbone.init_state(batch), self.head.init_state(batch)
-        )
+        return ModelState(self.encoder.init_state(batch), self.backbone.init_state(batch), self.head.init_state(batch))
 
     def forward(
         self, frames: Tensor, lengths: Tensor | None = None, state: ModelState | None = None

@@ -21,15 +21,11 @@ def small_set(out: Path, count: int = 12, frames: int = 20) -> Path:
     return out
 
 
-def small_model(
-    labels: list[str] = LABELS, *, tubelets: bool = False, multi_label: bool = False
-) -> VideoModel:
+def small_model(labels: list[str] = LABELS, *, tubelets: bool = False, multi_label: bool = False) -> VideoModel:
     torch.manual_seed(0)
     encoder = Tubelets(patch=16, frames=2) if tubelets else Patches(patch=16)
     config = ModelConfig(encoder=encoder, backbone=Backbone(width=32, depth=1))
-    model = VideoModel(
-        config, preprocessing=Preprocessing(size=(32, 32)), labels=labels, multi_label=multi_label
-    )
+    model = VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=labels, multi_label=multi_label)
     with torch.no_grad():
         # Large enough for different answers to different videos.
         model.head.classifier.weight.normal_(std=3.0)

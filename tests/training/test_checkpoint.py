@@ -77,13 +77,9 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path, 
     elif where == "index":
         monkeypatch.setattr(Checkpoints, "_write_index", killed)
     else:
-        monkeypatch.setattr(
-            "tttvideo.training.checkpoint.shutil.rmtree", killed if where == "prune" else None
-        )
+        monkeypatch.setattr("tttvideo.training.checkpoint.shutil.rmtree", killed if where == "prune" else None)
     with pytest.raises(Killed):
-        checkpoints.save(
-            replace(progress, step=20), {"top1": 0.4}, barrier=lambda: None, main=True, **arguments
-        )
+        checkpoints.save(replace(progress, step=20), {"top1": 0.4}, barrier=lambda: None, main=True, **arguments)
     monkeypatch.undo()
     expected = "step-00000010" if where in ("save_model", "save_state", "rename") else "step-00000020"
     if where == "prune":  # rmtree is also used before writing: then nothing was written

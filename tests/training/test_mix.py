@@ -8,9 +8,7 @@ from tttvideo.training.mix import ClipMix
 
 def batch(B: int, F: int = 3, size: int = 8):
     """Clip i is filled with the value 10 * i and has the label i."""
-    frames = (
-        (torch.arange(B) * 10).view(B, 1, 1, 1, 1).expand(B, F, 3, size, size).to(torch.uint8).contiguous()
-    )
+    frames = (torch.arange(B) * 10).view(B, 1, 1, 1, 1).expand(B, F, 3, size, size).to(torch.uint8).contiguous()
     return frames, torch.arange(1, B + 1).clamp(max=F), torch.arange(B)
 
 

@@ -36,9 +36,7 @@ def test_cosine_with_warmup_follows_its_formula():
 
 def test_step_schedule_and_fractional_warmup():
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
-    config = ScheduleConfig(
-        epochs=3, name="step", warmup=0.5, warmup_lr=0.5, decay_epochs=1.0, decay_rate=0.1
-    )
+    config = ScheduleConfig(epochs=3, name="step", warmup=0.5, warmup_lr=0.5, decay_epochs=1.0, decay_rate=0.1)
     lr = rates(Schedule(optimizer, config, steps_per_epoch=4), 12)
     assert lr == pytest.approx([0.5, 0.75, 1, 1] + [0.1] * 4 + [0.01] * 4)
 

@@ -228,9 +228,7 @@ def test_tensorboard_gets_the_curves(arguments, tmp_path):
 def test_accumulation_is_a_larger_batch(arguments, tmp_path):
     plain = {
         **{f"data__augment__{name}": 0 for name in ("flip", "brightness")},
-        **dict(
-            model__backbone__dropout=0, mix__probability=0, schedule__epochs=1, evaluate_every=0, ema="null"
-        ),
+        **dict(model__backbone__dropout=0, mix__probability=0, schedule__epochs=1, evaluate_every=0, ema="null"),
     }
     # 14 videos: the same three full groups of 4, then one of 2
     assert train.main(arguments(out="a", accumulate=1, data__batch_size=4, **plain)) == 0

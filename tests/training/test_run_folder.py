@@ -45,9 +45,7 @@ def test_skipped_videos_are_listed_once_also_after_a_restart(tmp_path):
         ("a,b.mp4", 'said "no"'),
     ]
     assert folder.skip("train", [("b.mp4", "no frames")]) == []
-    assert RunFolder(str(tmp_path), resume=True).skip("val", [("a,b.mp4", "x"), ("c.mp4", "y")]) == [
-        ("c.mp4", "y")
-    ]
+    assert RunFolder(str(tmp_path), resume=True).skip("val", [("a,b.mp4", "x"), ("c.mp4", "y")]) == [("c.mp4", "y")]
     assert (tmp_path / "skipped.csv").read_text().splitlines() == [
         "path,split,reason",
         "b.mp4,train,no frames",

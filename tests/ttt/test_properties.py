@@ -1,5 +1,6 @@
 """Properties that every sequence layer must have, in float64."""
 
+import itertools
 import random
 
 import pytest
@@ -51,9 +52,7 @@ def test_dual_form_is_the_definition(mixer, frames):
     part = None if mask is None else mask[:size, :size]
     expected, last = read_primal(problem, weights, tokens, scale[:size], part)
     closes = [size == full]
-    out, after, pending = scan(
-        problem, weights, None, tokens, size=full, scale=scale, mask=mask, closes=closes
-    )
+    out, after, pending = scan(problem, weights, None, tokens, size=full, scale=scale, mask=mask, closes=closes)
     assert (out - expected).abs().max() <= 1e-10
     for key, map in after.items():
         if closes[0]:
@@ -82,7 +81,7 @@ def test_streamed_is_whole(mixer):
         cuts = sorted(rng.sample(range(1, frames if frame_wise else frames * N), rng.randint(1, 6)))
         cuts = [0, *(c * (N if frame_wise else 1) for c in cuts), frames * N]
         state, outputs = None, []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             y, state = layer(x[:, start:stop], state, Layout(GRID))
             outputs.append(y)
         assert (torch.cat(outputs, 1) - whole).abs().max() <= 1e-12
@@ -166,9 +165,7 @@ def test_outer_gradients(mixer):
     start = [p.detach().clone().requires_grad_() for p in layer.parameters()]
 
     def run(x, *parameters):
-        return torch.func.functional_call(
-            layer, dict(zip(names, parameters, strict=True)), (x, None, Layout(GRID))
-        )[0]
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, None, Layout(GRID)))[0]
 
     assert torch.autograd.gradcheck(run, (x, *start), fast_mode=True)
 

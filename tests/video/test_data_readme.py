@@ -11,9 +11,7 @@ import pytest
 from tttvideo.video.index import build_index, split_names
 
 README = Path(__file__).resolve().parents[2] / "data" / "README.md"
-SNIPPETS = dict(
-    re.findall(r"python - <<'END' > (\S+)\n(.*?)\nEND", README.read_text(encoding="utf-8"), re.DOTALL)
-)
+SNIPPETS = dict(re.findall(r"python - <<'END' > (\S+)\n(.*?)\nEND", README.read_text(encoding="utf-8"), re.DOTALL))
 
 
 def write(path: Path, text: str = "") -> None:
@@ -32,9 +30,7 @@ def ucf101(root: Path) -> None:
 
 def kinetics(root: Path) -> None:
     for split in ("train", "val"):
-        rows = (
-            f'abseiling,-a{split},10,20,{split}\n"zumba, x",b{split},3,13,{split}\nzumba,gone,1,2,{split}\n'
-        )
+        rows = f'abseiling,-a{split},10,20,{split}\n"zumba, x",b{split},3,13,{split}\nzumba,gone,1,2,{split}\n'
         write(root / f"annotations/{split}.csv", "label,youtube_id,time_start,time_end,split\n" + rows)
         write(root / f"{split}/-a{split}_000010_000020.mp4")
         write(root / f"{split}/b{split}_000003_000013.mp4")
@@ -50,9 +46,7 @@ def breakfast(root: Path) -> None:
 
 
 def coin(root: Path) -> None:
-    videos = {
-        f"id{i}": {"subset": "testing" if i % 7 == 6 else "training", "class": "AB"[i % 2]} for i in range(30)
-    }
+    videos = {f"id{i}": {"subset": "testing" if i % 7 == 6 else "training", "class": "AB"[i % 2]} for i in range(30)}
     write(root / "COIN.json", json.dumps({"database": videos}))
     for i in range(28):
         write(root / f"videos/{i % 2}/id{i}.mp4")

@@ -239,9 +239,7 @@ def test_disk_cache_notices_changes_and_survives_damage(tmp_path):
 
 def test_memory_cache_blocks():
     cache = MemoryCache(block_bytes=100)
-    clips = [
-        Clip(torch.full((n, 3, 2, 2), n, dtype=torch.uint8), torch.arange(n).double()) for n in (3, 5, 20, 1)
-    ]
+    clips = [Clip(torch.full((n, 3, 2, 2), n, dtype=torch.uint8), torch.arange(n).double()) for n in (3, 5, 20, 1)]
     for i, clip in enumerate(clips):
         cache.store(i, clip)
     for i, clip in enumerate(clips):
@@ -257,10 +255,7 @@ def test_memory_cache_blocks():
 @pytest.mark.parametrize(("n", "world"), [(37, 1), (37, 2), (5, 4), (64, 3)])
 def test_training_order(n, world, buckets):
     lengths = [(i * 7919) % 101 for i in range(n)]
-    ranks = [
-        EpochSampler(n, 4, seed=3, rank=r, world=world, lengths=lengths, buckets=buckets)
-        for r in range(world)
-    ]
+    ranks = [EpochSampler(n, 4, seed=3, rank=r, world=world, lengths=lengths, buckets=buckets) for r in range(world)]
     epochs = []
     for epoch in (0, 1):
         for sampler in ranks:
@@ -331,9 +326,7 @@ def test_training_is_the_same_with_workers_after_resuming_and_without_the_global
     assert torch.equal(torch.get_rng_state(), state)
     assert epochs[0] != epochs[1]
     assert sum(len(b[0]) for b in epochs[0]) == 13
-    assert [f for b in epochs[0] for f in b[3]] == [
-        i for i, v in enumerate(index.videos) if "broken" in v.path
-    ]
+    assert [f for b in epochs[0] for f in b[3]] == [i for i, v in enumerate(index.videos) if "broken" in v.path]
     parallel = train_loader(replace(setup, workers=2), index, seed=5)
     for epoch in (1, 0):  # the workers stay, the epoch changes
         parallel.batch_sampler.set_epoch(epoch)
@@ -407,9 +400,7 @@ def test_second_epoch_of_small_cached_videos_is_fast(folder):
     for epoch in range(20):
         loader.batch_sampler.set_epoch(epoch)
         list(loader)
-    assert (time.perf_counter() - start) / (
-        20 * 13
-    ) < 0.01  # seconds per video; decoding takes more than that
+    assert (time.perf_counter() - start) / (20 * 13) < 0.01  # seconds per video; decoding takes more than that
 
 
 # Damaged and unusual files
@@ -419,9 +410,7 @@ def test_second_epoch_of_small_cached_videos_is_fast(folder):
 def test_damaged_files_warn_once_and_refused_ones_are_counted():
     setup = DataConfig(list=str(ODD / "odd.csv"), size=(16, 16), batch_size=4, workers=1)
     index = setup.index("all")
-    wanted = [
-        i for i, v in enumerate(index.videos) if Path(v.path).name[:2] in ("14", "16", "25", "26", "28", "33")
-    ]
+    wanted = [i for i, v in enumerate(index.videos) if Path(v.path).name[:2] in ("14", "16", "25", "26", "28", "33")]
     index = index._replace(videos=[index.videos[i] for i in wanted])
     loader = val_loader(setup, index)
     with warnings.catch_warnings(record=True) as caught:

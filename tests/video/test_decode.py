@@ -79,9 +79,7 @@ def read_all(path, size=None, batch=64):
 def test_odd_files_decode_as_their_table_says(row):
     path = str(ODD / row["path"])
     if row["verdict"] == "refused":
-        with pytest.raises(
-            VideoError, match=r"empty|git-lfs|text file|audio only|moov|not a video"
-        ) as caught:
+        with pytest.raises(VideoError, match=r"empty|git-lfs|text file|audio only|moov|not a video") as caught:
             open_video(path)
         assert str(caught.value).startswith(path)
         assert "\n" not in str(caught.value)

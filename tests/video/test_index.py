@@ -137,9 +137,7 @@ def test_list_columns_by_position(tmp_path):
     spans = write(tmp_path / "1.csv", "a.mp4,x,0,1.5", "a.mp4,y,1.5,", "b.mp4,y,,")
     videos = build_index(spans, "all").videos
     assert [(v.start, v.end) for v in videos] == [(0, 1.5), (1.5, None), (None, None)]
-    everything = write(
-        tmp_path / "2.csv", "a.mp4,x,0,1,g1,train", "a.mp4,y,1,2,g1,train", "b.mp4,y,0,1,g2,val"
-    )
+    everything = write(tmp_path / "2.csv", "a.mp4,x,0,1,g1,train", "a.mp4,y,1,2,g1,train", "b.mp4,y,0,1,g2,val")
     index = build_index(everything, "train")
     assert [(v.group, v.start) for v in index.videos] == [("g1", 0), ("g1", 1)]
     assert "split train" in index.rule
@@ -223,9 +221,7 @@ def test_one_class_only(tmp_path):
 
 def test_unknown_label(tmp_path):
     touch(tmp_path, "val/kik/1.mp4", "val/punch/2.mp4")
-    text = fails(
-        tmp_path, "val", labels=["hug", "kick", "punch"], match="'kik', which is not known .nearest: kick."
-    )
+    text = fails(tmp_path, "val", labels=["hug", "kick", "punch"], match="'kik', which is not known .nearest: kick.")
     assert "1.mp4" in text
     path = write(tmp_path / "l.csv", "path,label", "a.mp4,kick", "b.mp4,zzz")
     fails(path, "all", labels=["hug", "kick"], match="l.csv line 3 has the label 'zzz'.*known: hug, kick")
@@ -258,9 +254,7 @@ def test_broken_lists(tmp_path, lines, match):
 
 
 def test_splits_of_lists(tmp_path):
-    path = write(
-        tmp_path / "l.csv", "path,label,split", "a.mp4,x,training", "b.mp4,y,training", "c.mp4,y,test"
-    )
+    path = write(tmp_path / "l.csv", "path,label,split", "a.mp4,x,training", "b.mp4,y,training", "c.mp4,y,test")
     fails(path, "train", match="no split 'train'; it has test, training")
     assert split_names(path) == ["test", "training"]
     path = write(tmp_path / "g.csv", "path,label,group", "a.mp4,x,g", "b.mp4,y,g")

@@ -4,9 +4,7 @@ import torch
 from tttvideo.video.sampling import Dense, Segments, Uniform, Window, parse_sampling
 
 CONSTANT = torch.arange(100, dtype=torch.float64) / 25  # 4 s at 25 frames/s
-MILLISECONDS = (
-    torch.round(torch.arange(90, dtype=torch.float64) * 1000 / 30) / 1000
-)  # 30 frames/s as Matroska says it
+MILLISECONDS = torch.round(torch.arange(90, dtype=torch.float64) * 1000 / 30) / 1000  # 30 frames/s as Matroska says it
 # 2 s at 10 frames/s, then 2 s at 50 frames/s
 VARIABLE = torch.cat([torch.arange(20) / 10, 2 + torch.arange(100) / 50]).double()
 ALL_RULES = [
@@ -89,8 +87,6 @@ def test_text_and_rule_are_the_same(rule):
      "uniform=2.5", "uniform=0", "window=inf", "window=x"],
 )  # fmt: skip
 def test_no_rule_two_rules_and_wrong_rules_are_refused_with_the_list_of_rules(text):
-    with pytest.raises(
-        ValueError, match=r"exactly one of: dense, fps=.*, uniform=.*, segments=.*, window="
-    ) as caught:
+    with pytest.raises(ValueError, match=r"exactly one of: dense, fps=.*, uniform=.*, segments=.*, window=") as caught:
         parse_sampling(text)
     assert "\n" not in str(caught.value)

@@ -91,9 +91,7 @@ def test_first_cut_then_sampled(paths):
     assert [len(r) for r in cut] == [7, 1, 0, 10, 10]
     assert all(torch.equal(c, w[: len(c)]) for c, w in zip(cut, whole))
     # two evenly spaced frames of the first ten are the first and the tenth
-    two = joined(
-        list(read_segments(paths, pre, segment=8, max_frames=10, sampling=parse_sampling("uniform=2")))
-    )
+    two = joined(list(read_segments(paths, pre, segment=8, max_frames=10, sampling=parse_sampling("uniform=2"))))
     assert all(torch.equal(t, w[[0, 9]]) for t, w in zip(two[3:], whole[3:]))
     assert torch.equal(two[0], whole[0][[0, 6]])
     # and the ten are counted within the span

@@ -140,9 +140,7 @@ def test_more_videos_start_with_the_same_ones(small, tmp_path):
 
 
 def test_seed_and_split_give_other_videos():
-    frames = [
-        FlashOrder(seed=seed).draw_video(split, 0).tobytes() for seed in (0, 1) for split in ("train", "val")
-    ]
+    frames = [FlashOrder(seed=seed).draw_video(split, 0).tobytes() for seed in (0, 1) for split in ("train", "val")]
     assert len(set(frames)) == 4
 
 
@@ -189,9 +187,7 @@ def test_ceiling_is_that_of_the_definition(frames, duration):
     ]
     choices += [sorted(rng.choice(frames, size, replace=False).tolist()) for size in range(1, frames)]
     for indices in choices:
-        assert suite.ceiling(indices) == pytest.approx(brute_force_ceiling(suite, indices), abs=1e-12), (
-            indices
-        )
+        assert suite.ceiling(indices) == pytest.approx(brute_force_ceiling(suite, indices), abs=1e-12), indices
 
 
 def test_ceiling_agrees_with_the_approximate_formula_on_long_videos():
@@ -269,9 +265,7 @@ def test_a_complete_set_is_kept_and_a_damaged_one_repaired(small, tmp_path):
 
 def test_other_content_is_never_touched(small, tmp_path):
     before = files_under(small)
-    with pytest.raises(
-        SuiteError, match=r"already holds a set made with split=train=12,val=7, seed=0; choose"
-    ):
+    with pytest.raises(SuiteError, match=r"already holds a set made with split=train=12,val=7, seed=0; choose"):
         make(FlashOrder(split="train=6", frames=16, seed=1), small)
     assert files_under(small) == before
     (tmp_path / "thesis.txt").write_text("mine")

@@ -54,13 +54,13 @@ class FrameEncoder(nn.Module, ABC):
         super().__init__()
         self.grid = grid
         self.stride = stride
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     @abstractmethod
-    def encode(
-        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised ``frames`` [B, S*stride, 3, H, W], valid time steps ``lengths`` [B] -> tokens [B, S, N, C]
         and the new tails."""
 

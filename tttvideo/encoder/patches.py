@@ -51,9 +51,7 @@ class TubeletEncoder(FrameEncoder):
         self.projection = nn.Linear(frames * 3 * patch * patch, dim)
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
 
-    def encode(
-        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count, channels, _, _ = frames.shape
         (rows, columns), p, t = self.grid, self.patch, self.stride
         x = frames.reshape(batch, count // t, t, channels, rows, p, columns, p)

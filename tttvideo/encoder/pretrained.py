@@ -67,9 +67,7 @@ class TimmEncoder(FrameEncoder):
             self.model.eval()
         return self
 
-    def encode(
-        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count = frames.shape[:2]
         flat = frames.flatten(0, 1)
         valid = None
@@ -108,9 +106,7 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
 
     if not timm.is_model(config.name.split(".")[0]):
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
-        raise ValueError(
-            f"timm has no model {config.name!r}" + (f"; near it are {', '.join(near)}." if near else ".")
-        )
+        raise ValueError(f"timm has no model {config.name!r}" + (f"; near it are {', '.join(near)}." if near else "."))
     options: dict[str, Any] = {"num_classes": 0}
     if "img_size" in _signature(config.name):
         options["img_size"] = size

@@ -99,9 +99,7 @@ class StemEncoder(FrameEncoder):
             found.append(weight.new_zeros(batch, weight.shape[1], kernel - stride, height >> i, width >> i))
         return tuple(found)
 
-    def encode(
-        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         tails = state.tails
         x = frames.transpose(1, 2)
         # Valid entries before each convolution, counted in what it reads.

@@ -15,9 +15,7 @@ class Checkpoint(NamedTuple):
     run: Path | None  # the run folder around it; None for an export
     sha256: str  # of model.safetensors: figures belong to weights, not to paths
     selection: dict[str, Any] | None  # {"step", "rule", "split", "split_rule", "value"}: how it was chosen
-    drawn: dict[
-        str, Any
-    ]  # {"val_fraction", "seed"}: how train and val were drawn, where the data has no splits
+    drawn: dict[str, Any]  # {"val_fraction", "seed"}: how train and val were drawn, where the data has no splits
     data: str | None  # folder or list file of the run
     provenance: dict[str, Any]  # as the checkpoint's config.json states it
 
@@ -76,6 +74,4 @@ def _settings(run: Path) -> tuple[dict[str, Any], str | None]:
 
     data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}
     found = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
-    return {name: value for name, value in found.items() if value is not None}, data.get("list") or data.get(
-        "root"
-    )
+    return {name: value for name, value in found.items() if value is not None}, data.get("list") or data.get("root")

@@ -29,9 +29,7 @@ def single_label(logits: Tensor, labels: Tensor, scored: Tensor) -> Figures:
     padded = torch.cat([logits, torch.full((len(logits), k), -torch.inf)], dim=1)
     padded[~scored, :n] = -torch.inf
     padded[~scored, n:] = 1.0
-    top = [
-        multiclass_accuracy(padded, labels, num_classes=n + k, average="micro", top_k=rank) for rank in (1, k)
-    ]
+    top = [multiclass_accuracy(padded, labels, num_classes=n + k, average="micro", top_k=rank) for rank in (1, k)]
     recall = multiclass_recall(padded.argmax(1), labels, num_classes=n + k, average="none")[:n]
     occurs = torch.bincount(labels, minlength=n) > 0
     loss = torch.nn.functional.cross_entropy(logits[scored], labels[scored]) if scored.any() else None

@@ -94,9 +94,7 @@ def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence
     image = axes.imshow(shares, vmin=0, vmax=100, cmap=blues, aspect="auto" if n > 60 else "equal")
     if n <= 60:
         size = 9 if n <= 25 else 7
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size
-        )
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
         axes.set_yticks(range(n), [_short(label) for label in labels], fontsize=size)
     if n <= 15:
         for y, row in enumerate(cells):

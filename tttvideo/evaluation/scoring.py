@@ -163,9 +163,7 @@ def score_videos(
     if segment is None:
         segment = -(-64 // multiple) * multiple
     if segment < 1 or segment % multiple:
-        raise ValueError(
-            f"--segment must be a multiple of {multiple} frames, the encoder's step; got {segment}"
-        )
+        raise ValueError(f"--segment must be a multiple of {multiple} frames, the encoder's step; got {segment}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     batches = [list(videos[start : start + batch_size]) for start in range(0, len(videos), batch_size)]

@@ -31,9 +31,7 @@ def parse_frames(text: str) -> list[int | None]:
         elif word.isdecimal() and int(word) > 0:
             cut = int(word)
         else:
-            raise ValueError(
-                f"--frames takes positive numbers and 'all', with commas, e.g. 16,64,all; got {word!r}"
-            )
+            raise ValueError(f"--frames takes positive numbers and 'all', with commas, e.g. 16,64,all; got {word!r}")
         if cut not in cuts:
             cuts.append(cut)
     return cuts

@@ -64,15 +64,11 @@ def summarise(
         else:
             result["confusion"] = confusion_matrix(logits, truth, scored).tolist()
         results.append(result)
-        predictions += [
-            _prediction(index, setting, score, truth[score.video], labels, several) for score in row
-        ]
+        predictions += [_prediction(index, setting, score, truth[score.video], labels, several) for score in row]
         failures |= {score.video: score.failure for score in row if score.failure}
         dense = str(setting.sampling) == "dense"
         if dense and setting.frames is not None and seen and max(seen) < setting.frames:
-            notes.append(
-                f"no video has {setting.frames} frames (the longest has {max(seen)}): whole videos were used"
-            )
+            notes.append(f"no video has {setting.frames} frames (the longest has {max(seen)}): whole videos were used")
     metrics = {
         "checkpoint": context.pop("checkpoint"),
         "data": context.pop("data"),

@@ -147,9 +147,7 @@ def _nearest(key: str, valid: list[str]) -> str:
         close = [ends[name] for name in difflib.get_close_matches(last, list(ends), n=1, cutoff=0.6)]
     if not close:
         level = key.rsplit(".", 1)[0] + "." if "." in key else ""
-        siblings = sorted(
-            {level + name[len(level) :].split(".", 1)[0] for name in valid if name.startswith(level)}
-        )
+        siblings = sorted({level + name[len(level) :].split(".", 1)[0] for name in valid if name.startswith(level)})
         return f"; valid ones are {', '.join(siblings)}" if siblings else ""
     return f"; did you mean {close[0]!r}?"
 

@@ -67,11 +67,7 @@ class Rule:
     split_rule: str
 
     def __str__(self) -> str:
-        return (
-            f"highest {self.split} {self.metric}"
-            if self.metric
-            else "the last step, as nothing was validated"
-        )
+        return f"highest {self.split} {self.metric}" if self.metric else "the last step, as nothing was validated"
 
 
 class Checkpoints:
@@ -229,9 +225,7 @@ class Checkpoints:
             shutil.rmtree(doomed)
 
 
-def describe(
-    model: ModelConfig, preprocessing: Preprocessing, labels: list[str], multi_label: bool
-) -> dict[str, Any]:
+def describe(model: ModelConfig, preprocessing: Preprocessing, labels: list[str], multi_label: bool) -> dict[str, Any]:
     """The part of a checkpoint's config.json that must be the same to resume from it."""
     return {
         "model": to_plain(model),

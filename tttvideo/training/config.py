@@ -129,9 +129,7 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _require(
-            self.every >= 0, f"checkpoint.every must be 0 (never) or a number of steps, not {self.every}"
-        )
+        _require(self.every >= 0, f"checkpoint.every must be 0 (never) or a number of steps, not {self.every}")
         _require(self.keep >= 1, f"checkpoint.keep must be at least 1, not {self.keep}")
 
 
@@ -183,8 +181,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(self.log_every >= 1, f"log_every must be at least 1, not {self.log_every}")
-        _require(
-            self.evaluate_every >= 0, f"evaluate_every must be 0 (never) or more, not {self.evaluate_every}"
-        )
+        _require(self.evaluate_every >= 0, f"evaluate_every must be 0 (never) or more, not {self.evaluate_every}")
         _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not {self.ema}")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")

@@ -141,9 +141,7 @@ class Trainer:
         clip = math.inf if self.clip_grad is None else self.clip_grad  # inf: only measures
         norm = self.accelerator.clip_grad_norm_(self._parameters, clip)
         sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
-        *figures_, grad_norm = torch.cat(
-            [sums, torch.as_tensor(norm, device=device).reshape(1).float()]
-        ).tolist()
+        *figures_, grad_norm = torch.cat([sums, torch.as_tensor(norm, device=device).reshape(1).float()]).tolist()
         loss_sum, correct, videos, frames, failed, not_finite = figures_
         # fp16: infinite gradients are skipped and the scale lowered
         scaled = self.accelerator.scaler is not None
@@ -177,9 +175,7 @@ class Trainer:
         """Loss of one batch (mean over its videos), and its row of figures (see `_step`)."""
         device = self.accelerator.device
         if not len(batch.indices):
-            return self._empty_loss(), torch.tensor(
-                [0.0, 0.0, 0.0, 0.0, len(batch.failures), 0.0], device=device
-            )
+            return self._empty_loss(), torch.tensor([0.0, 0.0, 0.0, 0.0, len(batch.failures), 0.0], device=device)
         frames = batch.frames.to(device, non_blocking=True)
         lengths = batch.lengths  # the model plans with them on the CPU
         labels = targets = batch.labels.to(device, non_blocking=True)

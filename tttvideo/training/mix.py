@@ -24,9 +24,7 @@ class ClipMix:
     def active(self) -> bool:
         return (self.config.mixup > 0 or self.config.cutmix > 0) and self.config.probability > 0
 
-    def __call__(
-        self, frames: Tensor, lengths: Tensor, labels: Tensor, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, frames: Tensor, lengths: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mix one batch.
 
         Args:

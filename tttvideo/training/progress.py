@@ -43,9 +43,7 @@ class Display:
         left = (now - self._start - self._paused) / done * (self.total_steps - step)
         figures = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:,.0f} frames/s  left {clock(left)}"
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=step, description=f"epoch {epoch}/{epochs}", figures=figures
-            )
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", figures=figures)
         elif now - self._last_line >= PLAIN_SECONDS:
             self._last_line = now
             print(f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}  {figures}", flush=True)

@@ -90,9 +90,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file, not a folder")
         if self.holds_run and not resume:
-            raise ConfigError(
-                f"{self.path} already holds a run: continue it with --resume auto, or give another --out"
-            )
+            raise ConfigError(f"{self.path} already holds a run: continue it with --resume auto, or give another --out")
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
         self._skipped_file = self.path / "skipped.csv"

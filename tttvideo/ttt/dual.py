@@ -77,7 +77,7 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
         return z
 
     if not outer:
-        weights = {name: Map(*(x if x is None else x.detach() for x in map)) for name, map in weights.items()}
+        weights = detached(weights)
         tokens = Tokens(*(x.detach() for x in tokens))
     with torch.enable_grad():
         z = problem.model(tokens.k, record, problem.grid)
@@ -86,6 +86,13 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
             last = last.detach()
         gradients = torch.autograd.grad(z, list(outputs.values()), last, create_graph=outer)
     return {name: Traces(inputs[name], g) for name, g in zip(outputs, gradients, strict=True)}
+
+
+def detached(weights: Weights) -> Weights:
+    """The same weights, cut from the graph."""
+    return {
+        name: Map(map.weight.detach(), None if map.bias is None else map.bias.detach()) for name, map in weights.items()
+    }
 
 
 def summed(weights: Weights, found: dict[str, Traces]) -> Weights:
@@ -254,10 +261,10 @@ def _chunk(
         if closes is False:
             return out, weights, total
         moved = descend(weights, total, scale[-1])
-    if closes is True:
+    if isinstance(closes, bool):
         return out, moved, None
     return (
         out,
         combine(lambda new, old: torch.where(closes, new, old), moved, weights),
-        combine(lambda new, old: torch.where(closes, torch.zeros_like(new), new), total, total),
+        combine(lambda new, _: torch.where(closes, torch.zeros_like(new), new), total, total),
     )

@@ -48,9 +48,7 @@ class SequenceLayer(nn.Module, ABC):
         """The state of ``batch`` sequences that have read nothing yet."""
 
     @abstractmethod
-    def forward(
-        self, x: Tensor, state: State | None = None, layout: Layout = Layout()
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None = None, layout: Layout = Layout()) -> tuple[Tensor, State]:
         """Reads ``x`` [B, T, C] after everything already in ``state`` (None: a fresh one).
 
         Raises:

@@ -137,9 +137,7 @@ class TTTLayer(SequenceLayer):
             {name: conv.init_state(batch) for name, conv in self.convs.items()},  # type: ignore[operator]
         )
 
-    def forward(
-        self, x: Tensor, state: TTTState | None = None, layout: Layout = Layout()
-    ) -> tuple[Tensor, TTTState]:
+    def forward(self, x: Tensor, state: TTTState | None = None, layout: Layout = Layout()) -> tuple[Tensor, TTTState]:
         batch, length, _ = x.shape
         self._check_split(length, layout)
         state = self.init_state(batch) if state is None else state
@@ -257,9 +255,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
-def _closes(
-    ends: Tensor, size: int, chunks: int, whole: bool, device: torch.device
-) -> list[bool | Tensor]:
+def _closes(ends: Tensor, size: int, chunks: int, whole: bool, device: torch.device) -> list[bool | Tensor]:
     """For each chunk, whether its last token has been read, by row where rows differ."""
     if whole:
         return [True] * chunks  # a chunk is one frame, always read whole; padded frames have rate 0
@@ -273,8 +269,7 @@ def _closes(
 
 def _zeros_like(weights: Weights) -> Weights:
     return {
-        name: Map(torch.zeros_like(w), None if b is None else torch.zeros_like(b))
-        for name, (w, b) in weights.items()
+        name: Map(torch.zeros_like(w), None if b is None else torch.zeros_like(b)) for name, (w, b) in weights.items()
     }
 
 

@@ -83,16 +83,12 @@ class DataConfig:
     def source(self) -> str:
         """The list file, or else the folder. Raises DataError if neither is given."""
         if not (self.root or self.list):
-            raise DataError(
-                "no data given; set data.root to a folder of class folders or data.list to a list file"
-            )
+            raise DataError("no data given; set data.root to a folder of class folders or data.list to a list file")
         if self.list and self.root and not os.path.isdir(self.root):
             raise DataError(f"data.root {self.root} is not a folder; give the folder that the list's paths count from")
         return str(self.list or self.root)
 
-    def index(
-        self, split: str, *, labels: Sequence[str] | None = None, multi_label: bool | None = None
-    ) -> Index:
+    def index(self, split: str, *, labels: Sequence[str] | None = None, multi_label: bool | None = None) -> Index:
         """`build_index` of the source with this configuration's rule for making splits."""
         if self.root and not self.list and os.path.isfile(self.root):
             raise DataError(f"data.root {self.root} is a file; give a list file as data.list")
@@ -204,11 +200,7 @@ class VideoDataset(Dataset):
                     times = reader.times[within(reader, video.start, video.end)]
         except (VideoError, OSError):
             return 0
-        n = (
-            len(times)
-            if clip is not None and self._rule_first
-            else len(self._rule.indices(times - times[0], None))
-        )
+        n = len(times) if clip is not None and self._rule_first else len(self._rule.indices(times - times[0], None))
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
     def _frames(self, i: int, generator: torch.Generator | None, notes: list[str]) -> Tensor:

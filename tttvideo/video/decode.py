@@ -30,9 +30,7 @@ DECORD_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj4
 _same_pixels: set[tuple[str, int, int]] = set()
 
 
-def open_video(
-    path: str | os.PathLike, size: tuple[int, int] | None = None, image_fps: float = 25.0
-) -> Reader:
+def open_video(path: str | os.PathLike, size: tuple[int, int] | None = None, image_fps: float = 25.0) -> Reader:
     """Opens a video file, or a folder of frame images, in the process that will read it.
 
     `size` = (height, width): frames are resized (stretched) while they are decoded; the caller computes the
@@ -41,9 +39,7 @@ def open_video(
     """
     path = os.fspath(path)
     if size is not None and min(size) < 1:
-        raise ValueError(
-            f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1"
-        )
+        raise ValueError(f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     found = probe(path)
@@ -147,10 +143,7 @@ class DecordReader(Reader):
         mistake of ours.
         """
         self._decord = None
-        if (
-            not isinstance(error, RuntimeError | ImportError | OSError)
-            and type(error).__module__[:6] != "decord"
-        ):
+        if not isinstance(error, RuntimeError | ImportError | OSError) and type(error).__module__[:6] != "decord":
             raise error
 
     def _rewind(self) -> None:

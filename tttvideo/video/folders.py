@@ -66,9 +66,7 @@ def _videos(folder: Path) -> list[Path]:
         for entry in os.scandir(folder)
         if not entry.name.startswith(".")
         and (
-            holds_images(entry.path)
-            if entry.is_dir()
-            else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS
+            holds_images(entry.path) if entry.is_dir() else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS
         )
     ]
     return sorted(found)
@@ -99,9 +97,7 @@ def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]
                 f"{folder} should hold the videos of one class but has folders of videos in it ({deeper}); "
                 "give the folder whose sub-folders are the classes, or a list file with path,label lines"
             )
-        rows += [
-            Row(str(v), v.relative_to(root).as_posix(), str(v), (folder.name,), split=split) for v in videos
-        ]
+        rows += [Row(str(v), v.relative_to(root).as_posix(), str(v), (folder.name,), split=split) for v in videos]
     return rows
 
 
@@ -112,9 +108,7 @@ def _all_videos(root: Path, below: Path) -> list[Row]:
         paths = []
         for folder, names, _ in os.walk(below):
             paths += _videos(Path(folder))
-            names[:] = [
-                n for n in names if not n.startswith(".") and not holds_images(os.path.join(folder, n))
-            ]
+            names[:] = [n for n in names if not n.startswith(".") and not holds_images(os.path.join(folder, n))]
     if not paths:
         raise DataError(f"{below} holds no videos")
     return [Row(str(p), p.relative_to(root).as_posix(), str(p), None) for p in sorted(paths)]

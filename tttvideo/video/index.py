@@ -75,23 +75,17 @@ def build_index(
     rows = read_folder(source, split, labelled=labelled) if folder else read_list(source, root=root, labelled=labelled)
     chosen, rule = _choose(source, rows, split, val_fraction, seed, labelled)
     if not labelled:
-        return Index(
-            [_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule
-        )
+        return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
     several = next((row for row in rows if len(row.labels or ()) > 1), None)
     if multi_label is None:
         multi_label = several is not None
     elif several and not multi_label:
-        raise DataError(
-            f"{several.where} has several labels but the model gives one; use a multi-label model"
-        )
+        raise DataError(f"{several.where} has several labels but the model gives one; use a multi-label model")
     names = list(labels) if labels is not None else _class_names(source, rows, chosen, split, multi_label)
     numbers = {name: i for i, name in enumerate(names)}
     if len(numbers) < len(names):
         raise DataError("the given class names contain the same name twice")
-    return Index(
-        [_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule
-    )
+    return Index([_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule)
 
 
 def split_names(source: str | Path) -> list[str]:
@@ -129,9 +123,7 @@ def _choose(
         chosen = [row for row in rows if row.split == split]
         if not chosen:
             raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)} (and all)")
-        place = (
-            f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
-        )
+        place = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
         return chosen, f"{split}: {place}, {len(chosen)} videos"
     if split not in ("train", "val"):
         raise DataError(
@@ -141,9 +133,7 @@ def _choose(
     keys = [row.group or row.key for row in rows]
     val = seeded_split(keys, [row.labels or () for row in rows], val_fraction=val_fraction, seed=seed)
     if not any(val):
-        raise DataError(
-            f"{source} cannot be divided into train and val: all its {len(rows)} videos are one group"
-        )
+        raise DataError(f"{source} cannot be divided into train and val: all its {len(rows)} videos are one group")
     chosen = [row for row, kept in zip(rows, val) if kept == (split == "val")]
     grouped = "grouped, " if any(row.group for row in rows) else ""
     return chosen, (
@@ -152,9 +142,7 @@ def _choose(
     )
 
 
-def _class_names(
-    source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool
-) -> list[str]:
+def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool) -> list[str]:
     names = {name for row in rows for name in row.labels or ()}
     here = {name for row in chosen for name in row.labels or ()}
     if len(here) < 2 and not (multi_label and here):

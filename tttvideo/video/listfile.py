@@ -99,9 +99,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise DataError(
-            f"{path} is not a text file (UTF-8); give a folder of videos or a list with path,label lines"
-        )
+        raise DataError(f"{path} is not a text file (UTF-8); give a folder of videos or a list with path,label lines")
     lines = [(i, line.strip("\r ")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty; list one video per line as path,label")
@@ -221,9 +219,7 @@ def _check(path: Path, rows: list[Row], columns: dict[str, int]) -> None:
             )
         twin = seen.setdefault((*span, row.split), row)
         if twin is not row:
-            raise DataError(
-                f"{row.where} lists {row.key} again (first on line {_line(twin)}); remove one of the two"
-            )
+            raise DataError(f"{row.where} lists {row.key} again (first on line {_line(twin)}); remove one of the two")
     if not any(os.path.exists(row.path) for row in rows):
         raise DataError(
             f"{path} names no file that is there (first: {rows[0].path}); relative paths count from the "

@@ -113,9 +113,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         for i in order:
             members[bucket_of[i]].append(i)
         cut = [len(m) - len(m) % whole for m in members]
-        return [i for m, at in zip(members, cut) for i in m[:at]] + [
-            i for m, at in zip(members, cut) for i in m[at:]
-        ]
+        return [i for m, at in zip(members, cut) for i in m[:at]] + [i for m, at in zip(members, cut) for i in m[at:]]
 
 
 class Collate:
@@ -193,12 +191,8 @@ def val_loader(
     return _loader(config, index, None, 0, rank, world, start_method)
 
 
-def _loader(
-    config, index: Index, augment, seed: int, rank: int, world: int, start_method: str | None
-) -> Loader:
-    cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[
-        config.cache
-    ]()
+def _loader(config, index: Index, augment, seed: int, rank: int, world: int, start_method: str | None) -> Loader:
+    cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[config.cache]()
     dataset = VideoDataset(
         index,
         config.preprocessing,
@@ -232,9 +226,7 @@ def _loader(
     return Loader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=Collate(
-            config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64
-        ),
+        collate_fn=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
         generator=torch.Generator(),  # without it the global one is drawn from, which shifts dropout
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.workers > 0,

@@ -220,9 +220,7 @@ def _refuse_non_files(path: str, size: int) -> None:
         raise VideoError(f"{path}: the file is empty")
     with open(path, "rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
-            raise VideoError(
-                f"{path}: is a git-lfs pointer, not the video itself; fetch it with `git lfs pull`"
-            )
+            raise VideoError(f"{path}: is a git-lfs pointer, not the video itself; fetch it with `git lfs pull`")
 
 
 def _why_not_opened(path: str, error: Exception) -> str:

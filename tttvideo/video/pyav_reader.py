@@ -55,9 +55,7 @@ class Converter:
         height, width = self.size
         steps = [*_TURNS[self.turns], ("scale", f"{width}:{height}:flags=bilinear"), ("format", "rgb24")]
         time_base = frame.time_base or Fraction(1, 1000)
-        last = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=time_base
-        )
+        last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)
         for name, arguments in [*steps, ("buffersink", "")]:
             following = graph.add(name, arguments) if arguments else graph.add(name)
             last.link_to(following)

@@ -98,9 +98,7 @@ class Reader(ABC):
         key = (self.info.path, decoded, self.announced)
         if key not in _already_warned:
             _already_warned.add(key)
-            message = (
-                f"{self.info.path}: only the first {decoded} of {self.announced} frames decode; they are used"
-            )
+            message = f"{self.info.path}: only the first {decoded} of {self.announced} frames decode; they are used"
             warnings.warn(message, PartialVideoWarning, stacklevel=3)
 
     def __enter__(self) -> Self:
@@ -118,7 +116,5 @@ def _checked(indices: Sequence[int] | Tensor, info: VideoInfo) -> Sequence[int]:
     if any(after <= before for before, after in pairwise(wanted)):
         raise ValueError(f"{info.path}: frame indices must be strictly increasing")
     if wanted and not 0 <= wanted[0] <= wanted[-1] < info.frames:
-        raise ValueError(
-            f"{info.path}: frame indices must lie in 0..{info.frames - 1}, got up to {wanted[-1]}"
-        )
+        raise ValueError(f"{info.path}: frame indices must lie in 0..{info.frames - 1}, got up to {wanted[-1]}")
     return wanted

@@ -72,9 +72,7 @@ class Uniform(Sampling):
         if len(times) <= self.n:
             return torch.arange(len(times))
         last = float(times[-1])
-        points = (
-            torch.linspace(0, last, self.n, dtype=torch.float64) if self.n > 1 else torch.tensor([last / 2])
-        )
+        points = torch.linspace(0, last, self.n, dtype=torch.float64) if self.n > 1 else torch.tensor([last / 2])
         return _nearest(times, points.double())
 
 
@@ -157,9 +155,7 @@ def parse_sampling(text: str) -> Sampling:
             case "window", _:
                 return Window(float(value))
     except ValueError as error:
-        raise ValueError(
-            f"{text!r} is not a sampling rule ({error}); give exactly one of: {_RULES}"
-        ) from error
+        raise ValueError(f"{text!r} is not a sampling rule ({error}); give exactly one of: {_RULES}") from error
     raise ValueError(f"{text!r} is not a sampling rule; give exactly one of: {_RULES}")
 
 

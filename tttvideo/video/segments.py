@@ -54,8 +54,7 @@ def read_segments(
     rule = sampling if sampling is not None else parse_sampling(preprocessing.sampling)
     spans = spans or [(None, None)] * len(paths)
     rows = [
-        _row(path, preprocessing, segment, max_frames, rule, *span)
-        for path, span in zip(paths, spans, strict=True)
+        _row(path, preprocessing, segment, max_frames, rule, *span) for path, span in zip(paths, spans, strict=True)
     ]
     segments = _lockstep(rows, preprocessing.size)
     return _ahead(segments) if prefetch else segments

@@ -43,9 +43,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
         if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
-            raise DataError(
-                f"size is {self.size}; it must be height and width in pixels, for example [64, 64]"
-            )
+            raise DataError(f"size is {self.size}; it must be height and width in pixels, for example [64, 64]")
         if self.fit not in ("crop", "pad", "stretch"):
             raise DataError(f"fit is {self.fit!r}; it must be crop, pad or stretch")
         parse_sampling(self.sampling)
@@ -125,14 +123,10 @@ class Augmentation:
         for name in ("speed", "scale", "ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise DataError(
-                    f"augment.{name} is ({low:g}, {high:g}); it must be a range of numbers above 0"
-                )
+                raise DataError(f"augment.{name} is ({low:g}, {high:g}); it must be a range of numbers above 0")
         for name in ("drop", "flip", "grayscale", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(
-                    f"augment.{name} is {getattr(self, name):g}; it is a probability, between 0 and 1"
-                )
+                raise DataError(f"augment.{name} is {getattr(self, name):g}; it is a probability, between 0 and 1")
         for name, most in (
             ("hue", 0.5),
             ("brightness", math.inf),
@@ -140,13 +134,9 @@ class Augmentation:
             ("saturation", math.inf),
         ):
             if not 0 <= getattr(self, name) <= most:
-                raise DataError(
-                    f"augment.{name} is {getattr(self, name):g}; it must be between 0 and {most:g}"
-                )
+                raise DataError(f"augment.{name} is {getattr(self, name):g}; it must be between 0 and {most:g}")
         if not all(0 <= shift <= 1 for shift in self.translate) or not 0 <= self.rotate <= 180:
-            raise DataError(
-                "augment.translate must be between 0 and 1, augment.rotate between 0 and 180 degrees"
-            )
+            raise DataError("augment.translate must be between 0 and 1, augment.rotate between 0 and 180 degrees")
         if self.auto not in ("none", "trivial", "rand"):
             raise DataError(f"augment.auto is {self.auto!r}; it must be none, trivial or rand")
         if self.drop == 1:
@@ -160,9 +150,7 @@ class Augmentation:
         if self.speed != (1, 1):
             # log-uniform: half speed and double speed are equally likely
             speed = math.exp(_uniform(math.log(self.speed[0]), math.log(self.speed[1]), generator))
-            keep = (
-                (torch.arange(max(1, round(n / speed)), dtype=torch.float64) * speed).long().clamp(max=n - 1)
-            )
+            keep = (torch.arange(max(1, round(n / speed)), dtype=torch.float64) * speed).long().clamp(max=n - 1)
         if self.drop:
             kept = keep[torch.rand(len(keep), generator=generator) >= self.drop]
             keep = kept if len(kept) else keep[:1]
@@ -184,9 +172,7 @@ class Augmentation:
 
     def _random_crop(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         h, w = frames.shape[-2:]
-        unit = min(
-            h / size[0], w / size[1]
-        )  # pixels of the largest crop of the model's shape per model pixel
+        unit = min(h / size[0], w / size[1])  # pixels of the largest crop of the model's shape per model pixel
         area = _uniform(*self.scale)
         ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
         height = min(h, max(1, round(size[0] * unit * math.sqrt(area / ratio))))
@@ -211,9 +197,7 @@ class Augmentation:
         if self.auto == "trivial":
             yield v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
         elif self.auto == "rand":
-            yield v2.RandAugment(
-                self.auto_ops, self.auto_magnitude, interpolation=v2.InterpolationMode.BILINEAR
-            )
+            yield v2.RandAugment(self.auto_ops, self.auto_magnitude, interpolation=v2.InterpolationMode.BILINEAR)
         if self.erase:
             yield v2.RandomErasing(self.erase)
 

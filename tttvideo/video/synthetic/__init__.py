@@ -39,9 +39,7 @@ def suite_from(description: dict[str, Any]) -> Suite:
     try:
         return find_suite(description["name"])(**description["parameters"])
     except (KeyError, TypeError) as error:
-        raise SuiteError(
-            f"This suite.json was not written by this version of the program: {error}."
-        ) from None
+        raise SuiteError(f"This suite.json was not written by this version of the program: {error}.") from None
 
 
 def ceiling_for(description: dict[str, Any], sampling: str, frames: int | None = None) -> float:

@@ -42,8 +42,7 @@ class FlashOrder(Suite):
             raise SuiteError(f"duration={self.duration}: a flash lasts at least one frame.")
         if self.frames < 2 * self.duration:
             raise SuiteError(
-                f"frames={self.frames}: two flashes of {self.duration} frames need at least "
-                f"{2 * self.duration} frames."
+                f"frames={self.frames}: two flashes of {self.duration} frames need at least {2 * self.duration} frames."
             )
         if self.distractors < 0:
             raise SuiteError(f"distractors={self.distractors}: the number of shapes cannot be negative.")

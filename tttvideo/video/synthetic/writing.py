@@ -78,9 +78,7 @@ def claim(out: Path, description: dict[str, Any]) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SuiteError(f"{notes[0]} is not a suite of this program; choose another folder.") from None
         if differences:
-            raise SuiteError(
-                f"{out} already holds a set made with {', '.join(differences)}; choose another folder."
-            )
+            raise SuiteError(f"{out} already holds a set made with {', '.join(differences)}; choose another folder.")
         return
     # A dot file of the file system or of an interrupted start is not content.
     content = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
