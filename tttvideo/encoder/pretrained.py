@@ -107,20 +107,17 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     if not timm.is_model(config.name.split(".")[0]):
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
         raise ValueError(f"timm has no model {config.name!r}" + (f"; near it are {', '.join(near)}." if near else "."))
-    options: dict[str, Any] = {"num_classes": 0}
-    if "img_size" in _signature(config.name):
-        options["img_size"] = size
     wanted = config.pretrained.lower() if load else "false"
     if wanted == "false":
-        return timm.create_model(config.name, pretrained=False, **options), "from scratch"
+        return _build(config.name, size, pretrained=False), "from scratch"
     if wanted not in ("auto", "true"):
         if not Path(config.pretrained).is_file():
             raise ValueError(f"The encoder's weights file {config.pretrained} does not exist.")
         overlay = {"file": config.pretrained}
-        model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        model = _build(config.name, size, pretrained=True, pretrained_cfg_overlay=overlay)
         return model, f"weights file {Path(config.pretrained).name}"
     try:
-        model, source = timm.create_model(config.name, pretrained=True, **options), "timm's pre-trained weights"
+        model, source = _build(config.name, size, pretrained=True), "timm's pre-trained weights"
     except Exception as error:
         # Offline, unknown to the hub, or without pre-trained weights: timm raises something else for each.
         if wanted == "true":
@@ -128,18 +125,17 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
                 f"Pre-trained weights of {config.name} cannot be had ({type(error).__name__}); give their file by "
                 "model.encoder.pretrained, or say auto or false."
             ) from error
-        model, source = timm.create_model(config.name, pretrained=False, **options), "from scratch"
+        model, source = _build(config.name, size, pretrained=False), "from scratch"
         log.warning("Pre-trained weights of %s cannot be had: the encoder starts from scratch.", config.name)
     log.info("Encoder %s: %s.", config.name, source)
     return model, source
 
 
-def _signature(name: str) -> set[str]:
-    """Constructor arguments that timm's model of this name takes (``img_size`` for those of fixed size)."""
+def _build(name: str, size: tuple[int, int], **options: Any) -> nn.Module:
+    """timm's model for frames of ``size``: those of fixed size (ViTs) are told, convolutional ones take any."""
     import timm
 
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=0)
-    import inspect
-
-    return set(inspect.signature(type(model).__init__).parameters)
+    try:
+        return timm.create_model(name, num_classes=0, img_size=size, **options)
+    except TypeError:
+        return timm.create_model(name, num_classes=0, **options)
