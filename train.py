@@ -144,6 +144,8 @@ def run(config: RunConfig, yaml: str) -> None:
         f"{'es' if world > 1 else ''} on {accelerator.device.type}, {config.precision}; "
         f"{steps_per_epoch} steps per epoch"
     )
+    if source := getattr(trainer.bare.encoder, "source", None):
+        display.say(f"encoder {source if last is None else 'weights from the checkpoint'}")
     if last:
         display.say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {n_batches}")
         for change in changed_settings(folder.path / "config.yaml", yaml):

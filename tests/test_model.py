@@ -122,6 +122,21 @@ def test_pretrained_file_is_loaded(tmp_path):
     assert torch.equal(model.encoder.model.conv1.weight, donor.conv1.weight)
 
 
+def test_a_file_without_the_weights_is_refused(tmp_path):
+    import timm
+
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    partial = timm.create_model("resnet18", num_classes=0).state_dict()
+    del partial["layer4.1.conv2.weight"]
+    torch.save(partial, tmp_path / "partial.pth")
+    for file in ("other.pth", "partial.pth"):
+        with pytest.raises(ValueError, match="does not hold all weights"):
+            build(Timm("resnet18", pretrained=str(tmp_path / file), grid=(1, 1)))
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="does not hold weights"):
+        build(Timm("resnet18", pretrained=str(tmp_path / "junk.pth"), grid=(1, 1)))
+
+
 def test_saved_model_is_the_model(tmp_path):
     model = build(ConvStem((4, 8), (3, 2), (2, 1), pool=(2, 2)), MIXERS[1], multi_label=True).eval()
     model.save_pretrained(tmp_path, {"selection": "best"})

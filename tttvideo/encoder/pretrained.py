@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class TimmEncoder(FrameEncoder):
         self.model = model.requires_grad_(not config.frozen)
         self.model.eval()
         with torch.no_grad():
-            features = self._features(torch.zeros(1, 3, *size))
+            features = _probe(self._features, config.name, size)
         self.model.train(not config.frozen)
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
             raise ValueError(
@@ -96,6 +97,16 @@ class TimmEncoder(FrameEncoder):
         return intermediates[-1]
 
 
+def _probe(features: Callable[[Tensor], Tensor], name: str, size: tuple[int, int]) -> Tensor:
+    try:
+        return features(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} cannot read frames of {size[0]} x {size[1]} pixels ({reason}); change data.size."
+        ) from error
+
+
 def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module, str]:
     """The timm model and where its weights came from.
 
@@ -113,9 +124,7 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     if wanted not in ("auto", "true"):
         if not Path(config.pretrained).is_file():
             raise ValueError(f"The encoder's weights file {config.pretrained} does not exist.")
-        overlay = {"file": config.pretrained}
-        model = _build(config.name, size, pretrained=True, pretrained_cfg_overlay=overlay)
-        return model, f"weights file {Path(config.pretrained).name}"
+        return _from_file(config.name, size, config.pretrained), f"weights file {Path(config.pretrained).name}"
     try:
         model, source = _build(config.name, size, pretrained=True), "timm's pre-trained weights"
     except Exception as error:
@@ -129,6 +138,31 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
         log.warning("Pre-trained weights of %s cannot be had: the encoder starts from scratch.", config.name)
     log.info("Encoder %s: %s.", config.name, source)
     return model, source
+
+
+def _from_file(name: str, size: tuple[int, int], file: str) -> nn.Module:
+    """timm's model with the weights of a file, all of them.
+
+    timm adapts what it can and loads what fits, which may be nothing; so the result is compared with the same
+    model freshly initialised from the same seed: a matrix that is equal was not loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = _build(name, size, pretrained=False)
+        torch.manual_seed(0)
+        try:
+            model = _build(name, size, pretrained=True, pretrained_cfg_overlay={"file": file})
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"The file {file} does not hold weights of {name} ({reason}).") from error
+    before = {key: p for key, p in fresh.named_parameters() if p.dim() > 1 and bool((p != p.flatten()[0]).any())}
+    missing = [key for key, p in model.named_parameters() if key in before and torch.equal(p, before[key])]
+    if missing:
+        raise ValueError(
+            f"The file {file} does not hold all weights of {name}: {len(missing)} of {len(before)} matrices are not "
+            f"in it (first: {missing[0]})."
+        )
+    return model
 
 
 def _build(name: str, size: tuple[int, int], **options: Any) -> nn.Module:

@@ -1,0 +1,39 @@
+"""Every committed configuration parses, says how it is run in its first line, and builds a model that runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tttvideo.encoder import Timm
+from tttvideo.model import VideoModel
+from tttvideo.training.arguments import parse
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_configuration(file):
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("#")
+    assert f"train.py --config configs/{file.name}" in first
+    config, _ = parse(["--config", str(file)])
+    if isinstance(config.model.encoder, Timm):
+        return  # its weights come from the network
+    torch.manual_seed(0)
+    model = VideoModel(config.model, preprocessing=config.data.preprocessing, labels=["a", "b"])
+    frames = torch.randint(0, 256, (1, 2 * model.frame_multiple, 3, *config.data.size), dtype=torch.uint8)
+    output, _ = model(frames)
+    assert output.logits.shape == (1, 2)
+    assert output.timeline.shape == (1, 2, 2)
+
+
+def test_studies_name_configurations_and_settings_that_exist():
+    import yaml
+
+    for file in (CONFIGS[0].parent / "study").glob("*.yaml"):
+        study = yaml.safe_load(file.read_text())
+        for experiment in study["experiments"].values():
+            config = str(CONFIGS[0].parents[1] / experiment["config"])
+            parsed = {name: parse(["--config", config, *words])[0] for name, words in study["variants"].items()}
+            assert len({repr(found.model) for found in parsed.values()}) == len(parsed)
