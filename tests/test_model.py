@@ -59,6 +59,20 @@ def test_streamed_batched_and_alone_agree(encoder, mixer, pooling):
             assert (alone.timeline[0] - whole.timeline[row, :steps]).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("encoder", ALL_ENCODERS, ids=name)
+@pytest.mark.parametrize("mixer", MIXERS, ids=name)
+def test_calls_with_nothing_and_with_too_much_padding(encoder, mixer):
+    """A batch of which nothing can be read, and padding beyond the longest row."""
+    model = build(encoder, mixer).double().eval()
+    frames = clips([7, 7])
+    with torch.no_grad():
+        output, state = model(frames[:, :1], torch.tensor([0, 0]))
+        assert torch.isfinite(output.logits).all()
+        wide, _ = model(frames, torch.tensor([4, 2]), state)
+        tight, _ = model(frames[:, :4], torch.tensor([4, 2]))
+        assert (wide.logits - tight.logits).abs().max() <= 1e-12
+
+
 def test_every_frame_counts():
     """The last frame of an unfinished tubelet changes the answer; frames of padding do not."""
     model = build(Tubelets(8, frames=4)).double().eval()
@@ -77,6 +91,39 @@ def test_a_stream_is_cut_at_whole_time_steps():
     _, state = model(clips([6]))
     with pytest.raises(ValueError, match="no multiple of 4 frames"):
         model(clips([4]), None, state)
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=name)
+def test_every_parameter_has_a_gradient(mixer):
+    """Several processes wait for the gradient of every parameter, be it zero."""
+    model = build(Timm("mobilenetv3_small_050", pretrained="false", grid=(1, 1), frozen=False), mixer)
+    output, _ = model(clips([3, 2]), torch.tensor([3, 2]))
+    model.loss(output, torch.tensor([0, 2])).backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=name)
+def test_inference_mode(mixer):
+    model = build(mixer=mixer).eval()
+    frames = clips([6])
+    with torch.inference_mode():
+        _, state = model(frames[:, :4])
+        inferred, _ = model(frames[:, 4:], None, state)
+    with torch.no_grad():
+        whole, _ = model(frames)
+    assert torch.allclose(inferred.logits, whole.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_half_precision(pooling):
+    """Sums over long videos stay in float32 under autocast, and a half-precision model runs."""
+    model = build(Patches(4), MIXERS[-1], pooling).eval()
+    torch.manual_seed(1)
+    frames = torch.randint(0, 256, (1, 1500, 3, *SIZE), dtype=torch.uint8)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert torch.isfinite(model(frames)[0].logits).all()
+    with torch.no_grad():
+        assert torch.isfinite(model.bfloat16()(frames[:, :10])[0].logits).all()
 
 
 def test_training_reaches_every_parameter():
@@ -149,19 +196,40 @@ def test_saved_model_is_the_model(tmp_path):
     assert torch.equal(loaded(frames)[0].logits, model(frames)[0].logits)
 
 
-def test_foreign_classes_are_refused_before_import(tmp_path):
-    build().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
+def test_foreign_classes_are_refused_before_import(tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    build().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
     description = json.loads(path.read_text())
-    description["model"]["init_args"]["encoder"]["class_path"] = "antigravity.Evil"
+    description["model"]["init_args"]["encoder"]["class_path"] = "foreign.Evil"
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="antigravity"):
-        from_pretrained(tmp_path)
-    import sys
+    with pytest.raises(ValueError, match=r"foreign\.Evil"):
+        from_pretrained(tmp_path / "model")
+    assert not (tmp_path / "imported").exists()
+    with pytest.raises(ValueError, match="not a configuration class"):
+        from_pretrained(tmp_path / "model", trust=True)
+    assert (tmp_path / "imported").exists()
 
-    assert "antigravity" not in sys.modules
-    with pytest.raises(ValueError, match=r"configuration class|cannot be imported"):
-        from_pretrained(tmp_path, trust=True)
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.pop("model"),
+        lambda d: d.update(model=None),
+        lambda d: d.update(labels="abc"),
+        lambda d: d.update(preprocessing=None),
+        lambda d: d["model"]["init_args"]["backbone"].update(init_args=None),
+        lambda d: d["model"]["init_args"]["backbone"]["init_args"]["mixer"]["init_args"].update(heads="2"),
+    ],
+)
+def test_a_damaged_configuration_is_one_sentence(tmp_path, damage):
+    build().save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    damage(description)
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        from_pretrained(tmp_path)
 
 
 def test_damaged_folders_say_what_is_wrong(tmp_path):
@@ -185,10 +253,11 @@ def test_damaged_folders_say_what_is_wrong(tmp_path):
     [
         (Patches(7), "do not divide"),
         (ConvStem((4,) * 6, (1,) * 6, (1,) * 6), "do not divide"),
-        (ConvStem((4, 8), (1, 1), (1, 1), pool=(9, 9)), "larger than the last map"),
+        (ConvStem((4, 8), (1, 1), (1, 1), pool=(9, 9)), "must lie between"),
         (Timm("resnet81", pretrained="false"), "no model"),
         (Timm("resnet18", pretrained="nowhere.pth"), "does not exist"),
         (Timm("resnet18", pretrained="false", grid=(5, 5)), "fewer than the grid"),
+        (Timm("vit_small_patch14_dinov2", pretrained="false", grid=(1, 1)), "do not divide into"),
     ],
     ids=name,
 )
@@ -198,6 +267,10 @@ def test_sizes_that_do_not_fit(encoder, words):
 
 
 def test_frames_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="batch dimension"):
+        build()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="between 0 and the 4 frames"):
+        build()(clips([4]), torch.tensor([5]))
     with pytest.raises(ValueError, match="3 x 32 x 32"):
         build()(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8))
 

@@ -43,6 +43,11 @@ class Backbone:
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"A backbone of width {self.width} and depth {self.depth} cannot be built.")
 
+        if not (0 <= self.dropout < 1 and 0 <= self.drop_path < 1):
+            raise ValueError(
+                f"Backbone.dropout and drop_path lie between 0 and 1, not {self.dropout} and {self.drop_path}."
+            )
+
     def build(self) -> BackboneStack:
         return BackboneStack(self)
 

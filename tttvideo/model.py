@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState
+from .encoder.pretrained import TimmEncoder
 from .serialize import from_plain, to_plain
 from .tasks.classification import Classification, PoolState
 from .ttt import TTTLayer
@@ -106,6 +107,10 @@ class VideoModel(nn.Module):
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
         """
+        if frames.dim() != 5:
+            raise ValueError(
+                f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
+            )
         if frames.shape[-3:] != (3, *self.preprocessing.size):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
@@ -113,6 +118,10 @@ class VideoModel(nn.Module):
             )
         state = self.init_state(frames.shape[0]) if state is None else state
         lengths = None if lengths is None else lengths.cpu()
+        if lengths is not None and not bool(((lengths >= 0) & (lengths <= frames.shape[1])).all()):
+            raise ValueError(
+                f"lengths {lengths.tolist()} must lie between 0 and the {frames.shape[1]} frames of the call."
+            )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
         tokens, steps, encoder_state = self.encoder(frames, lengths, state.encoder)
@@ -131,8 +140,10 @@ class VideoModel(nn.Module):
         """[..., classes] -> the same shape: softmax, or a sigmoid each where a video has several labels."""
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
+    @torch.no_grad()
     def score_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Output:
-        """Reads videos segment by segment with carried state: memory does not grow with their length.
+        """Reads videos segment by segment with carried state: memory does not grow with their length (the state of
+        ``Attention`` does: its cache).
 
         Args:
             segments: (frames [B, F, 3, H, W], lengths [B]) in order, each but a row's last a multiple of
@@ -211,7 +222,11 @@ class VideoModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would pull from what they mean: positions, inner starts, rates and norms."""
         inner = ("mixer.weights.", "mixer.biases.", "mixer.rate.", "mixer.norm_", "mixer.scale_shift", "position")
-        return {name for name, _ in self.named_parameters() if any(part in name for part in inner)}
+        named = {name for name, _ in self.named_parameters() if any(part in name for part in inner)}
+        if isinstance(self.encoder, TimmEncoder):
+            own = getattr(self.encoder.model, "no_weight_decay", set)()
+            named |= {f"encoder.model.{name}" for name in own}
+        return named
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
@@ -227,7 +242,8 @@ class VideoModel(nn.Module):
             "multi_label": self.multi_label,
             "provenance": self.provenance if provenance is None else provenance,
         }
-        (folder / "config.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -245,22 +261,39 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
 
     folder = resolve_checkpoint(folder)
     where = str(folder / "config.json")
+    description = read_description(folder)
     try:
-        description = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
-    model = VideoModel(
-        from_plain(description["model"], trust=trust, where=where),
-        preprocessing=from_plain(description["preprocessing"], trust=trust, where=where),
-        labels=description["labels"],
-        multi_label=description["multi_label"],
-        load=False,
-    )
+        labels = description["labels"]
+        if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
+            raise TypeError("labels are not a list of names")
+        model = VideoModel(
+            from_plain(description["model"], trust=trust, where=where),
+            preprocessing=from_plain(description["preprocessing"], trust=trust, where=where),
+            labels=labels,
+            multi_label=description["multi_label"],
+            load=False,
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {error}).") from error
     model.provenance = description.get("provenance") or {}
     load_weights(model, folder, load_file)
     return model.eval()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """``folder/config.json`` as it stands; no class is built.
+
+    Raises:
+        ValueError: if it does not describe a model of this package.
+    """
+    where = folder / "config.json"
+    try:
+        description = json.loads(where.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
+    return description
 
 
 def load_weights(model: VideoModel, folder: Path, load_file: Any) -> None:
@@ -299,9 +332,12 @@ def resolve_checkpoint(path: str | Path) -> Path:
         return path
     index = path / "checkpoints" / "index.json"
     if index.is_file():
-        entries = json.loads(index.read_text())
+        try:
+            entries = dict(json.loads(index.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{index} is damaged ({error}); name a checkpoint of the run instead.") from error
         for key in ("best", "last"):
-            if entries.get(key) and _is_model(path / "checkpoints" / entries[key]):
+            if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
                 return path / "checkpoints" / entries[key]
     raise ValueError(
         f"{path} holds no checkpoint: neither config.json and model.safetensors, nor checkpoints/ of a run."

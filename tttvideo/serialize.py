@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import types
-import typing
 from typing import Any
 
 
@@ -50,7 +48,7 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"{where} sets {', '.join(unknown)}, unknown to {path}; it was made by another version.")
     values = {key: from_plain(item, trust=trust, where=where) for key, item in fields.items()}
-    return cls(**_lists_where_declared(cls, values))
+    return cls(**values)
 
 
 def _import(path: str, where: str) -> type:
@@ -62,15 +60,3 @@ def _import(path: str, where: str) -> type:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ValueError(f"{where} names {path}, which is not a configuration class.")
     return cls
-
-
-def _lists_where_declared(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has one kind of sequence; a field declared as a list gets a list, all others tuples."""
-    hints = typing.get_type_hints(cls)
-
-    def is_list(hint: Any) -> bool:
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-            return any(is_list(part) for part in typing.get_args(hint))
-        return typing.get_origin(hint) is list or hint is list
-
-    return {k: list(v) if isinstance(v, tuple) and is_list(hints.get(k)) else v for k, v in values.items()}

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.helpers import ALL_MIXERS, ALL_TTT, FRAME_CAUSAL, GRID, name
 from tttvideo.mixers import Attention
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Layout, Linear, TokenCausal
 from tttvideo.ttt.dual import Problem, Tokens, read_primal, scan
-from tttvideo.ttt.inner import Map
+from tttvideo.ttt.inner import InnerModel, Map, MapShape
 from tttvideo.ttt.objective import Norm, ResidualL2
 
 N = GRID[0] * GRID[1]
@@ -225,6 +226,14 @@ def test_bad_configurations_say_so():
         build(TTT(heads=2))(torch.randn(1, N + 1, DIM).double(), None, Layout(GRID))
     with pytest.raises(ValueError, match="at least 1"):
         TokenCausal(0)
+    with pytest.raises(ValueError, match="unlearn"):
+        TTT(base_rate=-1.0)
+    with pytest.raises(ValueError, match="frame or token"):
+        Attention(causality="tokens")
+    layer = build(Attention(heads=2))
+    _, state = layer(torch.randn(1, N, DIM).double(), None, Layout(GRID))
+    with pytest.raises(ValueError, match="whole frames"):
+        layer(torch.randn(1, N + 1, DIM).double(), state, Layout(GRID))
 
 
 def test_inner_rate_zero_freezes_the_hidden_state():
@@ -232,6 +241,27 @@ def test_inner_rate_zero_freezes_the_hidden_state():
     layer.rate_warmup = 0.0
     _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
     assert torch.equal(state.weights["1"].weight[0], layer.weights["1_weight"])
+
+
+@dataclass(frozen=True)
+class Tied(InnerModel):
+    def maps(self, dim):
+        return {"1": MapShape(dim, dim), "2": MapShape(dim, dim)}
+
+    def __call__(self, x, affine, grid):
+        return affine("1", affine("1", x))
+
+
+@dataclass(frozen=True)
+class Lazy(Tied):
+    def __call__(self, x, affine, grid):
+        return affine("1", x)
+
+
+@pytest.mark.parametrize(("inner", "words"), [(Tied(), "twice"), (Lazy(), "never applies its maps 2")])
+def test_inner_models_apply_each_map_once(inner, words):
+    with pytest.raises(ValueError, match=words):
+        build(TTT(inner=inner, heads=2))(torch.randn(1, N, DIM).double(), None, Layout(GRID))
 
 
 def test_default_inner_model_is_the_papers_mlp():

@@ -40,6 +40,26 @@ def test_from_ttt_lm(name):
     assert set(found) == {our_name(k) for k in parameters}
 
 
+def small():
+    """A layer of the authors' shapes: two heads of 4, mini-batches of 3."""
+    shapes = {"W1": (2, 4, 4), "b1": (2, 1, 4), "learnable_token_idx": (3,), "ttt_norm_weight": (2, 4)}
+    shapes |= {"ttt_norm_bias": (2, 4), "learnable_ttt_lr_weight": (2, 1, 8), "learnable_ttt_lr_bias": (2, 1)}
+    shapes |= {f"{name}_proj.weight": (8, 8) for name in "qkvo"} | {f"post_norm.{n}": (8,) for n in ("weight", "bias")}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_shapes_and_names_are_checked():
+    options = {"num_heads": 2, "mini_batch_size": 3, "base_lr": 1.0}
+    assert from_ttt_lm(small(), **options)(torch.randn(2, 7, 8)).shape == (2, 7, 8)
+    for name in small():
+        with pytest.raises(ValueError, match="layer"):
+            from_ttt_lm({k: v for k, v in small().items() if k != name}, **options)
+    with pytest.raises(ValueError, match="mini-batch of 4"):
+        from_ttt_lm(small(), **{**options, "mini_batch_size": 4})
+    with pytest.raises(ValueError, match="no place"):
+        from_ttt_lm({**small(), "extra": torch.zeros(1)}, **options)
+
+
 def test_missing_tensor_is_named():
     with pytest.raises(ValueError, match="W1"):
         from_ttt_lm({"q_proj.weight": torch.eye(4)}, num_heads=1, mini_batch_size=2, base_lr=1.0)

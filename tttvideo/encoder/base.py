@@ -94,7 +94,7 @@ class FrameEncoder(nn.Module, ABC):
                 "of this encoder); cut streams at multiples of that."
             )
         ended = state.ended | (given % self.stride != 0)
-        if self.stride > 1 and bool((given % self.stride != 0).any()):
+        if count % self.stride or bool((given % self.stride != 0).any()):
             frames = self._complete(frames, given)
         x = self._normalised(frames)
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride

@@ -36,6 +36,12 @@ class Timm(Encoder):
     frozen: bool = True
     frames_at_once: int = 64
 
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or self.frames_at_once < 1:
+            raise ValueError(
+                f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
+            )
+
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TimmEncoder:
         return TimmEncoder(self, size, dim, load)
 
@@ -51,8 +57,14 @@ class TimmEncoder(FrameEncoder):
         self.source = source
         self.model = model.requires_grad_(not config.frozen)
         self.model.eval()
-        with torch.no_grad():
-            features = _probe(self._features, config.name, size)
+        with torch.set_grad_enabled(not config.frozen):
+            features = _probe(self.model, self._features, config.name, size)
+        if not config.frozen:
+            # What lies behind the last feature map gets no gradient, and several processes would wait for it.
+            weights = [p for p in self.model.parameters() if p.requires_grad]
+            found = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+            for weight, gradient in zip(weights, found, strict=True):
+                weight.requires_grad_(gradient is not None)
         self.model.train(not config.frozen)
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
             raise ValueError(
@@ -76,6 +88,9 @@ class TimmEncoder(FrameEncoder):
             # Padding is not encoded: it would cost time, and enter the statistics of batch normalisation.
             valid = (torch.arange(count) < lengths[:, None]).flatten().nonzero().squeeze(1).to(frames.device)
             flat = flat[valid]
+        if not len(flat):
+            tokens = self.position.expand(batch * count, *self.position.shape)
+            return tokens.unflatten(0, (batch, count)), ()
         if self.config.frozen:
             with torch.no_grad():
                 maps = torch.cat([self._pooled(part) for part in flat.split(self.config.frames_at_once)])
@@ -97,7 +112,13 @@ class TimmEncoder(FrameEncoder):
         return intermediates[-1]
 
 
-def _probe(features: Callable[[Tensor], Tensor], name: str, size: tuple[int, int]) -> Tensor:
+def _probe(model: nn.Module, features: Callable[[Tensor], Tensor], name: str, size: tuple[int, int]) -> Tensor:
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and (size[0] % patch[0] or size[1] % patch[1]):
+        raise ValueError(
+            f"Frames of {size[0]} x {size[1]} pixels do not divide into {name}'s patches of {patch[0]} x {patch[1]}; "
+            "change data.size."
+        )
     try:
         return features(torch.zeros(1, 3, *size))
     except (AssertionError, RuntimeError) as error:
@@ -141,7 +162,7 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
 
 
 def _from_file(name: str, size: tuple[int, int], file: str) -> nn.Module:
-    """timm's model with the weights of a file, all of them.
+    """timm's model with the weights of a file, all of them. (The file may hold more: a classifier, a deeper net.)
 
     timm adapts what it can and loads what fits, which may be nothing; so the result is compared with the same
     model freshly initialised from the same seed: a matrix that is equal was not loaded.

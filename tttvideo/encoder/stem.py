@@ -55,13 +55,20 @@ class ConvStem(Encoder):
                 "or frames would be skipped."
             )
 
+        if min(self.channels) < 1:
+            raise ValueError(f"ConvStem.channels are {self.channels}; each needs at least 1.")
+        if self.inputs not in ("frames", "motion", "both") or self.norm not in ("group", "batch"):
+            raise ValueError(
+                f"ConvStem.inputs must be frames, motion or both and norm group or batch, not {self.inputs!r} and "
+                f"{self.norm!r}."
+            )
         if self.motion_lag < 1:
             raise ValueError(f"ConvStem.motion_lag is {self.motion_lag}; a change needs at least 1 frame.")
 
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> StemEncoder:
         grid = check_divides(size, 2 ** len(self.channels), "cells")
-        if self.pool is not None and (grid[0] < self.pool[0] or grid[1] < self.pool[1]):
-            raise ValueError(f"ConvStem.pool {self.pool} is larger than the last map of {grid}; lower it.")
+        if self.pool is not None and not (1 <= self.pool[0] <= grid[0] and 1 <= self.pool[1] <= grid[1]):
+            raise ValueError(f"ConvStem.pool is {self.pool}; it must lie between 1 x 1 and the last map, {grid}.")
         return StemEncoder(self, size, grid if self.pool is None else self.pool, dim)
 
 
@@ -138,5 +145,6 @@ def _per_frame(norm: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
         flat = norm(flat)
     else:
         real = (torch.arange(count) < valid[:, None]).flatten().nonzero().squeeze(1).to(x.device)
-        flat = torch.zeros_like(flat).index_copy(0, real, norm(flat[real]))
+        found = norm(flat[real])  # float32 under CUDA's autocast, whatever went in
+        flat = found.new_zeros(flat.shape).index_copy(0, real, found)
     return flat.unflatten(0, (batch, count)).transpose(1, 2)

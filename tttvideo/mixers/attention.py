@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
+from ..ttt.interface import Layout, Mixer, SequenceLayer, check_split, merge_heads, split_heads, valid_tokens
 from ..ttt.views import rotate
 
 
@@ -27,6 +27,12 @@ class Attention(Mixer):
     heads: int = 4
     causality: Literal["frame", "token"] = "frame"
     rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.causality not in ("frame", "token"):
+            raise ValueError(f"Attention.causality is {self.causality!r}; it must be frame or token.")
+        if self.rope_theta <= 0:
+            raise ValueError(f"Attention.rope_theta is {self.rope_theta}; it must be above 0.")
 
     def build(self, dim: int) -> AttentionLayer:
         return AttentionLayer(self, dim)
@@ -76,8 +82,7 @@ class AttentionLayer(SequenceLayer):
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)
         unit = layout.tokens_per_frame if self.config.causality == "frame" else 1
-        if state.slots.shape[1] == 0 and length % unit:
-            raise ValueError(f"Frame-causal attention reads whole frames of {unit} tokens, but got {length}.")
+        check_split(length, layout, unit, "attention layer")
         slots = state.seen[:, None] + torch.arange(length)
         q, k, v = (split_heads(t, self.config.heads) for t in self.qkv(x).chunk(3, dim=-1))
         time = slots // unit

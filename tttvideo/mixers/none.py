@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer
+from ..ttt.interface import Layout, Mixer, SequenceLayer, valid_tokens
 
 
 @dataclass(frozen=True)
@@ -32,4 +31,8 @@ class NoMixerLayer(SequenceLayer):
     def forward(
         self, x: Tensor, state: NoMixerState | None = None, layout: Layout = Layout()
     ) -> tuple[Tensor, NoMixerState]:
-        return torch.zeros_like(x), NoMixerState()
+        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
+        if valid is not None:
+            x = x.masked_fill(~valid[..., None], 0.0)
+        # Zero, but of x: parameters before it keep a gradient, for which several processes would wait.
+        return 0.0 * x, NoMixerState()

@@ -24,6 +24,15 @@ class Classification:
     dropout: float = 0.0
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "attention"):
+            raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean or attention.")
+        if not (0 <= self.label_smoothing <= 1 and 0 <= self.dropout < 1):
+            raise ValueError(
+                f"Classification.label_smoothing and dropout lie between 0 and 1, not {self.label_smoothing} and "
+                f"{self.dropout}."
+            )
+
     def build(self, dim: int, classes: int) -> ClassificationHead:
         return ClassificationHead(self, dim, classes)
 
@@ -74,16 +83,18 @@ class ClassificationHead(nn.Module):
             logits [B, classes] of everything so far, timeline [B, F, classes] of everything up to each time
             step (at padded steps: of everything before), and the state.
         """
+        score = None if self.score is None else self.score(x).squeeze(-1)
         x = x.to(_wide(x))
-        if self.score is None:
+        if score is None:
             weight = x.new_ones(x.shape[:-1])
         else:
             # Bounded scores make the running softmax a ratio of plain sums: exp cannot overflow.
-            weight = torch.exp(5.0 * torch.tanh(self.score(x).squeeze(-1) / 5.0))
+            weight = torch.exp(5.0 * torch.tanh(score.to(x.dtype) / 5.0))
         if valid is not None:
             weight = weight * valid[..., None]
             x = x.masked_fill(~valid[..., None, None], 0.0)
-        totals = state.total[:, None] + torch.einsum("bfnc,bfn->bfc", x, weight).cumsum(1)
+        # No matrix product, which autocast would take out of float32.
+        totals = state.total[:, None] + (x * weight[..., None]).sum(2).cumsum(1)
         weights = state.weight[:, None] + weight.sum(-1, keepdim=True).cumsum(1)
         timeline = self._classify(totals, weights)
         after = PoolState(totals[:, -1], weights[:, -1]) if x.shape[1] else state

@@ -211,7 +211,9 @@ class Trainer:
         frames = torch.zeros(
             1, self.bare.frame_multiple, 3, height, width, dtype=torch.uint8, device=self.accelerator.device
         )
+        self.model.eval()  # the black clip must not enter running statistics
         output, _ = self.model(frames, torch.full((1,), frames.shape[1]))
+        self.model.train()
         # every parameter takes part, so that all processes reduce the same gradients
         return 0.0 * (output.logits.sum() + sum(p.sum() for p in self._parameters))
 

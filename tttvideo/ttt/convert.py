@@ -1,4 +1,4 @@
-"""Weights of the authors' public layer (test-time-training/ttt-lm-pytorch) in ours, and back."""
+"""Weights of the authors' public layer (test-time-training/ttt-lm-pytorch) in ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .chunk import TokenCausal
 from .inner import MLP, Linear
 from .layer import TTT, TTTLayer
 
-# theirs -> (ours, shape change); names of projections, convolutions and the norm after the heads agree.
+# theirs -> ours; the names of projections and of the norm after the heads agree.
 _RENAMED = {
     "learnable_token_idx": "scale_shift",
     "learnable_ttt_lr_weight": "rate.weight",
@@ -94,7 +94,7 @@ def from_ttt_lm(
         name = our_name(theirs)
         if name not in expected:
             raise ValueError(f"The tensor {theirs!r} has no place in a {type(config.inner).__name__} TTT layer.")
-        if value.numel() != expected[name].numel():
+        if _squeezed(value) != _squeezed(expected[name]):
             raise ValueError(
                 f"The tensor {theirs!r} has shape {list(value.shape)}, which does not fit {num_heads} heads and "
                 f"a mini-batch of {mini_batch_size}; expected {list(expected[name].shape)}."
@@ -104,5 +104,12 @@ def from_ttt_lm(
     for name in set(expected) - set(ours):
         if name.startswith("convs.") and name.endswith(".bias"):
             ours[name] = torch.zeros_like(expected[name])
+    if absent := sorted(set(expected) - set(ours)):
+        raise ValueError(f"These tensors are not a whole ttt-lm layer: nothing for {', '.join(absent)}.")
     layer.load_state_dict(ours)
     return TTTLM(layer)
+
+
+def _squeezed(x: Tensor) -> list[int]:
+    """The shape without axes of size 1, of which the two layers have different ones."""
+    return [n for n in x.shape if n != 1]

@@ -70,18 +70,24 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
     outputs: dict[str, Tensor] = {}
 
     def record(name: str, x: Tensor) -> Tensor:
+        if name in inputs:
+            raise ValueError(f"{type(problem.model).__name__} applies its map {name!r} twice; give each use a map.")
         z = affine(weights[name], x)
         if not z.requires_grad:
             z = z.detach().requires_grad_()
         inputs[name], outputs[name] = x, z
         return z
 
-    if not outer:
-        weights = detached(weights)
-        tokens = Tokens(*(x.detach() for x in tokens))
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        norm = problem.norm
+        if not outer:
+            weights = detached(weights)
+            tokens = Tokens(*(_cut(x) for x in tokens))
+            norm = Norm(*(_cut(x) for x in norm))
         z = problem.model(tokens.k, record, problem.grid)
-        last = problem.objective.gradient(z, tokens.k, tokens.v, problem.norm) * tokens.rate
+        if unused := sorted(set(weights) - set(inputs)):
+            raise ValueError(f"{type(problem.model).__name__} never applies its maps {', '.join(unused)}.")
+        last = problem.objective.gradient(z, tokens.k, tokens.v, norm) * tokens.rate
         if not outer:
             last = last.detach()
         gradients = torch.autograd.grad(z, list(outputs.values()), last, create_graph=outer)
@@ -90,9 +96,12 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
 
 def detached(weights: Weights) -> Weights:
     """The same weights, cut from the graph."""
-    return {
-        name: Map(map.weight.detach(), None if map.bias is None else map.bias.detach()) for name, map in weights.items()
-    }
+    return {name: Map(_cut(map.weight), None if map.bias is None else _cut(map.bias)) for name, map in weights.items()}
+
+
+def _cut(x: Tensor) -> Tensor:
+    """``x`` cut from the graph; a copy where autograd may not touch it (inference mode)."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def summed(weights: Weights, found: dict[str, Traces]) -> Weights:

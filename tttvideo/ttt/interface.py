@@ -81,6 +81,16 @@ def valid_tokens(lengths: Tensor | None, tokens: int, device: torch.device) -> T
     return (torch.arange(tokens) < lengths[:, None]).to(device, non_blocking=True)
 
 
+def check_split(tokens: int, layout: Layout, unit: int, what: str) -> None:
+    """Raises ValueError unless the call and each of its rows hold a multiple of ``unit`` tokens."""
+    ends = [tokens] if layout.lengths is None else [tokens, *layout.lengths.tolist()]
+    if wrong := [end for end in ends if end % unit]:
+        raise ValueError(
+            f"A frame-causal {what} reads whole frames of {unit} tokens, but this call has {wrong[0]} tokens; split "
+            "the sequence at frames."
+        )
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, C] -> [B, H, T, d]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -14,7 +14,7 @@ from .chunk import Chunk, FrameCausal, TokenCausal
 from .dual import Problem, Tokens, scan
 from .inner.base import InnerModel, Map, Weights
 from .inner.mlp import MLP
-from .interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
+from .interface import Layout, Mixer, SequenceLayer, check_split, merge_heads, split_heads, valid_tokens
 from .objective import EPS, Norm, Objective, ResidualL2
 from .views import CausalConv, rotate
 
@@ -55,6 +55,13 @@ class TTT(Mixer):
             raise ValueError(
                 f"{type(self.inner).__name__} mixes the tokens of a frame, so a token-causal chunk would leak "
                 "later tokens into earlier ones; use chunk: FrameCausal."
+            )
+        if self.base_rate is not None and self.base_rate < 0:
+            raise ValueError(f"TTT.base_rate is {self.base_rate}; below 0 the hidden state would unlearn.")
+        if self.rope_theta <= 0 or self.checkpoint_group < 0:
+            raise ValueError(
+                f"TTT.rope_theta must be above 0 and checkpoint_group at least 0, not {self.rope_theta} and "
+                f"{self.checkpoint_group}."
             )
 
     def build(self, dim: int) -> TTTLayer:
@@ -139,7 +146,7 @@ class TTTLayer(SequenceLayer):
 
     def forward(self, x: Tensor, state: TTTState | None = None, layout: Layout = Layout()) -> tuple[Tensor, TTTState]:
         batch, length, _ = x.shape
-        self._check_split(length, layout)
+        check_split(length, layout, self.config.chunk.unit(layout.tokens_per_frame), "TTT layer")
         state = self.init_state(batch) if state is None else state
         valid = valid_tokens(layout.lengths, length, x.device)
         if valid is not None:
@@ -156,15 +163,6 @@ class TTTLayer(SequenceLayer):
     def _start(self, w0: Tensor, batch: int) -> Tensor:
         """W_0 for every row, in the precision that weights in motion need (bf16 drifts by percents)."""
         return _at_least_float32(w0).expand(batch, *w0.shape)
-
-    def _check_split(self, length: int, layout: Layout) -> None:
-        unit = self.config.chunk.unit(layout.tokens_per_frame)
-        ends = [length] if layout.lengths is None else [length, *layout.lengths.tolist()]
-        if any(end % unit for end in ends):
-            raise ValueError(
-                f"A frame-causal TTT layer reads whole frames of {unit} tokens, but this call has "
-                f"{max(ends)} tokens (lengths {ends}); split the sequence at frames."
-            )
 
     def _views(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tokens, dict[str, Tensor]]:
         """Projections, short convolutions, rotary positions and inner learning rates."""
@@ -192,12 +190,12 @@ class TTTLayer(SequenceLayer):
         """Brings the rows to a common chunk grid, scans it, and reads the rows back."""
         chunk, device, dtype = self.config.chunk, tokens.q.device, tokens.q.dtype
         size, length = chunk.size(layout.tokens_per_frame), tokens.q.shape[2]
-        if length == 0:
+        ends = state.position + (length if layout.lengths is None else layout.lengths)
+        if length == 0 or int(ends.max()) == 0:
             return tokens.q, state
         mask = chunk.mask(layout.tokens_per_frame, device)
         norm = Norm(_at_least_float32(self.norm_scale), _at_least_float32(self.norm_shift))
         problem = Problem(self.config.inner, self.config.objective, norm, layout.grid)
-        ends = state.position + (length if layout.lengths is None else layout.lengths)
 
         fresh = not state.position.any()
         aligned = fresh and layout.lengths is None

@@ -16,8 +16,9 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
         theta: base of the geometric progression of wavelengths.
     """
     dim = x.shape[-1]
-    exponent = torch.arange(0, dim, 2, device=x.device, dtype=torch.float64) / dim
-    angle = positions.to(x.device, torch.float64)[..., None] * theta**-exponent
+    precise = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    exponent = torch.arange(0, dim, 2, device=x.device, dtype=precise) / dim
+    angle = positions.to(x.device, precise)[..., None] * theta**-exponent
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     if cos.dim() == 3:
         cos, sin = cos[:, None], sin[:, None]

@@ -26,6 +26,10 @@ class Conv(InnerModel):
 
     mixes_tokens: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.expansion < 1:
+            raise ValueError(f"Conv.expansion is {self.expansion}; the hidden layer needs at least 1.")
+
     def maps(self, dim: int) -> dict[str, MapShape]:
         hidden = self.expansion * dim
         return {"1": MapShape(9 * dim, hidden), "2": MapShape(hidden, dim)}

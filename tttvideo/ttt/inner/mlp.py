@@ -18,6 +18,10 @@ class MLP(InnerModel):
 
     expansion: int = 4
 
+    def __post_init__(self) -> None:
+        if self.expansion < 1:
+            raise ValueError(f"MLP.expansion is {self.expansion}; the hidden layer needs at least 1.")
+
     def maps(self, dim: int) -> dict[str, MapShape]:
         hidden = self.expansion * dim
         return {"1": MapShape(dim, hidden), "2": MapShape(hidden, dim)}
