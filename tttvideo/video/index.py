@@ -88,12 +88,12 @@ def build_index(
     return Index([_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule)
 
 
-def split_names(source: str | Path) -> list[str]:
+def split_names(source: str | Path, root: str | Path | None = None) -> list[str]:
     """The splits that `source` itself defines, sorted; empty if `train` and `val` would have to be made."""
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source} is not there; give a folder of class folders or a list file")
-    rows = read_folder(source, "all") if source.is_dir() else read_list(source)
+    rows = read_folder(source, "all") if source.is_dir() else read_list(source, root=root)
     return sorted({row.split for row in rows if row.split})
 
 
