@@ -175,6 +175,8 @@ def run(config: RunConfig, yaml: str) -> None:
     def skip(split: str, failures: list[Any]) -> None:
         """List videos that could not be read, each once."""
         found = [(f.path, f.reason.removeprefix(f"{f.path}: ")) for f in failures]
+        if split == train.split:
+            unreadable.extend(found[: not unreadable])
         for path, reason in folder.skip(split, found) if leader and found else []:
             display.say(f"skipped {path}: {reason}")
 
@@ -192,6 +194,7 @@ def run(config: RunConfig, yaml: str) -> None:
         return {**found, "failed": len(scores.failures)}
 
     # Training.
+    unreadable: list[tuple[str, str]] = []  # the first training video that could not be read
     memory.reset(accelerator.device)
     try:
         while progress.epoch < epochs:
@@ -222,6 +225,9 @@ def run(config: RunConfig, yaml: str) -> None:
 
             # The epoch's line, and its checkpoint: only after both is the epoch done.
             pause = time.monotonic()
+            if not progress.totals["videos"]:
+                first = f" (first: {': '.join(unreadable[0])})" if unreadable else ""
+                raise ValueError(f"none of the {len(train.videos)} training videos could be read{first}")
             final = number == epochs
             metrics = validate() if val and (final or number % config.evaluate_every == 0) else None
             totals = progress.totals

@@ -77,6 +77,23 @@ def test_empty_folder_and_no_data(arguments, capsys, tmp_path):
     assert "data.root" in mistake(["--out", str(tmp_path / "run")], capsys)
 
 
+def test_not_one_training_video_can_be_read(arguments, capsys, videos, tmp_path):
+    """Such a run must not look like a success; and NaN is not JSON."""
+    root = tmp_path / "broken"
+    for name in ("bright", "dark"):
+        (root / "train" / name).mkdir(parents=True)
+        for i in range(2):
+            (root / "train" / name / f"{i}.mp4").write_bytes(b"no video at all")
+    (root / "val").symlink_to(videos / "val")
+    assert train.main(arguments(data__root=root)) == 2
+    said = capsys.readouterr().err
+    assert "none of the 4 training videos could be read (first: " in said
+    assert ".mp4: " in said
+    text = (tmp_path / "run" / "steps.jsonl").read_text()
+    assert '"loss": null' in text
+    assert "NaN" not in text
+
+
 def test_another_architecture_and_another_batch_size(arguments, capsys):
     assert train.main(arguments(schedule__epochs=1)) == 0
     capsys.readouterr()

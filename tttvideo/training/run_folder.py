@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,12 +57,12 @@ class JsonLines:
     def cut(self, key: str, last: int) -> None:
         """Keep the lines whose `key` is at most `last`."""
         kept = [line for line in self.read() if line[key] <= last]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(self.path, "".join(_json(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any]) -> None:
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(_json(line) + "\n")
         self._file.flush()  # the kernel has it: a killed process loses nothing
 
     def sync(self) -> None:
@@ -74,6 +75,12 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _json(line: dict[str, Any]) -> str:
+    """One line of JSON; what is not a finite number is null, as JSON has no NaN."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(finite, allow_nan=False)
 
 
 class RunFolder:
