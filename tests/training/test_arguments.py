@@ -61,6 +61,25 @@ def test_an_inner_model_of_the_users_own(tmp_path, monkeypatch):
     assert found.build(8).weights["down_weight"].shape == (2, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "root", "list_"),
+    [
+        ("root: videos", ["--data.list", "a.csv"], None, "a.csv"),
+        ("root: videos", ["--data.list=a.csv"], None, "a.csv"),
+        ("root: videos", ["--data.list", "a.csv", "--data.root", "clips"], "clips", "a.csv"),
+        ("list: b.csv", ["--data.root", "clips"], "clips", None),
+        ("{list: b.csv, root: videos}", ["--data.root", "clips"], "clips", "b.csv"),
+        ("root: videos", ["--data.list", "null"], "videos", None),
+        ("root: videos", [], "videos", None),
+    ],
+)
+def test_data_named_on_the_command_line_replace_those_of_the_file(tmp_path, text, words, root, list_):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data:\n  {text}\n")
+    data = parse(["--config", str(file), *words])[0].data
+    assert (data.root, data.list) == (root, list_)
+
+
 def test_a_class_that_does_not_exist_is_named_with_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"mixer.*MPL"):
         mixer(tmp_path, "MPL")

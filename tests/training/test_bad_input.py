@@ -1,5 +1,6 @@
 """Each mistake: one sentence on stderr, exit code 2, and nothing written."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def mistake(argv: list[str], capsys) -> str:
         (["--processes", "2"], "processes is 2 but this run has 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml does not exist"),
         (["stray"], "stray"),
+        (["--learning_rate", "1"], "did you mean 'optimizer.lr'?"),
+        (["--optimizer.learning_rate", "1"], "did you mean 'optimizer.lr'?"),
+        (["--resume", "yes"], "resume must be auto or null, not 'yes'"),
+        (["--data.size", "33"], "data.size must be a list, not '33'; write [33, 33]"),
+        (["--trackers", "wandb"], "trackers must be a list, not 'wandb'; write [wandb]"),
+        (["--data.max_frames", "few"], "data.max_frames must be int or null, not 'few'"),
+        (["--see", "3"], "unknown setting --see; did you mean 'seed'?"),
+        (["--model.backbone.mixer.inner", "Foo"], "mixer.inner: 'Foo' is neither one of Conv, Linear, MLP"),
+        (["--model.backbone.mixer.inner", "nopkg.Foo"], "inner: 'nopkg.Foo' cannot be imported (No module named"),
+        (["--model.backbone.mixer.inner", "tttvideo.ttt.Foo"], "'tttvideo.ttt.Foo' cannot be imported"),
+        (["--config", "/"], "configuration file / is a folder"),
     ],
 )
 def test_settings(arguments, capsys, extra, says):
@@ -55,10 +67,14 @@ def test_settings(arguments, capsys, extra, says):
             "'inner'",
         ),
         ("optimizer: [\n", "not valid YAML"),
+        ("", "is empty"),
+        ("- seed\n", "holds no settings"),
+        ("seed\n", "holds no settings"),
+        ("\udc89PNG\0", "is not a text file (UTF-8)"),
     ],
 )
 def test_files(arguments, capsys, tmp_path, text, says):
-    (tmp_path / "c.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_text(text, errors="surrogateescape")
     said = mistake(["--config", str(tmp_path / "c.yaml"), *arguments()], capsys)
     assert says in said
     assert "c.yaml" in said
@@ -108,6 +124,7 @@ def test_another_architecture_and_another_batch_size(arguments, capsys):
 def test_yaml_floats_overrides_and_a_class_of_the_users_own(arguments, tmp_path, monkeypatch):
     from tttvideo.training.arguments import parse
 
+    monkeypatch.delitem(sys.modules, "mypkg", raising=False)  # another test's
     (tmp_path / "mypkg.py").write_text(
         "from dataclasses import dataclass\n"
         "from tttvideo.ttt import MLP\n"

@@ -8,12 +8,16 @@ import difflib
 import os
 import re
 import sys
+import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from tttvideo.training.config import ConfigError, RunConfig
+
+# what others call it, too far from its name here to be found by likeness
+_LEARNING_RATE = {"learning_rate", "learning-rate", "optimizer.learning_rate"}
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
@@ -34,18 +38,23 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
         sys.path.insert(0, os.getcwd())
 
     parser = ArgumentParser(
-        prog="train.py", description="Train a video model on a folder of videos.", exit_on_error=False
+        prog="train.py",
+        description="Train a video model on a folder of videos.",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_class_arguments(RunConfig)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        words += _other_source_off(words, [_settings(file) for file in namespace_files(words)])
         with _classes_start_afresh():
-            namespace = parser.parse_args(argv)
+            namespace = parser.parse_args(words)
         settings = vars(parser.instantiate(namespace))
         settings.pop("config", None)
         config = RunConfig(**settings)
     except argparse.ArgumentError as error:
-        raise ConfigError(_sentence(str(error), parser, namespace_files(argv))) from None
+        raise ConfigError(_sentence(str(error), parser, namespace_files(words))) from None
     except (TypeError, ValueError) as error:
         # ours from __post_init__ already is a sentence
         raise ConfigError(_one_line(str(error))) from error
@@ -77,9 +86,51 @@ def _classes_start_afresh() -> Iterator[None]:
         _typehints.discard_init_args_on_class_path_change = carry_over
 
 
-def namespace_files(argv: Sequence[str] | None) -> list[str]:
-    """The --config files on the command line, for messages."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def _settings(file: str) -> dict[str, Any]:
+    """What a --config file holds. One that holds no settings is refused here, as jsonargparse does not name it."""
+    import yaml
+
+    if os.path.isdir(file):
+        raise ConfigError(f"configuration file {file} is a folder; give a YAML file")
+    if not os.path.isfile(file):  # the parser says that it is not there; a pipe can be read only once
+        return {}
+    try:
+        with open(file, encoding="utf-8") as stream:
+            found = yaml.safe_load(stream)
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        raise ConfigError(f"configuration file {file} is not a text file (UTF-8); give a YAML file") from None
+    except yaml.YAMLError:  # the parser says where
+        return {}
+    if found is None:
+        raise ConfigError(f"configuration file {file} is empty; write settings such as seed: 1, or leave --config out")
+    if not isinstance(found, dict):
+        raise ConfigError(f"configuration file {file} holds no settings; write them as key: value, such as seed: 1")
+    return found
+
+
+def _other_source_off(words: Sequence[str], files: Sequence[dict[str, Any]]) -> list[str]:
+    """What to add to the command line so that a list (or root) given there replaces the files' root (or list).
+
+    Otherwise the files' root would silently become the folder that the paths of another list count from. A root
+    given beside files that hold both moves that folder, and the list stays.
+    """
+    given = {
+        name
+        for i, word in enumerate(words)
+        for name in ("root", "list")
+        if (word == f"--data.{name}" and words[i + 1 : i + 2] != ["null"])
+        or (word.startswith(f"--data.{name}=") and word != f"--data.{name}=null")
+    }
+    in_files = {name for file in files if isinstance(file.get("data"), dict) for name, v in file["data"].items() if v}
+    if given == {"list"} and "root" in in_files:
+        return ["--data.root=null"]
+    if given == {"root"} and "list" in in_files and "root" not in in_files:
+        return ["--data.list=null"]
+    return []
+
+
+def namespace_files(words: Sequence[str]) -> list[str]:
+    """The --config files on the command line."""
     files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
     return files + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
 
@@ -116,20 +167,18 @@ def _sentence(message: str, parser: Any, files: list[str]) -> str:
         key = f"{group[1]}.{group[2]}" if group else option[1]  # type: ignore[index]
         return f"unknown setting {key!r}{_nearest(key, _keys(parser))}{where}"
 
-    key = re.search(r"""[Kk]ey ["']([\w.]+)["']""", message)
+    keys = re.findall(r"""[Kk]ey ["']([\w.]+)["']""", message)  # from the outermost setting to the one at fault
+    classes = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
+    key = ".".join(keys)
     bad_class = re.search(r"Expected a dot import path string: (\S+)", message)
-    if key and bad_class:
-        known = _classes_for(parser, key[1])
-        return (
-            f"{key[1]}: {bad_class[1]!r} is neither one of {', '.join(known) or 'the known classes'} "
-            f"nor an import path such as mypkg.MyClass{where}"
-        )
-    expected = re.findall(r"Expected an? (.+?)\. Got value: (.+)", message)
-    if key and expected:
-        kind, value = expected[-1]
-        kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind).replace("typing.", "")
-        kind = re.sub(r"Literal\[(.*)\]", r"one of \1", kind)
-        return f"{key[1]} must be {kind}, not {value!r}{where}"
+    absent = re.search(r"No module named .+|module '.+' has no attribute .+|Problem importing.+", message)
+    if keys and (bad_class or (absent and classes)):
+        known = ", ".join(_classes_for(parser, keys, classes)) or "the known classes"
+        if bad_class:
+            return f"{key}: {bad_class[1]!r} is neither one of {known} nor an import path such as mypkg.MyClass{where}"
+        return f"{key}: {classes[-1]!r} cannot be imported ({absent[0]}); the known ones are {known}{where}"  # type: ignore[index]
+    if keys and "Expected a" in message:
+        return f"{key} must be {_kinds(message)}, not {_value(message)!r}{_as_list(parser, keys, message)}{where}"
     missing = re.search(r"File does not exist: ['\"](.+?)['\"]", message)
     if missing:
         return f"configuration file {missing[1]} does not exist"
@@ -140,7 +189,8 @@ def _sentence(message: str, parser: Any, files: list[str]) -> str:
 
 def _nearest(key: str, valid: list[str]) -> str:
     """`; did you mean 'optimizer.lr'?`, or the list of valid keys at that level when nothing is close."""
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    close = ["optimizer.lr"] if key in _LEARNING_RATE and "optimizer.lr" in valid else []
+    close = close or difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
     if not close:  # right name, wrong or missing group
         last = key.rsplit(".", 1)[-1]
         ends = {name.rsplit(".", 1)[-1]: name for name in reversed(valid)}
@@ -183,16 +233,55 @@ def _fields_of(class_path: str) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
-def _classes_for(parser: Any, key: str) -> list[str]:
-    """Names of the classes already imported that a class-valued key accepts."""
+def _kinds(message: str) -> str:
+    """The kinds of value that jsonargparse names: `float`, `auto or null`, `one of 'cosine', 'step'`."""
+    found = re.findall(r"Expected an? (.+?)(?=\. Got value|$)", message, re.MULTILINE)
+    optional = len(found) > 1
+    kinds = []
+    for kind in found:
+        kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind).replace("typing.", "")
+        literal = re.fullmatch(r"Literal\[(.*)\]", kind)
+        if literal:
+            kind = literal[1].strip("'") if optional and "," not in literal[1] else f"one of {literal[1]}"
+        kinds.append({"NoneType": "null", "tuple": "a list"}.get(kind, kind))
+    return " or ".join(dict.fromkeys(kinds))
+
+
+def _value(message: str) -> str:
+    """The value as it was written, where jsonargparse tells that, else as it was read."""
+    written = re.search(r"Given value: (.+)", message)
+    return written[1] if written else re.findall(r"Got value: (.+)", message)[-1]
+
+
+def _as_list(parser: Any, keys: list[str], message: str) -> str:
+    """`; write [33, 33]` where one value stands for a list."""
+    hint = _hint(parser, keys[:1], [])
+    for part in (hint, *typing.get_args(hint)):
+        if typing.get_origin(part) is tuple and not re.search(r"[\[\](){}]", _value(message)):
+            count = 1 if Ellipsis in typing.get_args(part) else len(typing.get_args(part))
+            return f"; write [{', '.join([_value(message)] * count)}]"
+    return ""
+
+
+def _classes_for(parser: Any, keys: list[str], classes: list[str]) -> list[str]:
+    """Names of the classes already imported that a class-valued setting accepts."""
 
     def below(cls: type) -> list[str]:
         return [name for sub in cls.__subclasses__() for name in (sub.__name__, *below(sub))]
 
-    for action in parser._actions:
-        if action.dest == key and isinstance(getattr(action, "_typehint", None), type):
-            return sorted(set(below(action._typehint)))
-    return []
+    hint = _hint(parser, keys, classes)
+    return sorted({name for part in (hint, *typing.get_args(hint)) if isinstance(part, type) for name in below(part)})
+
+
+def _hint(parser: Any, keys: list[str], classes: list[str]) -> Any:
+    """The type of a setting: `keys` lead to it through a value of each of `classes`."""
+    import importlib
+
+    hint = next((a._typehint for a in parser._actions if a.dest == keys[0] and hasattr(a, "_typehint")), None)
+    for key, path in zip(keys[1:], classes):
+        module, _, name = path.rpartition(".")
+        hint = typing.get_type_hints(getattr(importlib.import_module(module), name)).get(key)
+    return hint
 
 
 def _one_line(message: str) -> str:
