@@ -1,12 +1,15 @@
 """Folders and lists to an Index: layouts, splits, class order, and one sentence for every mistake."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tttvideo.video.dataset import Failure, VideoDataset
 from tttvideo.video.index import DataError, build_index, load_labels, save_labels, split_names
 from tttvideo.video.split import seeded_split
+from tttvideo.video.transforms import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "videos"
 
@@ -50,6 +53,22 @@ def test_split_folders(tmp_path):
     assert [(Path(v.path).name, v.label) for v in val.videos] == [("d.webm", 0)]
     assert len(build_index(tmp_path, "all").videos) == 4
     assert split_names(tmp_path) == ["train", "val"]
+
+
+def test_a_file_name_that_is_not_utf8_is_skipped_with_a_reason(tmp_path):
+    names = [f"{c}/{i}.mp4" for c in "ab" for i in range(3)]
+    touch(tmp_path, *names)
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
+    index = build_index(tmp_path, "all")
+    assert len(index.videos) == 7
+    assert len(build_index(tmp_path, "train").videos) + len(build_index(tmp_path, "val").videos) == 7
+    bad = next(i for i, v in enumerate(index.videos) if "caf" in v.path)
+    failure = VideoDataset(index, Preprocessing((16, 16)))[0, bad]
+    assert isinstance(failure, Failure)
+    assert failure.path == str(tmp_path / "a" / "caf\\xe9.mp4")
+    assert failure.reason == f"{failure.path}: its name is not UTF-8; rename it"
+    (tmp_path / os.fsdecode(b"\xe9")).mkdir()
+    fails(tmp_path, match="class folder .*xe9 has a name that is not UTF-8; rename it")
 
 
 def test_folder_with_val_only(tmp_path):

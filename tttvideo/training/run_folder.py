@@ -28,7 +28,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a run resumed after a kill, sees the old text or the new, never a
     part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -61,7 +61,7 @@ class JsonLines:
 
     def append(self, line: dict[str, Any]) -> None:
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
         self._file.write(_json(line) + "\n")
         self._file.flush()  # the kernel has it: a killed process loses nothing
 
@@ -129,7 +129,7 @@ class RunFolder:
         new = [(path, reason) for path, reason in dict(failures).items() if path not in self._skipped]
         if new:
             fresh = not self._skipped_file.exists()
-            with self._skipped_file.open("a", newline="", encoding="utf-8") as file:
+            with self._skipped_file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 writer = csv.writer(file)
                 if fresh:
                     writer.writerow(["path", "split", "reason"])

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import VideoError
+from tttvideo.video.reader import VideoError, printable
 from tttvideo.video.reading import catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
@@ -164,7 +164,7 @@ class VideoDataset(Dataset):
             try:
                 frames = self._frames(i, generator, notes)
             except (VideoError, OSError) as error:
-                return Failure(i, video.path, str(error))
+                return Failure(i, printable(video.path), str(error))
         if self.augment and generator:
             frames = self.augment.apply(frames, self.preprocessing, generator)
         else:

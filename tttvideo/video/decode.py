@@ -18,7 +18,7 @@ from torch import Tensor
 from tttvideo.video.image_reader import ImageFolderReader
 from tttvideo.video.probe import Probe, probe
 from tttvideo.video.pyav_reader import PyAVReader
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo
+from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo, printable
 
 __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
 
@@ -37,9 +37,11 @@ def open_video(path: str | os.PathLike, size: tuple[int, int] | None = None, ima
     size that keeps the aspect. `image_fps` is the frame rate of a folder of images, in Hz. Raises VideoError
     with the path and the reason if nothing can be decoded, ValueError for a size below 1.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     if size is not None and min(size) < 1:
         raise ValueError(f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1")
+    if (shown := printable(path)) != path:  # neither FFmpeg nor a log takes such a name
+        raise VideoError(f"{shown}: its name is not UTF-8; rename it")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     found = probe(path)

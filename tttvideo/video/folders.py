@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
+from tttvideo.video.reader import printable
 
 _MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"}
 VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif"}
@@ -90,6 +91,8 @@ def _nested(folder: Path) -> Path | None:
 def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]:
     rows = []
     for folder in classes:
+        if printable(folder.name) != folder.name:
+            raise DataError(f"the class folder {printable(str(folder))} has a name that is not UTF-8; rename it")
         videos = [] if holds_images(folder) else _videos(folder)
         deeper = _nested(folder)
         if deeper:

@@ -2,6 +2,7 @@
 failing.
 """
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,11 @@ class VideoError(ValueError):
     """A video (or folder of images) that cannot be used; the message is one sentence with the path and the
     reason.
     """
+
+
+def printable(path: str) -> str:
+    """The path as text that can be printed and written anywhere: bytes that are not UTF-8 as \\xe9."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class PartialVideoWarning(UserWarning):

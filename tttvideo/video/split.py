@@ -33,7 +33,7 @@ def seeded_split(
     def gain(group: Counter) -> int:
         return sum(abs(missing[c]) - abs(missing[c] - n) for c, n in group.items())
 
-    order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
+    order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogateescape")).digest())
     val = set()
     for key in order:
         if gain(groups[key]) > 0:
