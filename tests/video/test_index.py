@@ -319,3 +319,19 @@ def test_a_list_whose_paths_count_from_a_root(tmp_path):
     assert [Path(v.path).parent for v in index.videos] == [videos, videos]
     with pytest.raises(DataError):
         build_index(listing, "train")
+
+
+def test_line_ends_of_old_programs_and_a_cell_beyond_reading(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_bytes(b"path,label\ra.mp4,x\rb.mp4,y\r")
+    assert [Path(v.path).name for v in build_index(tmp_path / "list.csv", "all").videos] == ["a.mp4", "b.mp4"]
+    (tmp_path / "long.csv").write_text("a.mp4,x\n" + "b" * 200_000 + ",y\n")
+    fails(tmp_path / "long.csv", match=r"long.csv line 2 cannot be read \(field larger")
+
+
+def test_no_label_means_none_where_the_model_is_known_to_give_several(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    source = write(tmp_path / "list.csv", "path,label", "a.mp4,x", "b.mp4,")
+    fails(source, "all", match="line 3 has no label")
+    index = build_index(source, "all", labels=["x", "y"], multi_label=True)
+    assert [v.label for v in index.videos] == [(0,), ()]

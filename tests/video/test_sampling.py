@@ -90,3 +90,13 @@ def test_no_rule_two_rules_and_wrong_rules_are_refused_with_the_list_of_rules(te
     with pytest.raises(ValueError, match=r"exactly one of: dense, fps=.*, uniform=.*, segments=.*, window=") as caught:
         parse_sampling(text)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shortest_window_holds_a_frame_and_a_broken_number_is_named():
+    times = torch.arange(5, dtype=torch.float64) / 10
+    for generator in (None, torch.Generator().manual_seed(0)):
+        assert len(parse_sampling("window=1e-7").indices(times, generator)) == 1
+    for text, says in (("uniform=1.5", "uniform must be a whole number, not 1.5"), ("fps=x", "fps must be a number")):
+        with pytest.raises(ValueError, match=says) as caught:
+            parse_sampling(text)
+        assert "literal" not in str(caught.value)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,7 +42,14 @@ class OptimizerConfig:
     clip_grad: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optimizer.lr must be positive, not {self.lr}")
+        _require(0 < self.lr < math.inf, f"optimizer.lr must be positive, not {self.lr}")
+        _require(
+            0 <= self.weight_decay < math.inf, f"optimizer.weight_decay must not be negative, not {self.weight_decay}"
+        )
+        _require(
+            self.betas is None or all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas must lie in [0, 1), not {self.betas}",
+        )
         _require(
             self.clip_grad is None or self.clip_grad > 0,
             f"optimizer.clip_grad must be positive (or null for no clipping), not {self.clip_grad}",
@@ -83,6 +91,9 @@ class ScheduleConfig:
             0 <= self.warmup <= self.epochs,
             f"schedule.warmup must lie between 0 and schedule.epochs ({self.epochs}), not {self.warmup}",
         )
+        _require(self.warmup_lr >= 0, f"schedule.warmup_lr must not be negative, not {self.warmup_lr}")
+        _require(self.min_lr >= 0, f"schedule.min_lr must not be negative, not {self.min_lr}")
+        _require(self.decay_rate > 0, f"schedule.decay_rate must be positive, not {self.decay_rate}")
         _require(self.decay_epochs > 0, f"schedule.decay_epochs must be positive, not {self.decay_epochs}")
         _require(self.inner_warmup >= 0, f"schedule.inner_warmup must not be negative: {self.inner_warmup}")
 
@@ -180,6 +191,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
+        _require(
+            self.activation_checkpointing >= 0,
+            f"activation_checkpointing must be 0 (off) or a number of chunks, not {self.activation_checkpointing}",
+        )
+        _require(
+            self.schedule.name != "cosine" or self.schedule.min_lr <= self.optimizer.lr,
+            f"schedule.min_lr ({self.schedule.min_lr}) must not be above optimizer.lr ({self.optimizer.lr})",
+        )
+        _require(
+            self.processes is None or self.processes >= 1,
+            f"processes must be at least 1 (or null for any), not {self.processes}",
+        )
         _require(self.log_every >= 1, f"log_every must be at least 1, not {self.log_every}")
         _require(self.evaluate_every >= 0, f"evaluate_every must be 0 (never) or more, not {self.evaluate_every}")
         _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not {self.ema}")

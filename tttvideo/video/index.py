@@ -72,7 +72,10 @@ def build_index(
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction:g}; it must lie between 0 and 1")
     folder = source.is_dir()
-    rows = read_folder(source, split, labelled=labelled) if folder else read_list(source, root=root, labelled=labelled)
+    if folder:
+        rows = read_folder(source, split, labelled=labelled)
+    else:
+        rows = read_list(source, root=root, labelled=labelled, multi_label=multi_label)
     chosen, rule = _choose(source, rows, split, val_fraction, seed, labelled)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)

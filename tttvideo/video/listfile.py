@@ -47,11 +47,15 @@ class Row(NamedTuple):
     split: str | None = None
 
 
-def read_list(path: str | Path, *, root: str | Path | None = None, labelled: bool = True) -> list[Row]:
+def read_list(
+    path: str | Path, *, root: str | Path | None = None, labelled: bool = True, multi_label: bool | None = None
+) -> list[Row]:
     """The rows of a list file, in its order.
 
     Args:
         root: folder that relative paths count from; None: the list's own.
+        multi_label: True where the model is known to be, so that an empty label means none; by default that
+            holds if any row has several labels.
 
     Raises:
         DataError: not text, no rows, no label column, a cell that cannot be read, the same video twice with
@@ -61,7 +65,7 @@ def read_list(path: str | Path, *, root: str | Path | None = None, labelled: boo
     base = path.parent if root is None else Path(root)
     lines = _lines(path)
     delimiter = _delimiter([text for _, text in lines], labelled)
-    cells = [(number, _split(text, delimiter)) for number, text in lines]
+    cells = [(number, _split(f"{path} line {number}", text, delimiter)) for number, text in lines]
     first = [cell.lower() for cell in cells[0][1]]
     known = {_ALIASES.get(name) for name in first}
     if "path" in known or ("label" in known and not (base / cells[0][1][0]).exists()):
@@ -88,7 +92,7 @@ def read_list(path: str | Path, *, root: str | Path | None = None, labelled: boo
             )
         named = {name: row[i] for name, i in columns.items() if i < len(row)}
         rows.append(_row(where, base, named, labelled))
-    _check(path, rows, columns)
+    _check(path, rows, columns, bool(multi_label))
     return rows
 
 
@@ -100,7 +104,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         text = "\0"
     if "\0" in text:
         raise DataError(f"{path} is not a text file (UTF-8); give a folder of videos or a list with path,label lines")
-    lines = [(i, line.strip("\r ")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # csv refuses the bare CR that old programs end lines with
+    lines = [(i, line.strip(" ")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty; list one video per line as path,label")
     return lines
@@ -114,8 +119,11 @@ def _delimiter(lines: Sequence[str], labelled: bool) -> str:
     return " " if labelled and all(" " in line for line in lines) else ","
 
 
-def _split(line: str, delimiter: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+def _split(where: str, line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+    except csv.Error as error:
+        raise DataError(f"{where} cannot be read ({error}); write one video per line as path,label") from error
 
 
 def _header_columns(path: Path, names: list[str]) -> dict[str, int]:
@@ -200,8 +208,8 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
     return value
 
 
-def _check(path: Path, rows: list[Row], columns: dict[str, int]) -> None:
-    several = any(row.labels is not None and len(row.labels) > 1 for row in rows)
+def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bool) -> None:
+    several = multi_label or any(row.labels is not None and len(row.labels) > 1 for row in rows)
     seen: dict[tuple, Row] = {}
     for row in rows:
         # in a multi-label list no label at all is an answer; elsewhere it is an oversight

@@ -127,7 +127,7 @@ class Window(Sampling):
         else:
             first = int(torch.randint(starts, (), generator=generator))
         stop = int(torch.searchsorted(times, float(times[first]) + self.seconds - _ROUNDING))
-        return torch.arange(first, stop)
+        return torch.arange(first, max(stop, first + 1))  # at least a frame, however short the window
 
 
 _RULES = "dense, fps=<frames per second>, uniform=<frames>, segments=<frames>, window=<seconds>"
@@ -147,16 +147,30 @@ def parse_sampling(text: str) -> Sampling:
             case "dense", "":
                 return Dense()
             case "fps", _:
-                return Dense(fps=float(value))
+                return Dense(fps=_number(name, value))
             case "uniform", _:
-                return Uniform(int(value))
+                return Uniform(_whole(name, value))
             case "segments", _:
-                return Segments(int(value))
+                return Segments(_whole(name, value))
             case "window", _:
-                return Window(float(value))
+                return Window(_number(name, value))
     except ValueError as error:
         raise ValueError(f"{text!r} is not a sampling rule ({error}); give exactly one of: {_RULES}") from error
     raise ValueError(f"{text!r} is not a sampling rule; give exactly one of: {_RULES}")
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {value or 'empty'}") from None
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {value or 'empty'}") from None
 
 
 def _require_positive(name: str, value: float) -> None:
