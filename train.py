@@ -14,9 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,6 +23,7 @@ from tttvideo.training.config import RunConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 stopped because the loss is not finite, 2 wrong input, 130 interrupted."""
+    from tttvideo.cli import damaged_videos_named
     from tttvideo.training.arguments import parse
     from tttvideo.training.loop import NonFinite
 
@@ -53,6 +52,7 @@ def run(config: RunConfig, yaml: str) -> None:
     from timm.utils import ModelEmaV3  # pyright: ignore
 
     from tttvideo.evaluation.metrics import multi_label, single_label
+    from tttvideo.evaluation.overlap import training_marks
     from tttvideo.model import VideoModel
     from tttvideo.training import launch, memory
     from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, describe
@@ -88,7 +88,8 @@ def run(config: RunConfig, yaml: str) -> None:
         split=config.data.split_val,
         split_rule=val.rule if val else train.rule,
     )
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, rule=rule)
+    marks = training_marks(train.videos) if leader else None  # by which evaluation knows them again
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, rule=rule, trained_on=marks)
     fixed = {
         "processes": world,
         "data.batch_size": config.data.batch_size,
@@ -270,24 +271,6 @@ def run(config: RunConfig, yaml: str) -> None:
     if leader and progress.best:
         value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"
         print(f"done: best checkpoint {folder.checkpoints / progress.best} ({rule}{value}; {rule.split_rule})")
-
-
-@contextmanager
-def damaged_videos_named() -> Iterator[None]:
-    """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
-    from tttvideo.video.reader import PartialVideoWarning
-
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, PartialVideoWarning):
-                print(f"warning: {message}", file=sys.stderr)
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = sentence
-        yield
 
 
 if __name__ == "__main__":

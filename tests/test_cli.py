@@ -4,12 +4,15 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 
 import tttvideo
 from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
+from tttvideo.video.reader import PartialVideoWarning
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,54 @@ def test_classify_names_unreadable_videos_and_does_the_others(run, data, tmp_pat
     answers = {answer["path"]: answer for answer in json.loads(shown.out)}
     assert len(answers[str(good)]["classes"]) == 5
     assert answers[str(broken)]["error"]
+
+
+def test_out_is_made_before_anything_is_measured(run, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tttvideo.evaluation.evaluate", lambda *_, **__: pytest.fail("measured"))
+    file = tmp_path / "file"
+    file.write_text("")
+    sentence = error(capsys, "evaluate", run, "--data", data, "--out", file / "sub")
+    assert f"--out {file / 'sub'} cannot be made" in sentence
+
+
+def test_evaluate_takes_the_root_of_a_list(run, data, tmp_path, capsys):
+    video = next(data.glob("val/*/*.mp4"))
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"path,label,split\n{video.relative_to(data)},{video.parent.name},val\n")
+    words = ["evaluate", str(run), "--data", str(listing), "--workers", "0", "--out", str(tmp_path / "out")]
+    assert main([*words, "--root", str(data)]) == 0
+    assert "val: the rows of" in capsys.readouterr().out
+
+
+def test_classify_prints_names_as_they_are(data, tmp_path, capsys):
+    model = small_model(["[bold]", "[/x]", ":cat:", "d", "e", "f"])
+    run = small_run(tmp_path / "run", model)
+    clip = tmp_path / "T [d].mp4"
+    clip.write_bytes(next(data.glob("val/*/*.mp4")).read_bytes())
+    assert main(["classify", str(run), str(clip), "--topk", "6"]) == 0
+    shown = capsys.readouterr().out
+    assert all(label in shown for label in model.labels)
+    assert "[d].mp4" in "".join(line.split("│")[1].strip() for line in shown.splitlines() if "│" in line)
+
+
+def test_classify_names_damaged_videos_without_code(run, tmp_path, capsys):
+    clip = tmp_path / "cut.mp4"
+
+    def warning_classify(self, path, topk=5):
+        warnings.warn(f"{path}: only the first 3 of 8 frames decode", PartialVideoWarning, stacklevel=1)
+        return [("a", 1.0)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tttvideo.model.VideoModel.classify", warning_classify)
+        assert main(["classify", str(run), str(clip)]) == 0
+    assert capsys.readouterr().err == f"warning: {clip}: only the first 3 of 8 frames decode\n"
+
+
+def test_classify_uses_the_accelerator_when_there_is_one(monkeypatch):
+    from tttvideo.evaluation.evaluate import best_device
+
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    assert best_device().type == "cuda"
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert best_device().type == "cpu"

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 
 class UsageError(ValueError):
@@ -64,7 +66,13 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--split",
         help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
-        "that the checkpoint was not trained on)",
+        "of which no video was trained on)",
+    )
+    parser.add_argument(
+        "--root",
+        default=None,
+        help="folder that a list's relative paths count from (default: as in training for the list trained with; "
+        "else the list's own folder)",
     )
     parser.add_argument("--frames", default="all", help="cuts with commas, e.g. 16,64,256,all")
     parser.add_argument(
@@ -91,12 +99,13 @@ def evaluate(argv: Sequence[str]) -> int:
     from tttvideo.evaluation.checkpoint import inspect_checkpoint
 
     out = Path(args.out) if args.out else inspect_checkpoint(args.checkpoint).run
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder")
+    if out is not None:
+        _make_folder(out)  # now: nobody wants to hear of it after hours of measuring
     evaluation = run(
         args.checkpoint,
         args.data,
         split=args.split,
+        root=args.root,
         frames=parse_frames(args.frames),
         samplings=parse_samplings(args.sampling or []),
         batch_size=args.batch_size,
@@ -153,15 +162,18 @@ def classify(argv: Sequence[str]) -> int:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from tttvideo.evaluation.evaluate import choose_device
+    from tttvideo.evaluation.evaluate import best_device, choose_device
     from tttvideo.model import from_pretrained
 
-    model = from_pretrained(args.checkpoint, trust=args.trust).to(choose_device(args.device)).eval()
+    device = choose_device(args.device) or best_device()
+    model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
     answers, failures = [], []
     for video in args.videos:
         try:
-            answers.append((video, model.classify(video, topk=args.topk)))
+            with damaged_videos_named():
+                answers.append((video, model.classify(video, topk=args.topk)))
         except (ValueError, OSError) as error:
             failures.append((video, _sentence(error)))
     if args.json:
@@ -178,9 +190,9 @@ def classify(argv: Sequence[str]) -> int:
         table.add_column("probability", justify="right")
         for video, classes in answers:
             for place, (label, probability) in enumerate(classes):
-                table.add_row(
-                    "" if place else video, label, f"{probability:.3f}", end_section=place + 1 == len(classes)
-                )
+                # Text: names with brackets or colons are no markup.
+                name, last = Text("" if place else video), place + 1 == len(classes)
+                table.add_row(name, Text(label), f"{probability:.3f}", end_section=last)
         Console().print(table)
     for _, reason in failures:
         _complain(reason)
@@ -319,6 +331,35 @@ def _add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> Non
     )
     if device:
         parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
+
+
+def _make_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written to")
+
+
+@contextmanager
+def damaged_videos_named() -> Iterator[None]:
+    """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
+    from tttvideo.video.reader import PartialVideoWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, PartialVideoWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = sentence
+        yield
 
 
 def _sentence(error: Exception) -> str:

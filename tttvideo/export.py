@@ -213,7 +213,8 @@ def _figures(metrics: dict[str, Any]) -> str:
         f"Data `{Path(metrics['data']).name}`, split `{metrics['split']}`: {metrics['n_videos']} videos"
         f"{failed}; chance {metrics['chance']:.3f}."
     )
-    return head + "\n\n" + "\n".join(lines)
+    notes = [f"Note: {note}." for note in metrics.get("notes", [])]
+    return "\n\n".join([head, "\n".join(lines), *notes])
 
 
 def _eval_results(measured: Sequence[dict[str, Any]]) -> list:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.evaluation.small import LABELS, small_model, small_run, small_set
 from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, print_report, write_report
+from tttvideo.evaluation.plots import plot_confusion
 from tttvideo.video.synthetic import ceiling_for
 
 SETTINGS = {"frames": parse_frames("8,all"), "samplings": parse_samplings(["dense", "uniform=4"])}
@@ -123,7 +124,7 @@ def test_splits(run, data, tmp_path):
     listing.write_text("path,label\n" + "".join(f"{video},{video.parent.name}\n" for video in videos))
     assert evaluate(run, listing, split="all").metrics["n_videos"] == 12
     # The run kept half of its videos for validation, so that is the division here.
-    part = evaluate(run, listing).metrics
+    part = evaluate(run, listing, split="val").metrics
     assert part["n_videos"] == 6
     assert "seed 7, 0.5 for val" in part["split_rule"]
 
@@ -179,3 +180,77 @@ def test_two_processes_count_every_video_once(run, damaged, tmp_path):
             there["confusion"],
         )
     assert done.stdout.count("written to") == 1
+
+
+def test_a_list_with_a_root(data, tmp_path):
+    run = small_run(tmp_path / "run", small_model())
+    listing = tmp_path / "list.csv"
+    videos = sorted(data.glob("val/*/*.mp4"))
+    listing.write_text("path,label\n" + "".join(f"{v.relative_to(data)},{v.parent.name}\n" for v in videos))
+    assert evaluate(run, listing, split="all", root=data).metrics["n_videos"] == 12
+    with pytest.raises(ValueError, match=r"list\.csv"):
+        evaluate(run, listing, split="all")
+    # The list that was trained with counts from where it did then.
+    (run / "config.yaml").write_text(f"data:\n  list: {listing}\n  root: {data}\n  val_fraction: 0.5\n")
+    assert evaluate(run, listing).metrics["n_videos"] == 6
+
+
+def test_cuts_of_one_file_are_told_apart(run, data, tmp_path, capsys):
+    good, broken = next(data.glob("val/*/*.mp4")), tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    rows = [f"{good},{good.parent.name},0,0.2", f"{good},{good.parent.name},0.2,0.4", f"{broken},{LABELS[0]},1,2.5"]
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,label,start,end\n" + "\n".join(rows) + "\n")
+    evaluation = evaluate(run, listing, split="all")
+    write_report(evaluation, tmp_path / "out")
+    print_report(evaluation)
+    metrics, predictions = read(tmp_path / "out")
+    assert [(row["start"], row["end"]) for row in predictions] == [("0.0", "0.2"), ("0.2", "0.4"), ("1.0", "2.5")]
+    assert [(f["start"], f["end"]) for f in metrics["failures"]] == [(1.0, 2.5)]
+    assert "broken.mp4 from 1 s to 2.5 s: " in capsys.readouterr().out
+
+
+def test_the_ceiling_is_only_that_of_the_sets_own_videos(run, data, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(data, copy)
+    assert evaluate(run, copy / "meta.csv").metrics["results"][0]["ceiling"] is not None
+    video = next(copy.glob("val/*/*.mp4"))
+    for header, more in (("path,label", ""), ("path,label,start,end", ",0,0.2")):
+        for name in ("own.csv", "meta.csv"):
+            if name == "own.csv" or more:
+                (copy / name).write_text(f"{header}\n{video},{video.parent.name}{more}\n")
+                assert evaluate(run, copy / name, split="all").metrics["results"][0]["ceiling"] is None
+
+
+def test_class_names_are_no_mathematics(tmp_path, recwarn):
+    counts = [[1, 2, 0], [0, 1, 1]]
+    plot_confusion(tmp_path / "a.png", counts, ["$x^", "a$\\frac$ 猫"], "split $v$_")
+    assert (tmp_path / "a.png").is_file()
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_the_figures_are_written_last(run, data, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no plot")
+
+    monkeypatch.setattr("tttvideo.evaluation.report.plot_accuracy", broken)
+    evaluation = evaluate(run, data)
+    with pytest.raises(RuntimeError, match="no plot"):
+        write_report(evaluation, tmp_path)
+    assert read(tmp_path)[0]["n_videos"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("checkpoints/step-00000010/config.json", "[1, 2]"),
+        ("checkpoints/step-00000010/config.json", "no JSON"),
+        ("checkpoints/index.json", "no JSON"),
+        ("config.yaml", "data: [1"),
+    ],
+)
+def test_damaged_descriptions_are_one_sentence(data, tmp_path, name, text):
+    run = small_run(tmp_path / "run", small_model())
+    (run / name).write_text(text)
+    with pytest.raises(ValueError, match=Path(name).name):
+        evaluate(run / "checkpoints" / "step-00000010", data)

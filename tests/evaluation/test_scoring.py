@@ -145,3 +145,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         peaks[frames] = float(done.stdout)
     # 15,000 frames of 32 x 32 are 46 MB as bytes and thousands as activations.
     assert peaks[15_000] - peaks[300] < 40, peaks
+
+
+def test_a_first_batch_without_a_readable_video(videos, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    mixed = [videos[0]._replace(path=str(broken)), videos[2]]
+    settings = [Setting(4, Dense()), Setting(None, Uniform(3))]
+    scores = score_videos(small_model(), mixed, settings, batch_size=1)
+    assert {(score.video, score.logits is None, bool(score.failure)) for score in scores.scores} == {
+        (0, True, True),
+        (1, False, False),
+    }

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tttvideo.model import resolve_checkpoint
+from tttvideo.model import read_description, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -17,26 +17,29 @@ class Checkpoint(NamedTuple):
     selection: dict[str, Any] | None  # {"step", "rule", "split", "split_rule", "value"}: how it was chosen
     drawn: dict[str, Any]  # {"val_fraction", "seed"}: how train and val were drawn, where the data has no splits
     data: str | None  # folder or list file of the run
+    root: str | None  # folder that the run's list counts from; None where it used no list, or none was given
     provenance: dict[str, Any]  # as the checkpoint's config.json states it
 
 
 def inspect_checkpoint(path: str | Path) -> Checkpoint:
     """Find out about a run folder (its best checkpoint), a checkpoint in it, or an export.
 
-    ValueError with one sentence when there is no checkpoint at `path`.
+    ValueError with one sentence when there is no checkpoint at `path`, or a damaged one.
     """
     folder = Path(resolve_checkpoint(path))
-    provenance = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("provenance") or {}
+    provenance = read_description(folder).get("provenance") or {}
+    if not isinstance(provenance, dict):
+        raise ValueError(f"{folder / 'config.json'} is damaged: its provenance is no mapping")
     with (folder / "model.safetensors").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     index_file = folder.parent / "index.json"
     if folder.parent.name != "checkpoints" or not index_file.is_file():
         selection, drawn = provenance.get("selection"), provenance.get("drawn") or {}
-        return Checkpoint(folder, None, sha256, selection, drawn, None, provenance)
+        return Checkpoint(folder, None, sha256, selection, drawn, None, None, provenance)
     run = folder.parent.parent
-    selection = _selection(folder.name, json.loads(index_file.read_text(encoding="utf-8")))
-    drawn, data = _settings(run)
-    return Checkpoint(folder, run, sha256, selection, drawn, data, provenance)
+    selection = _selection(folder.name, _index(index_file))
+    drawn, data, root = _settings(run)
+    return Checkpoint(folder, run, sha256, selection, drawn, data, root, provenance)
 
 
 def selection_sentence(selection: dict[str, Any] | None) -> str:
@@ -49,6 +52,13 @@ def selection_sentence(selection: dict[str, Any] | None) -> str:
     reached = f" ({value:.4g})" if isinstance(value, float | int) else ""
     chosen = f"chosen by {selection['rule']}{reached} on split {selection['split']}"
     return f"checkpoint {selection['step']}, {chosen}"
+
+
+def _index(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
 
 
 def _selection(name: str, index: dict[str, Any]) -> dict[str, Any]:
@@ -65,13 +75,18 @@ def _selection(name: str, index: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings(run: Path) -> tuple[dict[str, Any], str | None]:
-    """How the run divided data without splits of its own, for evaluation to draw the same; and which data."""
+def _settings(run: Path) -> tuple[dict[str, Any], str | None, str | None]:
+    """How the run divided data without splits of its own, for evaluation to draw the same; which data; its root."""
     file = run / "config.yaml"
     if not file.is_file():
-        return {}, None
+        return {}, None, None
     import yaml
 
-    data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}
+    try:
+        data = dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {})
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())})") from error
     found = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
-    return {name: value for name, value in found.items() if value is not None}, data.get("list") or data.get("root")
+    drawn = {name: value for name, value in found.items() if value is not None}
+    listing, root = data.get("list"), data.get("root")
+    return (drawn, listing, root) if listing else (drawn, root, None)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
+from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import all_settings
 from tttvideo.evaluation.summary import Evaluation, summarise
-from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.model import from_pretrained
 from tttvideo.video.index import Index, build_index, split_names
 from tttvideo.video.sampling import Sampling, parse_sampling
 
@@ -23,6 +24,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str | None = None,
+    root: str | Path | None = None,
     frames: Sequence[int | None] = (None,),
     samplings: Sequence[Sampling] = (),
     batch_size: int = 8,
@@ -38,7 +40,9 @@ def evaluate(
         checkpoint: run folder (its best checkpoint), checkpoint folder, or export.
         data: folder of class folders, or list file. Labels are matched to the checkpoint's by name.
         split: the part of the data to use; "all" for everything. None: ``val``, but all of data that has no
-            splits of its own and that the checkpoint was not trained on.
+            splits of its own and of which no video was trained on.
+        root: folder that a list's relative paths count from. None: for the list that the run was trained with,
+            as it was then; for others, the list's own folder.
         frames: cuts; each video is first cut to its first n frames. None: whole videos.
         samplings: rules applied after the cut; without any, the rule the model was trained with.
         batch_size: videos read side by side (per process).
@@ -57,8 +61,14 @@ def evaluate(
     wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust)
-    split = split or _split(data, source)
-    index = _index(data, split, model, source)
+    root = root or (source.root if source.data and Path(data).resolve() == Path(source.data).resolve() else None)
+
+    def read(part: str) -> Index:
+        # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
+        return build_index(data, part, root=root, labels=model.labels, multi_label=model.multi_label, **source.drawn)
+
+    split = split or _split(data, root, source, read)
+    index = read(split)
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     settings = all_settings(list(frames), samplings)
 
@@ -90,32 +100,34 @@ def evaluate(
         "device": _device_name(place),
         "processes": state.num_processes,
     }
-    return summarise(context, gathered, settings, index, model.labels, _suite(data), model.multi_label)
+    known = count_seen(index.videos, source.provenance.get("trained_on"))
+    notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
+    suite = _suite(Path(data), index)
+    return summarise(context, gathered, settings, index, model.labels, suite, model.multi_label, notes)
 
 
-def _split(data: str | Path, source: Checkpoint) -> str:
-    """``val``; or ``all`` of a set without splits, unless the training run divided that set itself."""
-    if split_names(data):
+def _split(data: str | Path, root: str | Path | None, source: Checkpoint, read: Callable[[str], Index]) -> str:
+    """``val``; or ``all`` of a set without splits, unless the model was trained on a part of it."""
+    if split_names(data, root=root):
         return "val"
+    marks = source.provenance.get("trained_on")
+    if marks:
+        return "val" if count_seen(read("all").videos, marks) else "all"
+    # Nothing tells which videos were trained on (too many, or an older checkpoint): then the name must do.
     trained_on = source.data or source.provenance.get("data")
-    return "val" if trained_on and Path(trained_on).name == Path(data).resolve().name else "all"
+    return "val" if trained_on and Path(trained_on).resolve().name == Path(data).resolve().name else "all"
 
 
-def _index(data: str | Path, split: str, model: VideoModel, source: Checkpoint) -> Index:
-    # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
-    return build_index(
-        data,
-        split,
-        labels=model.labels,
-        multi_label=model.multi_label,
-        **source.drawn,
-    )
+def _suite(data: Path, index: Index) -> dict[str, Any] | None:
+    """The description of a generated set, whose ceilings are known; None for other data.
 
-
-def _suite(data: str | Path) -> dict[str, Any] | None:
-    """The description of a generated set, whose ceilings are known; None for other data."""
-    folder = Path(data) if Path(data).is_dir() else Path(data).parent
-    file = folder / "suite.json"
+    A list of somebody's own beside it may hold other videos, and cuts of a video show less of it.
+    """
+    if any(video.start is not None or video.end is not None for video in index.videos):
+        return None
+    if not data.is_dir() and data.name != "meta.csv":
+        return None
+    file = (data if data.is_dir() else data.parent) / "suite.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
@@ -145,6 +157,12 @@ def choose_device(name: str | None) -> torch.device | None:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here: {reason}") from None
     return device
+
+
+def best_device() -> torch.device:
+    """The accelerator, where there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """Figures as PNG. Colours are told apart by the colour-blind, and markers differ too."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ def plot_accuracy(
     axes.set_ylim(0, 104)
     axes.set_xlabel("length of video: its first n frames (all: the whole video)")
     axes.set_ylabel("mean average precision (%)" if metric == "map" else "top-1 accuracy (%)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(_plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
@@ -105,9 +106,21 @@ def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence
     numbers = " (number in the list of labels)" if n > 60 else ""
     axes.set_xlabel(f"predicted class{numbers}")
     axes.set_ylabel(f"true class{numbers}")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(_plain(title), fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the true class's videos (%)", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        # Names in a script that the font lacks are boxes in the figure; metrics.json has them in full.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(path, dpi=150)
+
+
+def _plain(text: str) -> str:
+    """The text with its dollars as such: matplotlib would read what stands between two of them as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
@@ -119,4 +132,4 @@ def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
 
 
 def _short(label: str, limit: int = 22) -> str:
-    return label if len(label) <= limit else label[: limit - 1] + "…"
+    return _plain(label if len(label) <= limit else label[: limit - 1] + "…")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     *(
         "path",
+        "start",
+        "end",
         "frames",
         "sampling",
         "label",
@@ -36,6 +38,9 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
+    # The figures come last: whatever a plot may meet, the numbers are kept.
+    with _replacing(out / "metrics.json") as path:
+        path.write_text(_json(metrics), encoding="utf-8")
     with _replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -62,8 +67,6 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
                 f"split {metrics['split']}, {row['frames']} frames, {row['sampling']}\n"
                 f"top-1 {row['top1']:.1%} of {row['n']} videos",
             )
-    with _replacing(out / "metrics.json") as path:
-        path.write_text(_json(metrics), encoding="utf-8")
 
 
 def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
@@ -96,7 +99,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     console.print(table)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"split: {metrics['split_rule']}")
     say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
@@ -107,7 +110,14 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     if metrics["n_failed"]:
         say(f"{metrics['n_failed']} of {metrics['n_videos']} videos failed and count as wrong:")
         for failure in metrics["failures"]:
-            say(f"  {failure['path']}: {failure['reason']}")
+            say(f"  {failure['path']}{_span(failure)}: {failure['reason']}")
+
+
+def _span(row: dict[str, Any]) -> str:
+    start, end = row["start"], row["end"]
+    if start is None and end is None:
+        return ""
+    return f" from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
 
 
 def _json(data: dict[str, Any]) -> str:

@@ -216,8 +216,11 @@ def _run(
                 _Rows(len(batches[piece.batch]), cuts),
                 None,
             )
-            output, state = model(piece.frames.to(device), piece.lengths, state)
-            rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.frame_multiple)
+            if piece.lengths.any():
+                output, state = model(piece.frames.to(device), piece.lengths, state)
+                rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.frame_multiple)
+            else:  # nothing of this batch could be read
+                rows.failures.update(piece.failures)
             if piece.last:
                 yield piece.batch, rows, piece.warnings
             else:

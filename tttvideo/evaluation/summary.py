@@ -1,6 +1,7 @@
 """From what the model said of every video to the rows of metrics.json and predictions.csv."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from tttvideo.evaluation.metrics import confusion_matrix, multi_label, single_label
 from tttvideo.evaluation.scoring import Score, Scores
 from tttvideo.evaluation.settings import Setting
-from tttvideo.video.index import Index
+from tttvideo.video.index import Index, Video
 
 
 class Evaluation(NamedTuple):
@@ -26,7 +27,9 @@ def summarise(
     labels: list[str],
     suite: dict[str, Any] | None,
     several: bool,
+    remarks: Sequence[str] = (),
 ) -> Evaluation:
+    """All figures of an evaluation; `remarks` come first among its notes."""
     n_videos, n_classes = len(index.videos), len(labels)
     by_setting: list[list[Score | None]] = [[None] * n_videos for _ in settings]
     for scores in gathered:
@@ -36,7 +39,7 @@ def summarise(
     truth = _truth(index, n_classes, several)
     if several and not truth.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
-    results, predictions, failures, notes = [], [], {}, []
+    results, predictions, failures, notes = [], [], {}, list(remarks)
     for number, (setting, row) in enumerate(zip(settings, by_setting)):
         row = [score for score in row if score is not None]
         assert len(row) == n_videos, "a video was not counted"
@@ -82,14 +85,17 @@ def summarise(
         "multi_label": several,
         "split_rule": index.rule,
         **context,
-        "failures": [
-            {"path": index.videos[video].path, "reason": reason} for video, reason in sorted(failures.items())
-        ],
+        "failures": [{**_where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
         "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
         "notes": list(dict.fromkeys(notes)),
         "versions": _versions(),
     }
     return Evaluation(metrics, predictions)
+
+
+def _where(video: Video) -> dict[str, Any]:
+    """What tells a video from all others: several can be cuts of one file."""
+    return {"path": video.path, "start": video.start, "end": video.end}
 
 
 def _prediction(
@@ -99,7 +105,7 @@ def _prediction(
     video = index.videos[score.video]
     right = truth.nonzero().flatten().tolist() if several else [int(truth)]
     row: dict[str, Any] = {
-        "path": video.path,
+        **_where(video),
         "frames": setting.frames_name,
         "sampling": str(setting.sampling),
         "label": ";".join(labels[i] for i in right),

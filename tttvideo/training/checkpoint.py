@@ -77,12 +77,14 @@ class Checkpoints:
         folder: R/checkpoints.
         keep: how many of the latest stay.
         rule: how the best is chosen.
+        trained_on: marks of the training videos (`training_marks`); evaluation knows them again by these.
     """
 
-    def __init__(self, folder: Path, *, keep: int, rule: Rule):
+    def __init__(self, folder: Path, *, keep: int, rule: Rule, trained_on: str | None = None):
         self.folder = folder
         self.keep = keep
         self.rule = rule
+        self.trained_on = trained_on
 
     def last(self) -> Path | None:
         """The latest complete checkpoint."""
@@ -148,6 +150,7 @@ class Checkpoints:
                 "metrics": metrics or {},
                 "split": self.rule.split,
                 "split_rule": self.rule.split_rule,
+                "trained_on": self.trained_on,
             }
             save_model(temporary, provenance)
             write_atomically(temporary / "progress.json", json.dumps(asdict(progress), indent=2))

@@ -1,0 +1,87 @@
+"""Training videos are known again, whatever the data is called when it is evaluated."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.evaluation.small import small_model, small_run, small_set
+from tttvideo.evaluation import evaluate, print_report
+from tttvideo.evaluation.overlap import count_seen, mark_of, training_marks
+from tttvideo.export import export
+from tttvideo.video.index import Video, build_index
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory):
+    """A folder of class folders, without splits."""
+    folder = tmp_path_factory.mktemp("data") / "undivided"
+    shutil.copytree(small_set(folder.with_name("set")) / "val", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(undivided, tmp_path_factory):
+    folder = small_run(tmp_path_factory.mktemp("runs") / "demo", small_model())
+    trained = build_index(undivided, "train", val_fraction=0.5, seed=7)
+    config = next(folder.glob("checkpoints/*/config.json"))
+    description = json.loads(config.read_text())
+    description["provenance"]["trained_on"] = training_marks(trained.videos)
+    config.write_text(json.dumps(description))
+    return folder
+
+
+def test_data_trained_on_is_known_under_any_name(run, undivided, tmp_path, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(undivided)
+    listing = tmp_path / "list.csv"
+    videos = sorted(undivided.glob("*/*.mp4"))
+    listing.write_text("path,label\n" + "".join(f"{video},{video.parent.name}\n" for video in videos))
+    monkeypatch.chdir(undivided)
+    for data in (undivided, link, ".", listing):
+        metrics = evaluate(run, data).metrics
+        assert metrics["split"] == "val", data
+        if data != listing:  # a list is drawn by its own paths
+            assert metrics["notes"] == []
+
+
+def test_measured_training_videos_are_named(run, undivided, capsys):
+    evaluation = evaluate(run, undivided, split="all")
+    sentence = "6 of the 12 measured videos were trained on"
+    assert evaluation.metrics["notes"] == [sentence]
+    print_report(evaluation)
+    assert f"note: {sentence}" in capsys.readouterr().out
+
+
+def test_exports_know_too(run, undivided, tmp_path):
+    copy = tmp_path / "other"
+    shutil.copytree(undivided, copy)
+    assert evaluate(export(run, tmp_path / "export"), copy).metrics["split"] == "val"
+
+
+def test_data_that_was_not_trained_on_is_measured_in_full(run, undivided, tmp_path):
+    other = tmp_path / undivided.name
+    shutil.copytree(undivided, other)
+    for video in other.glob("*/*.mp4"):
+        with video.open("ab") as file:  # still decodes, and is another file
+            file.write(b"\0\0\0\x08free")
+    metrics = evaluate(run, other).metrics
+    assert (metrics["split"], metrics["notes"]) == ("all", [])
+
+
+def test_marks(tmp_path):
+    video = tmp_path / "a.mp4"
+    video.write_bytes(os.urandom(10_000))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / "1.png").write_bytes(b"picture")
+    whole = Video(str(video), 0, None, None, None)
+    cut, images = whole._replace(start=1.0, end=2.0), whole._replace(path=str(frames))
+    missing = whole._replace(path=str(tmp_path / "missing.mp4"))
+    assert mark_of(missing) is None
+    marks = training_marks([whole, images, missing])
+    assert len(marks.split()) == 2
+    assert count_seen([whole, cut, images, missing], marks) == 2
+    assert count_seen([whole, missing], None) == 0
+    assert training_marks([whole] * 20_001) is None
