@@ -60,7 +60,7 @@ def run(config: RunConfig, yaml: str) -> None:
     from tttvideo.training.mix import ClipMix
     from tttvideo.training.optimizer import Schedule, build_optimizer
     from tttvideo.training.progress import Display, clock
-    from tttvideo.training.run_folder import RunFolder, changed_settings, fingerprint
+    from tttvideo.training.run_folder import RunFolder, Skipped, changed_settings, fingerprint
     from tttvideo.training.validation import score
     from tttvideo.video.index import save_labels
     from tttvideo.video.loader import EpochSampler, train_loader, val_loader
@@ -87,6 +87,7 @@ def run(config: RunConfig, yaml: str) -> None:
         metric=("map" if train.multi_label else "top1") if val else None,
         split=config.data.split_val,
         split_rule=val.rule if val else train.rule,
+        videos=fingerprint(val or train),
     )
     marks = training_marks(train.videos) if leader else None  # by which evaluation knows them again
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, rule=rule, trained_on=marks)
@@ -151,9 +152,11 @@ def run(config: RunConfig, yaml: str) -> None:
         display.say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {n_batches}")
         for change in changed_settings(folder.path / "config.yaml", yaml):
             display.say(f"note: changed since the run was started, the curve will differ: {change}")
+        if sentence := checkpoints.forgets():
+            display.say(f"note: {sentence}")
     elif resume:
         display.say(f"note: {folder.path} holds no checkpoint yet: starting afresh")
-    if leader:
+    if leader and progress.epoch < epochs:  # a finished run stays as it is
         folder.begin(yaml, epoch=progress.epoch, step=progress.step)
         save_labels(folder.path / "labels.json", train.labels)
         checkpoints.clean()
@@ -175,11 +178,15 @@ def run(config: RunConfig, yaml: str) -> None:
 
     def skip(split: str, failures: list[Any]) -> None:
         """List videos that could not be read, each once."""
-        found = [(f.path, f.reason.removeprefix(f"{f.path}: ")) for f in failures]
+        videos = (train if split == train.split else val or train).videos
+        found = [
+            Skipped(f.path, f.reason.removeprefix(f"{f.path}: "), videos[f.index].start, videos[f.index].end)
+            for f in failures
+        ]
         if split == train.split:
             unreadable.extend(found[: not unreadable])
-        for path, reason in folder.skip(split, found) if leader and found else []:
-            display.say(f"skipped {path}: {reason}")
+        for video in folder.skip(split, found) if leader and found else []:
+            display.say(f"skipped {video.path}: {video.reason}")
 
     def validate() -> dict[str, float]:
         """Figures of the model that would be saved now, as it would be used: inner rates at full value."""
@@ -195,7 +202,7 @@ def run(config: RunConfig, yaml: str) -> None:
         return {**found, "failed": len(scores.failures)}
 
     # Training.
-    unreadable: list[tuple[str, str]] = []  # the first training video that could not be read
+    unreadable: list[Skipped] = []  # the first training video that could not be read
     memory.reset(accelerator.device)
     try:
         while progress.epoch < epochs:
@@ -227,7 +234,7 @@ def run(config: RunConfig, yaml: str) -> None:
             # The epoch's line, and its checkpoint: only after both is the epoch done.
             pause = time.monotonic()
             if not progress.totals["videos"]:
-                first = f" (first: {': '.join(unreadable[0])})" if unreadable else ""
+                first = f" (first: {unreadable[0].path}: {unreadable[0].reason})" if unreadable else ""
                 raise ValueError(f"none of the {len(train.videos)} training videos could be read{first}")
             final = number == epochs
             metrics = validate() if val and (final or number % config.evaluate_every == 0) else None

@@ -45,10 +45,27 @@ def test_keeps_the_last_n_and_the_best(tmp_path):
         "rule": "highest val top1",
         "split": "val",
         "split_rule": "val: 3 videos",
+        "videos": "",
         "last": "step-00000050",
     }
     provenance = json.loads((tmp_path / "step-00000040" / "config.json").read_text())["provenance"]
     assert (provenance["step"], provenance["metrics"], provenance["split"]) == (40, {"top1": 0.5}, "val")
+
+
+def test_the_best_is_forgotten_when_it_was_chosen_otherwise(tmp_path):
+    rule = replace(RULE, videos="1234")
+    saved = save(Checkpoints(tmp_path, keep=2, rule=rule), 10, top1=0.9)
+    for now, kept in [
+        (rule, True),
+        (replace(rule, split_rule="val: 3 videos of a folder that moved"), True),
+        (replace(rule, videos="5678"), False),
+        (replace(rule, metric="map"), False),
+    ]:
+        checkpoints = Checkpoints(tmp_path, keep=2, rule=now)
+        progress = checkpoints.read(tmp_path / "step-00000010", FIXED, MODEL)
+        assert (progress.best, progress.best_value) == ((saved.best, 0.9) if kept else (None, None))
+        assert (checkpoints.forgets() is None) == kept
+        assert kept or "highest val top1" in str(checkpoints.forgets())
 
 
 def test_without_validation_the_last_is_the_best(tmp_path):

@@ -130,9 +130,10 @@ def test_killed_and_resumed_is_the_same_run(whole, arguments, monkeypatch, capsy
 
 def test_resume_of_a_finished_run_changes_nothing(whole, arguments):
     run = reference(whole, arguments)
-    before = (run / "log.jsonl").read_text()
-    assert train.main(arguments("--resume", "auto", out=run)) == 0
-    assert (run / "log.jsonl").read_text() == before
+    names = ("log.jsonl", "config.yaml")
+    before = [(run / name).read_text() for name in names]
+    assert train.main(arguments("--resume", "auto", "--data.workers", "1", out=run)) == 0
+    assert [(run / name).read_text() for name in names] == before
 
 
 def test_a_second_start_overwrites_nothing(whole, arguments, capsys):
@@ -161,12 +162,12 @@ def test_unreadable_videos_are_skipped_counted_and_listed_once(arguments, videos
     assert capsys.readouterr().out.count("skipped ") >= 3
 
 
-def test_all_videos_unreadable_still_ends(arguments, videos, tmp_path):
+def test_all_videos_unreadable_is_no_success(arguments, videos, tmp_path):
     root = tmp_path / "broken"
     shutil.copytree(videos, root)
     for path in (root / "train").rglob("*.mp4"):
         path.write_bytes(b"")
-    assert train.main(arguments(data__root=root, evaluate_every=0, schedule__epochs=1)) == 0
+    assert train.main(arguments(data__root=root, evaluate_every=0, schedule__epochs=1)) == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(arguments, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tttvideo.training.config import ConfigError
-from tttvideo.training.run_folder import JsonLines, RunFolder, changed_settings
+from tttvideo.training.run_folder import JsonLines, RunFolder, Skipped, changed_settings
 
 
 def test_lines_are_cut_back_to_a_position_and_a_torn_line_is_dropped(tmp_path):
@@ -36,21 +36,24 @@ def test_no_folder_and_a_file_in_its_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
         RunFolder(str(tmp_path / "file"), resume=False)
+    with pytest.raises(ConfigError, match=r"cannot be made, as .*file is a file"):
+        RunFolder(str(tmp_path / "file" / "run"), resume=False)
 
 
 def test_skipped_videos_are_listed_once_also_after_a_restart(tmp_path):
     folder = RunFolder(str(tmp_path), resume=False)
-    assert folder.skip("train", [("b.mp4", "no frames"), ("a,b.mp4", 'said "no"')]) == [
-        ("b.mp4", "no frames"),
-        ("a,b.mp4", 'said "no"'),
-    ]
-    assert folder.skip("train", [("b.mp4", "no frames")]) == []
-    assert RunFolder(str(tmp_path), resume=True).skip("val", [("a,b.mp4", "x"), ("c.mp4", "y")]) == [("c.mp4", "y")]
+    b, a, c = Skipped("b.mp4", "no frames"), Skipped("a,b.mp4", 'said "no"'), Skipped("c.mp4", "y", 1.5, 2.0)
+    assert folder.skip("train", [b, a]) == [b, a]
+    assert folder.skip("train", [b]) == []
+    cut = c._replace(start=None)
+    assert RunFolder(str(tmp_path), resume=True).skip("val", [a, c, cut]) == [c, cut]
+    assert RunFolder(str(tmp_path), resume=True).skip("val", [c, cut]) == []
     assert (tmp_path / "skipped.csv").read_text().splitlines() == [
-        "path,split,reason",
-        "b.mp4,train,no frames",
-        '"a,b.mp4",train,"said ""no"""',
-        "c.mp4,val,y",
+        "path,split,reason,start,end",
+        "b.mp4,train,no frames,,",
+        '"a,b.mp4",train,"said ""no""",,',
+        "c.mp4,val,y,1.5,2.0",
+        "c.mp4,val,y,,2.0",
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tttvideo.video.dataset import Failure, VideoDataset
+from tttvideo.video.folders import NoVideoWarning
 from tttvideo.video.index import DataError, build_index, load_labels, save_labels, split_names
 from tttvideo.video.split import seeded_split
 from tttvideo.video.transforms import Preprocessing
@@ -335,3 +336,10 @@ def test_no_label_means_none_where_the_model_is_known_to_give_several(tmp_path):
     fails(source, "all", match="line 3 has no label")
     index = build_index(source, "all", labels=["x", "y"], multi_label=True)
     assert [v.label for v in index.videos] == [(0,), ()]
+
+
+def test_a_class_folder_without_a_known_video_is_named(tmp_path):
+    touch(tmp_path, "a/1.asf", "b/1.y4m", "running/1.txt", "empty/.hidden")
+    with pytest.warns(NoVideoWarning, match=r"class 'running' has no video \(its files: .txt\)") as warned:
+        assert build_index(tmp_path, "all").labels == ["a", "b"]
+    assert len(warned) == 1

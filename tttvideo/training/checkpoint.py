@@ -65,6 +65,7 @@ class Rule:
     metric: str | None
     split: str
     split_rule: str
+    videos: str = ""  # fingerprint of the videos that decide: unlike the sentence, it stays when the folder moves
 
     def __str__(self) -> str:
         return f"highest {self.split} {self.metric}" if self.metric else "the last step, as nothing was validated"
@@ -198,9 +199,27 @@ class Checkpoints:
                 f"cannot resume from {checkpoint}: it was saved with {key} = {old} and this start has {new}, "
                 "so its position would not mean the same samples; start as before, or give another --out"
             )
+        if self.forgets():
+            progress = replace(progress, best=None, best_value=None)
         if progress.best is not None and not (self.folder / progress.best).is_dir():
             progress = replace(progress, best=None)
         return progress
+
+    def forgets(self) -> str | None:
+        """Why the best value so far says nothing any more (a sentence), or None if it does."""
+        try:
+            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        # a run started before fingerprints were kept is compared by the sentence
+        key = "videos" if index.get("videos") and self.rule.videos else "split_rule"
+        now = {"rule": str(self.rule), "split": self.rule.split, key: getattr(self.rule, key, None)}
+        if all(index.get(name) == value for name, value in now.items()):
+            return None
+        return (
+            f"the best checkpoint so far is forgotten, as it was chosen otherwise: by {index.get('rule')} "
+            f"({index.get('split_rule')})"
+        )
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -214,6 +233,7 @@ class Checkpoints:
             "rule": str(self.rule),
             "split": self.rule.split,
             "split_rule": self.rule.split_rule,
+            "videos": self.rule.videos,
             "last": last,
         }
         write_atomically(self.folder / "index.json", json.dumps(index, indent=2) + "\n")

@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tttvideo.training.config import ConfigError
 from tttvideo.video.index import Index
@@ -77,6 +77,20 @@ class JsonLines:
             self._file = None
 
 
+class Skipped(NamedTuple):
+    """A video, or the seconds [start, end) of one, that could not be read."""
+
+    path: str
+    reason: str
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from others, as it stands in the file."""
+        return (self.path, "" if self.start is None else str(self.start), "" if self.end is None else str(self.end))
+
+
 def _json(line: dict[str, Any]) -> str:
     """One line of JSON; what is not a finite number is null, as JSON has no NaN."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
@@ -96,12 +110,15 @@ class RunFolder:
         self.path = Path(out)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file, not a folder")
+        for parent in self.path.parents:
+            if parent.exists() and not parent.is_dir():
+                raise ConfigError(f"out: {self.path} cannot be made, as {parent} is a file")
         if self.holds_run and not resume:
             raise ConfigError(f"{self.path} already holds a run: continue it with --resume auto, or give another --out")
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
         self._skipped_file = self.path / "skipped.csv"
-        self._skipped: set[str] | None = None
+        self._skipped: set[tuple[str, str, str]] | None = None
 
     @property
     def holds_run(self) -> bool:
@@ -119,22 +136,28 @@ class RunFolder:
         self.log.cut("epoch", epoch)
         self.steps.cut("step", step)
 
-    def skip(self, split: str, failures: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """List unreadable videos `(path, reason)` in skipped.csv, each once; returns the new ones."""
+    def skip(self, split: str, failures: Iterable[Skipped]) -> list[Skipped]:
+        """List unreadable videos in skipped.csv, each once (of one file, each part); returns the new ones."""
         if self._skipped is None:
             self._skipped = set()
             if self._skipped_file.exists():
                 with self._skipped_file.open(newline="", encoding="utf-8") as file:
-                    self._skipped = {row["path"] for row in csv.DictReader(file) if row.get("path")}
-        new = [(path, reason) for path, reason in dict(failures).items() if path not in self._skipped]
+                    # the file of a run begun earlier may have no start and end
+                    cells = ([row.get(name) or "" for name in ("path", "start", "end")] for row in csv.DictReader(file))
+                    self._skipped = {(path, start, end) for path, start, end in cells if path}
+        new = [
+            video
+            for key, video in {v.key: v for v in (Skipped(*failure) for failure in failures)}.items()
+            if key not in self._skipped
+        ]
         if new:
             fresh = not self._skipped_file.exists()
             with self._skipped_file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 writer = csv.writer(file)
                 if fresh:
-                    writer.writerow(["path", "split", "reason"])
-                writer.writerows((path, split, reason) for path, reason in new)
-            self._skipped.update(path for path, _ in new)
+                    writer.writerow(["path", "split", "reason", "start", "end"])
+                writer.writerows((v.path, split, v.reason, *v.key[1:]) for v in new)
+            self._skipped.update(v.key for v in new)
         return new
 
     def sync(self) -> None:

@@ -4,14 +4,19 @@ A video is a file with a video extension or a folder of frame images.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
-from tttvideo.video.reader import printable
+from tttvideo.video.reader import PartialVideoWarning, printable
 
-_MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"}
-VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif"}
+_MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
+VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png"}
+
+
+class NoVideoWarning(PartialVideoWarning):
+    """A class folder is left out as nothing in it is known to be a video; shown like other gaps in the data."""
 
 
 def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[Row]:
@@ -95,6 +100,8 @@ def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]
             raise DataError(f"the class folder {printable(str(folder))} has a name that is not UTF-8; rename it")
         videos = [] if holds_images(folder) else _videos(folder)
         deeper = _nested(folder)
+        if not videos and not deeper:
+            _warn_of(folder)
         if deeper:
             raise DataError(
                 f"{folder} should hold the videos of one class but has folders of videos in it ({deeper}); "
@@ -102,6 +109,14 @@ def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]
             )
         rows += [Row(str(v), v.relative_to(root).as_posix(), str(v), (folder.name,), split=split) for v in videos]
     return rows
+
+
+def _warn_of(folder: Path) -> None:
+    """A warning and no error: a folder of notes may well lie beside the classes."""
+    names = [e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith(".")]
+    if names:
+        found = ", ".join(sorted({os.path.splitext(name)[1].lower() or name for name in names})[:5])
+        warnings.warn(f"class {folder.name!r} has no video (its files: {found})", NoVideoWarning, stacklevel=4)
 
 
 def _all_videos(root: Path, below: Path) -> list[Row]:
