@@ -46,7 +46,7 @@ def mistake(argv: list[str], capsys) -> str:
         (["--trackers", "wandb"], "trackers must be a list, not 'wandb'; write [wandb]"),
         (["--data.max_frames", "few"], "data.max_frames must be int or null, not 'few'"),
         (["--see", "3"], "unknown setting --see; did you mean 'seed'?"),
-        (["--model.backbone.mixer.inner", "Foo"], "mixer.inner: 'Foo' is neither one of Conv, Linear, MLP"),
+        (["--model.backbone.mixer.inner", "Foo"], "mixer.inner: 'Foo' is neither one of Conv, "),
         (["--model.backbone.mixer.inner", "nopkg.Foo"], "inner: 'nopkg.Foo' cannot be imported (No module named"),
         (["--model.backbone.mixer.inner", "tttvideo.ttt.Foo"], "'tttvideo.ttt.Foo' cannot be imported"),
         (["--optimizer.weight_decay", "-1"], "optimizer.weight_decay must not be negative, not -1"),
