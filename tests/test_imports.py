@@ -61,7 +61,7 @@ def test_imports_point_one_way():
 
 def test_one_importer_of_decord():
     importers = [p.name for p in ROOT.rglob("*.py") if "import decord" in p.read_text()]
-    assert importers == ["decode.py"] or len(importers) == 1
+    assert importers == ["decode.py"]
 
 
 def test_the_layer_needs_torch_only():
