@@ -1,6 +1,5 @@
 """Each mistake: one sentence on stderr, exit code 2, and nothing written."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -132,8 +131,7 @@ def test_another_architecture_and_another_batch_size(arguments, capsys):
 def test_yaml_floats_overrides_and_a_class_of_the_users_own(arguments, tmp_path, monkeypatch):
     from tttvideo.training.arguments import parse
 
-    monkeypatch.delitem(sys.modules, "mypkg", raising=False)  # another test's
-    (tmp_path / "mypkg.py").write_text(
+    (tmp_path / "theirpkg.py").write_text(
         "from dataclasses import dataclass\n"
         "from tttvideo.ttt import MLP\n"
         "@dataclass(frozen=True)\n"
@@ -143,7 +141,7 @@ def test_yaml_floats_overrides_and_a_class_of_the_users_own(arguments, tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(
         "optimizer: {lr: 1e-4, weight_decay: 1e-2}\nseed: 3\n"
-        "model: {backbone: {mixer: {class_path: TTT, init_args: {inner: mypkg.MyInner}}}}\n"
+        "model: {backbone: {mixer: {class_path: TTT, init_args: {inner: theirpkg.MyInner}}}}\n"
     )
     config, yaml = parse(["--config", "c.yaml", "--optimizer.weight_decay", "0.5", "--precision", "bf16"])
     assert config.optimizer.lr == 1e-4

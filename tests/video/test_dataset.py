@@ -393,6 +393,7 @@ def test_batches_of_nothing(tmp_path):
     assert multi[0].labels.dtype == torch.float32
 
 
+@pytest.mark.slow  # timed: it wants idle cores
 def test_second_epoch_of_small_cached_videos_is_fast(folder):
     setup = config(folder, cache="memory", augment=Augmentation(flip=0.5), batch_size=13)
     loader = train_loader(setup, setup.index("train"))

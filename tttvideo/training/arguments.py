@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
 import sys
@@ -205,8 +206,9 @@ def _nearest(key: str, valid: list[str]) -> str:
 def _keys(parser: Any) -> list[str]:
     """Every key the parser knows, class-valued settings with the settings of their present class."""
     defaults = parser.get_defaults(skip_validation=True)
-    flat = parser.dump(defaults, format="json", skip_validation=True, skip_none=False)
-    import json
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # skip_none, as above
+        flat = parser.dump(defaults, format="json", skip_validation=True, skip_none=False)
 
     keys: list[str] = []
 
