@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer, check_split, merge_heads, split_heads, valid_tokens
+from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
 from ..ttt.views import rotate
 
 
@@ -73,16 +73,11 @@ class AttentionLayer(SequenceLayer):
             empty, empty, torch.zeros(batch, 0, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
         )
 
-    def forward(
-        self, x: Tensor, state: AttentionState | None = None, layout: Layout = Layout()
-    ) -> tuple[Tensor, AttentionState]:
-        batch, length, _ = x.shape
-        state = self.init_state(batch) if state is None else state
-        valid = valid_tokens(layout.lengths, length, x.device)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)
-        unit = layout.tokens_per_frame if self.config.causality == "frame" else 1
-        check_split(length, layout, unit, "attention layer")
+    def unit(self, tokens_per_frame: int) -> int:
+        return tokens_per_frame if self.config.causality == "frame" else 1
+
+    def read(self, x: Tensor, state: AttentionState, layout: Layout) -> tuple[Tensor, AttentionState]:
+        length, unit = x.shape[1], self.unit(layout.tokens_per_frame)
         slots = state.seen[:, None] + torch.arange(length)
         q, k, v = (split_heads(t, self.config.heads) for t in self.qkv(x).chunk(3, dim=-1))
         time = slots // unit
@@ -96,8 +91,6 @@ class AttentionLayer(SequenceLayer):
         cached = torch.cat((state.slots, held), dim=1)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask(slots, cached, unit, x.device))
         y = self.o_proj(merge_heads(out))
-        if valid is not None:
-            y = y.masked_fill(~valid[..., None], 0.0)
         advance = length if layout.lengths is None else layout.lengths
         return y, AttentionState(keys, values, cached, state.seen + advance)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer, valid_tokens
+from ..ttt.interface import Layout, Mixer, SequenceLayer
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class NoMixerLayer(SequenceLayer):
     def init_state(self, batch: int) -> NoMixerState:
         return NoMixerState()
 
-    def forward(
-        self, x: Tensor, state: NoMixerState | None = None, layout: Layout = Layout()
-    ) -> tuple[Tensor, NoMixerState]:
-        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)
+    def read(self, x: Tensor, state: NoMixerState, layout: Layout) -> tuple[Tensor, NoMixerState]:
         # Zero, but of x: parameters before it keep a gradient, for which several processes would wait.
-        return 0.0 * x, NoMixerState()
+        return 0.0 * x, state

@@ -26,10 +26,13 @@ class Layout(NamedTuple):
         lengths: valid tokens of each row in this call, int64 [B] on the host (it decides shapes and
             control flow; a device tensor would cost a synchronisation per layer). The rest of a row is
             padding at its end and stays invisible. None: every token of every row is valid.
+        cu_seqlens: for S sequences packed one after the other in a single row (B = 1): where each begins and
+            the last one ends, int64 [S + 1] on the host. The state then has S rows. Excludes ``lengths``.
     """
 
     grid: tuple[int, int] = (1, 1)
     lengths: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
     @property
     def tokens_per_frame(self) -> int:
@@ -40,20 +43,56 @@ class SequenceLayer(nn.Module, ABC):
     """Maps tokens to tokens, carrying a state: ``forward(x [B, T, C], state) -> (y [B, T, C], state)``.
 
     A sequence read in several calls, the state handed from each to the next, gives what one call over the
-    whole sequence gives. Both values are always returned. Outputs at padded positions are zero.
+    whole sequence gives. Both values are always returned. Outputs at padded positions are zero. A subclass
+    writes ``init_state`` and ``read``, which never sees packed rows, nor anything but zeros in padding.
     """
+
+    streams: bool = True
+    """False if the layer must see the end of a sequence before its beginning can be put out."""
 
     @abstractmethod
     def init_state(self, batch: int) -> State:
         """The state of ``batch`` sequences that have read nothing yet."""
 
     @abstractmethod
+    def read(self, x: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+        """``forward`` on rows whose padding is zero; what it puts out at padded positions does not matter."""
+
+    def unit(self, tokens_per_frame: int) -> int:
+        """A sequence may be split between calls at multiples of this many tokens."""
+        return 1
+
     def forward(self, x: Tensor, state: State | None = None, layout: Layout = Layout()) -> tuple[Tensor, State]:
         """Reads ``x`` [B, T, C] after everything already in ``state`` (None: a fresh one).
 
         Raises:
-            ValueError: if the sequence may not be split here (frame-causal layers read whole frames).
+            ValueError: if the sequence may not be split here (frame-causal layers read whole frames), or if
+                ``cu_seqlens`` does not fit ``x``.
         """
+        if layout.cu_seqlens is not None:
+            rows, lengths = unpack(x, layout)
+            y, state = self(rows, state, Layout(layout.grid, lengths))
+            return pack(y, lengths), state
+        self._check_frames(x.shape[1], layout)
+        state = self.init_state(x.shape[0]) if state is None else state
+        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
+        if valid is None:
+            return self.read(x, state, layout)
+        # masked_fill, not a product: what stands in padding may be NaN
+        y, state = self.read(x.masked_fill(~valid[..., None], 0.0), state, layout)
+        return y.masked_fill(~valid[..., None], 0.0), state
+
+    def _check_frames(self, tokens: int, layout: Layout) -> None:
+        """Refuses a call or row that ends inside a frame where only whole frames can be read."""
+        frame = layout.tokens_per_frame
+        if self.unit(frame) % frame:
+            return
+        ends = [tokens] if layout.lengths is None else [tokens, *layout.lengths.tolist()]
+        if wrong := [end for end in ends if end % frame]:
+            raise ValueError(
+                f"A frame-causal {type(self).__name__} reads whole frames of {frame} tokens, but this call has "
+                f"{wrong[0]} tokens; split the sequence at frames."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,14 +120,37 @@ def valid_tokens(lengths: Tensor | None, tokens: int, device: torch.device) -> T
     return (torch.arange(tokens) < lengths[:, None]).to(device, non_blocking=True)
 
 
-def check_split(tokens: int, layout: Layout, unit: int, what: str) -> None:
-    """Raises ValueError unless the call and each of its rows hold a multiple of ``unit`` tokens."""
-    ends = [tokens] if layout.lengths is None else [tokens, *layout.lengths.tolist()]
-    if wrong := [end for end in ends if end % unit]:
+def unpack(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """A packed row [1, T, C] -> its sequences as rows [S, longest, C], zero-padded, and their lengths [S].
+
+    Raises:
+        ValueError: if ``cu_seqlens`` does not run from 0 to T without falling, or comes with ``lengths``.
+    """
+    ends = layout.cu_seqlens
+    assert ends is not None
+    ends = ends.to("cpu", torch.int64)
+    lengths = ends.diff()
+    if layout.lengths is not None or x.shape[0] != 1:
         raise ValueError(
-            f"A frame-causal {what} reads whole frames of {unit} tokens, but this call has {wrong[0]} tokens; split "
-            "the sequence at frames."
+            f"cu_seqlens packs all sequences into one row, without lengths, but x has {x.shape[0]} rows"
+            f"{' and lengths are given' if layout.lengths is not None else ''}; give one or the other."
         )
+    if (
+        ends.dim() != 1
+        or len(ends) < 2
+        or int(ends[0]) != 0
+        or int(ends[-1]) != x.shape[1]
+        or bool((lengths < 0).any())
+    ):
+        raise ValueError(f"cu_seqlens {ends.tolist()} must rise from 0 to the {x.shape[1]} tokens of the row.")
+    # split and pad: copies, whose backward pass is again copies
+    rows = torch.nn.utils.rnn.pad_sequence(x[0].split(lengths.tolist()), batch_first=True)
+    return rows, lengths
+
+
+def pack(y: Tensor, lengths: Tensor) -> Tensor:
+    """The inverse of ``unpack``: [S, longest, C] -> [1, T, C]."""
+    return torch.cat([row[:n] for row, n in zip(y, lengths.tolist(), strict=True)])[None]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

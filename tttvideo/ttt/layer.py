@@ -14,7 +14,7 @@ from .chunk import Chunk, FrameCausal, TokenCausal
 from .dual import Problem, Tokens, scan
 from .inner.base import InnerModel, Map, Weights
 from .inner.mlp import MLP
-from .interface import Layout, Mixer, SequenceLayer, check_split, merge_heads, split_heads, valid_tokens
+from .interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
 from .objective import EPS, Norm, Objective, ResidualL2
 from .views import CausalConv, rotate
 
@@ -144,21 +144,17 @@ class TTTLayer(SequenceLayer):
             {name: conv.init_state(batch) for name, conv in self.convs.items()},  # type: ignore[operator]
         )
 
-    def forward(self, x: Tensor, state: TTTState | None = None, layout: Layout = Layout()) -> tuple[Tensor, TTTState]:
-        batch, length, _ = x.shape
-        check_split(length, layout, self.config.chunk.unit(layout.tokens_per_frame), "TTT layer")
-        state = self.init_state(batch) if state is None else state
-        valid = valid_tokens(layout.lengths, length, x.device)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)
+    def unit(self, tokens_per_frame: int) -> int:
+        return self.config.chunk.unit(tokens_per_frame)
+
+    def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         tokens, tails = self._views(x, state, layout)
         with torch.autocast(x.device.type, enabled=False):
             out, after = self._scan(tokens, state._replace(tails=tails), layout)
         y = self.post_norm(merge_heads(out).to(x.dtype))
         if self.g_proj is not None:
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
-        y = self.o_proj(y)
-        return (y if valid is None else y.masked_fill(~valid[..., None], 0.0)), after
+        return self.o_proj(y), after
 
     def _start(self, w0: Tensor, batch: int) -> Tensor:
         """W_0 for every row, in the precision that weights in motion need (bf16 drifts by percents)."""
