@@ -2,33 +2,112 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
-from tttvideo.mixers import Attention, NoMixer
-from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Linear, TokenCausal
+from tttvideo.mixers import LSTM, Attention, Bidirectional, FrameAttention, LinearAttention, Mamba, NoMixer
+from tttvideo.ttt import (
+    GLU,
+    L2,
+    MLP,
+    SGD,
+    TTT,
+    Adam,
+    Conv,
+    ConvDepthwise,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Linear,
+    Momentum,
+    Muon,
+    ResidualL2,
+    SelfAttention,
+    TokenCausal,
+    Whole,
+)
 
 GRID = (2, 3)
 """Token grid of one frame in property tests: not square, odd."""
 
-ALL_INNER = [Linear(), MLP(), Conv()]
+ALL_INNER = [
+    Linear(),
+    MLP(),
+    GLU(),
+    Conv(),
+    Conv(time=2),
+    ConvDepthwise(),
+    ConvDepthwise(time=3),
+    DWConv(),
+    DWConv(time=2),
+    SelfAttention(),
+]
+ALL_CHUNKS = [TokenCausal(4), FrameCausal(1), FrameCausal(3), Whole(2)]
+ALL_OBJECTIVES = [ResidualL2(), L2(), DotProduct()]
+ALL_OPTIMIZERS = [
+    SGD(),
+    SGD(steps=2),
+    SGD(clip=1.0),
+    SGD(weight_norm=True),
+    Momentum(),
+    Adam(),
+    Adam(steps=2, clip=0.5),
+    Muon(),
+    Muon(weight_norm=False, momentum=0.0),
+]
+
+
+def allowed(inner, chunk) -> bool:
+    return not (inner.mixes_tokens and isinstance(chunk, TokenCausal))
+
 
 ALL_TTT = [
-    TTT(inner=inner, heads=2, chunk=chunk)
-    for inner in ALL_INNER
-    for chunk in (TokenCausal(4), FrameCausal(1), FrameCausal(3))
-    if not (inner.mixes_tokens and isinstance(chunk, TokenCausal))
-] + [
-    TTT(heads=2, chunk=TokenCausal(4), share_qk=True, gate=True),
-    TTT(heads=2, chunk=FrameCausal(2), share_qk=True, gate=True, normalize_qk=True),
+    *(TTT(inner=inner, heads=2, chunk=c) for inner in ALL_INNER for c in ALL_CHUNKS if allowed(inner, c)),
+    *(TTT(optimizer=o, heads=2) for o in ALL_OPTIMIZERS[1:]),
+    TTT(inner=GLU(), objective=DotProduct(), optimizer=Muon(), heads=2, chunk=Whole(2)),  # LaCT's
+    TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0), heads=2),  # ViT^3's
+    TTT(inner=DWConv(time=2), objective=DotProduct(), heads=2, chunk=FrameCausal(2)),
+    TTT(inner=Linear(), objective=DotProduct(), heads=2, chunk=TokenCausal(4)),
+    TTT(inner=Linear(), objective=DotProduct(), heads=2, chunk=Whole(2)),
+    TTT(objective=L2(), heads=2, chunk=TokenCausal(4)),
+    TTT(heads=2, chunk=TokenCausal(4), forget=True),
+    TTT(heads=2, chunk=FrameCausal(1), forget=True),
+    TTT(inner=DWConv(), objective=DotProduct(), heads=2, chunk=FrameCausal(2), forget=True),
+    TTT(heads=2, chunk=FrameCausal(2), views=2),
+    TTT(inner=Linear(), objective=DotProduct(), heads=2, chunk=TokenCausal(4), views=2),
+    TTT(heads=2, chunk=TokenCausal(1)),
+    TTT(heads=2, chunk=TokenCausal(100)),
+    TTT(heads=2, chunk=TokenCausal(4), short_conv="raster", share_qk=True, gate=True),
+    TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
+    TTT(heads=2, short_conv="time", tanh_gate=0.1),
 ]
 
-ALL_MIXERS = [*ALL_TTT, Attention(heads=2), Attention(heads=2, causality="token"), NoMixer()]
-
-FRAME_CAUSAL = [
-    m
-    for m in ALL_MIXERS
-    if not (isinstance(m, TTT) and isinstance(m.chunk, TokenCausal))
-    and not (isinstance(m, Attention) and m.causality == "token")
+FRAME_BASELINES = [
+    Attention(heads=2),
+    Attention(heads=2, window=3),
+    LinearAttention(heads=2, chunk=13),
+    LinearAttention(heads=2, feature_map="elu", normalizer=True, short_conv="time", share_qk=True, gate=True),
+    FrameAttention(heads=2),
 ]
+
+TOKEN_BASELINES = [
+    Attention(heads=2, causality="token"),
+    Attention(heads=2, causality="token", window=7),
+    LinearAttention(heads=2, causality="token", feature_map="silu", rope_period=4, short_conv="raster", chunk=5),
+    Mamba(heads=2, state_dim=3, chunk=5),
+    LSTM(),
+    NoMixer(),
+]
+
+BASELINES = [*FRAME_BASELINES, *TOKEN_BASELINES]
+
+BIDIRECTIONAL = [
+    Bidirectional(TTT(heads=2, chunk=FrameCausal(2))),
+    Bidirectional(TTT(heads=2, chunk=TokenCausal(4)), share=True),
+    *(Bidirectional(m, share=i % 2 == 0) for i, m in enumerate(BASELINES)),
+]
+
+ALL_MIXERS = [*ALL_TTT, *BASELINES, *BIDIRECTIONAL]
 
 ALL_ENCODERS = [
     Patches(8),
@@ -41,6 +120,19 @@ ALL_ENCODERS = [
 ]
 
 
+def frames_per_call(mixer) -> int:
+    """A sequence may be cut at multiples of this many frames."""
+    return max(1, mixer.build(8).unit(GRID[0] * GRID[1]) // (GRID[0] * GRID[1]))
+
+
 def name(component: object) -> str:
-    """A readable test id."""
-    return repr(component).replace(" ", "")
+    """A readable test id: the class, and the settings that are not its defaults."""
+    if not dataclasses.is_dataclass(component):
+        return str(component)
+    said = []
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != default:
+            said.append(f"{field.name}={name(value)}")
+    return f"{type(component).__name__}({','.join(said)})"

@@ -3,27 +3,40 @@
 Needs PyTorch only; knows neither video nor training.
 """
 
-from .chunk import Chunk, FrameCausal, TokenCausal
-from .inner import MLP, Conv, InnerModel, Linear
+from .chunk import Chunk, FrameCausal, TokenCausal, Whole
+from .inner import GLU, MLP, Conv, ConvDepthwise, DWConv, InnerModel, Linear, SelfAttention
 from .interface import Layout, Mixer, SequenceLayer, detach
 from .layer import TTT, TTTLayer, TTTState
-from .objective import Objective, ResidualL2
+from .objective import L2, DotProduct, Objective, ResidualL2
+from .optimizer import SGD, Adam, InnerOptimizer, Momentum, Muon
 
 __all__ = [
+    "GLU",
+    "L2",
     "MLP",
+    "SGD",
     "TTT",
+    "Adam",
     "Chunk",
     "Conv",
+    "ConvDepthwise",
+    "DWConv",
+    "DotProduct",
     "FrameCausal",
     "InnerModel",
+    "InnerOptimizer",
     "Layout",
     "Linear",
     "Mixer",
+    "Momentum",
+    "Muon",
     "Objective",
     "ResidualL2",
+    "SelfAttention",
     "SequenceLayer",
     "TTTLayer",
     "TTTState",
     "TokenCausal",
+    "Whole",
     "detach",
 ]

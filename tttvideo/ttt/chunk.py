@@ -14,17 +14,33 @@ class Chunk(ABC):
     """An inner mini-batch (paper, section 2.4): its size, and its causality as a mask."""
 
     @abstractmethod
-    def size(self, tokens_per_frame: int) -> int:
-        """Tokens of one chunk, K."""
+    def size(self, tokens_per_frame: int) -> int | None:
+        """Tokens of one chunk, K; none: all tokens there are."""
 
     @abstractmethod
     def unit(self, tokens_per_frame: int) -> int:
         """A sequence may be split between calls at multiples of this many tokens."""
 
-    @abstractmethod
-    def mask(self, tokens_per_frame: int, device: torch.device) -> Tensor | None:
-        """bool [K, K], mask[t, s] true if token t reads the gradient of token s. None: all true, so the update
-        may be applied before reading and the K x K products vanish."""
+    @property
+    def whole(self) -> bool:
+        """True if all of a chunk is read by all of it: then the update may be applied before reading, the K x K
+        products vanish, and any inner optimizer serves."""
+        return False
+
+    @property
+    def streams(self) -> bool:
+        """False if a sequence cannot be read in several calls."""
+        return True
+
+    @property
+    def causal(self) -> bool:
+        """False if a token sees later frames than its own."""
+        return True
+
+    def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
+        """bool [tokens, tokens], mask[t, s] true if token t of a chunk reads the gradient of token s; none if
+        ``whole``."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,8 @@ class TokenCausal(Chunk):
     """The paper's: a token sees the gradients of the tokens up to itself.
 
     Attributes:
-        tokens: chunk size K (16 in the paper).
+        tokens: chunk size K: 1 is online gradient descent, 16 the paper's mini-batch, as many as the sequence
+            has is (causal) batch gradient descent.
     """
 
     tokens: int = 16
@@ -47,8 +64,8 @@ class TokenCausal(Chunk):
     def unit(self, tokens_per_frame: int) -> int:
         return 1
 
-    def mask(self, tokens_per_frame: int, device: torch.device) -> Tensor | None:
-        return torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=device).tril()
+    def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor:
+        return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,48 @@ class FrameCausal(Chunk):
     def unit(self, tokens_per_frame: int) -> int:
         return tokens_per_frame
 
-    def mask(self, tokens_per_frame: int, device: torch.device) -> Tensor | None:
-        if self.frames == 1:
+    @property
+    def whole(self) -> bool:
+        return self.frames == 1
+
+    def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
+        if self.whole:
             return None
-        frame = torch.arange(self.size(tokens_per_frame), device=device) // tokens_per_frame
+        frame = torch.arange(tokens, device=device) // tokens_per_frame
         return frame[:, None] >= frame[None, :]
+
+
+@dataclass(frozen=True)
+class Whole(Chunk):
+    """A token sees the gradients of all frames of its chunk, later ones too (LaCT's large chunks).
+
+    Outputs of a frame thus depend on up to ``frames`` - 1 later ones: for classification, not for prediction.
+    A sequence may end inside a chunk, but not go on from there.
+
+    Attributes:
+        frames: frames per chunk; none: the whole sequence (full-batch gradient descent), in one call.
+    """
+
+    frames: int | None = 4
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"Whole.frames is {self.frames}; a chunk needs at least 1 frame (none: all of them).")
+
+    def size(self, tokens_per_frame: int) -> int | None:
+        return None if self.frames is None else self.frames * tokens_per_frame
+
+    def unit(self, tokens_per_frame: int) -> int:
+        return tokens_per_frame * (self.frames or 1)
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    @property
+    def streams(self) -> bool:
+        return self.frames is not None
+
+    @property
+    def causal(self) -> bool:
+        return self.frames == 1

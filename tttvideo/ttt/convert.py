@@ -9,21 +9,24 @@ from .chunk import TokenCausal
 from .inner import MLP, Linear
 from .layer import TTT, TTTLayer
 
-# theirs -> ours; the names of projections and of the norm after the heads agree.
+# theirs -> ours; the names of the output's projection, gate and norm agree.
 _RENAMED = {
+    "q_proj.weight": "project.q_proj.weight",
+    "k_proj.weight": "project.k_proj.weight",
+    "v_proj.weight": "project.v_proj.weight",
     "learnable_token_idx": "scale_shift",
-    "learnable_ttt_lr_weight": "rate.weight",
-    "learnable_ttt_lr_bias": "rate.bias",
+    "learnable_ttt_lr_weight": "project.rate.weight",
+    "learnable_ttt_lr_bias": "project.rate.bias",
     "ttt_norm_weight": "norm_scale",
     "ttt_norm_bias": "norm_shift",
     "W1": "weights.1_weight",
     "b1": "biases.1_bias",
     "W2": "weights.2_weight",
     "b2": "biases.2_bias",
-    "conv_q.weight": "convs.q.weight",
-    "conv_q.bias": "convs.q.bias",
-    "conv_k.weight": "convs.k.weight",
-    "conv_k.bias": "convs.k.bias",
+    "conv_q.weight": "project.convs.q.weight",
+    "conv_q.bias": "project.convs.q.bias",
+    "conv_k.weight": "project.convs.k.weight",
+    "conv_k.bias": "project.convs.k.bias",
 }
 _REQUIRED = ("W1", "b1", "q_proj.weight", "v_proj.weight", "o_proj.weight", "learnable_token_idx")
 
@@ -84,6 +87,7 @@ def from_ttt_lm(
         chunk=TokenCausal(mini_batch_size),
         base_rate=base_lr,
         share_qk=share_qk,
+        short_conv="raster" if share_qk else "none",
         gate="g_proj.weight" in tensors,
         rope_theta=rope_theta,
     )
@@ -102,7 +106,7 @@ def from_ttt_lm(
         ours[name] = value.detach().reshape(expected[name].shape)
     # The linear TTT layer of the authors may lack a convolution bias; such a bias is zero.
     for name in set(expected) - set(ours):
-        if name.startswith("convs.") and name.endswith(".bias"):
+        if name.startswith("project.convs.") and name.endswith(".bias"):
             ours[name] = torch.zeros_like(expected[name])
     if absent := sorted(set(expected) - set(ours)):
         raise ValueError(f"These tensors are not a whole ttt-lm layer: nothing for {', '.join(absent)}.")

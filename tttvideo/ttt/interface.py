@@ -50,6 +50,9 @@ class SequenceLayer(nn.Module, ABC):
     streams: bool = True
     """False if the layer must see the end of a sequence before its beginning can be put out."""
 
+    causal: bool = True
+    """False if an output depends on later frames than its own: for classification, not for prediction."""
+
     @abstractmethod
     def init_state(self, batch: int) -> State:
         """The state of ``batch`` sequences that have read nothing yet."""
@@ -144,7 +147,7 @@ def unpack(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     ):
         raise ValueError(f"cu_seqlens {ends.tolist()} must rise from 0 to the {x.shape[1]} tokens of the row.")
     # split and pad: copies, whose backward pass is again copies
-    rows = torch.nn.utils.rnn.pad_sequence(x[0].split(lengths.tolist()), batch_first=True)
+    rows = torch.nn.utils.rnn.pad_sequence(list(x[0].split(lengths.tolist())), batch_first=True)
     return rows, lengths
 
 

@@ -1,22 +1,26 @@
-"""The TTT layer: projections to the inner task's views, inner learning rates, the scan, gate and output."""
+"""The TTT layer: views of the tokens, the scan that learns from them, gate and output."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chunk import Chunk, FrameCausal, TokenCausal
-from .dual import Problem, Tokens, scan
-from .inner.base import InnerModel, Map, Weights
+from .dual import Problem
+from .grid import Grid, chunk_ends, chunks_begun
+from .inner.base import InnerModel
 from .inner.mlp import MLP
-from .interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
+from .interface import Layout, Mixer, SequenceLayer, merge_heads
 from .objective import EPS, Norm, Objective, ResidualL2
-from .views import CausalConv, rotate
+from .optimizer import SGD, InnerOptimizer, Moments
+from .scan import Fast, Views, scan
+from .views import Projections, at_least_float32, last_valid, with_past
+from .weights import Map, Weights, combine, zeros_like
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,23 @@ class TTT(Mixer):
     """A sequence layer whose hidden state is a model, trained by gradient descent on the sequence as it is read.
 
     Attributes:
-        inner: the hidden state: ``Linear``, ``MLP``, ``Conv`` or any class of yours by import path.
+        inner: the hidden state: ``Linear``, ``MLP``, ``GLU``, ``Conv``, ``ConvDepthwise``, ``DWConv``,
+            ``SelfAttention`` or any class of yours by import path.
         heads: H; the head dimension is channels / heads.
-        chunk: the inner mini-batch and its causality: ``TokenCausal`` (the paper) or ``FrameCausal``.
-        objective: the inner loss.
-        base_rate: inner learning rate before the learned per-token factor; none: the inner model's own.
-        share_qk: q and k share a projection followed by a short causal convolution each (Mamba style).
+        chunk: the inner mini-batch and its causality: ``TokenCausal`` (the paper), ``FrameCausal`` or ``Whole``.
+        objective: the inner loss: ``ResidualL2`` (the paper), ``L2`` or ``DotProduct``.
+        optimizer: ``SGD`` (the paper), ``Momentum``, ``Adam`` or ``Muon``; all but plain SGD need chunks that are
+            read as a whole: ``FrameCausal(1)`` or ``Whole``.
+        base_rate: inner learning rate before the learned per-token factor; none: the inner model's own, but at
+            most 0.1 with ``normalize_qk``.
+        views: training pairs (k, v) that every token gives, each by projections of its own (paper, section 2.3).
+        forget: a learned gate per token that leads the hidden state back towards W_0.
+        short_conv: causal depthwise convolutions of length 4 on q and k, along the tokens in ``raster`` order (the
+            paper) or along ``time`` at every place of the frame.
+        share_qk: q and k share a projection and differ by their short convolutions (Mamba style).
         gate: multiply the output by gelu(W x) before the last projection (Mamba style).
+        tanh_gate: multiply the output by tanh(alpha), alpha learned per channel from this value; 0 leaves a
+            pretrained block as it was at the start, 0.1 is ttt-video's; none: no such gate.
         normalize_qk: scale q and k to unit length.
         rope: rotary positions within the chunk (token-causal) or the frame; none: on, except for inner models
             that mix tokens, whose convolutions see positions by themselves.
@@ -42,22 +56,48 @@ class TTT(Mixer):
     heads: int = 4
     chunk: Chunk = field(default_factory=FrameCausal)
     objective: Objective = field(default_factory=ResidualL2)
+    optimizer: InnerOptimizer = field(default_factory=SGD)
     base_rate: float | None = None
+    views: int = 1
+    forget: bool = False
+    short_conv: Literal["none", "raster", "time"] = "none"
     share_qk: bool = False
     gate: bool = False
+    tanh_gate: float | None = None
     normalize_qk: bool = False
     rope: bool | None = None
     rope_theta: float = 10000.0
     checkpoint_group: int = 0
 
     def __post_init__(self) -> None:
+        inner, optimizer, chunk = type(self.inner).__name__, type(self.optimizer).__name__, type(self.chunk).__name__
         if self.inner.mixes_tokens and isinstance(self.chunk, TokenCausal):
             raise ValueError(
-                f"{type(self.inner).__name__} mixes the tokens of a frame, so a token-causal chunk would leak "
-                "later tokens into earlier ones; use chunk: FrameCausal."
+                f"{inner} mixes the tokens of a frame, so a token-causal chunk would leak later tokens into earlier "
+                "ones; use chunk: FrameCausal."
             )
+        if not (self.optimizer.linear or self.chunk.whole):
+            raise ValueError(
+                f"{optimizer} with these settings updates from a whole chunk at once, but in {chunk} every token has "
+                "weights of its own; use chunk: FrameCausal with frames: 1, or Whole, or the optimizer SGD with "
+                "steps: 1 and no clip."
+            )
+        if self.views < 1 or (self.views > 1 and (self.share_qk or self.inner.past_frames)):
+            raise ValueError(
+                f"TTT.views is {self.views}; it is at least 1, and 1 with share_qk and with a kernel over time."
+            )
+        if self.short_conv not in ("none", "raster", "time"):
+            raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
+        if self.share_qk and self.short_conv == "none":
+            raise ValueError("TTT.share_qk makes q and k the same but for their convolutions; set short_conv: raster.")
         if self.base_rate is not None and self.base_rate < 0:
             raise ValueError(f"TTT.base_rate is {self.base_rate}; below 0 the hidden state would unlearn.")
+        if self.normalize_qk and self.base_rate is not None and self.base_rate > MAX_RATE_NORMALIZED:
+            raise ValueError(
+                f"TTT.base_rate is {self.base_rate}, but with normalize_qk the inner model's outputs start small and "
+                f"the gradient through the LayerNorm is as many times larger: rates above {MAX_RATE_NORMALIZED} "
+                "diverge; use 0.1, or leave base_rate out."
+            )
         if self.rope_theta <= 0 or self.checkpoint_group < 0:
             raise ValueError(
                 f"TTT.rope_theta must be above 0 and checkpoint_group at least 0, not {self.rope_theta} and "
@@ -68,18 +108,27 @@ class TTT(Mixer):
         return TTTLayer(self, dim)
 
 
+MAX_RATE_NORMALIZED = 0.5
+"""Base rates above this are refused with L2-normalised q and k (1.0 diverged at once, 0.1 trains)."""
+
+
 class TTTState(NamedTuple):
     """All a TTT layer remembers: constant in size, whatever was read.
 
     Attributes:
         weights: the inner model at the start of the open chunk.
         pending: sum of rate * gradient over the tokens that the open chunk has read, without the step's scale.
+        fading: sum of the logarithms of their forget gates, [B, H, 1, 1].
+        moments: of the inner optimizer.
         position: tokens that the open chunk has read, int64 [B] on the host; rows may differ in age.
-        tails: last inputs of the short convolutions, [B, 3, C] by name; empty without ``share_qk``.
+        tails: last inputs of what looks back, by name: the short convolutions (``q``, ``k``) [B, tokens, C], the
+            inner model's kernel over time (``inner_q``, ``inner_k``) [B, tokens, H, d].
     """
 
     weights: Weights
     pending: Weights
+    fading: Tensor
+    moments: Moments
     position: Tensor
     tails: dict[str, Tensor]
 
@@ -101,117 +150,134 @@ class TTTLayer(SequenceLayer):
         if heads < 1 or dim % heads:
             raise ValueError(f"TTT cannot divide {dim} channels into {heads} heads; change heads or the width.")
         head_dim = dim // heads
-        self.config = config
-        self.rope = not config.inner.mixes_tokens if config.rope is None else config.rope
-        if self.rope and head_dim % 2:
+        rope = not config.inner.mixes_tokens if config.rope is None else config.rope
+        if rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
-        self.base_rate = config.inner.base_rate if config.base_rate is None else config.base_rate
+        base_rate = config.base_rate
+        if base_rate is None:
+            base_rate = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
 
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = None if config.share_qk else nn.Linear(dim, dim, bias=False)
-        self.v_proj = nn.Linear(dim, dim, bias=False)
-        self.o_proj = nn.Linear(dim, dim, bias=False)
-        self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
-        self.convs = nn.ModuleDict({n: CausalConv(dim) for n in ("q", "k")} if config.share_qk else {})
-        self.post_norm = nn.LayerNorm(dim, eps=EPS)
-        self.rate = nn.Linear(dim, heads)
-        nn.init.normal_(self.rate.weight, std=0.02)
-        nn.init.zeros_(self.rate.bias)
-        self.norm_scale = nn.Parameter(torch.ones(heads, 1, head_dim))
-        self.norm_shift = nn.Parameter(torch.zeros(heads, 1, head_dim))
+        self.config = config
+        self.streams, self.causal = config.chunk.streams, config.chunk.causal
+        self.project = Projections(config, dim, rope, base_rate)
         start = config.inner.init(head_dim, heads)
         self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
         self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
+        shape = (heads, 1, head_dim) if config.objective.uses_norm else None
+        self.norm_scale = None if shape is None else nn.Parameter(torch.ones(shape))
+        self.norm_shift = None if shape is None else nn.Parameter(torch.zeros(shape))
         # Only the paper's token mode learns the step's scale by position (delta of 1/(t+1) + delta_t).
         self.scale_shift = (
             nn.Parameter(torch.zeros(config.chunk.tokens)) if isinstance(config.chunk, TokenCausal) else None
         )
+        self.post_norm = nn.LayerNorm(dim, eps=EPS)
+        self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
-
-    def init_state(self, batch: int) -> TTTState:
-        weights = {
-            name: Map(
-                self._start(self.weights[f"{name}_weight"], batch),
-                self._start(self.biases[f"{name}_bias"], batch) if f"{name}_bias" in self.biases else None,
-            )
-            for name in (key.removesuffix("_weight") for key in self.weights)
-        }
-        return TTTState(
-            weights,
-            _zeros_like(weights),
-            torch.zeros(batch, dtype=torch.int64),
-            {name: conv.init_state(batch) for name, conv in self.convs.items()},  # type: ignore[operator]
-        )
 
     def unit(self, tokens_per_frame: int) -> int:
         return self.config.chunk.unit(tokens_per_frame)
 
+    def init_state(self, batch: int) -> TTTState:
+        weights = combine(lambda w: w.expand(batch, *w.shape[1:]), self._start())
+        return TTTState(
+            weights,
+            zeros_like(weights),
+            next(iter(weights.values())).weight.new_zeros(batch, self.config.heads, 1, 1),
+            self.config.optimizer.init_state(weights),
+            torch.zeros(batch, dtype=torch.int64),
+            self.project.init_state(batch),
+        )
+
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
-        tokens, tails = self._views(x, state, layout)
+        if x.shape[1] == 0 or (layout.lengths is not None and not layout.lengths.any()):
+            return torch.zeros_like(x), state
+        chunk = self.config.chunk
+        token_wise = isinstance(chunk, TokenCausal)
+        period = chunk.tokens if isinstance(chunk, TokenCausal) else layout.tokens_per_frame
+        first = state.position if token_wise else torch.zeros(1, dtype=torch.int64)
+        positions = (first[:, None] + torch.arange(x.shape[1])) % period
+        views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
+        views = views._replace(rate=views.rate * self.rate_warmup)
+        views, tails = self._with_past(views, tails, layout)
         with torch.autocast(x.device.type, enabled=False):
-            out, after = self._scan(tokens, state._replace(tails=tails), layout)
+            out, after = self._scan(views, state._replace(tails=tails), layout)
         y = self.post_norm(merge_heads(out).to(x.dtype))
         if self.g_proj is not None:
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
-        return self.o_proj(y), after
+        y = self.o_proj(y)
+        return (y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)), after
 
-    def _start(self, w0: Tensor, batch: int) -> Tensor:
-        """W_0 for every row, in the precision that weights in motion need (bf16 drifts by percents)."""
-        return _at_least_float32(w0).expand(batch, *w0.shape)
+    def _start(self) -> Weights:
+        """W_0 as one row, in the precision that weights in motion need (bf16 drifts by percents)."""
 
-    def _views(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tokens, dict[str, Tensor]]:
-        """Projections, short convolutions, rotary positions and inner learning rates."""
-        config = self.config
-        q, v = self.q_proj(x), self.v_proj(x)
-        k = q if self.k_proj is None else self.k_proj(x)
-        tails = dict(state.tails)
-        if config.share_qk:
-            q, tails["q"] = self.convs["q"](q, tails["q"], layout.lengths)
-            k, tails["k"] = self.convs["k"](k, tails["k"], layout.lengths)
-        q, k, v = (_at_least_float32(split_heads(t, config.heads)) for t in (q, k, v))
-        if config.normalize_qk:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        if self.rope:
-            period, first = layout.tokens_per_frame, torch.zeros(1, dtype=torch.int64)
-            if isinstance(config.chunk, TokenCausal):
-                period, first = config.chunk.tokens, state.position
-            positions = (first[:, None] + torch.arange(x.shape[1])) % period
-            q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
-        strength = torch.sigmoid(_at_least_float32(self.rate(x)))
-        rate = (self.base_rate * self.rate_warmup / q.shape[-1]) * strength.mT[..., None]
-        return Tokens(q, k, v, rate.to(q.dtype)), tails
+        def row(x: Tensor) -> Tensor:
+            # detached: a view of a parameter asks for its gradient even under no_grad
+            return at_least_float32(x if torch.is_grad_enabled() else x.detach())[None]
 
-    def _scan(self, tokens: Tokens, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
+        names = [key.removesuffix("_weight") for key in self.weights]
+        biases = {name: row(self.biases[f"{name}_bias"]) for name in names if f"{name}_bias" in self.biases}
+        return {name: Map(row(self.weights[f"{name}_weight"]), biases.get(name)) for name in names}
+
+    def _with_past(self, views: Views, tails: dict[str, Tensor], layout: Layout) -> tuple[Views, dict[str, Tensor]]:
+        """Puts before q and k what the inner model's kernel over time looks back on."""
+        past = self.config.inner.past_frames * layout.tokens_per_frame
+        if not past:
+            return views, tails
+        q, k = views.q.transpose(1, 2), views.k[:, :, 0].transpose(1, 2)  # [B, T, H, d]
+        empty = q[:, :0]
+        q, k = (with_past(x, tails.get(f"inner_{name}", empty), past) for name, x in (("q", q), ("k", k)))
+        tails = tails | {f"inner_{name}": last_valid(x, past, layout.lengths) for name, x in (("q", q), ("k", k))}
+        return views._replace(q=q.transpose(1, 2), k=k.transpose(1, 2)[:, :, None]), tails
+
+    def _scan(self, views: Views, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         """Brings the rows to a common chunk grid, scans it, and reads the rows back."""
-        chunk, device, dtype = self.config.chunk, tokens.q.device, tokens.q.dtype
-        size, length = chunk.size(layout.tokens_per_frame), tokens.q.shape[2]
-        ends = state.position + (length if layout.lengths is None else layout.lengths)
-        if length == 0 or int(ends.max()) == 0:
-            return tokens.q, state
-        mask = chunk.mask(layout.tokens_per_frame, device)
-        norm = Norm(_at_least_float32(self.norm_scale), _at_least_float32(self.norm_shift))
-        problem = Problem(self.config.inner, self.config.objective, norm, layout.grid)
-
-        fresh = not state.position.any()
-        aligned = fresh and layout.lengths is None
-        grid = None if aligned else _Grid(state.position, ends, size, device)
-        out, weights, pending = scan(
+        chunk, device, dtype = self.config.chunk, views.q.device, views.q.dtype
+        length = views.v.shape[3]
+        read = torch.full_like(state.position, length) if layout.lengths is None else layout.lengths
+        position = state.position
+        if chunk.whole:
+            if bool(((position > 0) & (read > 0)).any()):
+                raise ValueError(
+                    f"The sequence ended inside a chunk of {type(chunk).__name__} and cannot go on from there; split "
+                    "it at whole chunks, or use chunk: FrameCausal."
+                )
+            position = torch.zeros_like(position)
+        ends = position + read
+        size = chunk.size(layout.tokens_per_frame) or max(1, int(ends.max()))
+        chunks = math.ceil(int(ends.max()) / size)
+        slots = min(size, int(ends.max()))  # of the largest chunk that there is
+        norm = Norm(views.q.new_ones(()), views.q.new_zeros(()))
+        if self.norm_scale is not None and self.norm_shift is not None:
+            norm = Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
+        config = self.config
+        problem = Problem(
+            config.inner, config.objective, config.optimizer, norm, self._start(), layout.grid, self.rate_warmup
+        )
+        fresh = not position.any()
+        grid = (
+            None if fresh and layout.lengths is None else Grid(position, ends, slots if chunks == 1 else size, device)
+        )
+        out, fast = scan(
             problem,
-            state.weights,
-            None if fresh else state.pending,
-            tokens if grid is None else Tokens(*(grid.gather(x) for x in tokens)),
-            size=size,
-            scale=self._scale(size, layout.tokens_per_frame, device, dtype),
-            mask=mask,
-            closes=_closes(ends, size, math.ceil(int(ends.max()) / size), mask is None, device),
+            Fast(state.weights, None if fresh else state.pending, state.fading, state.moments),
+            views if grid is None else grid.gather(views),
+            size=slots if chunks == 1 else size,
+            scale=self._scale(slots, layout.tokens_per_frame, device, dtype),
+            mask=chunk.mask(layout.tokens_per_frame, slots, device),
+            closes=(chunks_begun if chunk.whole else chunk_ends)(ends, size, chunks, device),
             group=self.checkpoint_group,
         )
         if grid is not None:
             out = grid.scatter(out, length)
-        if pending is None:
-            pending = _zeros_like(weights)
-        return out, TTTState(weights, pending, ends % size, state.tails)
+        weights, pending, fading, moments = fast
+        if chunk.whole:
+            ends = torch.where(read > 0, ends, state.position)
+        position = ends if chunk.size(1) is None else ends % size
+        pending = zeros_like(weights) if pending is None else pending
+        return out, TTTState(weights, pending, fading, moments, position, state.tails)
 
     def _scale(self, size: int, tokens_per_frame: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[K, 1]: 1/(t+1) + delta_t, at least 0, by token (paper, appendix); the mean over a frame by frame.
@@ -221,51 +287,4 @@ class TTTLayer(SequenceLayer):
         if self.scale_shift is None:
             return torch.full((size, 1), 1.0 / tokens_per_frame, device=device, dtype=dtype)
         steps = 1.0 / torch.arange(1, size + 1, device=device, dtype=dtype)
-        return (steps + self.scale_shift.to(dtype)).clamp_min(0.0)[:, None]
-
-
-class _Grid:
-    """Rows of different ages and lengths on one grid of chunks: token t of row b stands at position[b] + t."""
-
-    def __init__(self, position: Tensor, ends: Tensor, size: int, device: torch.device):
-        slots = math.ceil(int(ends.max()) / size) * size
-        source = torch.arange(slots) - position[:, None]
-        self.valid = ((source >= 0) & (source < (ends - position)[:, None])).to(device)[:, None, :, None]
-        self.source = source.clamp_min(0).to(device)
-        self.position = position.to(device)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """[B, H, T, d] -> [B, H, slots, d], zero where there is no token."""
-        return torch.where(self.valid, _take(x, self.source.clamp_max(x.shape[2] - 1)), 0.0)
-
-    def scatter(self, x: Tensor, length: int) -> Tensor:
-        """[B, H, slots, d] -> [B, H, T, d]."""
-        index = self.position[:, None] + torch.arange(length, device=x.device)
-        return _take(x, index.clamp_max(x.shape[2] - 1))
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, H, S, d] at index [B, T] of dimension 2."""
-    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-def _closes(ends: Tensor, size: int, chunks: int, whole: bool, device: torch.device) -> list[bool | Tensor]:
-    """For each chunk, whether its last token has been read, by row where rows differ."""
-    if whole:
-        return [True] * chunks  # a chunk is one frame, always read whole; padded frames have rate 0
-    closes: list[bool | Tensor] = []
-    for c in range(chunks):
-        rows = ends >= (c + 1) * size
-        uniform = bool(rows.all()) or not bool(rows.any())
-        closes.append(bool(rows[0]) if uniform else rows.to(device)[:, None, None, None])
-    return closes
-
-
-def _zeros_like(weights: Weights) -> Weights:
-    return {
-        name: Map(torch.zeros_like(w), None if b is None else torch.zeros_like(b)) for name, (w, b) in weights.items()
-    }
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return (steps + self.scale_shift[:size].to(dtype)).clamp_min(0.0)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ class Norm(NamedTuple):
 class Objective(ABC):
     """An inner loss. ``z`` is the inner model's output g(x; W), [B, H, T, d]."""
 
+    uses_norm: ClassVar[bool] = False
+    """True if the loss contains the inner LayerNorm."""
+
+    constant_gradient: ClassVar[bool] = False
+    """True if ``gradient`` does not depend on ``z``: then a model that is linear in its weights needs no
+    sequential loop, its weights after every chunk are one cumulative sum."""
+
     @abstractmethod
     def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
         """Loss of every token, [B, H, T]: the definition; ``gradient`` is its derivative."""
@@ -31,14 +38,16 @@ class Objective(ABC):
     def gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
         """d loss / d z, [B, H, T, d], in closed form."""
 
-    @abstractmethod
     def read(self, z: Tensor, q: Tensor, norm: Norm) -> Tensor:
         """The layer's output from z = g(q; W), [B, H, T, d]."""
+        return z
 
 
 @dataclass(frozen=True)
 class ResidualL2(Objective):
     """The paper's: f(x) = x + LN(g(x)), loss 1/2 || f(k) - v ||^2 (paper, section 2.7)."""
+
+    uses_norm: ClassVar[bool] = True
 
     def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
         return 0.5 * (self.read(z, k, norm) - v).square().sum(-1)
@@ -52,6 +61,33 @@ class ResidualL2(Objective):
     def read(self, z: Tensor, q: Tensor, norm: Norm) -> Tensor:
         centred, _ = _standardise(z)
         return q + norm.scale * centred + norm.shift
+
+
+@dataclass(frozen=True)
+class L2(Objective):
+    """Plain least squares: loss 1/2 || g(k) - v ||^2, read as g(q) (paper, equation 4)."""
+
+    def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
+        return 0.5 * (z - v).square().sum(-1)
+
+    def gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
+        return z - v
+
+
+@dataclass(frozen=True)
+class DotProduct(Objective):
+    """Loss -<g(k), v>, read as g(q) (LaCT, arXiv 2505.23884; ViT^3, arXiv 2512.01643).
+
+    It has no minimum: without a forget gate or weight norm the weights grow with the length of the sequence.
+    """
+
+    constant_gradient: ClassVar[bool] = True
+
+    def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
+        return -(z * v).sum(-1)
+
+    def gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
+        return -v
 
 
 def _standardise(z: Tensor) -> tuple[Tensor, Tensor]:

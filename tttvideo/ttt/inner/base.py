@@ -14,26 +14,18 @@ Affine = Callable[[str, Tensor], Tensor]
 """``affine(name, x [..., T, inputs]) -> [..., T, outputs]``: one affine map of the inner model, by name."""
 
 
-class Map(NamedTuple):
-    """The fast weights of one affine map, ``x @ weight + bias``, per sequence and head.
-
-    ``weight`` [B, H, inputs, outputs], ``bias`` [B, H, 1, outputs] or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-
-Weights = dict[str, Map]
-"""The fast weights of a whole inner model: its affine maps by name."""
-
-
 class MapShape(NamedTuple):
-    """Sizes of one affine map."""
+    """Sizes of one affine map, and the standard deviation of its starting weights.
+
+    With ``groups`` the map is that many small ones side by side, each on inputs of its own: it takes
+    [B, H, groups, T, inputs] to [B, H, groups, T, outputs]. A depthwise convolution is one, a group per channel.
+    """
 
     inputs: int
     outputs: int
     bias: bool = True
+    groups: int | None = None
+    std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,16 +33,25 @@ class InnerModel(ABC):
     """``g(x; W)``: tokens of a frame or chunk [B, H, T, d] -> [B, H, T, d].
 
     Subclass it as a frozen dataclass (its fields are its configuration), say in ``maps`` which affine maps it
-    has, and write the forward pass in ``__call__`` with ``affine(name, x)`` for each of them; everything else
-    (gradients, the dual form, streaming, padding) follows from that. All that depends on the fast weights
+    has, and write the forward pass in ``__call__`` with ``affine(name, x)`` once for each of them; everything
+    else (gradients, the dual form, streaming, padding) follows from that. All that depends on the fast weights
     must go through ``affine``; between maps any differentiable function of the tokens is allowed.
     """
 
     mixes_tokens: ClassVar[bool] = False
-    """True if a token's output depends on other tokens of its frame: then only frame-causal chunks make sense."""
+    """True if a token's output depends on other tokens of its frame: then only frame-wise chunks make sense."""
+
+    linear: ClassVar[bool] = False
+    """True if it is one affine map of inputs that do not depend on the weights, and nothing after it."""
 
     base_rate: ClassVar[float] = 0.1
     """Inner learning rate where the layer's configuration names none (paper, section 2.7 and appendix C)."""
+
+    @property
+    def past_frames(self) -> int:
+        """Earlier frames that the output of a frame looks back on (a kernel over time); they are part of the
+        streaming state, and ``__call__`` gets them before the frames it is to put out."""
+        return 0
 
     @abstractmethod
     def maps(self, dim: int) -> dict[str, MapShape]:
@@ -58,14 +59,24 @@ class InnerModel(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
-        """``x`` [B, H, T, d] with T whole frames of ``grid`` tokens if ``mixes_tokens`` -> [B, H, T, d]."""
+        """``x`` [B, H, T, d] with T whole frames of ``grid`` tokens if ``mixes_tokens`` -> [B, H, T, d].
+
+        With ``past_frames`` P, ``x`` begins with P frames more, for which nothing is put out.
+        """
 
     def init(self, dim: int, heads: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Starting values of W_0 (learned by the outer loop): weights N(0, 0.02), biases 0, as the paper's."""
-        return {
-            name: (
-                torch.randn(heads, shape.inputs, shape.outputs) * 0.02,
-                torch.zeros(heads, 1, shape.outputs) if shape.bias else None,
+        start = {}
+        for name, shape in self.maps(dim).items():
+            lead = (heads,) if shape.groups is None else (heads, shape.groups)
+            start[name] = (
+                torch.randn(*lead, shape.inputs, shape.outputs) * shape.std,
+                torch.zeros(*lead, 1, shape.outputs) if shape.bias else None,
             )
-            for name, shape in self.maps(dim).items()
-        }
+        return start
+
+
+def check_expansion(model: InnerModel, expansion: float) -> None:
+    """Raises ValueError unless the hidden layer is wide enough to be one."""
+    if expansion <= 0:
+        raise ValueError(f"{type(model).__name__}.expansion is {expansion}; it must be above 0.")

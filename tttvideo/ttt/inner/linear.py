@@ -18,6 +18,7 @@ class Linear(InnerModel):
 
     bias: bool = True
 
+    linear: ClassVar[bool] = True
     base_rate: ClassVar[float] = 1.0
 
     def maps(self, dim: int) -> dict[str, MapShape]:

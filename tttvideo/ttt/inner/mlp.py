@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Affine, InnerModel, MapShape
+from .base import Affine, InnerModel, MapShape, check_expansion
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class MLP(InnerModel):
     expansion: int = 4
 
     def __post_init__(self) -> None:
-        if self.expansion < 1:
-            raise ValueError(f"MLP.expansion is {self.expansion}; the hidden layer needs at least 1.")
+        check_expansion(self, self.expansion)
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         hidden = self.expansion * dim

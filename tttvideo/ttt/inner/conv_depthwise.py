@@ -1,0 +1,38 @@
+"""The cheaper CNN: depthwise conv3x3 -> GELU -> conv1x1."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Affine, InnerModel, MapShape
+from .neighbourhood import check_time, depthwise, neighbourhoods
+
+
+@dataclass(frozen=True)
+class ConvDepthwise(InnerModel):
+    """g = conv1x1(gelu(depthwise conv3x3(x))) on the frame's token grid: d^2 + 9d weights, next to 10 d^2 of
+    ``Conv``.
+
+    Attributes:
+        time: frames the kernel covers: 1 is the frame itself; it only looks back.
+    """
+
+    time: int = 1
+
+    mixes_tokens: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_time(self, self.time)
+
+    @property
+    def past_frames(self) -> int:
+        return self.time - 1
+
+    def maps(self, dim: int) -> dict[str, MapShape]:
+        return {"1": MapShape(9 * self.time, 1, groups=dim, std=1 / 3), "2": MapShape(dim, dim)}
+
+    def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
+        z = affine("1", depthwise(neighbourhoods(x, grid, self.time))).squeeze(-1).mT
+        return affine("2", F.gelu(z, approximate="tanh"))

@@ -1,0 +1,40 @@
+"""One depthwise convolution (ViT^3, arXiv 2512.01643)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import Affine, InnerModel, MapShape
+from .neighbourhood import check_time, depthwise, neighbourhoods
+
+
+@dataclass(frozen=True)
+class DWConv(InnerModel):
+    """g = depthwise conv3x3(x): 9 weights per channel.
+
+    With ``objective: DotProduct`` its gradient does not depend on its weights, so the weights after every frame
+    are one cumulative sum over frames, without a sequential loop. ViT^3 clips them: ``optimizer: SGD(clip=1)``.
+
+    Attributes:
+        time: frames the kernel covers: 1 is the frame itself; it only looks back.
+    """
+
+    time: int = 1
+
+    mixes_tokens: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+    base_rate: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        check_time(self, self.time)
+
+    @property
+    def past_frames(self) -> int:
+        return self.time - 1
+
+    def maps(self, dim: int) -> dict[str, MapShape]:
+        return {"1": MapShape(9 * self.time, 1, bias=False, groups=dim, std=1 / 3)}
+
+    def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
+        return affine("1", depthwise(neighbourhoods(x, grid, self.time))).squeeze(-1).mT

@@ -1,0 +1,220 @@
+"""Inner optimizers: what a chunk's gradient does to the hidden state.
+
+Plain gradient descent is linear in the gradients, which is what lets the dual form give every token of a chunk
+its own weights. Everything else here is not: it needs chunks that are read as a whole (``FrameCausal(1)`` or
+``Whole``), where the update comes first and every query is read at the updated weights.
+
+The gradient that arrives is already scaled: the step's scale times the sum over the chunk's tokens of
+rate * gradient, so that plain descent subtracts it as it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .weights import Map, Weights, by_row, combine, length, zeros_like
+
+
+class Moments(NamedTuple):
+    """What an inner optimizer remembers: running averages of gradients, and chunks seen [B, 1, 1, 1] (as many
+    averages as it keeps; no count where it needs none, an empty tensor [B, 0, 1, 1])."""
+
+    averages: tuple[Weights, ...]
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class InnerOptimizer(ABC):
+    """One update of the inner model per chunk, or several.
+
+    Attributes:
+        steps: updates per chunk, each with the gradient taken anew.
+        clip: the gradient of a head becomes g * clip / (|g| + clip), shorter than ``clip`` and smooth (ViT^3,
+            arXiv 2512.01643, with clip = 1); none: as it is.
+        weight_norm: after an update every column of every weight matrix gets back the length that it has in
+            W_0 (LaCT, arXiv 2505.23884).
+    """
+
+    steps: int = 1
+    clip: float | None = None
+    weight_norm: bool = False
+
+    averages: ClassVar[int] = 0
+    counts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__}.steps is {self.steps}; a chunk takes at least 1 inner step.")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or none.")
+
+    @property
+    def linear(self) -> bool:
+        """True if the update is linear in the gradient, so that every token may have its own weights."""
+        return False
+
+    @abstractmethod
+    def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
+        """What to subtract from the weights. ``warmup`` in 0..1 scales steps whose length is not the gradient's."""
+
+    def init_state(self, weights: Weights) -> Moments:
+        """The optimizer before the first chunk."""
+        some = next(iter(weights.values())).weight
+        count = some.new_zeros(some.shape[0], int(self.counts), 1, 1)
+        return Moments(tuple(zeros_like(weights) for _ in range(self.averages)), count)
+
+    def step(
+        self, weights: Weights, gradient: Weights, moments: Moments, start: Weights, warmup: float
+    ) -> tuple[Weights, Moments]:
+        """The weights after one update; ``start`` is W_0."""
+        update, moments = self.update(self.clipped(gradient), moments, warmup)
+        weights = combine(torch.sub, weights, update)
+        if self.weight_norm:
+            weights = {name: Map(_renormed(map.weight, start[name].weight), map.bias) for name, map in weights.items()}
+        return weights, moments
+
+    def clipped(self, gradient: Weights) -> Weights:
+        if self.clip is None:
+            return gradient
+        factor = self.clip / (length(gradient) + self.clip)
+        return combine(lambda g: by_row(factor, g) * g, gradient)
+
+
+@dataclass(frozen=True)
+class SGD(InnerOptimizer):
+    """Gradient descent (paper, section 2.4): online with chunks of one token, mini-batch, or full batch with
+    ``Whole(frames=None)``."""
+
+    @property
+    def linear(self) -> bool:
+        return self.steps == 1 and self.clip is None and not self.weight_norm
+
+    def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
+        return gradient, moments
+
+
+@dataclass(frozen=True)
+class Momentum(InnerOptimizer):
+    """Heavy-ball momentum: m <- momentum * m + g, the update is m.
+
+    Attributes:
+        momentum: share of the former update kept; a constant gradient is followed 1 / (1 - momentum) as fast.
+    """
+
+    momentum: float = 0.9
+
+    averages: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self, "momentum", self.momentum)
+
+    def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
+        average = combine(lambda m, g: self.momentum * m + g, moments.averages[0], gradient)
+        return average, Moments((average,), moments.count)
+
+
+@dataclass(frozen=True)
+class Adam(InnerOptimizer):
+    """Adam (arXiv 1412.6980) as the inner optimizer.
+
+    Its step is ``rate`` long in every weight whatever the gradient's length, so the layer's base_rate does not
+    matter here; the learned rates of tokens say what each contributes.
+
+    Attributes:
+        rate: step per chunk.
+        beta1: decay of the average gradient.
+        beta2: decay of the average squared gradient.
+        eps: gradients far below this move nothing; inside the root, where it keeps the outer gradient finite.
+    """
+
+    rate: float = 0.003
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-4
+
+    averages: ClassVar[int] = 2
+    counts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self, "beta1", self.beta1)
+        _check_share(self, "beta2", self.beta2)
+        if self.rate < 0 or self.eps <= 0:
+            raise ValueError(f"Adam needs rate at least 0 and eps above 0, not {self.rate} and {self.eps}.")
+
+    def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
+        first, second = moments.averages
+        first = combine(lambda m, g: self.beta1 * m + (1 - self.beta1) * g, first, gradient)
+        second = combine(lambda s, g: self.beta2 * s + (1 - self.beta2) * g * g, second, gradient)
+        count = moments.count + 1
+        unbias1, unbias2 = 1 - self.beta1**count, 1 - self.beta2**count
+
+        def update(m: Tensor, s: Tensor) -> Tensor:
+            root = torch.sqrt(s / by_row(unbias2, s) + self.eps**2)
+            return (self.rate * warmup) * (m / by_row(unbias1, m)) / root
+
+        return combine(update, first, second), Moments((first, second), count)
+
+
+@dataclass(frozen=True)
+class Muon(InnerOptimizer):
+    """Muon with weight norm (LaCT, arXiv 2505.23884, section 3): the averaged gradient of every weight matrix is
+    replaced by the nearest orthogonal one, by Newton-Schulz iteration; biases follow the average scaled to unit
+    length. As with Adam, the layer's base_rate does not matter.
+
+    Attributes:
+        rate: length of the step: the largest singular value of what is subtracted from a matrix.
+        momentum: share of the former average kept; 0 is LaCT's plain form.
+        iterations: of Newton-Schulz.
+        weight_norm: see ``InnerOptimizer``; on, as in LaCT: without it the weights can grow without bound.
+    """
+
+    weight_norm: bool = True
+    rate: float = 0.1
+    momentum: float = 0.9
+    iterations: int = 5
+
+    averages: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self, "momentum", self.momentum)
+        if self.rate < 0 or self.iterations < 1:
+            raise ValueError(
+                f"Muon needs rate at least 0 and at least 1 iteration, not {self.rate} and {self.iterations}."
+            )
+
+    def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
+        average = combine(lambda m, g: self.momentum * m + g, moments.averages[0], gradient)
+        step = combine(lambda m: self.rate * warmup * orthogonalized(m, self.iterations), average)
+        return step, Moments((average,), moments.count)
+
+
+def orthogonalized(x: Tensor, iterations: int) -> Tensor:
+    """U V^T of x = U S V^T, roughly, for matrices [..., m, n]: the quintic Newton-Schulz iteration of Muon (K.
+    Jordan, 2024), which brings every singular value to about 1 (0.7 to 1.2). Zero stays zero."""
+    transpose = x.shape[-2] > x.shape[-1]
+    x = x.mT if transpose else x
+    squares = x.square().sum((-2, -1), keepdim=True)
+    x = x * torch.rsqrt(squares + 1e-14)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if transpose else x
+
+
+def _renormed(weight: Tensor, start: Tensor) -> Tensor:
+    """Columns of ``weight`` [..., inputs, outputs] with the lengths of those of ``start``."""
+    norm = torch.sqrt(weight.square().sum(-2, keepdim=True) + 1e-20)
+    return weight * (start.square().sum(-2, keepdim=True) + 1e-20).sqrt() / norm
+
+
+def _check_share(optimizer: InnerOptimizer, name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{type(optimizer).__name__}.{name} is {value}; it lies in 0 to 1, 1 excluded.")

@@ -1,0 +1,227 @@
+"""Reading a sequence chunk by chunk, the weights of one chunk's end being those of the next one's start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .dual import Problem, Tokens, descend, faded, read_dual, read_whole, summed, traces, update_whole
+from .optimizer import Moments
+from .weights import Weights, combine, where, zeros_like
+
+
+class Views(NamedTuple):
+    """The views of all tokens of a call: ``Tokens`` before it is cut into chunks.
+
+    Attributes:
+        q: [B, H, P + T, d], P tokens of the past first.
+        k: [B, H, V, P + T, d].
+        v: [B, H, V, T, d].
+        rate: [B, H, V, T, 1].
+        fade: [B, H, T, 1] or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rate: Tensor
+    fade: Tensor | None
+
+    @property
+    def past(self) -> int:
+        return self.q.shape[2] - self.v.shape[3]
+
+    def chunk(self, start: int, size: int) -> Tokens:
+        wide = size + self.past
+        return Tokens(
+            self.q.narrow(2, start, wide),
+            self.k.narrow(3, start, wide).flatten(2, 3),
+            self.v.narrow(3, start, size).flatten(2, 3),
+            self.rate.narrow(3, start, size).flatten(2, 3),
+            None if self.fade is None else self.fade.narrow(2, start, size),
+        )
+
+
+class Fast(NamedTuple):
+    """The hidden state between two chunks.
+
+    Attributes:
+        weights: W at the start of the open chunk.
+        pending: sum of rate * gradient over the tokens that the open chunk has read; None: nothing.
+        fading: sum of their ``fade``, [B, H, 1, 1].
+        moments: of the inner optimizer.
+    """
+
+    weights: Weights
+    pending: Weights | None
+    fading: Tensor
+    moments: Moments
+
+
+def scan(
+    problem: Problem,
+    fast: Fast,
+    views: Views,
+    *,
+    size: int,
+    scale: Tensor,
+    mask: Tensor | None,
+    closes: Sequence[bool | Tensor],
+    group: int = 0,
+) -> tuple[Tensor, Fast]:
+    """Reads tokens chunk by chunk.
+
+    Args:
+        views: of T tokens; chunk c is tokens c*K ... (c+1)*K - 1, the last one may be shorter.
+        size: chunk size K.
+        scale: [K, 1], the step's scale at each position of a chunk.
+        mask: bool [K, K], or None where all of a chunk may be read by all of it.
+        closes: for every chunk, whether it ends here: a bool, or bool [B, 1, 1, 1] by row. A chunk that does not
+            leaves W where it was, its gradients (if there is a mask) in ``pending``.
+        group: chunks per activation checkpoint, 0 for none.
+
+    Returns:
+        outputs [B, H, T, d], and the state after them.
+    """
+
+    def one_by_one(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
+        outputs = []
+        for c in range(first, last):
+            part = views.chunk(c * size, min(size, views.v.shape[3] - c * size))
+            out, fast = _chunk(problem, fast, part, scale, mask, closes[c])
+            outputs.append(out)
+        return torch.cat(outputs, dim=2), fast
+
+    def all_at_once(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
+        return _chunks(problem, fast, views, first, last, size, scale, mask, closes)
+
+    some = all_at_once if is_cumulative(problem, views) else one_by_one
+    count = len(closes)
+    group = group or count
+    outputs = []
+    for first in range(0, count, group):
+        last = min(first + group, count)
+        if group < count and torch.is_grad_enabled():
+            out, fast = checkpoint(some, first, last, fast, use_reentrant=False)  # type: ignore[misc]
+        else:
+            out, fast = some(first, last, fast)
+        outputs.append(out)
+    return torch.cat(outputs, dim=2), fast
+
+
+def is_cumulative(problem: Problem, views: Views) -> bool:
+    """True if no gradient depends on the weights: then W after every chunk is one cumulative sum of gradients."""
+    optimizer = problem.optimizer
+    plain = not optimizer.averages and optimizer.steps == 1 and not optimizer.weight_norm
+    return problem.model.linear and problem.objective.constant_gradient and plain and views.fade is None
+
+
+def _chunk(
+    problem: Problem, fast: Fast, tokens: Tokens, scale: Tensor, mask: Tensor | None, closes: bool | Tensor
+) -> tuple[Tensor, Fast]:
+    """One chunk: outputs, and the state after it."""
+    size = tokens.size
+    if mask is None:
+        weights, moments = update_whole(problem, fast.weights, fast.moments, tokens, scale[-1])
+        out = read_whole(problem, weights, tokens.q, size)
+        if not isinstance(closes, bool):
+            weights = where(closes, weights, fast.weights)
+            moments = _where_moments(closes, moments, fast.moments)
+        return out, Fast(weights, None, fast.fading, moments)
+
+    found = traces(problem, fast.weights, tokens)
+    total = summed(fast.weights, found)
+    if fast.pending is not None:
+        total = combine(torch.add, fast.pending, total)
+    fading = fast.fading if tokens.fade is None else fast.fading + tokens.fade.sum(2, keepdim=True)
+    seen = mask[:size, :size].repeat(1, tokens.v.shape[2] // size)
+    out = read_dual(problem, fast.weights, fast.pending, found, tokens.q, scale[:size], seen)
+    if closes is False:
+        return out, Fast(fast.weights, total, fading, fast.moments)
+    weights = fast.weights if tokens.fade is None else faded(problem, fast.weights, fading)
+    weights = descend(weights, total, scale[-1])
+    if closes is True:
+        return out, Fast(weights, None, torch.zeros_like(fading), fast.moments)
+    pending = where(closes, zeros_like(total), total)
+    fading = torch.where(closes, 0.0, fading)
+    return out, Fast(where(closes, weights, fast.weights), pending, fading, fast.moments)
+
+
+def _where_moments(closes: Tensor, new: Moments, old: Moments) -> Moments:
+    averages = tuple(where(closes, a, b) for a, b in zip(new.averages, old.averages, strict=True))
+    return Moments(averages, torch.where(closes, new.count, old.count))
+
+
+def _chunks(
+    problem: Problem,
+    fast: Fast,
+    views: Views,
+    first: int,
+    last: int,
+    size: int,
+    scale: Tensor,
+    mask: Tensor | None,
+    closes: Sequence[bool | Tensor],
+) -> tuple[Tensor, Fast]:
+    """Chunks ``first`` ... ``last`` - 1 side by side, as rows of the batch; see ``is_cumulative``."""
+    batch, count = views.q.shape[0], last - first
+    length = min(last * size, views.v.shape[3]) - first * size
+    tokens = _side_by_side(views, first * size, count, size)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.unflatten(0, (batch, count))
+
+    # A map's gradient is that of any weights: zeros, for all rows and heads.
+    found = traces(problem, combine(lambda w: torch.zeros_like(w[:1, :1]), fast.weights), tokens)
+    total = combine(apart, summed(fast.weights, found))
+    if fast.pending is not None:
+        total = combine(lambda g, p: torch.cat((g[:, :1] + p[:, None], g[:, 1:]), 1), total, fast.pending)
+    ends = torch.stack([_column(closes[c], batch, scale.device) for c in range(first, last)], 1)
+
+    def ended(x: Tensor) -> Tensor:
+        return torch.where(ends.reshape(batch, count, *(1,) * (x.dim() - 2)), x, 0.0)
+
+    steps = combine(lambda g: (scale[-1] * g).flatten(0, 1), total)
+    steps = combine(lambda g: ended(apart(g)), problem.optimizer.clipped(steps))
+    # W first, so that the sum is taken in the order of a loop, whatever the groups of checkpointing
+    after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], fast.weights, steps)
+    weights = combine(lambda x: x[:, -1], after)
+    if mask is None:
+        out = read_whole(problem, combine(lambda x: x.flatten(0, 1), after), tokens.q, size)
+        pending = None
+    else:
+        before = combine(lambda w, x: torch.cat((w[:, None], x[:, :-1]), 1).flatten(0, 1), fast.weights, after)
+        held = None if fast.pending is None else combine(lambda p: _first_of(p, count), fast.pending)
+        seen = mask.repeat(1, tokens.v.shape[2] // size)
+        out = read_dual(problem, before, held, found, tokens.q, scale, seen)
+        pending = combine(lambda g: (g - ended(g)).sum(1), total)
+    out = apart(out).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    return out, Fast(weights, pending, fast.fading, fast.moments)
+
+
+def _side_by_side(views: Views, start: int, count: int, size: int) -> Tokens:
+    """``count`` chunks from token ``start`` on as rows of a batch [B * count], the last one filled with zeros."""
+
+    def fold(x: Tensor, past: int) -> Tensor:
+        x = x[..., start : start + past + count * size, :]
+        x = torch.nn.functional.pad(x, (0, 0, 0, past + count * size - x.shape[-2]))
+        return x.unfold(-2, past + size, size).mT.movedim(-3, 1).flatten(0, 1)
+
+    past = views.past
+    q, k = fold(views.q, past), fold(views.k, past).flatten(2, 3)
+    return Tokens(q, k, fold(views.v, 0).flatten(2, 3), fold(views.rate, 0).flatten(2, 3))
+
+
+def _first_of(x: Tensor, count: int) -> Tensor:
+    """[B, ...] -> [B * count, ...], zero but in the first of each ``count``."""
+    return torch.cat((x[:, None], x.new_zeros(x.shape[0], count - 1, *x.shape[1:])), 1).flatten(0, 1)
+
+
+def _column(closes: bool | Tensor, batch: int, device: torch.device) -> Tensor:
+    if isinstance(closes, bool):
+        return torch.full((batch,), closes, device=device)
+    return closes.reshape(batch)

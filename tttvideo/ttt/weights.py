@@ -1,0 +1,72 @@
+"""Fast weights: the numbers that are the hidden state, and arithmetic on whole sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Map(NamedTuple):
+    """The fast weights of one affine map, ``x @ weight + bias``, per sequence and head.
+
+    ``weight`` [B, H, inputs, outputs], ``bias`` [B, H, 1, outputs] or None; a grouped map has an axis of groups
+    after H in both.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+Weights = dict[str, Map]
+"""The fast weights of a whole inner model: its affine maps by name."""
+
+
+def affine(map: Map, x: Tensor) -> Tensor:
+    """x A + b."""
+    return x @ map.weight if map.bias is None else x @ map.weight + map.bias
+
+
+def combine(function: Callable[..., Tensor], *sets: Weights) -> Weights:
+    """Applies ``function`` to the tensors that stand at the same place in each set of weights."""
+    first = sets[0]
+    return {
+        name: Map(
+            function(*(s[name].weight for s in sets)),
+            None if first[name].bias is None else function(*(s[name].bias for s in sets)),
+        )
+        for name in first
+    }
+
+
+def zeros_like(weights: Weights) -> Weights:
+    return combine(torch.zeros_like, weights)
+
+
+def detached(weights: Weights) -> Weights:
+    """The same weights, cut from the graph."""
+    return combine(cut, weights)
+
+
+def cut(x: Tensor) -> Tensor:
+    """``x`` cut from the graph; a copy where autograd may not touch it (inference mode)."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def by_row(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` [B, H or 1, 1, 1] with as many axes as ``like`` [B, H, ...]."""
+    return x if x.dim() == like.dim() else x.reshape(*x.shape[:2], *(1,) * (like.dim() - 2))
+
+
+def where(condition: Tensor, new: Weights, old: Weights) -> Weights:
+    """``new`` in the rows where ``condition`` [B, 1, 1, 1] holds, ``old`` in the others."""
+    return combine(lambda a, b: torch.where(by_row(condition, a), a, b), new, old)
+
+
+def length(weights: Weights) -> Tensor:
+    """Euclidean length of all the weights of a head together, [B, H, 1, 1]; its gradient at zero is zero."""
+    squares = [x.square().flatten(2).sum(-1) for map in weights.values() for x in map if x is not None]
+    total = torch.stack(squares).sum(0)
+    return torch.where(total > 0, total.clamp_min(torch.finfo(total.dtype).tiny).sqrt(), 0.0)[..., None, None]
