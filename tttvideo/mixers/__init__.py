@@ -2,6 +2,22 @@
 
 from ..ttt import TTT, Mixer, SequenceLayer
 from .attention import Attention
+from .bidirectional import Bidirectional
+from .frame_attention import FrameAttention
+from .linear_attention import LinearAttention
+from .lstm import LSTM
+from .mamba import Mamba
 from .none import NoMixer
 
-__all__ = ["TTT", "Attention", "Mixer", "NoMixer", "SequenceLayer"]
+__all__ = [
+    "LSTM",
+    "TTT",
+    "Attention",
+    "Bidirectional",
+    "FrameAttention",
+    "LinearAttention",
+    "Mamba",
+    "Mixer",
+    "NoMixer",
+    "SequenceLayer",
+]

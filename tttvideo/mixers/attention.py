@@ -1,7 +1,8 @@
-"""Softmax attention over all frames so far, with a key-value cache: what a TTT layer is compared with first."""
+"""Softmax attention over the frames so far, with a key-value cache: what a TTT layer is compared with first."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,22 +16,27 @@ from ..ttt.views import rotate
 
 @dataclass(frozen=True)
 class Attention(Mixer):
-    """Causal softmax attention; its state is the cache of all keys and values, so it grows with the video.
+    """Causal softmax attention (arXiv 1706.03762). Its state is the cache of the keys and values that later tokens
+    see: of the whole video, growing with it, or of a sliding window (arXiv 2004.05150), constant in size.
 
     Attributes:
         heads: H.
         causality: ``frame``: a token sees its own whole frame and all frames before; ``token``: all tokens up
             to itself.
+        window: how many frames (``token``: tokens) are seen, a token's own included; none: all so far.
         rope_theta: base of the rotary embedding of time: of the frame's index (``frame``) or the token's.
     """
 
     heads: int = 4
     causality: Literal["frame", "token"] = "frame"
+    window: int | None = None
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
         if self.causality not in ("frame", "token"):
             raise ValueError(f"Attention.causality is {self.causality!r}; it must be frame or token.")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"Attention.window is {self.window}; a token sees at least its own {self.causality}: 1.")
         if self.rope_theta <= 0:
             raise ValueError(f"Attention.rope_theta is {self.rope_theta}; it must be above 0.")
 
@@ -39,8 +45,8 @@ class Attention(Mixer):
 
 
 class AttentionState(NamedTuple):
-    """Keys (rotated) and values [B, H, S, d] of everything read; ``seen`` tokens, int64 [B] on the host; and
-    ``slots`` int64 [B, S] on the host: the index of each cached token in its row, -1 where it is padding."""
+    """Keys (rotated) and values [B, H, S, d] of what is remembered; ``seen`` tokens, int64 [B] on the host; and
+    ``slots`` int64 [B, S] on the host: the index of each cached token in its row, -1 where there is none."""
 
     keys: Tensor
     values: Tensor
@@ -77,29 +83,56 @@ class AttentionLayer(SequenceLayer):
         return tokens_per_frame if self.config.causality == "frame" else 1
 
     def read(self, x: Tensor, state: AttentionState, layout: Layout) -> tuple[Tensor, AttentionState]:
-        length, unit = x.shape[1], self.unit(layout.tokens_per_frame)
+        window, unit = self.config.window, self.unit(layout.tokens_per_frame)
+        if window is None:
+            return self._read(x, state, layout.lengths, unit)
+        # In parts as long as the window (but no tiny ones), so that the cost is linear in T.
+        size = max(window, math.ceil(64 / unit)) * unit
+        outputs = []
+        for i, part in enumerate(x.split(size, dim=1)):
+            lengths = None if layout.lengths is None else (layout.lengths - i * size).clamp(0, size)
+            y, state = self._read(part, state, lengths, unit)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
+
+    def _read(
+        self, x: Tensor, state: AttentionState, lengths: Tensor | None, unit: int
+    ) -> tuple[Tensor, AttentionState]:
+        length = x.shape[1]
         slots = state.seen[:, None] + torch.arange(length)
         q, k, v = (split_heads(t, self.config.heads) for t in self.qkv(x).chunk(3, dim=-1))
         time = slots // unit
         q, k = rotate(q, time, self.config.rope_theta), rotate(k, time, self.config.rope_theta)
 
-        held = slots
-        if layout.lengths is not None:
-            held = torch.where(torch.arange(length) < layout.lengths[:, None], slots, -1)
+        held = slots if lengths is None else torch.where(torch.arange(length) < lengths[:, None], slots, -1)
         keys = torch.cat((state.keys.to(k.dtype), k), dim=2)
         values = torch.cat((state.values.to(v.dtype), v), dim=2)
         cached = torch.cat((state.slots, held), dim=1)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask(slots, cached, unit, x.device))
-        y = self.o_proj(merge_heads(out))
-        advance = length if layout.lengths is None else layout.lengths
-        return y, AttentionState(keys, values, cached, state.seen + advance)
+        mask = self._mask(slots, cached, unit).to(x.device)
+        y = self.o_proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)))
+        seen = state.seen + (length if lengths is None else lengths)
+        return y, self._trimmed(AttentionState(keys, values, cached, seen), unit)
 
-    @staticmethod
-    def _mask(queries: Tensor, cached: Tensor, unit: int, device: torch.device) -> Tensor:
-        """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before."""
+    def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor:
+        """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
+        the window reaches."""
         if bool((cached >= 0).all()) and bool((queries == queries[:1]).all()):
             queries, cached = queries[:1], cached[:1]
-        queries, cached = queries.to(device), cached.to(device)
-        seen = (queries[:, :, None] // unit >= cached[:, None, :] // unit) & (cached[:, None, :] >= 0)
+        age = queries[:, :, None] // unit - cached[:, None, :] // unit
+        seen = (age >= 0) & (cached[:, None, :] >= 0)
+        if self.config.window is not None:
+            seen &= age < self.config.window
         # A query that is padding may see nothing at all; softmax over nothing is NaN, so it sees everything.
         return (seen | ~seen.any(-1, keepdim=True))[:, None]
+
+    def _trimmed(self, state: AttentionState, unit: int) -> AttentionState:
+        """Keeps of each row what the unit after its last can still see."""
+        count = state.slots.shape[1]
+        if self.config.window is None or count <= (keep := (self.config.window - 1) * unit):
+            return state
+        # Real tokens last, in their order: rows that have ended remember what they read last.
+        last = (state.slots >= 0).int().argsort(dim=1, stable=True)[:, count - keep :]
+        index = last.to(state.keys.device)[:, None, :, None].expand(-1, *state.keys.shape[1:2], -1, state.keys.shape[3])
+        return AttentionState(
+            state.keys.gather(2, index), state.values.gather(2, index), state.slots.gather(1, last), state.seen
+        )

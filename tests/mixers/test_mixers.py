@@ -1,0 +1,356 @@
+"""What is particular to each baseline: its definition, written down a second time and plainly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.helpers import BASELINES, BIDIRECTIONAL, GRID, name
+from tttvideo.mixers import (
+    LSTM,
+    TTT,
+    Attention,
+    Bidirectional,
+    FrameAttention,
+    LinearAttention,
+    Mamba,
+    NoMixer,
+)
+from tttvideo.mixers.mamba import segment_sum
+from tttvideo.ttt import FrameCausal, Layout, TokenCausal
+from tttvideo.ttt.interface import merge_heads, split_heads
+
+N = GRID[0] * GRID[1]
+DIM = 8
+
+
+def build(mixer, seed=0):
+    torch.manual_seed(seed)
+    layer = mixer.build(DIM).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return layer
+
+
+def tokens(count, batch=2):
+    return torch.randn(batch, count, DIM).double()
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
+
+# every baseline
+
+
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+def test_gradients_ignore_padding(mixer):
+    layer = build(mixer)
+    x = tokens(5 * N)
+    x[1, 2 * N :] = float("nan")
+    x.requires_grad_()
+    layer(x, None, Layout(GRID, torch.tensor([5, 2]) * N))[0].square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad[1, 2 * N :] == 0).all()
+    together = {key: p.grad.clone() for key, p in layer.named_parameters()}
+    layer.zero_grad()
+    for row, length in ((0, 5 * N), (1, 2 * N)):
+        layer(x[row : row + 1, :length], None, Layout(GRID))[0].square().sum().backward()
+    for key, p in layer.named_parameters():
+        assert difference(p.grad, together[key]) <= 1e-10 * max(1.0, float(p.grad.abs().max())), key
+
+
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+def test_gradients_are_those_of_finite_differences(mixer):
+    layer = build(mixer)
+    start = {key: p.detach().clone().requires_grad_() for key, p in layer.named_parameters()}
+
+    def run(x, *parameters):
+        given = dict(zip(start, parameters, strict=True))
+        return torch.func.functional_call(layer, given, (x, None, Layout(GRID)))[0]
+
+    assert torch.autograd.gradcheck(run, (tokens(2 * N, 1).requires_grad_(), *start.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(mixer, dtype):
+    """Under autocast sums and recurrences stay in float32; a half-precision layer runs."""
+    torch.manual_seed(0)
+    layer = mixer.build(DIM)
+    x = torch.randn(2, 40 * N, DIM)
+    with torch.no_grad():
+        exact, _ = layer(x, None, Layout(GRID))
+    with torch.autocast("cpu", dtype):
+        y, state = layer(x, None, Layout(GRID))
+        y, state = layer(x, state if layer.streams else None, Layout(GRID))
+    assert torch.isfinite(y).all()
+    for field in ("sums", "ssm", "hidden", "cell"):
+        assert getattr(state, field, x).dtype == torch.float32
+    half = layer.bfloat16()
+    y, _ = half(x.bfloat16(), None, Layout(GRID))
+    assert y.dtype == torch.bfloat16
+    assert difference(y.float(), exact) <= 0.05 * (1 + float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+def test_calls_with_nothing(mixer):
+    """No tokens at all, or none in any row: nothing is put out, and what follows is as if it had been first."""
+    layer = build(mixer)
+    y, state = layer(tokens(0), None, Layout(GRID))
+    assert y.shape == (2, 0, DIM)
+    nothing, state = layer(tokens(N), state, Layout(GRID, torch.tensor([0, 0])))
+    assert (nothing == 0).all()
+    x = tokens(3 * N)
+    assert difference(layer(x, state, Layout(GRID))[0], layer(x, None, Layout(GRID))[0]) <= 1e-12
+
+
+# LSTM
+
+
+def test_lstm_is_torchs():
+    layer = build(LSTM())
+    plain = nn.LSTM(DIM, DIM, batch_first=True).double()
+    plain.load_state_dict(layer.lstm.state_dict())
+    x = tokens(17)
+    expected, (hidden, cell) = plain(x)
+    y, state = layer(x)
+    assert difference(y, expected) <= 1e-14
+    assert difference(state.hidden, hidden[0]) <= 1e-14
+    assert difference(state.cell, cell[0]) <= 1e-14
+
+
+# Mamba
+
+
+def plain_mamba(layer, x):
+    """One sequence x [T, C], token by token, from the paper's equations."""
+    heads, columns = layer.config.heads, layer.config.state_dim
+    inner = layer.config.expand * DIM
+    z, xbc, dt = layer.in_proj(x).split([inner, inner + 2 * columns, heads], -1)
+    past = torch.cat((torch.zeros(3, xbc.shape[1]).double(), xbc))
+    state = torch.zeros(heads, inner // heads, columns).double()
+    outputs = []
+    for t in range(len(x)):
+        mixed = F.silu((past[t : t + 4] * layer.conv.weight[:, 0].T).sum(0) + layer.conv.bias)
+        u, B, C = mixed.split([inner, columns, columns])
+        u = u.view(heads, -1)
+        step = torch.log1p(torch.exp(dt[t] + layer.dt_bias))
+        for h in range(heads):
+            kept = torch.exp(-step[h] * torch.exp(layer.A_log[h]))
+            state = state.clone()
+            state[h] = kept * state[h] + step[h] * torch.outer(u[h], B)
+        y = (torch.einsum("hds,s->hd", state, C) + layer.D[:, None] * u).flatten() * F.silu(z[t])
+        outputs.append(layer.out_proj(y / torch.sqrt(y.square().mean() + 1e-5) * layer.norm_scale))
+    return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 23])
+def test_mamba_is_the_recurrence(length):
+    layer = build(Mamba(heads=2, state_dim=3, chunk=5))
+    x = tokens(length)
+    y, state = layer(x)
+    for row in range(2):
+        expected, last = plain_mamba(layer, x[row])
+        assert difference(y[row], expected) <= 1e-12
+        assert difference(state.ssm[row], last) <= 1e-12
+
+
+def test_mamba_starts_as_the_authors_do():
+    torch.manual_seed(0)
+    layer = Mamba(heads=64).build(64)
+    assert 1 <= layer.A_log.exp().min() < 2
+    assert 15 < layer.A_log.exp().max() <= 16
+    steps = F.softplus(layer.dt_bias)
+    assert 0.99e-3 <= steps.min() < 2e-3
+    assert 0.05 < steps.max() <= 1.01e-1
+
+
+def test_segment_sums_do_not_cancel():
+    """In float32, short segments far into a chunk of strong decay: a difference of two sums would be off by 1e-3."""
+    torch.manual_seed(0)
+    x = -torch.rand(256) * 100
+    x[200:] /= 1e4
+    found, exact = segment_sum(x), segment_sum(x.double())
+    lower = torch.ones(256, 256, dtype=torch.bool).tril()
+    assert difference(found.exp()[lower], exact.exp()[lower]) <= 1e-6
+    assert (found[~lower] == -torch.inf).all()
+    sums = x.cumsum(0)
+    assert difference((sums[255] - sums[210]).exp(), exact[255, 210].exp()) > 1e-5
+
+
+# Linear attention
+
+
+@pytest.mark.parametrize("causality", ["frame", "token"])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize(("feature_map", "normalizer"), [("identity", False), ("elu", True), ("silu", False)])
+def test_linear_attention_is_its_quadratic_form(causality, chunk, feature_map, normalizer):
+    options = {"heads": 2, "causality": causality, "feature_map": feature_map, "normalizer": normalizer}
+    layer = build(LinearAttention(rope_period=0, chunk=chunk, **options))
+    x = tokens(4 * N)
+    phi = {"identity": lambda t: t, "elu": lambda t: F.elu(t) + 1, "silu": F.silu}[feature_map]
+    q, k, v = (split_heads(p(x), 2) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+    time = torch.arange(4 * N) // (N if causality == "frame" else 1)
+    scores = (phi(q) @ phi(k).mT) * (time[:, None] >= time)
+    if normalizer:
+        scores = scores / scores.sum(-1, keepdim=True)
+    expected = layer.o_proj(layer.post_norm(merge_heads(scores @ v)))
+    assert difference(layer(x, None, Layout(GRID))[0], expected) <= 1e-12
+
+
+@pytest.mark.parametrize("chunk", [TokenCausal(4), FrameCausal(2)])
+def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
+    """Same projections, convolutions, positions: only the update rule and what it learns differ."""
+    options = {"heads": 2, "short_conv": "raster", "share_qk": True, "gate": True, "normalize_qk": True}
+    causality = "token" if isinstance(chunk, TokenCausal) else "frame"
+    ttt = build(TTT(chunk=chunk, **options))
+    control = build(LinearAttention(causality=causality, rope_period=4 if causality == "token" else None, **options))
+    names = ("q_proj.weight", "v_proj.weight", "o_proj.weight", "g_proj.weight", "post_norm.weight")
+    own = {key.removeprefix("project."): p for key, p in ttt.named_parameters()}
+    for key, p in control.named_parameters():
+        assert own[key].shape == p.shape
+    assert set(names) <= set(own)
+    with torch.no_grad():
+        for key, p in control.named_parameters():
+            p.copy_(own[key])
+    x = tokens(3 * N)
+    state = ttt.init_state(2)
+    positions = torch.arange(3 * N) % (4 if causality == "token" else N)
+    views, _ = ttt.project(x, state.tails, positions, 1, Layout(GRID))
+    q, k, v, _ = control._views(x, control.init_state(2), Layout(GRID))
+    assert difference(q, views.q) == 0
+    assert difference(k, views.k[:, :, 0]) == 0
+    assert difference(v, views.v[:, :, 0]) == 0
+
+
+# Attention with a window
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 100])
+@pytest.mark.parametrize("causality", ["frame", "token"])
+def test_window_is_masked_attention(window, causality):
+    wide, narrow = (build(Attention(heads=2, causality=causality, window=w)) for w in (None, window))
+    unit = N if causality == "frame" else 1
+    count = 25 * N  # several parts of the loop
+    x = tokens(count)
+    wide._mask = lambda queries, cached, unit: masked(queries, cached, unit, window)  # type: ignore[method-assign]
+    expected, _ = wide(x, None, Layout(GRID))
+    y, state = narrow(x, None, Layout(GRID))
+    assert difference(y, expected) <= 1e-12
+    assert state.keys.shape[2] == min(count, (window - 1) * unit)
+
+
+def masked(queries, cached, unit, window):
+    age = queries[:1, :, None] // unit - cached[:1, None, :] // unit
+    return ((age >= 0) & (age < window))[:, None]
+
+
+def test_a_window_remembers_a_constant_number_of_tokens_of_rows_of_any_age():
+    layer = build(Attention(heads=2, window=3))
+    sizes, state = [], None
+    alone = [[], [], []]
+    outputs = [[], [], []]
+    for lengths in ([4, 1, 0], [2, 0, 0], [3, 2, 7], [0, 1, 2], [5, 5, 1]):
+        lengths = torch.tensor(lengths) * N
+        x = tokens(int(lengths.max()), 3)
+        y, state = layer(x, state, Layout(GRID, lengths))
+        sizes.append(state.keys.shape[2])
+        for row, length in enumerate(lengths.tolist()):
+            alone[row].append(x[row, :length])
+            outputs[row].append(y[row, :length])
+    assert sizes == [2 * N] * 5
+    for given, found in zip(alone, outputs, strict=True):
+        expected, _ = layer(torch.cat(given)[None], None, Layout(GRID))
+        assert difference(torch.cat(found), expected[0]) <= 1e-12
+
+
+# Frame attention
+
+
+def test_frame_attention_is_attention_of_each_frame():
+    layer = build(FrameAttention(heads=2))
+    x = tokens(4 * N)
+    y, _ = layer(x, None, Layout(GRID))
+    for t in range(4):
+        frame = x[:, t * N : (t + 1) * N]
+        q, k, v = (split_heads(part, 2) for part in layer.qkv(frame).chunk(3, -1))
+        expected = layer.o_proj(merge_heads((q @ k.mT / 2.0).softmax(-1) @ v))
+        assert difference(y[:, t * N : (t + 1) * N], expected) <= 1e-12
+
+
+# Bidirectional
+
+
+@pytest.mark.parametrize("mixer", BIDIRECTIONAL, ids=name)
+def test_bidirectional_is_a_flip_by_hand(mixer):
+    layer = build(mixer)
+    assert not layer.streams
+    assert not layer.causal
+    forwards, backwards = layer.forwards, layer.forwards if mixer.share else layer.backwards
+    lengths = torch.tensor([5, 2]) * N
+    x = tokens(5 * N)
+    y, _ = layer(x, None, Layout(GRID, lengths))
+
+    def flip(row):
+        if layer.unit(N) == 1:
+            return row.flip(1)
+        return torch.cat(row.split(N, dim=1)[::-1], dim=1)
+
+    for b, length in enumerate(lengths.tolist()):
+        row = x[b : b + 1, :length]
+        expected = forwards(row, None, Layout(GRID))[0] + flip(backwards(flip(row), None, Layout(GRID))[0])
+        assert difference(y[b : b + 1, :length], expected) <= 1e-12
+
+
+@pytest.mark.parametrize("mixer", BIDIRECTIONAL, ids=name)
+def test_bidirectional_does_not_stream(mixer):
+    layer = build(mixer)
+    _, state = layer(tokens(2 * N), None, Layout(GRID, torch.tensor([2, 0]) * N))
+    layer(tokens(N), state, Layout(GRID, torch.tensor([0, 1]) * N))  # the row that has read nothing may begin
+    with pytest.raises(ValueError, match="in one call"):
+        layer(tokens(N), state, Layout(GRID))
+
+
+def test_sharing_halves_the_weights():
+    for mixer in (TTT(heads=2), Mamba(heads=2), LSTM()):
+        counts = [
+            sum(p.numel() for p in Bidirectional(mixer, share=share).build(DIM).parameters()) for share in (True, False)
+        ]
+        assert counts[1] == 2 * counts[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LinearAttention(causality="both"), "frame or token"),
+        (lambda: LinearAttention(feature_map="relu"), "one of identity, elu, silu"),
+        (lambda: LinearAttention(normalizer=True), "use feature_map: elu"),
+        (lambda: LinearAttention(share_qk=True), "set short_conv: raster"),
+        (lambda: LinearAttention(short_conv="yes"), "none, raster or time"),
+        (lambda: LinearAttention(chunk=0), "at least 1"),
+        (lambda: LinearAttention(heads=3).build(8), "8 channels into 3 heads"),
+        (lambda: LinearAttention(heads=8).build(8), "even dimension"),
+        (lambda: LinearAttention(heads=0).build(8), "into 0 heads"),
+        (lambda: Mamba(state_dim=0), "at least 1"),
+        (lambda: Mamba(heads=3).build(8), "2 x 8 channels into 3 heads"),
+        (lambda: Attention(window=0), "at least its own frame"),
+        (lambda: FrameAttention(heads=3).build(8), "into 3 heads"),
+        (lambda: Bidirectional(Bidirectional(NoMixer())), "is Bidirectional itself"),
+    ],
+)
+def test_bad_settings_say_so(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("mixer", [m for m in BASELINES if not isinstance(m, Attention) or m.window], ids=name)
+def test_states_do_not_grow(mixer):
+    layer = build(mixer)
+    sizes, state = set(), None
+    for _ in range(4):
+        _, state = layer(tokens(9 * N), state, Layout(GRID))
+        leaves = torch.utils._pytree.tree_leaves(state)
+        sizes.add(sum(leaf.numel() for leaf in leaves))
+    assert len(sizes) == 1
