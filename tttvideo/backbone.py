@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,14 +10,14 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from .mixers import TTT, Mixer
+from .mixers import TTT, FrameAttention, Mixer
 from .ttt.interface import Layout, SequenceLayer, State, valid_tokens
 from .ttt.views import CausalConv
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A stack of pre-norm blocks: x + mixer(norm(x)), then x + mlp(norm(x)).
+    """A stack of pre-norm blocks: x + mixer(norm(x)), then x + mlp(norm(x)), on tokens [B, T, C].
 
     Transformer style is the plain block. Mamba style (the paper's stronger one) adds a short causal
     convolution before the mixer (``pre_conv``) and, for a TTT mixer, ``share_qk`` and ``gate``.
@@ -24,7 +25,12 @@ class Backbone:
     Attributes:
         width: channels C of the residual stream.
         depth: blocks.
-        mixer: the sequence layer: ``TTT``, ``Attention``, ``NoMixer`` or a class by import path.
+        mixer: the sequence layer of every block: ``TTT``, ``Attention``, ``LinearAttention``, ``Mamba``, ``LSTM``,
+            ``FrameAttention``, ``Bidirectional``, ``NoMixer`` or a class by import path.
+        pattern: the sequence layers of successive blocks, repeated down the stack, in place of ``mixer``: three
+            ``TTT`` and one ``Attention`` make every fourth block attention. Empty: ``mixer`` everywhere.
+        frame_attention: heads of a self-attention among the tokens of each frame, which each block then begins
+            with; 0: none.
         mlp_ratio: hidden width of the SwiGLU feed-forward half as a multiple of ``width``.
         pre_conv: residual causal depthwise convolution of length 4 before the mixer.
         dropout: on the output of each half of a block.
@@ -34,6 +40,8 @@ class Backbone:
     width: int = 64
     depth: int = 2
     mixer: Mixer = field(default_factory=TTT)
+    pattern: list[Mixer] = field(default_factory=list)
+    frame_attention: int = 0
     mlp_ratio: float = 2.0
     pre_conv: bool = False
     dropout: float = 0.0
@@ -42,11 +50,22 @@ class Backbone:
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"A backbone of width {self.width} and depth {self.depth} cannot be built.")
-
+        object.__setattr__(self, "pattern", list(self.pattern))  # plain data come back as tuples
+        if wrong := [item for item in self.pattern if not isinstance(item, Mixer)]:
+            raise ValueError(f"Backbone.pattern holds {wrong[0]!r}; name a sequence layer such as TTT for each block.")
+        if self.frame_attention < 0:
+            raise ValueError(
+                f"Backbone.frame_attention is {self.frame_attention} heads; give at least 1, or 0 for none."
+            )
         if not (0 <= self.dropout < 1 and 0 <= self.drop_path < 1):
             raise ValueError(
                 f"Backbone.dropout and drop_path lie between 0 and 1, not {self.dropout} and {self.drop_path}."
             )
+
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each block."""
+        repeated = self.pattern or [self.mixer]
+        return [repeated[i % len(repeated)] for i in range(self.depth)]
 
     def build(self) -> BackboneStack:
         return BackboneStack(self)
@@ -74,15 +93,17 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One block of the stack; ``drop_path`` is this block's own rate."""
+    """One block of the stack; ``mixer`` and ``drop_path`` are this block's own."""
 
-    def __init__(self, config: Backbone, drop_path: float):
+    def __init__(self, config: Backbone, mixer: Mixer, drop_path: float):
         super().__init__()
-        width = config.width
+        width, heads = config.width, config.frame_attention
+        self.frame_norm = nn.LayerNorm(width) if heads else None
+        self.frame_attention = FrameAttention(heads).build(width) if heads else None
         self.pre_norm = nn.LayerNorm(width) if config.pre_conv else None
         self.pre_conv = CausalConv(width) if config.pre_conv else None
         self.mixer_norm = nn.LayerNorm(width)
-        self.mixer: SequenceLayer = config.mixer.build(width)
+        self.mixer: SequenceLayer = mixer.build(width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = SwiGLU(width, max(1, int(config.mlp_ratio * width)), config.dropout)
         self.dropout = nn.Dropout(config.dropout)
@@ -94,8 +115,15 @@ class Block(nn.Module):
             None if self.pre_conv is None else self.pre_conv.init_state(batch),
         )
 
+    def unit(self, tokens_per_frame: int) -> int:
+        """A sequence may be split between calls at multiples of this many tokens."""
+        return math.lcm(self.mixer.unit(tokens_per_frame), 1 if self.frame_attention is None else tokens_per_frame)
+
     def forward(self, x: Tensor, state: BlockState, layout: Layout) -> tuple[Tensor, BlockState]:
         tail = state.tail
+        if self.frame_attention is not None and self.frame_norm is not None:
+            local, _ = self.frame_attention(self.frame_norm(x), None, layout)
+            x = x + self.drop_path(self.dropout(local))
         if self.pre_conv is not None and self.pre_norm is not None and tail is not None:
             local, tail = self.pre_conv(self.pre_norm(x), tail, layout.lengths)
             x = x + self.drop_path(local)
@@ -111,8 +139,22 @@ class BackboneStack(nn.Module):
     def __init__(self, config: Backbone):
         super().__init__()
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, *own) for own in zip(config.mixers(), rates, strict=True))
         self.norm = nn.LayerNorm(config.width)
+
+    @property
+    def streams(self) -> bool:
+        """False if a sequence must be read whole, in one call."""
+        return all(block.mixer.streams for block in self.blocks)  # type: ignore[union-attr]
+
+    @property
+    def causal(self) -> bool:
+        """False if an output depends on later frames than its own."""
+        return all(block.mixer.causal for block in self.blocks)  # type: ignore[union-attr]
+
+    def unit(self, tokens_per_frame: int) -> int:
+        """A sequence may be split between calls at multiples of this many tokens."""
+        return math.lcm(*(block.unit(tokens_per_frame) for block in self.blocks))  # type: ignore[operator]
 
     def init_state(self, batch: int) -> tuple[BlockState, ...]:
         return tuple(block.init_state(batch) for block in self.blocks)  # type: ignore[operator]
