@@ -8,10 +8,10 @@ import torch
 from tests.helpers import ALL_ENCODERS, name
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
-from tttvideo.mixers import Attention, NoMixer
+from tttvideo.mixers import Attention, Bidirectional, Mamba, NoMixer
 from tttvideo.model import ModelConfig, VideoModel, from_pretrained, resolve_checkpoint
 from tttvideo.tasks.classification import Classification
-from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal
+from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal, Whole
 from tttvideo.video.transforms import Preprocessing
 
 SIZE = (32, 32)
@@ -57,6 +57,44 @@ def test_streamed_batched_and_alone_agree(encoder, mixer, pooling):
             assert torch.equal(alone.timeline[:, -1], alone.logits)
             steps = alone.timeline.shape[1]
             assert (alone.timeline[0] - whole.timeline[row, :steps]).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("encoder", [Patches(8), Tubelets(8, frames=2)], ids=name)
+def test_streams_are_cut_at_whole_units_of_the_backbone(encoder):
+    """Chunks of three time steps that see each other: cut there, and only there."""
+    model = build(encoder, TTT(heads=2, chunk=Whole(3))).double().eval()
+    unit = 3 * encoder.build(SIZE, 16).stride
+    assert (model.frame_multiple, model.segment_frames(100), model.segment_frames(1)) == (
+        unit,
+        100 // unit * unit,
+        unit,
+    )
+    lengths = torch.tensor([2 * unit + 1, unit])
+    frames = clips(lengths.tolist())
+    segments = [(frames[:, s : s + unit], (lengths - s).clamp(0, unit)) for s in range(0, 2 * unit + 1, unit)]
+    with torch.no_grad():
+        whole, _ = model(frames, lengths)
+        streamed = model.score_segments(segments)
+        ends_here, _ = model(frames[:, :unit])
+        _, state = model(frames[:, : unit - 1])
+        with pytest.raises(ValueError, match=r"whole chunks|no multiple of"):
+            model(frames[:, unit - 1 :], None, state)
+    assert (whole.logits - streamed.logits).abs().max() <= 1e-12
+    assert (whole.timeline[:, 2] - ends_here.logits).abs().max() <= 1e-12
+
+
+def test_a_model_that_does_not_stream_reads_each_video_whole():
+    model = build(ConvStem((4, 8), (3, 2), (2, 1)), Bidirectional(Mamba(heads=2, state_dim=4))).double().eval()
+    lengths = torch.tensor([11, 7, 4])
+    frames = clips(lengths.tolist())
+    assert not model.streams
+    assert model.segment_frames(4) > 10**9
+    whole = model.score_segments([(frames, lengths)])
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.score_segments([(frames[row : row + 1, :length], torch.tensor([length]))])
+        assert (alone.logits[0] - whole.logits[row]).abs().max() <= 1e-12
+    with pytest.raises(ValueError, match="give each video whole, in one call"):
+        model.score_segments([(frames[:, :4], lengths.clamp(0, 4)), (frames[:, 4:], (lengths - 4).clamp_min(0))])
 
 
 @pytest.mark.parametrize("encoder", ALL_ENCODERS, ids=name)
@@ -194,6 +232,26 @@ def test_saved_model_is_the_model(tmp_path):
     assert loaded.provenance == {"selection": "best"}
     frames = clips([6])
     assert torch.equal(loaded(frames)[0].logits, model(frames)[0].logits)
+
+
+def test_a_saved_hybrid_is_the_hybrid(tmp_path):
+    pattern = [TTT(heads=2), Attention(heads=2, window=4), Bidirectional(Mamba(heads=2), share=True)]
+    config = ModelConfig(Patches(8), Backbone(width=16, depth=3, pattern=pattern, frame_attention=2))
+    model = VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=["a", "b"]).eval()
+    model.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    frames = clips([6])
+    assert torch.equal(loaded(frames)[0].logits, model(frames)[0].logits)
+
+
+def test_decay_leaves_starts_rates_and_recurrences_alone():
+    model = build(mixer=Bidirectional(Mamba(heads=2)))
+    spared = model.no_weight_decay()
+    assert {f"backbone.blocks.1.mixer.backwards.{key}" for key in ("A_log", "D", "dt_bias", "norm_scale")} <= spared
+    assert "backbone.blocks.0.mixer.forwards.in_proj.weight" not in spared
+    learned = build(mixer=Bidirectional(TTT(heads=2)))
+    assert "backbone.blocks.0.mixer.forwards.weights.1_weight" in learned.no_weight_decay()
 
 
 def test_foreign_classes_are_refused_before_import(tmp_path, monkeypatch):

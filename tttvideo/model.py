@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
 
 FORMAT = "tttvideo-1"
+WHOLE = 2**40
+"""Frames of a segment that holds any video whole."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class ModelState(NamedTuple):
 
 class Output(NamedTuple):
     """``logits`` [B, classes] of everything seen so far; ``timeline`` [B, S, classes]: the same, had the video
-    ended at each time step of this call (``frame_multiple`` frames each)."""
+    ended at each time step of this call (``encoder.stride`` frames each). That holds at multiples of
+    ``frame_multiple`` frames, and nowhere before the end for a model that does not stream."""
 
     logits: Tensor
     timeline: Tensor
@@ -91,8 +95,14 @@ class VideoModel(nn.Module):
 
     @property
     def frame_multiple(self) -> int:
-        """A stream may be cut at multiples of this many frames."""
-        return self.encoder.stride
+        """A stream may be cut at multiples of this many frames: whole time steps, and whole units of the backbone."""
+        rows, columns = self.encoder.grid
+        return self.encoder.stride * math.lcm(self.backbone.unit(rows * columns), rows * columns) // (rows * columns)
+
+    @property
+    def streams(self) -> bool:
+        """False if each video must be read whole, in one call (``Bidirectional``)."""
+        return self.backbone.streams
 
     def init_state(self, batch: int) -> ModelState:
         return ModelState(self.encoder.init_state(batch), self.backbone.init_state(batch), self.head.init_state(batch))
@@ -143,17 +153,17 @@ class VideoModel(nn.Module):
     @torch.no_grad()
     def score_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Output:
         """Reads videos segment by segment with carried state: memory does not grow with their length (the state of
-        ``Attention`` does: its cache).
+        ``Attention`` without a window does: its cache).
 
         Args:
-            segments: (frames [B, F, 3, H, W], lengths [B]) in order, each but a row's last a multiple of
-                ``frame_multiple`` frames.
+            segments: (frames [B, F, 3, H, W], lengths [B]) in order, as long as ``segment_frames`` says: each but a
+                row's last a multiple of ``frame_multiple`` frames; one segment for a model that does not stream.
 
         Returns:
             the logits of the whole videos, and the timeline of all segments.
 
         Raises:
-            ValueError: if there is no segment.
+            ValueError: if there is no segment, or a second one for a model that does not stream.
         """
         device = self.head.classifier.weight.device
         state, output, timelines = None, None, []
@@ -171,7 +181,7 @@ class VideoModel(nn.Module):
 
         Args:
             topk: how many labels.
-            segment: frames held in memory at once.
+            segment: frames held in memory at once, by a model that streams.
 
         Raises:
             tttvideo.video.decode.VideoError: if the video cannot be read.
@@ -196,8 +206,9 @@ class VideoModel(nn.Module):
         return [(self.labels[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
     def segment_frames(self, wanted: int) -> int:
-        """The largest length of a segment up to ``wanted`` frames (at least one time step)."""
-        return max(1, wanted // self.frame_multiple) * self.frame_multiple
+        """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a
+        model that does not stream: longer than any video."""
+        return max(1, wanted // self.frame_multiple) * self.frame_multiple if self.streams else WHOLE
 
     def set_inner_rate(self, scale: float) -> None:
         """Multiplies every inner learning rate: 1 as configured, less while the inner loop warms up."""
@@ -221,8 +232,23 @@ class VideoModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would pull from what they mean: positions, inner starts, rates and norms."""
-        inner = ("mixer.weights.", "mixer.biases.", "mixer.rate.", "mixer.norm_", "mixer.scale_shift", "position")
-        named = {name for name, _ in self.named_parameters() if any(part in name for part in inner)}
+        inner = (
+            ".weights.",
+            ".biases.",
+            ".rate.",
+            ".norm_",
+            ".scale_shift",
+            ".forget.",
+            ".alpha",
+            ".A_log",
+            ".dt_bias",
+            ".D",
+        )
+        named = {
+            name
+            for name, _ in self.named_parameters()
+            if "position" in name or (".mixer." in name and any(part in name for part in inner))
+        }
         if isinstance(self.encoder, TimmEncoder):
             own = getattr(self.encoder.model, "no_weight_decay", set)()
             named |= {f"encoder.model.{name}" for name in own}

@@ -9,6 +9,7 @@ import torch
 
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import Patches, Tubelets
+from tttvideo.mixers import TTT, Mixer
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.video.synthetic import FlashOrder, make
 from tttvideo.video.transforms import Preprocessing
@@ -21,10 +22,12 @@ def small_set(out: Path, count: int = 12, frames: int = 20) -> Path:
     return out
 
 
-def small_model(labels: list[str] = LABELS, *, tubelets: bool = False, multi_label: bool = False) -> VideoModel:
+def small_model(
+    labels: list[str] = LABELS, *, tubelets: bool = False, multi_label: bool = False, mixer: Mixer | None = None
+) -> VideoModel:
     torch.manual_seed(0)
     encoder = Tubelets(patch=16, frames=2) if tubelets else Patches(patch=16)
-    config = ModelConfig(encoder=encoder, backbone=Backbone(width=32, depth=1))
+    config = ModelConfig(encoder=encoder, backbone=Backbone(width=32, depth=1, mixer=mixer or TTT()))
     model = VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=labels, multi_label=multi_label)
     with torch.no_grad():
         # Large enough for different answers to different videos.

@@ -10,8 +10,12 @@ import torch
 from tests.evaluation.small import noise_video, small_model
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting
+from tttvideo.mixers import TTT, Bidirectional
+from tttvideo.ttt import Whole
 from tttvideo.video.index import Video
 from tttvideo.video.sampling import Dense, Uniform
+from tttvideo.video.segments import read_segments
+from tttvideo.video.transforms import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "videos"
 
@@ -48,6 +52,44 @@ def test_dense_cuts_of_one_pass_equal_videos_that_end_there(videos, tubelets):
     frames = {(score.video, score.setting): score.frames for score in together.scores}
     assert [frames[1, s] for s in range(5)] == [2, 6, 11, 23, 23]
     assert [frames[0, s] for s in range(5)] == [2, 5, 5, 5, 5]
+
+
+def test_cuts_of_a_model_that_does_not_stream_have_a_pass_each(videos):
+    """Its outputs at frame n of a longer video have seen more than n frames."""
+    model = small_model(mixer=Bidirectional(TTT()))
+    settings = [Setting(cut, Dense()) for cut in (4, 12, None)]
+    together = score_videos(model, videos, settings, batch_size=3)
+    assert len(together.passes) == 3
+    frames = table(score_videos(model, [videos[2]], settings, batch_size=1))
+    with torch.no_grad():
+        whole = model.score_segments([(read_whole(videos[2].path), torch.tensor([12]))])
+        start = model.score_segments([(read_whole(videos[2].path)[:, :4], torch.tensor([4]))])
+    torch.testing.assert_close(frames[0, 2], whole.logits[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frames[0, 0], start.logits[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(table(together)[2, 0], start.logits[0], rtol=1e-4, atol=1e-4)
+    assert (whole.timeline[0, 3] - start.logits[0]).abs().max() > 1e-3
+    probabilities = dict(model.classify(videos[2].path, segment=4))
+    expected = dict(zip(model.labels, whole.logits[0].softmax(-1).tolist(), strict=True))
+    assert all(abs(p - expected[label]) <= 1e-4 for label, p in probabilities.items())
+    with pytest.raises(ValueError, match="reads each video whole"):
+        score_videos(model, videos, settings, segment=8)
+
+
+def read_whole(path):
+    (piece,) = read_segments([path], Preprocessing(size=(32, 32)), segment=10**9)
+    return piece.frames
+
+
+def test_cuts_inside_chunks_that_see_ahead_have_a_pass_of_their_own(videos):
+    model = small_model(mixer=TTT(chunk=Whole(4)))
+    settings = [Setting(cut, Dense()) for cut in (4, 6, 8, None)]
+    together = score_videos(model, videos, settings)
+    assert len(together.passes) == 2
+    for position, setting in enumerate(settings):
+        assert_same(
+            {k: v for k, v in table(together).items() if k[1] == position},
+            {(v, position): x for (v, _), x in table(score_videos(model, videos, [setting], segment=8)).items()},
+        )
 
 
 def test_reading_workers_change_nothing(videos):

@@ -46,7 +46,8 @@ def evaluate(
         frames: cuts; each video is first cut to its first n frames. None: whole videos.
         samplings: rules applied after the cut; without any, the rule the model was trained with.
         batch_size: videos read side by side (per process).
-        segment: frames of each video that are read, encoded and scored at a time; the state is carried on.
+        segment: frames of each video that are read, encoded and scored at a time; the state is carried on. Not
+            for models that do not stream.
         workers: processes that read ahead.
         device: where the model runs; None chooses an accelerator when there is one.
         trust: also build models from classes outside this package.

@@ -113,15 +113,16 @@ class _Rows:
         self.failures: dict[int, str] = {}
         self.final: torch.Tensor | None = None
 
-    def add(self, piece: _Piece, logits: torch.Tensor, timeline: torch.Tensor, multiple: int) -> None:
-        """Take over logits [B, n] and timeline [B, F', n] of one segment, both on the CPU."""
+    def add(self, piece: _Piece, logits: torch.Tensor, timeline: torch.Tensor, stride: int) -> None:
+        """Take over logits [B, n] and timeline [B, F', n] of one segment, both on the CPU, time steps being
+        `stride` frames long."""
         self.failures.update(piece.failures)
         for cut, found in zip(self.wanted, self.cuts):
             if cut is None:
                 continue
             inside = (self.seen < cut) & (cut <= self.seen + piece.lengths)
             for row in inside.nonzero().flatten().tolist():
-                found[row] = timeline[row, (cut - int(self.seen[row])) // multiple - 1]
+                found[row] = timeline[row, (cut - int(self.seen[row])) // stride - 1]
         self.seen += piece.lengths
         self.final = logits
 
@@ -154,23 +155,26 @@ def score_videos(
     """Score every video in every setting.
 
     `batch_size` videos are read side by side, `segment` frames of each at a time (default: 64, rounded up to
-    whole encoder steps), with the model's state carried from segment to segment: memory depends on neither
-    the videos' length nor their number. `workers` processes read ahead, each its own batches (0: read here).
-    `progress` is called with the number of scores that were added. Raises ValueError for a segment that is no
-    multiple of the encoder's frames per step; unreadable videos are results, not errors.
+    where the model lets a stream be cut), with the model's state carried from segment to segment: memory depends
+    on neither the videos' length nor their number. A model that does not stream holds all frames of a batch, and
+    takes no `segment`. `workers` processes read ahead, each its own batches (0: read here). `progress` is called
+    with the number of scores that were added. Raises ValueError for a segment at whose end the model cannot be
+    stopped; unreadable videos are results, not errors.
     """
     multiple: int = model.frame_multiple
+    if segment is not None and not model.streams:
+        raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
     if segment is None:
-        segment = -(-64 // multiple) * multiple
-    if segment < 1 or segment % multiple:
-        raise ValueError(f"--segment must be a multiple of {multiple} frames, the encoder's step; got {segment}")
+        segment = model.segment_frames(-(-64 // multiple) * multiple)
+    if segment < 1 or (model.streams and segment % multiple):
+        raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     batches = [list(videos[start : start + batch_size]) for start in range(0, len(videos), batch_size)]
     scores: list[Score] = []
     costs: list[Pass] = []
     notes: dict[str, None] = {}  # ordered, without repetitions: later passes meet the same files
-    for group in passes(settings, multiple):
+    for group in passes(settings, multiple, model.streams):
         cuts = [settings[position].frames for position in group]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         pieces = _Pieces(batches, model.preprocessing, segment, longest, settings[group[0]].sampling)
@@ -218,7 +222,7 @@ def _run(
             )
             if piece.lengths.any():
                 output, state = model(piece.frames.to(device), piece.lengths, state)
-                rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.frame_multiple)
+                rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)
             else:  # nothing of this batch could be read
                 rows.failures.update(piece.failures)
             if piece.last:

@@ -53,15 +53,16 @@ def all_settings(cuts: Sequence[int | None], rules: Sequence[Sampling]) -> list[
     return [Setting(cut, rule) for rule in rules for cut in cuts]
 
 
-def passes(settings: Sequence[Setting], frame_multiple: int) -> list[list[int]]:
+def passes(settings: Sequence[Setting], frame_multiple: int, streams: bool = True) -> list[list[int]]:
     """Group settings (by position) that one reading of the videos answers exactly.
 
-    The logits of the first n frames are the timeline's at n, so every dense cut at a whole encoder step is
-    read off one pass over the longest of them. Other rules pick other frames for every cut (uniform=16 of 64
-    frames is no part of uniform=16 of 256), and a cut inside a tubelet pads that tubelet: a pass each.
+    The logits of the first n frames are the timeline's at n, so every dense cut at a multiple of
+    `frame_multiple` is read off one pass over the longest of them. Other rules pick other frames for every cut
+    (uniform=16 of 64 frames is no part of uniform=16 of 256), and a cut inside a tubelet pads that tubelet: a
+    pass each. A model that does not stream has seen the end of the video at every time step: a pass each, too.
     """
     shared, alone = [], []
     for position, (cut, rule) in enumerate(settings):
-        exact = rule == Dense() and (cut is None or cut % frame_multiple == 0)
+        exact = streams and rule == Dense() and (cut is None or cut % frame_multiple == 0)
         (shared if exact else alone).append(position)
     return [group for group in (shared, *([position] for position in alone)) if group]

@@ -74,14 +74,17 @@ def _row(
         inside = within(reader, start, end)[:max_frames]
         times = reader.times[inside]
         wanted = inside[rule.indices(times - times[0], None)]
-        held = torch.empty(0, 3, *preprocessing.size, dtype=torch.uint8)
+        held: list[Tensor] = []
+        count = 0
         for frames in reader.stream(wanted, batch=min(segment, 64)):
-            held = torch.cat([held, preprocessing.apply(frames)])
-            while len(held) >= segment:
-                yield held[:segment]
-                held = held[segment:]
-        if len(held):
-            yield held
+            held.append(preprocessing.apply(frames))
+            count += len(frames)
+            if count >= segment:  # once at most, as no more than a segment comes at a time
+                whole = torch.cat(held)
+                yield whole[:segment]
+                held, count = [whole[segment:]], count - segment
+        if count:
+            yield torch.cat(held)
 
 
 def _lockstep(rows: Sequence[Iterator[Tensor]], size: tuple[int, int]) -> Iterator[Segment]:
