@@ -124,7 +124,7 @@ def _one_head(problem, weights, views, b, h, scale):
     """The same by hand for one row and head: tensors without leading axes, torch.optim's formulas."""
     optimizer, norm = problem.optimizer, Norm(*(x[h] for x in problem.norm))
     w = {key: [None if x is None else x[b, h].clone() for x in map] for key, map in weights.items()}
-    w0 = {key: map.weight[0, h] for key, map in problem.start.items()}
+    w0 = {key: torch.cat([x[0, h] for x in map if x is not None], -2) for key, map in problem.start.items()}
     memory = {
         key: [[torch.zeros_like(x), torch.zeros_like(x)] for x in pair if x is not None] for key, pair in w.items()
     }
@@ -160,9 +160,9 @@ def _one_head(problem, weights, views, b, h, scale):
                         moved[key][j] = x - _update(optimizer, grads[i], memory[key][j], t)
                         i += 1
                 if optimizer.weight_norm:
-                    now = moved[key][0]
-                    length = now.norm(dim=-2, keepdim=True)
-                    moved[key][0] = now / length * w0[key].norm(dim=-2, keepdim=True)
+                    now = torch.cat([x for x in moved[key] if x is not None], -2)
+                    now = now / now.norm(dim=-2, keepdim=True) * w0[key].norm(dim=-2, keepdim=True)
+                    moved[key] = [now[..., :-1, :], now[..., -1:, :]] if pair[1] is not None else [now, None]
             w = moved
         z = model(q, w)
         outs.append(problem.objective.read(z, q[past:], norm))

@@ -5,7 +5,7 @@ Needs PyTorch only; knows neither video nor training.
 
 from .chunk import Chunk, FrameCausal, TokenCausal, Whole
 from .inner import GLU, MLP, Conv, ConvDepthwise, DWConv, InnerModel, Linear, SelfAttention
-from .interface import Layout, Mixer, SequenceLayer, detach
+from .interface import Layout, Mixer, SequenceLayer, detach, state_from, state_tensors
 from .layer import TTT, TTTLayer, TTTState
 from .objective import L2, DotProduct, Objective, ResidualL2
 from .optimizer import SGD, Adam, InnerOptimizer, Momentum, Muon
@@ -39,4 +39,6 @@ __all__ = [
     "TokenCausal",
     "Whole",
     "detach",
+    "state_from",
+    "state_tensors",
 ]

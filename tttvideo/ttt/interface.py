@@ -116,6 +116,32 @@ def detach(state: State) -> State:
     return pytree.tree_map_only(Tensor, Tensor.detach, state)
 
 
+def state_tensors(state: State) -> dict[str, Tensor]:
+    """All tensors of a state by name, on the host, each with memory of its own: what safetensors can write."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _named(state).items()}
+
+
+def state_from(tensors: dict[str, Tensor], like: State) -> State:
+    """The inverse of ``state_tensors``.
+
+    Args:
+        like: any state of the same layer or model, such as its ``init_state(1)``; it gives structure and devices.
+
+    Raises:
+        ValueError: if ``tensors`` are not those of such a state.
+    """
+    places = _named(like)
+    if wrong := sorted(set(places) ^ set(tensors)):
+        raise ValueError(f"These tensors are the state of another layer: {wrong[0]} is in only one of the two.")
+    found = iter([tensors[name].to(place.device) for name, place in places.items()])
+    return pytree.tree_map_only(Tensor, lambda _: next(found), like)
+
+
+def _named(state: State) -> dict[str, Tensor]:
+    leaves, _ = pytree.tree_flatten_with_path(state)
+    return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+
+
 def valid_tokens(lengths: Tensor | None, tokens: int, device: torch.device) -> Tensor | None:
     """bool [B, T], true where a token is real; None when all are."""
     if lengths is None:

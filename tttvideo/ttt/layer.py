@@ -188,7 +188,7 @@ class TTTLayer(SequenceLayer):
             next(iter(weights.values())).weight.new_zeros(batch, self.config.heads, 1, 1),
             self.config.optimizer.init_state(weights),
             torch.zeros(batch, dtype=torch.int64),
-            self.project.init_state(batch),
+            self.project.init_state(batch) | self._no_past(batch),
         )
 
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
@@ -221,16 +221,23 @@ class TTTLayer(SequenceLayer):
         biases = {name: row(self.biases[f"{name}_bias"]) for name in names if f"{name}_bias" in self.biases}
         return {name: Map(row(self.weights[f"{name}_weight"]), biases.get(name)) for name in names}
 
+    def _no_past(self, batch: int) -> dict[str, Tensor]:
+        """What the inner model's kernel over time looks back on before anything was read: [B, 0, H, d]."""
+        if not self.config.inner.past_frames:
+            return {}
+        heads = self.config.heads
+        empty = self.o_proj.weight.new_zeros(batch, 0, heads, self.o_proj.weight.shape[0] // heads)
+        return {name: at_least_float32(empty) for name in ("inner_q", "inner_k")}
+
     def _with_past(self, views: Views, tails: dict[str, Tensor], layout: Layout) -> tuple[Views, dict[str, Tensor]]:
         """Puts before q and k what the inner model's kernel over time looks back on."""
         past = self.config.inner.past_frames * layout.tokens_per_frame
         if not past:
             return views, tails
-        q, k = views.q.transpose(1, 2), views.k[:, :, 0].transpose(1, 2)  # [B, T, H, d]
-        empty = q[:, :0]
-        q, k = (with_past(x, tails.get(f"inner_{name}", empty), past) for name, x in (("q", q), ("k", k)))
-        tails = tails | {f"inner_{name}": last_valid(x, past, layout.lengths) for name, x in (("q", q), ("k", k))}
-        return views._replace(q=q.transpose(1, 2), k=k.transpose(1, 2)[:, :, None]), tails
+        q = with_past(views.q.transpose(1, 2), tails["inner_q"], past)  # [B, P + T, H, d]
+        k = with_past(views.k[:, :, 0].transpose(1, 2), tails["inner_k"], past)
+        held = {"inner_q": last_valid(q, past, layout.lengths), "inner_k": last_valid(k, past, layout.lengths)}
+        return views._replace(q=q.transpose(1, 2), k=k.transpose(1, 2)[:, :, None]), tails | held
 
     def _scan(self, views: Views, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         """Brings the rows to a common chunk grid, scans it, and reads the rows back."""

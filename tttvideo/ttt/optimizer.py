@@ -36,8 +36,8 @@ class InnerOptimizer(ABC):
         steps: updates per chunk, each with the gradient taken anew.
         clip: the gradient of a head becomes g * clip / (|g| + clip), shorter than ``clip`` and smooth (ViT^3,
             arXiv 2512.01643, with clip = 1); none: as it is.
-        weight_norm: after an update every column of every weight matrix gets back the length that it has in
-            W_0 (LaCT, arXiv 2505.23884).
+        weight_norm: after an update every column of every affine map, its bias included, gets back the length
+            that it has in W_0 (LaCT, arXiv 2505.23884, which has no biases).
     """
 
     steps: int = 1
@@ -75,7 +75,7 @@ class InnerOptimizer(ABC):
         update, moments = self.update(self.clipped(gradient), moments, warmup)
         weights = combine(torch.sub, weights, update)
         if self.weight_norm:
-            weights = {name: Map(_renormed(map.weight, start[name].weight), map.bias) for name, map in weights.items()}
+            weights = {name: _renormed(map, start[name]) for name, map in weights.items()}
         return weights, moments
 
     def clipped(self, gradient: Weights) -> Weights:
@@ -209,10 +209,16 @@ def orthogonalized(x: Tensor, iterations: int) -> Tensor:
     return x.mT if transpose else x
 
 
-def _renormed(weight: Tensor, start: Tensor) -> Tensor:
-    """Columns of ``weight`` [..., inputs, outputs] with the lengths of those of ``start``."""
-    norm = torch.sqrt(weight.square().sum(-2, keepdim=True) + 1e-20)
-    return weight * (start.square().sum(-2, keepdim=True) + 1e-20).sqrt() / norm
+def _renormed(map: Map, start: Map) -> Map:
+    """``map`` with columns, biases included, as long as those of ``start``."""
+    factor = torch.sqrt(_squares(start) / _squares(map))
+    return Map(map.weight * factor, None if map.bias is None else map.bias * factor)
+
+
+def _squares(map: Map) -> Tensor:
+    """Squared length of every column, [B, H, 1, outputs]; the bias is the weight of an input that is always 1."""
+    squares = map.weight.square().sum(-2, keepdim=True) + 1e-20
+    return squares if map.bias is None else squares + map.bias.square()
 
 
 def _check_share(optimizer: InnerOptimizer, name: str, value: float) -> None:
