@@ -84,7 +84,7 @@ def test_dual_form_is_the_definition(inner, chunk, objective, frames, pairs):
         scale = scale[:1].expand(full, 1)  # constant over frames, as frame mode defines it
     mask = chunk.mask(N, full, torch.device("cpu"))
     part = None if mask is None else mask[:size, :size]
-    expected, last = read_primal(problem, fast.weights, views.chunk(0, size), scale[:size], part)
+    expected, last = read_primal(problem, fast.weights, views.split(size)[0].tokens(), scale[:size], part)
     closes = [size == full or chunk.whole]
     out, after = scan(problem, fast, views, size=full, scale=scale, mask=mask, closes=closes)
     assert (out - expected).abs().max() <= 1e-10
@@ -260,7 +260,7 @@ def test_theorem_2_nadaraya_watson_is_softmax_attention():
 
 def test_reading_does_not_train():
     problem, fast, views = case(MLP(), ALL_OBJECTIVES[0])
-    tokens = views.chunk(0, N)
+    tokens = views.split(N)[0].tokens()
     out = read_whole(problem, fast.weights, tokens.q, N)
     again = read_whole(problem, fast.weights, tokens.q, N)
     assert torch.equal(out, again)

@@ -47,7 +47,7 @@ def test_the_dual_form_and_streaming_follow(mine):
     size = views.v.shape[3]
     scale = torch.rand(size, 1).double()
     mask = TokenCausal(size).mask(1, size, torch.device("cpu"))
-    expected, _ = read_primal(problem, fast.weights, views.chunk(0, size), scale, mask)
+    expected, _ = read_primal(problem, fast.weights, views.split(size)[0].tokens(), scale, mask)
     out, _ = scan(problem, fast, views, size=size, scale=scale, mask=mask, closes=[True])
     assert (out - expected).abs().max() <= 1e-10
     layer = TTT(inner=inner, heads=2, chunk=TokenCausal(4)).build(8).double()

@@ -35,15 +35,31 @@ class Views(NamedTuple):
     def past(self) -> int:
         return self.q.shape[2] - self.v.shape[3]
 
-    def chunk(self, start: int, size: int) -> Tokens:
-        wide = size + self.past
-        return Tokens(
-            self.q.narrow(2, start, wide),
-            self.k.narrow(3, start, wide).flatten(2, 3),
-            self.v.narrow(3, start, size).flatten(2, 3),
-            self.rate.narrow(3, start, size).flatten(2, 3),
-            None if self.fade is None else self.fade.narrow(2, start, size),
-        )
+    def split(self, size: int) -> list[Views]:
+        """Pieces of ``size`` tokens, the last one maybe shorter, each with its past.
+
+        All at once: the backward pass of a slice fills a tensor as long as the sequence, so that one slice per chunk
+        would cost time quadratic in the length.
+        """
+        past = self.past
+        q, k = _windows(self.q, past, size), _windows(self.k, past, size)
+        v, rate = self.v.split(size, -2), self.rate.split(size, -2)
+        fade = [None] * len(v) if self.fade is None else self.fade.split(size, -2)
+        return [Views(*parts) for parts in zip(q, k, v, rate, fade, strict=True)]
+
+    def tokens(self) -> Tokens:
+        """The whole of it as one chunk."""
+        return Tokens(self.q, self.k.flatten(2, 3), self.v.flatten(2, 3), self.rate.flatten(2, 3), self.fade)
+
+
+def _windows(x: Tensor, past: int, size: int) -> Sequence[Tensor]:
+    """x [..., P + T, d] in pieces of P + ``size`` tokens that overlap by P."""
+    if not past:
+        return x.split(size, -2)
+    length = x.shape[-2] - past
+    rest = length % size
+    whole = [] if length < size else list(x[..., : past + length - rest, :].unfold(-2, past + size, size).mT.unbind(-3))
+    return [*whole, x[..., length - rest :, :]] if rest else whole
 
 
 class Fast(NamedTuple):
@@ -88,21 +104,21 @@ def scan(
         outputs [B, H, T, d], and the state after them.
     """
 
-    def one_by_one(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
+    count = len(closes)
+    group = group or count
+    together = is_cumulative(problem, views)
+    pieces = views.split(group * size if together else size)
+    outputs = []
+
+    def some(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
+        if together:
+            return _chunks(problem, fast, pieces[first // group], size, scale, mask, closes[first:last])
         outputs = []
         for c in range(first, last):
-            part = views.chunk(c * size, min(size, views.v.shape[3] - c * size))
-            out, fast = _chunk(problem, fast, part, scale, mask, closes[c])
+            out, fast = _chunk(problem, fast, pieces[c].tokens(), scale, mask, closes[c])
             outputs.append(out)
         return torch.cat(outputs, dim=2), fast
 
-    def all_at_once(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
-        return _chunks(problem, fast, views, first, last, size, scale, mask, closes)
-
-    some = all_at_once if is_cumulative(problem, views) else one_by_one
-    count = len(closes)
-    group = group or count
-    outputs = []
     for first in range(0, count, group):
         last = min(first + group, count)
         if group < count and torch.is_grad_enabled():
@@ -160,17 +176,14 @@ def _chunks(
     problem: Problem,
     fast: Fast,
     views: Views,
-    first: int,
-    last: int,
     size: int,
     scale: Tensor,
     mask: Tensor | None,
     closes: Sequence[bool | Tensor],
 ) -> tuple[Tensor, Fast]:
-    """Chunks ``first`` ... ``last`` - 1 side by side, as rows of the batch; see ``is_cumulative``."""
-    batch, count = views.q.shape[0], last - first
-    length = min(last * size, views.v.shape[3]) - first * size
-    tokens = _side_by_side(views, first * size, count, size)
+    """All chunks of ``views`` side by side, as rows of the batch; see ``is_cumulative``."""
+    batch, count, length = views.q.shape[0], len(closes), views.v.shape[3]
+    tokens = _side_by_side(views, count, size)
 
     def apart(x: Tensor) -> Tensor:
         return x.unflatten(0, (batch, count))
@@ -180,7 +193,7 @@ def _chunks(
     total = combine(apart, summed(fast.weights, found))
     if fast.pending is not None:
         total = combine(lambda g, p: torch.cat((g[:, :1] + p[:, None], g[:, 1:]), 1), total, fast.pending)
-    ends = torch.stack([_column(closes[c], batch, scale.device) for c in range(first, last)], 1)
+    ends = torch.stack([_column(c, batch, scale.device) for c in closes], 1)
 
     def ended(x: Tensor) -> Tensor:
         return torch.where(ends.reshape(batch, count, *(1,) * (x.dim() - 2)), x, 0.0)
@@ -203,15 +216,14 @@ def _chunks(
     return out, Fast(weights, pending, fast.fading, fast.moments)
 
 
-def _side_by_side(views: Views, start: int, count: int, size: int) -> Tokens:
-    """``count`` chunks from token ``start`` on as rows of a batch [B * count], the last one filled with zeros."""
+def _side_by_side(views: Views, count: int, size: int) -> Tokens:
+    """Chunks as rows of a batch [B * count], the last one filled with zeros."""
+    past = views.past
 
     def fold(x: Tensor, past: int) -> Tensor:
-        x = x[..., start : start + past + count * size, :]
         x = torch.nn.functional.pad(x, (0, 0, 0, past + count * size - x.shape[-2]))
         return x.unfold(-2, past + size, size).mT.movedim(-3, 1).flatten(0, 1)
 
-    past = views.past
     q, k = fold(views.q, past), fold(views.k, past).flatten(2, 3)
     return Tokens(q, k, fold(views.v, 0).flatten(2, 3), fold(views.rate, 0).flatten(2, 3))
 
