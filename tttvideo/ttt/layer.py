@@ -193,7 +193,7 @@ class TTTLayer(SequenceLayer):
 
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         if x.shape[1] == 0 or (layout.lengths is not None and not layout.lengths.any()):
-            return torch.zeros_like(x), state
+            return 0.0 * x, state  # of x: what stands before this layer keeps a gradient
         chunk = self.config.chunk
         token_wise = isinstance(chunk, TokenCausal)
         period = chunk.tokens if isinstance(chunk, TokenCausal) else layout.tokens_per_frame
