@@ -18,7 +18,7 @@ Where a whole chunk reads a whole chunk (no mask) the update comes first, and ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -84,29 +84,60 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
     outer = torch.is_grad_enabled()
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
+    model = type(problem.model).__name__
 
     def record(name: str, x: Tensor) -> Tensor:
         if name in inputs:
-            raise ValueError(f"{type(problem.model).__name__} applies its map {name!r} twice; give each use a map.")
+            raise ValueError(f"{model} applies its map {name!r} twice; give each use a map.")
         z = affine(weights[name], x)
         if not z.requires_grad:
             z = z.detach().requires_grad_()
         inputs[name], outputs[name] = x, z
         return z
 
+    def last(z: Tensor) -> Tensor:
+        if unused := sorted(set(weights) - set(inputs)):
+            raise ValueError(f"{model} never applies its maps {', '.join(unused)}.")
+        return problem.objective.gradient(z, _last(k, v.shape[2]), v, norm) * rate
+
+    norm, (_, k, v, rate, _) = problem.norm, tokens
+    if torch.compiler.is_compiling():
+        return _traces_by_vjp(problem, weights, k, inputs, last)
     with torch.inference_mode(False), torch.enable_grad():
-        norm, (_, k, v, rate, _) = problem.norm, tokens
         if not outer:
             weights, norm = detached(weights), Norm(*(cut(x) for x in norm))
             k, v, rate = cut(k), cut(v), cut(rate)
         z = problem.model(k, record, problem.grid)
-        if unused := sorted(set(weights) - set(inputs)):
-            raise ValueError(f"{type(problem.model).__name__} never applies its maps {', '.join(unused)}.")
-        last = problem.objective.gradient(z, _last(k, v.shape[2]), v, norm) * rate
-        if not outer:
-            last = last.detach()
-        gradients = torch.autograd.grad(z, list(outputs.values()), last, create_graph=outer)
+        start = last(z) if outer else last(z).detach()
+        gradients = torch.autograd.grad(z, list(outputs.values()), start, create_graph=outer)
     return {name: Traces(inputs[name], g) for name, g in zip(outputs, gradients, strict=True)}
+
+
+def _traces_by_vjp(
+    problem: Problem, weights: Weights, k: Tensor, inputs: dict[str, Tensor], last: Callable[[Tensor], Tensor]
+) -> dict[str, Traces]:
+    """``traces`` in terms that torch.compile follows: the derivative to a zero that is added to each map's output."""
+
+    def record(name: str, x: Tensor) -> Tensor:
+        inputs[name] = x
+        return affine(weights[name], x)
+
+    with torch.no_grad():
+        problem.model(k, record, problem.grid)  # only to learn the shapes; what is not used is not compiled
+    zeros = {name: torch.zeros_like(affine(weights[name], x)) for name, x in inputs.items()}
+
+    def moved(zeros: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        found: dict[str, Tensor] = {}
+
+        def record(name: str, x: Tensor) -> Tensor:
+            found[name] = x
+            return affine(weights[name], x) + zeros[name]
+
+        return problem.model(k, record, problem.grid), found
+
+    z, pull, found = torch.func.vjp(moved, zeros, has_aux=True)
+    (gradients,) = pull(last(z))
+    return {name: Traces(found[name], gradients[name]) for name in found}
 
 
 def summed(weights: Weights, found: dict[str, Traces]) -> Weights:

@@ -78,6 +78,7 @@ class Fast(NamedTuple):
     moments: Moments
 
 
+@torch.compiler.disable(recursive=False)  # the loop depends on lengths; a chunk is a graph of its own, compiled once
 def scan(
     problem: Problem,
     fast: Fast,

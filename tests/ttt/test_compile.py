@@ -1,0 +1,57 @@
+"""torch.compile changes nothing but the time: the chunk is one graph, the loop over chunks stays outside."""
+
+import pytest
+import torch
+
+from tests.helpers import GRID, name
+from tests.ttt.test_dual import case
+from tttvideo.mixers import Attention, LinearAttention, Mamba
+from tttvideo.ttt import MLP, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt import scan as scanning
+from tttvideo.ttt.objective import ResidualL2
+
+N = GRID[0] * GRID[1]
+
+
+@pytest.mark.parametrize("inner", [MLP(), Conv(time=2)], ids=name)
+def test_a_chunk_is_one_graph(inner):
+    problem, fast, views = case(inner, ResidualL2())
+    mask = FrameCausal(2).mask(N // 2, N, torch.device("cpu"))
+    arguments = (problem, fast, views.tokens(), torch.rand(N, 1).double(), mask, True)
+    torch._dynamo.reset()
+    compiled, after = torch.compile(scanning._chunk, fullgraph=True, backend="aot_eager")(*arguments)
+    plain, expected = scanning._chunk(*arguments)
+    assert (compiled - plain).abs().max() <= 1e-12
+    for key, map in expected.weights.items():
+        assert (after.weights[key].weight - map.weight).abs().max() <= 1e-12
+
+
+CONFIGURATIONS = [
+    TTT(heads=2, chunk=TokenCausal(4)),
+    pytest.param(TTT(inner=Conv(), heads=2, chunk=FrameCausal(2)), marks=pytest.mark.slow),
+    pytest.param(TTT(heads=2, optimizer=Adam()), marks=pytest.mark.slow),
+    pytest.param(TTT(inner=Linear(), objective=DotProduct(), heads=2, chunk=TokenCausal(4)), marks=pytest.mark.slow),
+    pytest.param(Attention(heads=2), marks=pytest.mark.slow),
+    pytest.param(LinearAttention(heads=2), marks=pytest.mark.slow),
+    pytest.param(Mamba(heads=2), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("mixer", CONFIGURATIONS, ids=name)
+def test_a_compiled_layer_is_the_layer(mixer):
+    """Outputs, state and gradients; reading on under no_grad."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = mixer.build(8).double()
+    compiled = torch.compile(layer, backend="aot_eager")
+    x = torch.randn(2, 3 * N, 8).double()
+    results = []
+    for run in (layer, compiled):
+        layer.zero_grad()
+        y, state = run(x, None, Layout(GRID))
+        y.square().sum().backward()
+        with torch.no_grad():
+            more, _ = run(x, state, Layout(GRID))
+        results.append([y.detach(), more, *(p.grad.clone() for p in layer.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1.0, float(a.abs().max()))
