@@ -1,4 +1,4 @@
-"""docs/inner-models.md does what it says: its code is taken from the page and used as a reader would use it."""
+"""docs/inner-models.md and docs/layers.md do what they say: their code is used as a reader would use it."""
 
 import importlib
 import re
@@ -18,11 +18,11 @@ from tttvideo.ttt.objective import ResidualL2
 from tttvideo.ttt.scan import scan
 from tttvideo.video.transforms import Preprocessing
 
-PAGE = (Path(__file__).parents[2] / "docs" / "inner-models.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def block(language: str, page: str = "inner-models.md") -> str:
+    found = re.search(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -79,3 +79,12 @@ def test_training_takes_it_by_its_import_path(mine, tmp_path):
         from_pretrained(tmp_path / "model")
     again = from_pretrained(tmp_path / "model", trust=True)
     assert torch.allclose(again(frames, state=None)[0].logits, model.eval()(frames)[0].logits)
+
+
+def test_the_page_of_layers(tmp_path):
+    names: dict = {}
+    exec(block("python", "layers.md"), names)
+    assert names["y"].shape == (1, 16, 64)
+    (tmp_path / "c.yaml").write_text(block("yaml", "layers.md"))
+    config, _ = parse(["--config", str(tmp_path / "c.yaml"), "--data.root", "x", "--out", "y"])
+    assert [type(m).__name__ for m in config.model.backbone.mixers()] == (["TTT"] * 3 + ["Attention"]) * 2
