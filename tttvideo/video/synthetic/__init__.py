@@ -7,12 +7,14 @@ import difflib
 from typing import Any
 
 from tttvideo.video.synthetic.flash_order import FlashOrder
+from tttvideo.video.synthetic.flash_recall import FlashRecall
 from tttvideo.video.synthetic.suite import Suite, SuiteError
 from tttvideo.video.synthetic.writing import Made, make
 
 __all__ = [
     "SUITES",
     "FlashOrder",
+    "FlashRecall",
     "Made",
     "Suite",
     "SuiteError",
@@ -22,7 +24,7 @@ __all__ = [
     "suite_from",
 ]
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (FlashOrder,)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (FlashOrder, FlashRecall)}
 
 
 def find_suite(name: str) -> type[Suite]:

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tttvideo.video.synthetic.shapes import grey_scene
 from tttvideo.video.synthetic.suite import Plan, Suite, SuiteError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -70,10 +71,7 @@ class FlashOrder(Suite):
         return 5 * self.size // 8
 
     def draw(self, plan: Plan, rng: np.random.Generator) -> np.ndarray:
-        grey = np.full((self.frames, self.size, self.size), rng.integers(60, 130), np.uint8)
-        for _ in range(self.distractors):
-            grey[self.moving_shape(rng)] = rng.integers(0, 220)
-        video = np.repeat(grey[..., None], 3, axis=-1)
+        video = grey_scene(rng, self.frames, self.size, self.distractors)
         cause = plan.cause
         for which in ("first", "second"):
             onset, x, y = (int(cause[f"{which}_{key}"]) for key in ("onset", "x", "y"))
@@ -81,19 +79,6 @@ class FlashOrder(Suite):
                 str(cause[f"{which}_colour"])
             ]
         return video
-
-    def moving_shape(self, rng: np.random.Generator) -> np.ndarray:
-        """Mask bool [F, H, W] of a square or disc that flies straight and is reflected at the edges."""
-        start, angle = rng.uniform(0, 1, 2), rng.uniform(0, 2 * np.pi)
-        speed = rng.uniform(0.01, 0.04) * np.array([np.cos(angle), np.sin(angle)])  # frame widths per frame
-        path = start + speed * np.arange(self.frames)[:, None]
-        centre = self.size * np.abs((path + 1) % 2 - 1)  # a triangle wave: reflection at 0 and 1
-        away = np.abs(np.arange(self.size) + 0.5 - centre.T[:, :, None])  # [2, F, size]
-        dx, dy = away[0][:, None, :], away[1][:, :, None]
-        radius = rng.uniform(0.06, 0.16) * self.size
-        if rng.random() < 0.5:
-            return (dx < radius) & (dy < radius)
-        return dx**2 + dy**2 < radius**2
 
     # What can be known from the frames `indices`. Colours are independent of onsets, and a frame outside the
     # flashes says nothing about them, so all that matters is at which of these frames each flash is seen.

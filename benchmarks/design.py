@@ -1,0 +1,391 @@
+"""Which design for video? Small models that differ from a base in one factor, trained on generated clips in memory.
+
+    python -m benchmarks.design [--study configs/study/design.yaml] [--jobs 2] [--task NAME] [--only VARIANT ...]
+    python -m benchmarks.design --table docs/results/design.md
+
+A row is one training: a task, a variant, a seed. Clips are drawn as they are needed, without encoding, so no clip
+is seen twice; all variants of a seed see the same clips in the same order. A row is measured after its last step on
+clips of another seed: nothing is selected. Parameters are made equal by the width of the feed-forward half, which
+every row states. Finished rows are appended to a JSONL file and skipped when the study is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from tttvideo.backbone import BackboneStack, BlockState
+from tttvideo.model import VideoModel
+from tttvideo.training.arguments import parse
+from tttvideo.training.config import RunConfig
+from tttvideo.training.optimizer import Schedule, build_optimizer
+from tttvideo.ttt.interface import Layout
+from tttvideo.video.synthetic import Suite, find_suite
+from tttvideo.video.transforms import Preprocessing
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "configs" / "study" / "design.yaml"
+VAL_SEED = 1_000_000  # clips are measured that no training seed draws
+CURVE = 8  # points of the curve of training accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: seeds, base, tasks, variants")
+    parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    parser.add_argument("--task", help="only this task of the study")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these variants")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
+    parser.add_argument("--list", action="store_true", help="only build every variant and print its parameters")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the table of the finished rows")
+    options = parser.parse_args()
+
+    study = read_study(options.study)
+    rows_file = options.rows or ROOT / study["rows"]
+    tasks = [options.task] if options.task else list(study["tasks"])
+    variants = options.only or list(study["variants"])
+    for name, known in [*((t, study["tasks"]) for t in tasks), *((v, study["variants"]) for v in variants)]:
+        if name not in known:
+            parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
+    if options.table:
+        options.table.write_text(table(study, read_rows(rows_file)), encoding="utf-8")
+        return
+    if options.list:
+        list_variants(study, tasks, variants)
+        return
+    done = {key(row) for row in read_rows(rows_file)}
+    # Seed by seed, so that a study that is stopped early has whole comparisons.
+    seeds = options.seeds or study["seeds"]
+    wanted = [(task, variant, seed) for seed in seeds for task in tasks for variant in variants]
+    todo = [row for row in wanted if row not in done]
+    print(f"{len(wanted) - len(todo)} rows finished, {len(todo)} to do", flush=True)
+    failed = run_all(study, todo, rows_file, options.jobs)
+    print(table(study, read_rows(rows_file)))
+    if failed:
+        raise SystemExit(f"{len(failed)} rows failed:\n" + "\n".join(failed))
+
+
+def read_study(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def run_all(study: dict[str, Any], todo: list[tuple[str, str, int]], rows_file: Path, jobs: int) -> list[str]:
+    """Trains the rows and appends each as it is finished; returns the ones that could not be run, with the reason."""
+    failed = []
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read by the workers as they start
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        running = {pool.submit(train_row, study, *row): row for row in todo}
+        for future in as_completed(running):
+            try:
+                found = future.result()
+            except Exception as error:  # a variant that cannot be built must not end the study of the others
+                failed.append(f"{running[future]}: {type(error).__name__}: {error}")
+                print(failed[-1], flush=True)
+                continue
+            with rows_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
+    return failed
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["task"], row["variant"], row["seed"]
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Finished rows; a line cut off by a crash is not one."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+# --- what a row trains ----------------------------------------------------------------------------
+
+
+def settings(study: dict[str, Any], task: str, variant: str) -> RunConfig:
+    """Base, then the task's settings, then what the variant changes; read as train.py reads them."""
+
+    changed = study["tasks"][task].get("settings", {}) | study["variants"][variant].get("settings", {})
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(study["base"], file)
+        file.flush()
+        return parse(["--config", file.name, *words])[0]
+
+
+def suite_of(study: dict[str, Any], task: str, seed: int) -> Suite:
+    return find_suite(study["tasks"][task]["suite"])(**study["tasks"][task].get("parameters", {}), seed=seed)
+
+
+def build(config: RunConfig, suite: Suite) -> VideoModel:
+    preprocessing = Preprocessing(size=(suite.size, suite.size))
+    return VideoModel(config.model, preprocessing=preprocessing, labels=list(suite.classes))
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def matched(config: RunConfig, suite: Suite, parameters: int) -> RunConfig:
+    """The configuration with the feed-forward width that brings its parameters nearest to so many."""
+    backbone = config.model.backbone
+
+    def with_hidden(hidden: int) -> RunConfig:
+        ratio = (hidden + 0.5) / backbone.width  # the block takes the whole part of ratio * width
+        return replace(config, model=replace(config.model, backbone=replace(backbone, mlp_ratio=ratio)))
+
+    one, two = (count(build(with_hidden(hidden), suite)) for hidden in (1, 2))
+    return with_hidden(max(1, 1 + round((parameters - one) / (two - one))))
+
+
+def plan(study: dict[str, Any], task: str, variant: str) -> RunConfig:
+    """What a row trains: the variant with as many parameters as the base."""
+    config, suite = settings(study, task, variant), suite_of(study, task, VAL_SEED)
+    base = next(iter(study["variants"]))
+    target = count(build(settings(study, task, base), suite))
+    return config if count(build(config, suite)) == target else matched(config, suite, target)
+
+
+def list_variants(study: dict[str, Any], tasks: list[str], variants: list[str]) -> None:
+    for task in tasks:
+        for variant in variants:
+            try:
+                config = plan(study, task, variant)
+                model = build(config, suite_of(study, task, VAL_SEED))
+            except (ValueError, TypeError) as error:
+                print(f"{task:14} {variant:32} cannot be built: {error}")
+                continue
+            print(f"{task:14} {variant:32} {count(model):8,} parameters, feed-forward {hidden_width(config)}")
+
+
+def hidden_width(config: RunConfig) -> int:
+    return int(config.model.backbone.mlp_ratio * config.model.backbone.width)
+
+
+# --- one training ---------------------------------------------------------------------------------
+
+
+def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict[str, Any]:
+    """Trains and measures one row."""
+
+    options = study["variants"][variant]
+    config = plan(study, task, variant)
+    steps, batch = study["tasks"][task]["steps"], config.data.batch_size
+    suite = suite_of(study, task, seed)
+    torch.manual_seed(seed)
+    model = build(config, suite)
+    if "reset_frames" in options:
+        model.backbone = Forgetful(model.backbone, options["reset_frames"])  # type: ignore[assignment]
+    optimizer = build_optimizer(model, config.optimizer)
+    schedule = Schedule(optimizer, config.schedule, steps)
+    clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
+    right: list[float] = []
+    spent, begin = 0.0, time.process_time()
+    for step in range(steps):
+        frames, labels = clips(suite, "train", range(step * batch, (step + 1) * batch))
+        start = time.perf_counter()
+        schedule.set(step)
+        model.set_inner_rate(schedule.inner_scale(step))
+        output, _ = model(frames)
+        loss = model.loss(output, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if not math.isfinite(loss.item() + norm.item()):
+            break  # the row says at which step; the weights stay those before it
+        optimizer.step()
+        spent += time.perf_counter() - start
+        right.append(float((output.logits.argmax(1) == labels).float().mean()))
+    cpu = time.process_time() - begin
+    model.set_inner_rate(1.0)
+    model.eval()
+    val_loss, top1 = measure(model, study, task)
+    row: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "val_top1": top1, "val_loss": val_loss}
+    if options.get("controls"):
+        row["controls"] = {name: measure(model, study, task)[1] for name in controls(model)}
+    part = max(1, steps // CURVE)
+    return row | {
+        "curve": [round(statistics.mean(right[i : i + part]), 3) for i in range(0, len(right), part)],
+        "diverged_at": None if len(right) == steps else len(right),
+        "parameters": count(model),
+        "feed_forward": hidden_width(config),
+        "steps": steps,
+        "batch": batch,
+        "seconds": round(spent, 1),
+        "cpu_seconds": round(cpu, 1),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def clips(suite: Suite, split: str, numbers: range) -> tuple[Tensor, Tensor]:
+    """Clips of a suite as they are drawn, frames uint8 [B, F, 3, H, W], and their labels int64 [B]."""
+
+    plans = [suite.plan(split, i) for i in numbers]
+    frames = np.stack([suite.draw(made, suite.rng("drawing", split, i)) for made, i in zip(plans, numbers)])
+    labels = torch.tensor([suite.classes.index(made.label) for made in plans])
+    return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), labels
+
+
+def measure(model: VideoModel, study: dict[str, Any], task: str, batch: int = 64) -> tuple[float, float]:
+    """Mean loss and top-1 on the task's validation clips."""
+    suite, total = suite_of(study, task, VAL_SEED), study["tasks"][task]["val"]
+    losses, right = 0.0, 0
+    with torch.no_grad():
+        for first in range(0, total, batch):
+            frames, labels = clips(suite, "val", range(first, min(first + batch, total)))
+            output, _ = model(frames)
+            losses += float(model.loss(output, labels)) * len(labels)
+            right += int((output.logits.argmax(1) == labels).sum())
+    return round(losses / total, 4), round(right / total, 4)
+
+
+# --- controls -------------------------------------------------------------------------------------
+
+
+class Forgetful(nn.Module):
+    """A backbone whose state is thrown away after every so many frames; what follows it still pools the whole clip.
+
+    The pieces of a clip lie side by side in the batch, which is the same as reading one after the other, each with
+    the state at the start.
+    """
+
+    def __init__(self, backbone: nn.Module, frames: int):
+        super().__init__()
+        self.backbone = backbone
+        self.frames = frames
+
+    def init_state(self, batch: int) -> tuple[BlockState, ...]:
+        assert isinstance(self.backbone, BackboneStack)
+        return self.backbone.init_state(batch)
+
+    def forward(
+        self, x: Tensor, state: tuple[BlockState, ...], layout: Layout
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        piece = self.frames * layout.tokens_per_frame
+        pieces = x.reshape(-1, piece, x.shape[-1])  # a clip is a whole number of pieces, or this raises
+        mixed, _ = self.backbone(pieces, None, layout)
+        return mixed.reshape(x.shape), state
+
+
+def controls(model: VideoModel) -> Iterator[str]:
+    """Takes one thing away from a trained model at a time; it is whole again afterwards."""
+    with _swapped(model):
+        yield "q and k swapped"
+    model.set_inner_rate(0.0)
+    yield "inner rate 0"
+    model.set_inner_rate(1.0)
+    backbone = model.backbone
+    model.backbone = Forgetful(backbone, 1)  # type: ignore[assignment]
+    yield "state reset each frame"
+    model.backbone = backbone
+
+
+@contextmanager
+def _swapped(model: VideoModel) -> Iterator[None]:
+    """The projections of queries and keys exchanged in every layer that has both."""
+    layers: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "k_proj", None), nn.Linear)]
+
+    def swap() -> None:
+        for layer in layers:
+            layer.q_proj, layer.k_proj = layer.k_proj, layer.q_proj
+
+    swap()
+    yield
+    swap()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per variant; per task mean and range of validation top-1 over the seeds, mean
+    loss, and processor time of a training (wall time depends on what else the machine does)."""
+    tasks = list(study["tasks"])
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["task"] not in tasks:
+            continue
+        groups.setdefault((row["variant"], row["task"]), []).append(row)
+        for name, top1 in row.get("controls", {}).items():
+            name = f"{row['variant']}, trained; then {name}"
+            groups.setdefault((name, row["task"]), []).append({"val_top1": top1})
+    lines = [
+        "| variant | parameters (feed-forward width) | "
+        + " | ".join(f"{task}: top-1 (min-max) | loss | CPU s" for task in tasks)
+        + " |",
+        "|---|---|" + "---|---|---|" * len(tasks),
+    ]
+    known = list(study["variants"])
+    names = dict.fromkeys(name for name, _ in groups)  # controls beside the variant that they take apart
+    for name in sorted(names, key=lambda n: _place(n, known)):
+        first = next(row for (n, _), found in groups.items() if n == name for row in found)
+        cells = [f"{first['parameters']:,} ({first['feed_forward']})" if "parameters" in first else "same"]
+        cells += [cell for task in tasks for cell in _cells(groups.get((name, task), []))]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*(_task_line(study, task) for task in tasks), "", *lines]) + "\n"
+
+
+def _place(name: str, known: list[str]) -> tuple[int, int]:
+    """Where a line of the table stands: in the order of the study, rows of variants no longer in it last."""
+    variant, _, control = name.partition(", trained; then ")
+    return known.index(variant) if variant in known else len(known), int(bool(control))
+
+
+def _cells(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return ["-", "-", "-"]
+    top1 = [row["val_top1"] for row in found]
+    seeds = "" if len(found) == 3 else f", {len(found)} seed{'s' * (len(found) > 1)}"
+    diverged = sum(row.get("diverged_at") is not None for row in found)
+    note = f", {diverged} diverged" if diverged else ""
+    if "cpu_seconds" not in found[0]:
+        return [f"{statistics.mean(top1):.3f} ({min(top1):.3f}-{max(top1):.3f}{seeds})", "", ""]  # of a control
+    return [
+        f"{statistics.mean(top1):.3f} ({min(top1):.3f}-{max(top1):.3f}{seeds}{note})",
+        f"{statistics.mean(row['val_loss'] for row in found):.3f}",
+        f"{statistics.median(row['cpu_seconds'] for row in found):.0f}",
+    ]
+
+
+def _task_line(study: dict[str, Any], task: str) -> str:
+    """What the figures of a task are to be held against."""
+    suite, described = suite_of(study, task, VAL_SEED), study["tasks"][task]
+    batch = study["base"]["data"]["batch_size"]
+    line = (
+        f"- **{task}**: {suite.frames} frames of {suite.size} x {suite.size}, {described['steps']} steps of {batch} "
+        f"new clips, {described['val']} validation clips. Ceiling {suite.ceiling(range(suite.frames)):.3f}, chance "
+        f"{suite.chance:.3f}"
+    )
+    return line + (f", {described['without']}." if "without" in described else ".")
+
+
+if __name__ == "__main__":
+    main()
