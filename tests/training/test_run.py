@@ -191,6 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(arguments, monke
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert "the loss of step 6 is not finite" in said
+    assert "a lower base_rate of the TTT layers (now 0.1)" in said
     assert said.count(".mp4") == 2  # the batch it was
     assert "step-00000004" in said
     run = Path(argv[argv.index("--out") + 1])

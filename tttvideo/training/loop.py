@@ -223,4 +223,7 @@ class Trainer:
 
         mine = [path for bad, paths in suspects if what == "gradient" or bool(bad) for path in paths]
         paths = gather_object(mine)
-        raise NonFinite(f"the {what} of step {step + 1} is not finite; its videos were {', '.join(paths)}")
+        hint = "a lower optimizer.lr may help"
+        if rates := self.bare.inner_rates():
+            hint += f", or a lower base_rate of the TTT layers (now {max(rates):g}): the inner loop diverges first"
+        raise NonFinite(f"the {what} of step {step + 1} is not finite; its videos were {', '.join(paths)}; {hint}")
