@@ -8,6 +8,7 @@ from tests.ttt.test_dual import case
 from tttvideo.mixers import Attention, LinearAttention, Mamba
 from tttvideo.ttt import MLP, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, Linear, TokenCausal
 from tttvideo.ttt import scan as scanning
+from tttvideo.ttt.dual import Steps
 from tttvideo.ttt.objective import ResidualL2
 
 N = GRID[0] * GRID[1]
@@ -17,7 +18,8 @@ N = GRID[0] * GRID[1]
 def test_a_chunk_is_one_graph(inner):
     problem, fast, views = case(inner, ResidualL2())
     mask = FrameCausal(2).mask(N // 2, N, torch.device("cpu"))
-    arguments = (problem, fast, views.tokens(), torch.rand(N, 1).double(), mask, True)
+    scale = torch.rand(N, 1).double()
+    arguments = (problem, fast, views.tokens(), Steps(scale, scale[-1], scale * mask), True)
     torch._dynamo.reset()
     compiled, after = torch.compile(scanning._chunk, fullgraph=True, backend="aot_eager")(*arguments)
     plain, expected = scanning._chunk(*arguments)

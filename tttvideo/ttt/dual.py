@@ -24,10 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .affine import Pass, affine, dual, moved
 from .inner.base import InnerModel
 from .objective import Norm, Objective
 from .optimizer import InnerOptimizer
-from .weights import Map, Weights, affine, combine, cut, detached
+from .weights import Map, Weights, combine, cut, detached
+from .weights import affine as affine_by_definition
 
 
 class Problem(NamedTuple):
@@ -66,6 +68,27 @@ class Tokens(NamedTuple):
         return self.q.shape[2] - max(0, self.k.shape[2] - self.v.shape[2])
 
 
+class Steps(NamedTuple):
+    """Sizes of the steps of a chunk.
+
+    Attributes:
+        scale: of the step that each token's weights have taken, [K, 1].
+        last: of the whole chunk's, [1].
+        seen: e, [K, V * K]; None where the whole chunk is seen by all of it.
+    """
+
+    scale: Tensor
+    last: Tensor
+    seen: Tensor | None
+
+    def first(self, size: int) -> Steps:
+        """The same for a chunk's first ``size`` tokens."""
+        if size == len(self.scale) or self.seen is None:
+            return self
+        rows = self.seen[:size].unflatten(1, (-1, len(self.scale)))
+        return Steps(self.scale[:size], self.last, rows[:, :, :size].flatten(1))
+
+
 class Traces(NamedTuple):
     """Inputs x_s [B, H, S, inputs] and output gradients G_s [B, H, S, outputs] of one affine map."""
 
@@ -85,11 +108,12 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     model = type(problem.model).__name__
+    within = Pass()
 
     def record(name: str, x: Tensor) -> Tensor:
         if name in inputs:
             raise ValueError(f"{model} applies its map {name!r} twice; give each use a map.")
-        z = affine(weights[name], x)
+        z = affine(weights[name], x, within)
         if not z.requires_grad:
             z = z.detach().requires_grad_()
         inputs[name], outputs[name] = x, z
@@ -109,7 +133,9 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
             k, v, rate = cut(k), cut(v), cut(rate)
         z = problem.model(k, record, problem.grid)
         start = last(z) if outer else last(z).detach()
+        within.inner = True
         gradients = torch.autograd.grad(z, list(outputs.values()), start, create_graph=outer)
+        within.inner = False
     return {name: Traces(inputs[name], g) for name, g in zip(outputs, gradients, strict=True)}
 
 
@@ -126,7 +152,7 @@ def _traces_by_vjp(
         problem.model(k, record, problem.grid)  # only to learn the shapes; what is not used is not compiled
     zeros = {name: torch.zeros_like(affine(weights[name], x)) for name, x in inputs.items()}
 
-    def moved(zeros: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def shifted(zeros: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         found: dict[str, Tensor] = {}
 
         def record(name: str, x: Tensor) -> Tensor:
@@ -135,7 +161,7 @@ def _traces_by_vjp(
 
         return problem.model(k, record, problem.grid), found
 
-    z, pull, found = torch.func.vjp(moved, zeros, has_aux=True)
+    z, pull, found = torch.func.vjp(shifted, zeros, has_aux=True)  # type: ignore[misc]
     (gradients,) = pull(last(z))
     return {name: Traces(found[name], gradients[name]) for name in found}
 
@@ -151,38 +177,38 @@ def summed(weights: Weights, found: dict[str, Traces]) -> Weights:
     }
 
 
-def descend(weights: Weights, gradient: Weights, scale: Tensor) -> Weights:
-    """weights - scale * gradient."""
-    return combine(lambda w, g: torch.addcmul(w, scale, g, value=-1), weights, gradient)
+def descend(weights: Weights, found: dict[str, Traces], scale: Tensor) -> Weights:
+    """weights - scale * sum_s grad_s."""
+    return {name: moved(weights[name], *trace, scale) for name, trace in found.items()}
 
 
 def read_whole(problem: Problem, weights: Weights, q: Tensor, size: int) -> Tensor:
     """The last ``size`` queries, all at the same ``weights``: [B, H, size, d]."""
-    z = problem.model(q, lambda name, x: affine(weights[name], x), problem.grid)
-    return problem.objective.read(z, _last(q, size), problem.norm)
+    return problem.objective.read(apply_whole(problem, weights, q), _last(q, size), problem.norm)
 
 
-def read_dual(
+def apply_whole(problem: Problem, weights: Weights, q: Tensor) -> Tensor:
+    """g(q; W)."""
+    return problem.model(q, lambda name, x: affine(weights[name], x), problem.grid)
+
+
+def apply_dual(
     problem: Problem,
     weights: Weights,
     pending: Weights | None,
     found: dict[str, Traces],
     q: Tensor,
-    scale: Tensor,
-    mask: Tensor,
+    steps: Steps,
 ) -> Tensor:
-    """Query t at W_t, by the dual form; ``scale`` [K, 1], ``mask`` [K, S]; ``pending`` gradients are seen by all."""
-    steps = scale * mask
+    """g(q_t; W_t) by the dual form; ``pending`` gradients are seen by all."""
+    seen = steps.seen
+    assert seen is not None
 
-    def moved(name: str, x: Tensor) -> Tensor:
-        trace = found[name]
-        products = x @ trace.inputs.mT
-        if weights[name].bias is not None:
-            products = products + 1.0
-        z = affine(weights[name], x) - (steps * products) @ trace.gradients
-        return z if pending is None else z - scale * affine(pending[name], x)
+    def ahead(name: str, x: Tensor) -> Tensor:
+        z = dual(weights[name], x, *found[name], seen)
+        return z if pending is None else z - steps.scale * affine(pending[name], x)
 
-    return problem.objective.read(problem.model(q, moved, problem.grid), _last(q, len(mask)), problem.norm)
+    return problem.model(q, ahead, problem.grid)
 
 
 def update_whole(problem: Problem, weights: Weights, moments, tokens: Tokens, scale: Tensor):
@@ -191,9 +217,12 @@ def update_whole(problem: Problem, weights: Weights, moments, tokens: Tokens, sc
     A forget gate leads the old weights back towards W_0; gradients are taken before it does.
     """
     for step in range(problem.optimizer.steps):
-        gradient = combine(lambda g: scale * g, summed(weights, traces(problem, weights, tokens)))
+        found = traces(problem, weights, tokens)
+        gradient = None if problem.optimizer.linear else combine(lambda g: scale * g, summed(weights, found))
         if step == 0 and tokens.fade is not None:
             weights = faded(problem, weights, tokens.fade.sum(2, keepdim=True))
+        if gradient is None:
+            return descend(weights, found, scale), moments
         weights, moments = problem.optimizer.step(weights, gradient, moments, problem.start, problem.warmup)
     return weights, moments
 
@@ -226,7 +255,7 @@ def read_primal(
         if any(not x.requires_grad for x in leaves):
             leaves = [x.detach().requires_grad_() for x in leaves]
         live = _assemble(names, leaves, weights)
-        z = problem.model(tokens.k, lambda name, x: affine(live[name], x), problem.grid)
+        z = problem.model(tokens.k, lambda name, x: affine_by_definition(live[name], x), problem.grid)
         k = _last(tokens.k, tokens.v.shape[2])
         losses = problem.objective.loss(z, k, tokens.v, problem.norm) * tokens.rate.squeeze(-1)
         count = losses.shape[2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .dual import Problem, Tokens, descend, faded, read_dual, read_whole, summed, traces, update_whole
+from .dual import Problem, Steps, Tokens, apply_dual, apply_whole, descend, faded, summed, traces, update_whole
 from .optimizer import Moments
 from .weights import Weights, combine, where, zeros_like
 
@@ -108,15 +108,16 @@ def scan(
     count = len(closes)
     group = group or count
     together = is_cumulative(problem, views)
+    steps = Steps(scale, scale[-1], None if mask is None else (scale * mask).repeat(1, views.v.shape[2]))
     pieces = views.split(group * size if together else size)
     outputs = []
 
     def some(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
         if together:
-            return _chunks(problem, fast, pieces[first // group], size, scale, mask, closes[first:last])
+            return _chunks(problem, fast, pieces[first // group], size, steps, closes[first:last])
         outputs = []
         for c in range(first, last):
-            out, fast = _chunk(problem, fast, pieces[c].tokens(), scale, mask, closes[c])
+            out, fast = _chunk(problem, fast, pieces[c].tokens(), steps, closes[c])
             outputs.append(out)
         return torch.cat(outputs, dim=2), fast
 
@@ -127,7 +128,8 @@ def scan(
         else:
             out, fast = some(first, last, fast)
         outputs.append(out)
-    return torch.cat(outputs, dim=2), fast
+    z = torch.cat(outputs, dim=2)
+    return problem.objective.read(z, views.q[:, :, views.past :], problem.norm), fast
 
 
 def is_cumulative(problem: Problem, views: Views) -> bool:
@@ -137,35 +139,38 @@ def is_cumulative(problem: Problem, views: Views) -> bool:
     return problem.model.linear and problem.objective.constant_gradient and plain and views.fade is None
 
 
-def _chunk(
-    problem: Problem, fast: Fast, tokens: Tokens, scale: Tensor, mask: Tensor | None, closes: bool | Tensor
-) -> tuple[Tensor, Fast]:
-    """One chunk: outputs, and the state after it."""
+def _chunk(problem: Problem, fast: Fast, tokens: Tokens, steps: Steps, closes: bool | Tensor) -> tuple[Tensor, Fast]:
+    """One chunk: what the inner model makes of its queries, and the state after it."""
     size = tokens.size
-    if mask is None:
-        weights, moments = update_whole(problem, fast.weights, fast.moments, tokens, scale[-1])
-        out = read_whole(problem, weights, tokens.q, size)
+    if steps.seen is None:
+        weights, moments = update_whole(problem, fast.weights, fast.moments, tokens, steps.last)
+        out = apply_whole(problem, weights, tokens.q)
         if not isinstance(closes, bool):
             weights = where(closes, weights, fast.weights)
             moments = _where_moments(closes, moments, fast.moments)
         return out, Fast(weights, None, fast.fading, moments)
 
-    found = traces(problem, fast.weights, tokens)
-    total = summed(fast.weights, found)
-    if fast.pending is not None:
-        total = combine(torch.add, fast.pending, total)
-    fading = fast.fading if tokens.fade is None else fast.fading + tokens.fade.sum(2, keepdim=True)
-    seen = mask[:size, :size].repeat(1, tokens.v.shape[2] // size)
-    out = read_dual(problem, fast.weights, fast.pending, found, tokens.q, scale[:size], seen)
-    if closes is False:
-        return out, Fast(fast.weights, total, fading, fast.moments)
-    weights = fast.weights if tokens.fade is None else faded(problem, fast.weights, fading)
-    weights = descend(weights, total, scale[-1])
+    weights, pending, fading, moments = fast
+    found = traces(problem, weights, tokens)
+    out = apply_dual(problem, weights, pending, found, tokens.q, steps.first(size))
+    if tokens.fade is not None:
+        fading = fading + tokens.fade.sum(2, keepdim=True)
     if closes is True:
-        return out, Fast(weights, None, torch.zeros_like(fading), fast.moments)
+        if tokens.fade is not None:
+            weights, fading = faded(problem, weights, fading), torch.zeros_like(fading)
+        if pending is not None:
+            weights = combine(lambda w, p: w - steps.last * p, weights, pending)
+        return out, Fast(descend(weights, found, steps.last), None, fading, moments)
+
+    total = summed(weights, found)
+    if pending is not None:
+        total = combine(torch.add, pending, total)
+    if closes is False:
+        return out, Fast(weights, total, fading, moments)
+    after = weights if tokens.fade is None else faded(problem, weights, fading)
+    after = combine(lambda w, g: w - steps.last * g, after, total)
     pending = where(closes, zeros_like(total), total)
-    fading = torch.where(closes, 0.0, fading)
-    return out, Fast(where(closes, weights, fast.weights), pending, fading, fast.moments)
+    return out, Fast(where(closes, after, weights), pending, torch.where(closes, 0.0, fading), moments)
 
 
 def _where_moments(closes: Tensor, new: Moments, old: Moments) -> Moments:
@@ -178,8 +183,7 @@ def _chunks(
     fast: Fast,
     views: Views,
     size: int,
-    scale: Tensor,
-    mask: Tensor | None,
+    steps: Steps,
     closes: Sequence[bool | Tensor],
 ) -> tuple[Tensor, Fast]:
     """All chunks of ``views`` side by side, as rows of the batch; see ``is_cumulative``."""
@@ -194,24 +198,23 @@ def _chunks(
     total = combine(apart, summed(fast.weights, found))
     if fast.pending is not None:
         total = combine(lambda g, p: torch.cat((g[:, :1] + p[:, None], g[:, 1:]), 1), total, fast.pending)
-    ends = torch.stack([_column(c, batch, scale.device) for c in closes], 1)
+    ends = torch.stack([_column(c, batch, views.q.device) for c in closes], 1)
 
     def ended(x: Tensor) -> Tensor:
         return torch.where(ends.reshape(batch, count, *(1,) * (x.dim() - 2)), x, 0.0)
 
-    steps = combine(lambda g: (scale[-1] * g).flatten(0, 1), total)
-    steps = combine(lambda g: ended(apart(g)), problem.optimizer.clipped(steps))
+    moves = combine(lambda g: (steps.last * g).flatten(0, 1), total)
+    moves = combine(lambda g: ended(apart(g)), problem.optimizer.clipped(moves))
     # W first, so that the sum is taken in the order of a loop, whatever the groups of checkpointing
-    after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], fast.weights, steps)
+    after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], fast.weights, moves)
     weights = combine(lambda x: x[:, -1], after)
-    if mask is None:
-        out = read_whole(problem, combine(lambda x: x.flatten(0, 1), after), tokens.q, size)
+    if steps.seen is None:
+        out = apply_whole(problem, combine(lambda x: x.flatten(0, 1), after), tokens.q)
         pending = None
     else:
         before = combine(lambda w, x: torch.cat((w[:, None], x[:, :-1]), 1).flatten(0, 1), fast.weights, after)
         held = None if fast.pending is None else combine(lambda p: _first_of(p, count), fast.pending)
-        seen = mask.repeat(1, tokens.v.shape[2] // size)
-        out = read_dual(problem, before, held, found, tokens.q, scale, seen)
+        out = apply_dual(problem, before, held, found, tokens.q, steps)
         pending = combine(lambda g: (g - ended(g)).sum(1), total)
     out = apart(out).transpose(1, 2).flatten(2, 3)[:, :, :length]
     return out, Fast(weights, pending, fast.fading, fast.moments)

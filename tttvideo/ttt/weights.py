@@ -25,7 +25,7 @@ Weights = dict[str, Map]
 
 
 def affine(map: Map, x: Tensor) -> Tensor:
-    """x A + b."""
+    """x A + b: the definition. ``affine.affine`` is the same with derivatives that cost less."""
     return x @ map.weight if map.bias is None else x @ map.weight + map.bias
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from .activation import gelu
 from .base import Affine, InnerModel, MapShape, check_expansion
 from .neighbourhood import check_time, neighbourhoods
 
@@ -42,4 +42,4 @@ class Conv(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         patches = neighbourhoods(x, grid, self.time).flatten(-2)
-        return affine("2", F.gelu(affine("1", patches), approximate="tanh"))
+        return affine("2", gelu(affine("1", patches)))

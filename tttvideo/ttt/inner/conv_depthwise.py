@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from .activation import gelu
 from .base import Affine, InnerModel, MapShape
 from .neighbourhood import check_time, depthwise, neighbourhoods
 
@@ -35,4 +35,4 @@ class ConvDepthwise(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         z = affine("1", depthwise(neighbourhoods(x, grid, self.time))).squeeze(-1).mT
-        return affine("2", F.gelu(z, approximate="tanh"))
+        return affine("2", gelu(z))

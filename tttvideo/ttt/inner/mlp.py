@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from .activation import gelu
 from .base import Affine, InnerModel, MapShape, check_expansion
 
 
@@ -26,4 +26,4 @@ class MLP(InnerModel):
         return {"1": MapShape(dim, hidden), "2": MapShape(hidden, dim)}
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
-        return affine("2", F.gelu(affine("1", x), approximate="tanh"))
+        return affine("2", gelu(affine("1", x)))
