@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from tttvideo.mixers import Attention
+from tttvideo.mixers import Attention, Bidirectional
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import ConfigError
-from tttvideo.ttt import MLP, TTT, Conv, Linear
+from tttvideo.ttt import MLP, TTT, Conv, Linear, Whole
 
 YAML = """
 model:
@@ -83,3 +83,27 @@ def test_data_named_on_the_command_line_replace_those_of_the_file(tmp_path, text
 def test_a_class_that_does_not_exist_is_named_with_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"mixer.*MPL"):
         mixer(tmp_path, "MPL")
+
+
+@pytest.mark.parametrize("words", [("null",), ("2.0", "null")])
+def test_null_on_the_command_line_at_any_depth(words):
+    clips = [word for value in words for word in ("--model.backbone.mixer.optimizer.clip", value)]
+    assert parse(clips)[0].model.backbone.mixer == TTT()
+    chunk = ("--model.backbone.mixer.chunk", "Whole", "--model.backbone.mixer.chunk.frames")
+    assert parse([*chunk, "null"])[0].model.backbone.mixer.chunk == Whole(None)
+    assert parse([*chunk[:2], chunk[2] + "=null"])[0].model.backbone.mixer.chunk == Whole(None)
+    both = [word.replace("mixer.", "mixer.mixer.") for word in clips]
+    assert parse(["--model.backbone.mixer", "Bidirectional", *both])[0].model.backbone.mixer == Bidirectional(TTT())
+    assert parse(["--model.backbone.mixer", "Attention", "--model.backbone.mixer.window", "null"])[0]
+
+
+def test_null_where_there_must_be_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"mixer\.optimizer\.steps must be int, not"):
+        parse(["--model.backbone.mixer.optimizer.steps", "null"])
+
+
+def test_an_unknown_setting_is_named_with_its_whole_key():
+    with pytest.raises(ConfigError, match=r"unknown setting model\.backbone\.mixer\.optimizer\.rate: SGD has no 'rate'"):
+        parse(["--model.backbone.mixer.optimizer", "SGD", "--model.backbone.mixer.optimizer.rate", "0.01"])
+    with pytest.raises(ConfigError, match=r"unknown setting model\.backbone\.mixer\.foo: TTT has no 'foo'"):
+        parse(["--model.backbone.mixer.foo", "1"])

@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         words += _other_source_off(words, [_settings(file) for file in namespace_files(words)])
-        with _classes_start_afresh():
+        with _classes_start_afresh(), _null_stays_null():
             namespace = parser.parse_args(words)
         settings = vars(parser.instantiate(namespace))
         settings.pop("config", None)
@@ -85,6 +85,30 @@ def _classes_start_afresh() -> Iterator[None]:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = carry_over
+
+
+@contextmanager
+def _null_stays_null() -> Iterator[None]:
+    """`--a.mixer.optimizer.clip null` reaches the innermost class as it was written.
+
+    jsonargparse would read `null` at the outermost class and hand it on to the next as Python writes it, the word
+    `None`, which is no number and no null.
+    """
+    from jsonargparse import _typehints
+
+    read = _typehints.parse_value_or_config
+
+    def read_all_but_null(value: Any, *args: Any, **options: Any) -> Any:
+        found, path = read(value, *args, **options)
+        if isinstance(value, _typehints.NestedArg) and found.val is None:
+            return value, path
+        return found, path
+
+    _typehints.parse_value_or_config = read_all_but_null
+    try:
+        yield
+    finally:
+        _typehints.parse_value_or_config = read
 
 
 def _settings(file: str) -> dict[str, Any]:
@@ -147,29 +171,21 @@ def _sentence(message: str, parser: Any, files: list[str]) -> str:
         key = word.removeprefix("--").split("=", 1)[0]
         return f"unknown setting --{key}{_nearest(key, _keys(parser))}"
 
-    nested = re.search(
-        r"""key ["'](?P<key>[\w.]+)["'].*class_path ['"][\w.]+['"].*?Option ['"][\w.]+['"]""",
-        message,
-        re.DOTALL,
-    )
-    if nested:
-        # the innermost class that refused an option
-        pairs = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
-        option = re.findall(r"""Option ['"]([\w.]+)['"] is not accepted""", message)[-1]
-        fields = _fields_of(pairs[-1])
+    keys = re.findall(r"""[Kk]ey ["']([\w.]+)["']""", message)  # from the outermost setting to the one at fault
+    classes = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
+    refused = re.findall(r"""Option ['"]([\w.]+)['"] is not accepted""", message)
+    if keys and classes and refused:
+        name = refused[-1]
         return (
-            f"unknown setting {nested['key']}.{option}: {pairs[-1].rsplit('.', 1)[-1]} has no {option!r}"
-            f"{_nearest(option, fields)}{where}"
+            f"unknown setting {'.'.join([*keys, name])}: {classes[-1].rsplit('.', 1)[-1]} has no {name!r}"
+            f"{_nearest(name, _fields_of(classes[-1]))}{where}"
         )
 
     group = re.search(r"""Group ['"]([\w.]+)['"] does not accept option ['"]([\w.]+)['"]""", message)
-    option = re.search(r"""Option ['"]([\w.]+)['"] is not accepted""", message)
-    if group or option:
-        key = f"{group[1]}.{group[2]}" if group else option[1]  # type: ignore[index]
+    if group or refused:
+        key = f"{group[1]}.{group[2]}" if group else refused[0]
         return f"unknown setting {key!r}{_nearest(key, _keys(parser))}{where}"
 
-    keys = re.findall(r"""[Kk]ey ["']([\w.]+)["']""", message)  # from the outermost setting to the one at fault
-    classes = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
     key = ".".join(keys)
     bad_class = re.search(r"Expected a dot import path string: (\S+)", message)
     absent = re.search(r"No module named .+|module '.+' has no attribute .+|Problem importing.+", message)
