@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.helpers import BASELINES, BIDIRECTIONAL, GRID, name
+from tests.helpers import ALL_MIXERS, BASELINES, BIDIRECTIONAL, GRID, name
 from tttvideo.mixers import (
     LSTM,
     TTT,
@@ -104,6 +104,45 @@ def test_calls_with_nothing(mixer):
     assert (nothing == 0).all()
     x = tokens(3 * N)
     assert difference(layer(x, state, Layout(GRID))[0], layer(x, None, Layout(GRID))[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+def test_no_sequences_at_all(mixer, dtype):
+    """B = 0, with and without tokens, with and without lengths."""
+    layer, state, total = build(mixer).to(dtype), None, torch.zeros(())
+    for count in (3 * N, 0, 3 * N):
+        for lengths in (None, torch.zeros(0, dtype=torch.int64)):
+            x = tokens(count, 0).to(dtype).requires_grad_()
+            y, state = layer(x, state, Layout(GRID, lengths))
+            assert y.shape == x.shape
+            total = total + y.sum()
+    total.backward()
+    assert all(leaf.shape[0] == 0 for leaf in torch.utils._pytree.tree_leaves(state))
+    assert all((p.grad == 0).all() for p in layer.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+def test_packed_sequences_without_tokens(mixer):
+    layer = build(mixer)
+    y, state = layer(tokens(0, 1), None, Layout(GRID, cu_seqlens=torch.tensor([0, 0, 0])))
+    assert y.shape == (1, 0, DIM)
+    x = tokens(2 * N, 1)
+    y, _ = layer(x, state, Layout(GRID, cu_seqlens=torch.tensor([0, 0, 2 * N])))
+    assert difference(y, layer(x, None, Layout(GRID))[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+def test_a_state_keeps_no_more_memory_than_it_needs(mixer):
+    """A view of what a call computed would keep the whole call alive."""
+    layer = build(mixer)
+    state = None
+    for _ in range(1 if not layer.streams else 2):
+        with torch.no_grad():
+            _, state = layer(tokens(64 * N, 1), state, Layout(GRID))
+        leaves = torch.utils._pytree.tree_leaves(state)
+        needed = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        assert sum(leaf.untyped_storage().nbytes() for leaf in leaves) <= 2 * needed
 
 
 # LSTM
@@ -261,6 +300,26 @@ def test_a_window_remembers_a_constant_number_of_tokens_of_rows_of_any_age():
             alone[row].append(x[row, :length])
             outputs[row].append(y[row, :length])
     assert sizes == [2 * N] * 5
+    for given, found in zip(alone, outputs, strict=True):
+        expected, _ = layer(torch.cat(given)[None], None, Layout(GRID))
+        assert difference(torch.cat(found), expected[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("causality", ["frame", "token"])
+def test_a_cache_has_no_columns_of_padding(causality):
+    """Calls that read nothing, and rows that take turns, leave as many columns as the longest row has tokens."""
+    layer = build(Attention(heads=2, causality=causality))
+    state = None
+    alone, outputs = [[], []], [[], []]
+    for lengths in ([0, 0], [2, 0], [0, 0], [0, 3], [0, 0], [1, 1]):
+        lengths = torch.tensor(lengths) * N
+        x = tokens(4 * N)
+        y, state = layer(x, state, Layout(GRID, lengths))
+        assert state.keys.shape[2] == state.values.shape[2] == state.slots.shape[1] == int(state.seen.max())
+        for row, length in enumerate(lengths.tolist()):
+            alone[row].append(x[row, :length])
+            outputs[row].append(y[row, :length])
+    assert state.seen.tolist() == [3 * N, 4 * N]
     for given, found in zip(alone, outputs, strict=True):
         expected, _ = layer(torch.cat(given)[None], None, Layout(GRID))
         assert difference(torch.cat(found), expected[0]) <= 1e-12

@@ -111,7 +111,7 @@ class AttentionLayer(SequenceLayer):
         mask = self._mask(slots, cached, unit).to(x.device)
         y = self.o_proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)))
         seen = state.seen + (length if lengths is None else lengths)
-        return y, self._trimmed(AttentionState(keys, values, cached, seen), unit)
+        return y, self._trimmed(AttentionState(keys, values, cached, seen), lengths, unit)
 
     def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor:
         """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
@@ -125,10 +125,16 @@ class AttentionLayer(SequenceLayer):
         # A query that is padding may see nothing at all; softmax over nothing is NaN, so it sees everything.
         return (seen | ~seen.any(-1, keepdim=True))[:, None]
 
-    def _trimmed(self, state: AttentionState, unit: int) -> AttentionState:
-        """Keeps of each row what the unit after its last can still see."""
-        count = state.slots.shape[1]
-        if self.config.window is None or count <= (keep := (self.config.window - 1) * unit):
+    def _trimmed(self, state: AttentionState, lengths: Tensor | None, unit: int) -> AttentionState:
+        """Keeps of each row what the unit after its last can still see, and no more columns than the row that sees
+        most has tokens."""
+        count = keep = state.slots.shape[1]
+        if self.config.window is not None:
+            keep = min(keep, (self.config.window - 1) * unit)
+        if lengths is not None:  # otherwise this call has filled every column that it added
+            real = (state.slots >= 0).sum(1).tolist()
+            keep = min(keep, max(real, default=0))
+        if keep == count:
             return state
         # Real tokens last, in their order: rows that have ended remember what they read last.
         last = (state.slots >= 0).int().argsort(dim=1, stable=True)[:, count - keep :]

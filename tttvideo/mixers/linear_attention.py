@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
 from ..ttt.objective import EPS
 from ..ttt.views import CausalConv, at_least_float32, rotate
+from . import fused
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class LinearAttention(Mixer):
 
     Everything around it - projections, short convolutions, rotary positions, LayerNorm over C, gate - is the TTT
     layer's, so that the two differ in the update rule alone. With ``identity`` it is the limit of a linear inner
-    model without bias, norm and residual that starts at 0 and takes one step for the whole sequence.
+    model without bias, norm and residual that starts at 0 and takes one step for the whole sequence. In plain PyTorch,
+    or, causal over tokens, by flash-linear-attention's kernel where that is installed and a GPU is there (``fused``).
 
     Attributes:
         heads: H.
@@ -136,7 +138,9 @@ class LinearAttentionLayer(SequenceLayer):
                 k = k * valid[:, None, :, None]
             if self.config.normalizer:
                 v = F.pad(v, (0, 1), value=1.0)
-            out, sums = attend(q, k, v, state.sums, self.config.chunk, self.unit(layout.tokens_per_frame))
+            unit = self.unit(layout.tokens_per_frame)
+            form = fused.linear_attention(q, unit) or attend
+            out, sums = form(q, k, v, state.sums, self.config.chunk, unit)
             if self.config.normalizer:
                 out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(out.dtype).tiny)
         y = self.post_norm(merge_heads(out).to(x.dtype))
@@ -186,7 +190,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sums: Tensor, chunk: int, unit: int)
     scores = (q @ k.mT).masked_fill(group[:, None] < group, 0.0)
     before = torch.cat((sums[:, :, None], k.mT @ v), dim=2).cumsum(2)
     out = q @ before[:, :, :-1] + scores @ v
-    return out.flatten(2, 3)[:, :, :length], before[:, :, -1]
+    # clone: a view would keep the sums of all chunks alive in the state
+    return out.flatten(2, 3)[:, :, :length], before[:, :, -1].clone()
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:

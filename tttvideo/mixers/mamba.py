@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
 from ..ttt.views import CausalConv, at_least_float32
+from . import fused
 
 
 @dataclass(frozen=True)
 class Mamba(Mixer):
-    """State-space duality layer (arXiv 2405.21060, sections 6 and 7), in plain PyTorch; causal over tokens.
+    """State-space duality layer (arXiv 2405.21060, sections 6 and 7); causal over tokens.
 
     Per head, with x, B, C from a short causal convolution and the step dt_t = softplus(w . x_t + bias):
 
         h_t = exp(-dt_t exp(A_log)) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t
 
-    Then RMSNorm(y * silu(z)) and the output projection. B and C are shared by all heads, as in the paper.
+    Then RMSNorm(y * silu(z)) and the output projection. B and C are shared by all heads, as in the paper. In plain
+    PyTorch, or by mamba-ssm's kernel where that is installed and a GPU is there (``fused``).
 
     Attributes:
         heads: H; the head dimension is expand * channels / heads (64 in the paper).
@@ -98,12 +100,32 @@ class MambaLayer(SequenceLayer):
             valid = valid_tokens(layout.lengths, x.shape[1], x.device)
             if valid is not None:  # a step of 0 neither decays nor adds
                 dt = dt.masked_fill(~valid[..., None], 0.0)
-            dt = dt.mT
-            log_decay = -dt * self.A_log.to(dt.dtype).exp()[:, None]
-            y, ssm = scan(dt[..., None] * inner, log_decay, B, C, state.ssm, self.config.chunk)
-            y = merge_heads(y + self.D[:, None, None] * inner)
+            form = fused.mamba(inner) or selective_scan
+            A, D = -self.A_log.to(dt.dtype).exp(), self.D.to(dt.dtype)
+            y, ssm = form(inner, dt.mT, A, B, C, D, state.ssm, self.config.chunk)
+            y = merge_heads(y)
             y = F.rms_norm(y * F.silu(z), y.shape[-1:], eps=1e-5) * self.norm_scale
         return self.out_proj(y.to(x.dtype)), MambaState(ssm, tail)
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t + D x_t.
+
+    Args:
+        x: [B, H, T, d].
+        dt: [B, H, T].
+        A: [H], below 0, and D likewise, of any sign.
+        B: [B, T, S], and C likewise; shared by the heads.
+        state: h before the first token, [B, H, d, S].
+        chunk: tokens per chunk, K.
+
+    Returns:
+        y [B, H, T, d] and h after the last token.
+    """
+    y, state = scan(dt[..., None] * x, dt * A[:, None], B, C, state, chunk)
+    return y + D[:, None, None] * x, state
 
 
 def scan(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

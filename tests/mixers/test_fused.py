@@ -1,0 +1,195 @@
+"""The kernels of other packages, by stand-ins: their documented signatures, computed token by token in PyTorch."""
+
+import logging
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers import GRID
+from tttvideo.mixers import LinearAttention, Mamba, fused
+from tttvideo.ttt import Layout
+
+N = GRID[0] * GRID[1]
+DIM = 8
+MAMBA = Mamba(heads=2, state_dim=3, chunk=5)
+LINEAR = LinearAttention(heads=2, causality="token", chunk=5)
+ELU = LinearAttention(heads=2, causality="token", feature_map="elu", normalizer=True, gate=True, short_conv="raster")
+
+
+def chunk_linear_attn(
+    q, k, v, scale=None, initial_state=None, output_final_state=False, normalize=True, head_first=False
+):
+    """fla/ops/linear_attn/chunk.py: q, k [B, T, H, K], v [B, T, H, V], state [B, H, K, V]."""
+    batch, tokens, heads, dim = q.shape
+    assert k.shape == q.shape
+    assert v.shape[:3] == q.shape[:3]
+    assert initial_state.shape == (batch, heads, dim, v.shape[3])
+    assert tokens >= heads
+    assert not head_first
+    scale = dim**-0.5 if scale is None else scale
+    state, outputs = initial_state, []
+    for t in range(tokens):
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t] * scale, state))
+    out = torch.stack(outputs, dim=1)
+    if normalize:
+        out = out / ((q * scale * k.cumsum(1)).sum(-1, keepdim=True) + 1e-10)
+    return out, state if output_final_state else None
+
+
+def mamba_chunk_scan_combined(
+    x,
+    dt,
+    A,
+    B,
+    C,
+    chunk_size,
+    D=None,
+    z=None,
+    dt_bias=None,
+    initial_states=None,
+    seq_idx=None,
+    cu_seqlens=None,
+    dt_softplus=False,
+    dt_limit=(0.0, float("inf")),
+    return_final_states=False,
+    return_varlen_states=False,
+):
+    """mamba_ssm/ops/triton/ssd_combined.py: x [B, T, H, d], dt [B, T, H], A [H], B and C [B, T, groups, S],
+    D [H], initial_states [B, H, d, S]."""
+    batch, tokens, heads, dim = x.shape
+    assert dt.shape == (batch, tokens, heads)
+    assert A.shape == (heads,)
+    assert B.shape == C.shape
+    assert B.shape[:2] == (batch, tokens)
+    assert initial_states.shape == (batch, heads, dim, B.shape[3])
+    assert chunk_size >= 16
+    assert chunk_size & (chunk_size - 1) == 0
+    if dt_bias is not None:
+        dt = dt + dt_bias
+    dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)
+    B, C = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (B, C))
+    state, outputs = initial_states, []
+    for t in range(tokens):
+        kept = torch.exp(dt[:, t] * A)[..., None, None]
+        state = kept * state + torch.einsum("bhd,bhs->bhds", dt[:, t, :, None] * x[:, t], B[:, t])
+        y = torch.einsum("bhds,bhs->bhd", state, C[:, t])
+        outputs.append(y if D is None else y + D[:, None] * x[:, t])
+    out = torch.stack(outputs, dim=1)
+    out = out if z is None else out * F.silu(z)
+    return (out, state) if return_final_states else out
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Both packages are installed, and every tensor is on a GPU; gives the names of the kernels called."""
+    called = []
+
+    def install(module, kernel):
+        def counted(*args, **kwargs):
+            called.append(kernel.__name__)
+            return kernel(*args, **kwargs)
+
+        stand_in = types.ModuleType(module)
+        setattr(stand_in, kernel.__name__, counted)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+        for parent in [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]:
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+
+    install("fla.ops.linear_attn", chunk_linear_attn)
+    install("mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined)
+    monkeypatch.setattr(fused, "_on_gpu", lambda x: True)
+    fused._find.cache_clear()
+    yield called
+    fused._find.cache_clear()
+
+
+def build(mixer):
+    torch.manual_seed(0)
+    return mixer.build(DIM)
+
+
+def read(layer, dtype=torch.float32):
+    """Two calls, the second with padding; outputs, last state and every gradient."""
+    torch.manual_seed(1)
+    layer = layer.to(dtype)
+    first, second = (torch.randn(3, 7 * N, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
+    y, state = layer(first, None, Layout(GRID))
+    z, state = layer(second, state, Layout(GRID, torch.tensor([7 * N, 11, 0])))
+    leaves = [t for t in torch.utils._pytree.tree_leaves(state) if t.is_floating_point()]
+    loss = sum(t.square().sum() for t in (y, z, *leaves))
+    return [y, z, *leaves, *torch.autograd.grad(loss, (first, second, *layer.parameters()))]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "kernel"),
+    [(MAMBA, "mamba_chunk_scan_combined"), (LINEAR, "chunk_linear_attn"), (ELU, "chunk_linear_attn")],
+)
+def test_the_kernel_gives_what_the_plain_form_gives(mixer, kernel, calls, monkeypatch):
+    found = read(build(mixer))
+    assert calls == [kernel] * 2
+    monkeypatch.setattr(fused, "_on_gpu", lambda x: False)
+    for a, b in zip(found, read(build(mixer)), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * (1 + b.abs().max())
+    assert calls == [kernel] * 2
+
+
+@pytest.mark.parametrize("mixer", [MAMBA, LINEAR])
+def test_the_kernel_serves_half_precision(mixer, calls):
+    layer = build(mixer).bfloat16()
+    y, state = layer(torch.randn(2, 4 * N, DIM, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    assert state[0].dtype == torch.float32
+    assert len(calls) == 1
+
+
+def test_the_plain_form_serves_where_the_kernel_cannot(calls):
+    read(build(MAMBA), torch.float64)
+    read(build(LINEAR), torch.float64)
+    build(LinearAttention(heads=2))(
+        torch.randn(2, 4 * N, DIM), None, Layout(GRID)
+    )  # frames whose tokens see each other
+    build(LINEAR)(torch.randn(2, 1, DIM))  # fewer tokens than heads
+    for mixer in (MAMBA, LINEAR):
+        build(mixer)(torch.randn(0, 5, DIM))
+        build(mixer)(torch.randn(2, 0, DIM))
+    assert calls == []
+
+
+@pytest.mark.parametrize("mixer", [MAMBA, LINEAR])
+def test_what_is_compiled_is_the_plain_form(mixer, calls):
+    layer, x = build(mixer), torch.randn(2, 4 * N, DIM)
+    expected, _ = layer(x)
+    compiled, _ = torch.compile(layer, backend="eager")(x)
+    assert len(calls) == 1
+    assert (compiled - expected).abs().max() <= 1e-5
+
+
+def test_the_log_says_once_which_form_serves(calls, caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        read(build(MAMBA))
+    assert [record.getMessage() for record in caplog.records] == ["mamba_chunk_scan_combined of mamba_ssm serves."]
+
+
+def test_without_the_packages_the_plain_form_serves(calls, caplog, monkeypatch):
+    for module in [name for name in sys.modules if name.split(".")[0] in ("fla", "mamba_ssm")]:
+        monkeypatch.setitem(sys.modules, module, None)
+    caplog.set_level(logging.INFO)
+    for mixer in (MAMBA, LINEAR, MAMBA, LINEAR):
+        read(build(mixer))
+    assert calls == []
+    assert len(caplog.records) == 2
+    assert all("Plain PyTorch serves" in record.getMessage() for record in caplog.records)
+
+
+def test_a_kernel_that_reads_heads_first_is_left_alone(calls, caplog, monkeypatch):
+    def chunk_linear_attn(q, k, v, scale=None, head_first=True):
+        raise AssertionError
+
+    monkeypatch.setattr(sys.modules["fla.ops.linear_attn"], "chunk_linear_attn", chunk_linear_attn)
+    read(build(LINEAR))
+    assert "older releases" in caplog.text
