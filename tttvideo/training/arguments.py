@@ -94,21 +94,21 @@ def _null_stays_null() -> Iterator[None]:
     jsonargparse would read `null` at the outermost class and hand it on to the next as Python writes it, the word
     `None`, which is no number and no null.
     """
-    from jsonargparse import _typehints
+    from jsonargparse import _typehints, _util
 
-    read = _typehints.parse_value_or_config
+    read = _util.parse_value_or_config
 
     def read_all_but_null(value: Any, *args: Any, **options: Any) -> Any:
         found, path = read(value, *args, **options)
-        if isinstance(value, _typehints.NestedArg) and found.val is None:
+        if isinstance(value, _util.NestedArg) and found.val is None:
             return value, path
         return found, path
 
-    _typehints.parse_value_or_config = read_all_but_null
+    _typehints.parse_value_or_config = read_all_but_null  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
     finally:
-        _typehints.parse_value_or_config = read
+        _typehints.parse_value_or_config = read  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _settings(file: str) -> dict[str, Any]:
