@@ -168,3 +168,18 @@ def test_a_pattern_holds_mixers():
     with pytest.raises(ValueError, match="8 channels into 3 heads"):
         Backbone(8, frame_attention=3).build()
     assert Backbone(pattern=[FrameAttention()]).mixers() == [FrameAttention()] * 2
+
+
+@pytest.mark.parametrize("config", HYBRIDS, ids=name)
+def test_packed_is_separate(config):
+    """No layer of the stack sees over the border between two sequences of a packed row."""
+    stack = build(config)
+    lengths = torch.tensor([2, 0, 4]) * N
+    ends = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    x = torch.randn(1, int(ends[-1]), DIM).double()
+    y, state = stack(x, None, Layout(GRID, cu_seqlens=ends))
+    for start, stop in itertools.pairwise(ends.tolist()):
+        if start < stop:
+            alone, _ = stack(x[:, start:stop], None, Layout(GRID))
+            assert (y[:, start:stop] - alone).abs().max() <= 1e-12
+    assert len(state) == len(stack.blocks)

@@ -11,7 +11,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from .mixers import TTT, FrameAttention, Mixer
-from .ttt.interface import Layout, SequenceLayer, State, valid_tokens
+from .ttt.interface import Layout, SequenceLayer, State
 from .ttt.views import CausalConv
 
 
@@ -72,7 +72,7 @@ class Backbone:
 
 
 class BlockState(NamedTuple):
-    """State of one block: the mixer's, and the tail of the convolution before it [B, 3, C] (None without)."""
+    """State of one block: the mixer's, and the tail of the convolution before it [B, up to 3, C] (None without)."""
 
     mixer: State
     tail: Tensor | None
@@ -133,39 +133,28 @@ class Block(nn.Module):
         return x, BlockState(mixer_state, tail)
 
 
-class BackboneStack(nn.Module):
-    """Tokens [B, T, C] -> normalised tokens [B, T, C], and the state of every block."""
+class BackboneStack(SequenceLayer):
+    """Tokens [B, T, C] -> normalised tokens [B, T, C], and the state of every block.
+
+    It streams, is causal and may be split as all of its blocks allow.
+    """
 
     def __init__(self, config: Backbone):
         super().__init__()
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, *own) for own in zip(config.mixers(), rates, strict=True))
+        blocks = [Block(config, *own) for own in zip(config.mixers(), rates, strict=True)]
+        self.streams = all(block.mixer.streams for block in blocks)
+        self.causal = all(block.mixer.causal for block in blocks)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.width)
 
-    @property
-    def streams(self) -> bool:
-        """False if a sequence must be read whole, in one call."""
-        return all(block.mixer.streams for block in self.blocks)  # type: ignore[union-attr]
-
-    @property
-    def causal(self) -> bool:
-        """False if an output depends on later frames than its own."""
-        return all(block.mixer.causal for block in self.blocks)  # type: ignore[union-attr]
-
     def unit(self, tokens_per_frame: int) -> int:
-        """A sequence may be split between calls at multiples of this many tokens."""
         return math.lcm(*(block.unit(tokens_per_frame) for block in self.blocks))  # type: ignore[operator]
 
     def init_state(self, batch: int) -> tuple[BlockState, ...]:
         return tuple(block.init_state(batch) for block in self.blocks)  # type: ignore[operator]
 
-    def forward(
-        self, x: Tensor, state: tuple[BlockState, ...] | None = None, layout: Layout = Layout()
-    ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        state = self.init_state(x.shape[0]) if state is None else state
-        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)
+    def read(self, x: Tensor, state: tuple[BlockState, ...], layout: Layout) -> tuple[Tensor, tuple[BlockState, ...]]:
         after = []
         for block, before in zip(self.blocks, state, strict=True):
             x, now = block(x, before, layout)

@@ -19,7 +19,7 @@ def test_a_chunk_is_one_graph(inner):
     problem, fast, views = case(inner, ResidualL2())
     mask = FrameCausal(2).mask(N // 2, N, torch.device("cpu"))
     scale = torch.rand(N, 1).double()
-    arguments = (problem, fast, views.tokens(), Steps(scale, scale[-1], scale * mask), True)
+    arguments = (problem, fast, views.tokens(), Steps.of(scale, mask, 1), True)
     torch._dynamo.reset()
     compiled, after = torch.compile(scanning._chunk, fullgraph=True, backend="aot_eager")(*arguments)
     plain, expected = scanning._chunk(*arguments)

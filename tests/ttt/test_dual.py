@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,10 +23,10 @@ from tttvideo.ttt import (
     TokenCausal,
     Whole,
 )
-from tttvideo.ttt.dual import Problem, read_primal, read_whole, summed, traces
+from tttvideo.ttt.dual import Problem, faded, read_primal, read_whole, summed, traces
 from tttvideo.ttt.kernel_regression import nadaraya_watson
 from tttvideo.ttt.objective import Norm
-from tttvideo.ttt.optimizer import orthogonalized
+from tttvideo.ttt.optimizer import InnerOptimizer, orthogonalized
 from tttvideo.ttt.scan import Fast, Views, scan
 from tttvideo.ttt.weights import Map, affine, combine, zeros_like
 
@@ -33,7 +34,7 @@ N = GRID[0] * GRID[1]
 B, H, D = 3, 2, 4
 
 
-def case(inner, objective, optimizer=ALL_OPTIMIZERS[0], *, frames=1, pairs=1, seed=0):
+def case(inner, objective, optimizer=ALL_OPTIMIZERS[0], *, frames=1, pairs=1, forget=False, seed=0):
     """A random problem, weights away from their start, and views of ``frames`` frames."""
     torch.manual_seed(seed)
 
@@ -53,7 +54,7 @@ def case(inner, objective, optimizer=ALL_OPTIMIZERS[0], *, frames=1, pairs=1, se
         torch.randn(B, H, pairs, past + size, D).double(),
         torch.randn(B, H, pairs, size, D).double(),
         0.2 * torch.rand(B, H, pairs, size, 1).double(),
-        None,
+        -torch.rand(B, H, size, 1).double() if forget else None,
     )
     start = weights(B)
     return problem, Fast(start, None, torch.zeros(B, H, 1, 1).double(), optimizer.init_state(start)), views
@@ -65,17 +66,17 @@ def distance(a, b) -> float:
 
 
 COMBINATIONS = [
-    (inner, chunk, objective, frames, pairs)
+    (inner, chunk, objective, frames, pairs, forget)
     for inner, chunk, objective in itertools.product(ALL_INNER, ALL_CHUNKS, ALL_OBJECTIVES)
-    for frames, pairs in ((1, 1), (2, 1), (3, 1), (2, 2))
+    for frames, pairs, forget in ((1, 1, False), (2, 1, True), (3, 1, False), (2, 2, True))
     if allowed(inner, chunk) and not (pairs > 1 and inner.past_frames)
 ]
 
 
-@pytest.mark.parametrize(("inner", "chunk", "objective", "frames", "pairs"), COMBINATIONS, ids=name)
-def test_dual_form_is_the_definition(inner, chunk, objective, frames, pairs):
+@pytest.mark.parametrize(("inner", "chunk", "objective", "frames", "pairs", "forget"), COMBINATIONS, ids=name)
+def test_dual_form_is_the_definition(inner, chunk, objective, frames, pairs, forget):
     """One chunk, whole or ragged: outputs and weights by the dual form against one gradient per token."""
-    problem, fast, views = case(inner, objective, frames=frames, pairs=pairs)
+    problem, fast, views = case(inner, objective, frames=frames, pairs=pairs, forget=forget)
     full = chunk.size(N)
     size = min(full, frames * N)
     views = Views(*(None if x is None else x[..., : x.shape[-2] - frames * N + size, :] for x in views))
@@ -91,6 +92,7 @@ def test_dual_form_is_the_definition(inner, chunk, objective, frames, pairs):
     moved = after.weights
     if not closes[0]:
         assert after.pending is not None
+        moved = faded(problem, moved, after.fading)
         moved = combine(lambda w, g: w - scale[size - 1] * g, moved, after.pending)
     assert distance(moved, last) <= 1e-10
 
@@ -304,3 +306,35 @@ def test_what_cannot_combine_says_so():
         if inner.mixes_tokens:
             with pytest.raises(ValueError, match="mixes the tokens"):
                 TTT(inner=inner, chunk=TokenCausal(4))
+
+
+def test_an_optimizer_of_the_users_own_is_not_taken_for_descent():
+    """Where gradients do not depend on the weights, too."""
+
+    @dataclass(frozen=True)
+    class Sign(InnerOptimizer):
+        def update(self, gradient, moments, warmup):
+            return combine(torch.sign, gradient), moments
+
+    problem, fast, views = case(Linear(), DotProduct(), Sign(), frames=2)
+    scale = torch.full((N, 1), 0.3, dtype=torch.float64)
+    _, after = scan(problem, fast, views, size=N, scale=scale, mask=None, closes=[True] * 2)
+    moved = combine(torch.sub, after.weights, fast.weights)
+    assert set(moved["1"].weight.round().flatten().tolist()) <= {-2.0, 0.0, 2.0}
+
+
+def test_several_chunks_with_a_gate_and_an_open_one():
+    """The scan over chunks, the last one open, against one definition after the other."""
+    problem, fast, views = case(MLP(), ALL_OBJECTIVES[0], frames=3, forget=True)
+    size = 2 * N
+    scale = torch.full((size, 1), 0.3, dtype=torch.float64)
+    mask = FrameCausal(2).mask(N, size, torch.device("cpu"))
+    out, after = scan(problem, fast, views, size=size, scale=scale, mask=mask, closes=[True, False])
+    first, second = (piece.tokens() for piece in views.split(size))
+    expected, weights = read_primal(problem, fast.weights, first, scale, mask)
+    rest, last = read_primal(problem, weights, second, scale[:N], mask[:N, :N])
+    assert (out - torch.cat((expected, rest), 2)).abs().max() <= 1e-10
+    assert distance(after.weights, weights) <= 1e-10
+    assert after.pending is not None
+    moved = faded(problem, after.weights, after.fading)
+    assert distance(combine(lambda w, g: w - 0.3 * g, moved, after.pending), last) <= 1e-10

@@ -55,7 +55,7 @@ class TokenCausal(Chunk):
     tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
+        if self.tokens < 1 or self.tokens != int(self.tokens):
             raise ValueError(f"TokenCausal.tokens is {self.tokens}; a chunk needs at least 1 token.")
 
     def size(self, tokens_per_frame: int) -> int:
@@ -79,7 +79,7 @@ class FrameCausal(Chunk):
     frames: int = 1
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
+        if self.frames < 1 or self.frames != int(self.frames):
             raise ValueError(f"FrameCausal.frames is {self.frames}; a chunk needs at least 1 frame.")
 
     def size(self, tokens_per_frame: int) -> int:
@@ -107,7 +107,8 @@ class Whole(Chunk):
     A sequence may end inside a chunk, but not go on from there.
 
     Attributes:
-        frames: frames per chunk; none: the whole sequence (full-batch gradient descent), in one call.
+        frames: frames per chunk; none: the whole sequence, in one call: full-batch gradient descent, whose step is
+            that of the mean over its frames (a chunk of n frames takes the sum of their n steps).
     """
 
     frames: int | None = 4

@@ -28,7 +28,8 @@ from .affine import Pass, affine, dual, moved
 from .inner.base import InnerModel
 from .objective import Norm, Objective
 from .optimizer import InnerOptimizer
-from .weights import Map, Weights, combine, cut, detached
+from .saved import at_hand
+from .weights import Map, Weights, by_row, combine, cut, detached
 from .weights import affine as affine_by_definition
 
 
@@ -69,24 +70,32 @@ class Tokens(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Sizes of the steps of a chunk.
+    """Sizes of the steps of a chunk, and who sees whom.
 
     Attributes:
         scale: of the step that each token's weights have taken, [K, 1].
         last: of the whole chunk's, [1].
-        seen: e, [K, V * K]; None where the whole chunk is seen by all of it.
+        mask: [K, K]; None where the whole chunk is seen by all of it.
+        seen: e, [K, V * K]; None likewise.
     """
 
     scale: Tensor
     last: Tensor
+    mask: Tensor | None
     seen: Tensor | None
 
-    def first(self, size: int) -> Steps:
-        """The same for a chunk's first ``size`` tokens."""
-        if size == len(self.scale) or self.seen is None:
+    @staticmethod
+    def of(scale: Tensor, mask: Tensor | None, views: int) -> Steps:
+        seen = None if mask is None else (scale * mask).repeat(1, views)
+        return Steps(scale, scale[-1], None if mask is None else mask.to(scale.dtype), seen)
+
+    def part(self, start: int, size: int) -> Steps:
+        """The same for ``size`` tokens of a chunk from token ``start`` on."""
+        if size == len(self.scale) or self.mask is None or self.seen is None:
             return self
-        rows = self.seen[:size].unflatten(1, (-1, len(self.scale)))
-        return Steps(self.scale[:size], self.last, rows[:, :, :size].flatten(1))
+        own = slice(start, start + size)
+        rows = self.seen[own].unflatten(1, (-1, len(self.scale)))
+        return Steps(self.scale[own], self.last, self.mask[own, own], rows[:, :, own].flatten(1))
 
 
 class Traces(NamedTuple):
@@ -99,12 +108,15 @@ class Traces(NamedTuple):
 def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Traces]:
     """Reads the keys at ``weights`` and differentiates sum_s rate[s] * loss_s at each affine map's output.
 
-    Works with and without an outer graph: inside ``no_grad`` the inner gradient is still taken.
+    Works with and without an outer graph: under ``no_grad``, and where nothing asks for an outer gradient, the inner
+    one is still taken.
 
     Raises:
         ValueError: if the inner model does not apply each of its maps exactly once.
     """
-    outer = torch.is_grad_enabled()
+    norm, (_, k, v, rate, _) = problem.norm, tokens
+    sources = (k, v, rate, *norm, *(x for map in weights.values() for x in map if x is not None))
+    outer = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     model = type(problem.model).__name__
@@ -124,10 +136,9 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
             raise ValueError(f"{model} never applies its maps {', '.join(unused)}.")
         return problem.objective.gradient(z, _last(k, v.shape[2]), v, norm) * rate
 
-    norm, (_, k, v, rate, _) = problem.norm, tokens
     if torch.compiler.is_compiling():
         return _traces_by_vjp(problem, weights, k, inputs, last)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), at_hand():
         if not outer:
             weights, norm = detached(weights), Norm(*(cut(x) for x in norm))
             k, v, rate = cut(k), cut(v), cut(rate)
@@ -136,7 +147,10 @@ def traces(problem: Problem, weights: Weights, tokens: Tokens) -> dict[str, Trac
         within.inner = True
         gradients = torch.autograd.grad(z, list(outputs.values()), start, create_graph=outer)
         within.inner = False
-    return {name: Traces(inputs[name], g) for name, g in zip(outputs, gradients, strict=True)}
+    return {
+        name: Traces(inputs[name] if outer else inputs[name].detach(), g)
+        for name, g in zip(outputs, gradients, strict=True)
+    }
 
 
 def _traces_by_vjp(
@@ -194,21 +208,31 @@ def apply_whole(problem: Problem, weights: Weights, q: Tensor) -> Tensor:
 
 def apply_dual(
     problem: Problem,
-    weights: Weights,
+    fast: Weights,
     pending: Weights | None,
     found: dict[str, Traces],
-    q: Tensor,
+    tokens: Tokens,
     steps: Steps,
+    fading: Tensor,
 ) -> Tensor:
-    """g(q_t; W_t) by the dual form; ``pending`` gradients are seen by all."""
-    seen = steps.seen
+    """g(q_t; W_t) by the dual form, ``fast`` being W. ``pending`` gradients and the sum of gates ``fading``, of tokens
+    that the chunk has read before, are seen by all.
+
+    With a forget gate W_t begins at W_0 + kept[t] (W - W_0), kept[t] the product of the gates that token t sees.
+    """
+    seen, mask = steps.seen, steps.mask
     assert seen is not None
+    assert mask is not None
+    lost = None if tokens.fade is None else torch.expm1(fading + mask @ tokens.fade)  # kept - 1
 
     def ahead(name: str, x: Tensor) -> Tensor:
-        z = dual(weights[name], x, *found[name], seen)
+        z = dual(fast[name], x, *found[name], seen)
+        if lost is not None:
+            moved = affine(fast[name], x) - affine(problem.start[name], x)
+            z = z + (lost if x.dim() == lost.dim() else lost[:, :, None]) * moved
         return z if pending is None else z - steps.scale * affine(pending[name], x)
 
-    return problem.model(q, ahead, problem.grid)
+    return problem.model(tokens.q, ahead, problem.grid)
 
 
 def update_whole(problem: Problem, weights: Weights, moments, tokens: Tokens, scale: Tensor):
@@ -262,9 +286,15 @@ def read_primal(
         grads = [torch.autograd.grad(losses[:, :, s].sum(), leaves, create_graph=True) for s in range(count)]
     outputs = []
     at = leaves
+    first = [x for map in problem.start.values() for x in map if x is not None]
     for t in range(size):
         seen = [s for s in range(count) if mask is None or bool(mask[t, s % size])]
-        at = [w - scale[t] * sum(grads[s][i] for s in seen) for i, w in enumerate(leaves)]
+        start = leaves
+        if tokens.fade is not None:
+            own = range(size) if mask is None else [s for s in range(size) if bool(mask[t, s])]
+            kept = torch.exp(sum(tokens.fade[:, :, s] for s in own))[..., None]  # type: ignore[call-overload]
+            start = [w0 + by_row(kept, w) * (w - w0) for w, w0 in zip(leaves, first, strict=True)]
+        at = [w - scale[t] * sum(grads[s][i] for s in seen) for i, w in enumerate(start)]
         outputs.append(read_whole(problem, _assemble(names, at, weights), tokens.q, size)[:, :, t])
     return torch.stack(outputs, dim=2), _assemble(names, at, weights)
 

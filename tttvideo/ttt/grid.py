@@ -57,14 +57,14 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
-def chunk_ends(ends: Tensor, size: int, chunks: int, device: torch.device) -> list[bool | Tensor]:
+def chunk_ends(ends: Tensor, size: int, device: torch.device) -> list[bool | Tensor]:
     """For each chunk, whether its last token has been read, by row where rows differ."""
-    return [_by_row(ends >= (c + 1) * size, device) for c in range(chunks)]
+    return [_by_row(ends >= end, device) for end in range(size, int(ends.max()) + size, size)]
 
 
-def chunks_begun(ends: Tensor, size: int, chunks: int, device: torch.device) -> list[bool | Tensor]:
+def chunks_begun(ends: Tensor, size: int, device: torch.device) -> list[bool | Tensor]:
     """For each chunk, whether it has a token at all, by row where rows differ."""
-    return [_by_row(ends > c * size, device) for c in range(chunks)]
+    return [_by_row(ends > start, device) for start in range(0, int(ends.max()), size)]
 
 
 def _by_row(rows: Tensor, device: torch.device) -> bool | Tensor:

@@ -70,12 +70,13 @@ class SequenceLayer(nn.Module, ABC):
 
         Raises:
             ValueError: if the sequence may not be split here (frame-causal layers read whole frames), or if
-                ``cu_seqlens`` does not fit ``x``.
+                ``x``, ``state`` and ``layout`` do not fit together.
         """
         if layout.cu_seqlens is not None:
             rows, lengths = unpack(x, layout)
             y, state = self(rows, state, Layout(layout.grid, lengths))
             return pack(y, lengths), state
+        check(x, state, layout)
         self._check_frames(x.shape[1], layout)
         state = self.init_state(x.shape[0]) if state is None else state
         valid = valid_tokens(layout.lengths, x.shape[1], x.device)
@@ -98,6 +99,28 @@ class SequenceLayer(nn.Module, ABC):
             )
 
 
+def check(x: Tensor, state: State | None, layout: Layout) -> None:
+    """Raises ValueError, in one sentence, where tokens, state and layout do not fit together."""
+    if x.dim() != 3:
+        raise ValueError(f"A sequence layer reads tokens [B, T, C], but x is {list(x.shape)}; add what is missing.")
+    batch, tokens, _ = x.shape
+    if min(layout.grid) < 1:
+        raise ValueError(f"Layout.grid is {tuple(layout.grid)}; a frame has at least one row and one column of tokens.")
+    lengths = layout.lengths
+    if lengths is not None:
+        if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.device.type != "cpu":
+            raise ValueError("Layout.lengths must be an int64 tensor [B] on the host; use torch.tensor([...]).")
+        if lengths.shape != (batch,) or not bool(((lengths >= 0) & (lengths <= tokens)).all()):
+            raise ValueError(
+                f"Layout.lengths {lengths.tolist()} must say for each of the {batch} rows how many of its {tokens} "
+                "tokens are valid."
+            )
+    if state is not None:
+        rows = {t.shape[0] for t in pytree.tree_leaves(state) if isinstance(t, Tensor) and t.dim()}
+        if rows - {batch}:
+            raise ValueError(f"The state is that of {min(rows - {batch})} sequences, but this call reads {batch}.")
+
+
 @dataclass(frozen=True)
 class Mixer(ABC):
     """Configuration of a sequence layer; a subclass is one file, and YAML names it by class."""
@@ -112,8 +135,9 @@ class Mixer(ABC):
 
 
 def detach(state: State) -> State:
-    """The same state, cut from the graph: truncated backpropagation through time."""
-    return pytree.tree_map_only(Tensor, Tensor.detach, state)
+    """The same state, cut from the graph: truncated backpropagation through time. A state that was read in inference
+    mode is copied, so that training may go on from it."""
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t.detach(), state)
 
 
 def state_tensors(state: State) -> dict[str, Tensor]:
@@ -125,7 +149,8 @@ def state_from(tensors: dict[str, Tensor], like: State) -> State:
     """The inverse of ``state_tensors``.
 
     Args:
-        like: any state of the same layer or model, such as its ``init_state(1)``; it gives structure and devices.
+        like: any state of the same layer or model, such as its ``init_state(1)``; it gives structure, device and
+            precision.
 
     Raises:
         ValueError: if ``tensors`` are not those of such a state.
@@ -133,7 +158,15 @@ def state_from(tensors: dict[str, Tensor], like: State) -> State:
     places = _named(like)
     if wrong := sorted(set(places) ^ set(tensors)):
         raise ValueError(f"These tensors are the state of another layer: {wrong[0]} is in only one of the two.")
-    found = iter([tensors[name].to(place.device) for name, place in places.items()])
+    for name, place in places.items():
+        # the first axis is the batch; an axis of none yet (a cache, a tail) may have grown
+        sizes = zip(place.shape[1:], tensors[name].shape[1:], strict=False)
+        if place.dim() != tensors[name].dim() or any(a != b and a > 0 for a, b in sizes):
+            raise ValueError(
+                f"These tensors are the state of another layer: {name} is {list(tensors[name].shape)}, not "
+                f"{list(place.shape)}."
+            )
+    found = iter([tensors[name].to(place) for name, place in places.items()])
     return pytree.tree_map_only(Tensor, lambda _: next(found), like)
 
 

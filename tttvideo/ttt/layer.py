@@ -16,9 +16,9 @@ from .grid import Grid, chunk_ends, chunks_begun
 from .inner.base import InnerModel
 from .inner.mlp import MLP
 from .interface import Layout, Mixer, SequenceLayer, merge_heads
-from .objective import EPS, Norm, Objective, ResidualL2
+from .objective import EPS, L2, Norm, Objective, ResidualL2
 from .optimizer import SGD, InnerOptimizer, Moments
-from .scan import Fast, Views, scan
+from .scan import Fast, Views, is_cumulative, scan
 from .views import Projections, at_least_float32, last_valid, with_past
 from .weights import Map, Weights, combine, zeros_like
 
@@ -46,8 +46,8 @@ class TTT(Mixer):
         tanh_gate: multiply the output by tanh(alpha), alpha learned per channel from this value; 0 leaves a
             pretrained block as it was at the start, 0.1 is ttt-video's; none: no such gate.
         normalize_qk: scale q and k to unit length.
-        rope: rotary positions within the chunk (token-causal) or the frame; none: on, except for inner models
-            that mix tokens, whose convolutions see positions by themselves.
+        rope: rotary positions within the chunk (token-causal) or the frame; none: on, except for convolutional
+            inner models, which see positions by themselves.
         rope_theta: base of the rotary wavelengths.
         checkpoint_group: chunks per activation checkpoint of the scan; 0 stores everything.
     """
@@ -70,7 +70,12 @@ class TTT(Mixer):
     checkpoint_group: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in _PARTS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"TTT.{name} is {getattr(self, name)!r}; it must be a {kind.__name__}.")
         inner, optimizer, chunk = type(self.inner).__name__, type(self.optimizer).__name__, type(self.chunk).__name__
+        if self.heads < 1:
+            raise ValueError(f"TTT.heads is {self.heads}; there is at least 1.")
         if self.inner.mixes_tokens and isinstance(self.chunk, TokenCausal):
             raise ValueError(
                 f"{inner} mixes the tokens of a frame, so a token-causal chunk would leak later tokens into earlier "
@@ -80,7 +85,7 @@ class TTT(Mixer):
             raise ValueError(
                 f"{optimizer} with these settings updates from a whole chunk at once, but in {chunk} every token has "
                 "weights of its own; use chunk: FrameCausal with frames: 1, or Whole, or the optimizer SGD with "
-                "steps: 1 and no clip."
+                "steps: 1, no clip and no weight_norm."
             )
         if self.views < 1 or (self.views > 1 and (self.share_qk or self.inner.past_frames)):
             raise ValueError(
@@ -90,26 +95,55 @@ class TTT(Mixer):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
         if self.share_qk and self.short_conv == "none":
             raise ValueError("TTT.share_qk makes q and k the same but for their convolutions; set short_conv: raster.")
-        if self.base_rate is not None and self.base_rate < 0:
-            raise ValueError(f"TTT.base_rate is {self.base_rate}; below 0 the hidden state would unlearn.")
-        if self.normalize_qk and self.base_rate is not None and self.base_rate > MAX_RATE_NORMALIZED:
-            raise ValueError(
-                f"TTT.base_rate is {self.base_rate}, but with normalize_qk the inner model's outputs start small and "
-                f"the gradient through the LayerNorm is as many times larger: rates above {MAX_RATE_NORMALIZED} "
-                "diverge; use 0.1, or leave base_rate out."
-            )
+        if self.tanh_gate is not None and not math.isfinite(self.tanh_gate):
+            raise ValueError(f"TTT.tanh_gate is {self.tanh_gate}; it is where alpha starts: 0, or 0.1, or none.")
         if self.rope_theta <= 0 or self.checkpoint_group < 0:
             raise ValueError(
                 f"TTT.rope_theta must be above 0 and checkpoint_group at least 0, not {self.rope_theta} and "
                 f"{self.checkpoint_group}."
+            )
+        self._check_rate()
+
+    def _check_rate(self) -> None:
+        """Refuses base rates with which the inner loop diverges."""
+        rate = self.base_rate
+        if rate is None:
+            return
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"TTT.base_rate is {rate}; below 0 the hidden state would unlearn.")
+        if not self.optimizer.follows_length:
+            return
+        if self.normalize_qk and self.objective.uses_norm and rate > MAX_RATE_NORMALIZED:
+            raise ValueError(
+                f"TTT.base_rate is {rate}, but with normalize_qk the inner model's outputs start small and the "
+                f"gradient through the LayerNorm is as many times larger: rates above {MAX_RATE_NORMALIZED} diverge; "
+                "use 0.1, or leave base_rate out."
+            )
+        if isinstance(self.objective, L2) and rate > MAX_RATE_L2:
+            raise ValueError(
+                f"TTT.base_rate is {rate}, but descent on a quadratic loss diverges once rate * |k|^2 passes 2, and "
+                f"|k|^2 is about the head dimension, by which base_rate is divided; with L2 use at most {MAX_RATE_L2}."
+            )
+        if rate > MAX_RATE:
+            raise ValueError(
+                f"TTT.base_rate is {rate}; inner steps as long as that overshoot whatever the loss; use at most "
+                f"{MAX_RATE} (the paper: 1 for Linear, 0.1 for MLP)."
             )
 
     def build(self, dim: int) -> TTTLayer:
         return TTTLayer(self, dim)
 
 
+_PARTS = {"inner": InnerModel, "chunk": Chunk, "objective": Objective, "optimizer": InnerOptimizer}
+
+MAX_RATE = 10.0
+"""Base rates above this are refused."""
+
+MAX_RATE_L2 = 2.0
+"""... with the loss 1/2 |g(k) - v|^2 (10 gave NaN within 500 frames)."""
+
 MAX_RATE_NORMALIZED = 0.5
-"""Base rates above this are refused with L2-normalised q and k (1.0 diverged at once, 0.1 trains)."""
+"""... with L2-normalised q and k and the LayerNorm in the loss (1.0 diverged at once, 0.1 trains)."""
 
 
 class TTTState(NamedTuple):
@@ -147,10 +181,10 @@ class TTTLayer(SequenceLayer):
     def __init__(self, config: TTT, dim: int):
         super().__init__()
         heads = config.heads
-        if heads < 1 or dim % heads:
+        if dim % heads:
             raise ValueError(f"TTT cannot divide {dim} channels into {heads} heads; change heads or the width.")
         head_dim = dim // heads
-        rope = not config.inner.mixes_tokens if config.rope is None else config.rope
+        rope = not config.inner.sees_positions if config.rope is None else config.rope
         if rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
         base_rate = config.base_rate
@@ -182,6 +216,8 @@ class TTTLayer(SequenceLayer):
 
     def init_state(self, batch: int) -> TTTState:
         weights = combine(lambda w: w.expand(batch, *w.shape[1:]), self._start())
+        if not torch.is_grad_enabled():  # a state that nobody differentiates must not be the parameters themselves
+            weights = combine(torch.clone, weights)
         return TTTState(
             weights,
             zeros_like(weights),
@@ -192,7 +228,7 @@ class TTTLayer(SequenceLayer):
         )
 
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
-        if x.shape[1] == 0 or (layout.lengths is not None and not layout.lengths.any()):
+        if not x.numel() or (layout.lengths is not None and not layout.lengths.any()):
             return 0.0 * x, state  # of x: what stands before this layer keeps a gradient
         chunk = self.config.chunk
         token_wise = isinstance(chunk, TokenCausal)
@@ -200,7 +236,7 @@ class TTTLayer(SequenceLayer):
         first = state.position if token_wise else torch.zeros(1, dtype=torch.int64)
         positions = (first[:, None] + torch.arange(x.shape[1])) % period
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
-        views = views._replace(rate=views.rate * self.rate_warmup)
+        views = views._replace(rate=views.rate * self._rate_scale(x, layout))
         views, tails = self._with_past(views, tails, layout)
         with torch.autocast(x.device.type, enabled=False):
             out, after = self._scan(views, state._replace(tails=tails), layout)
@@ -209,6 +245,16 @@ class TTTLayer(SequenceLayer):
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
         y = self.o_proj(y)
         return (y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)), after
+
+    def _rate_scale(self, x: Tensor, layout: Layout) -> Tensor | float:
+        """The warm-up's share of the rate; in full-batch descent also 1 / frames of each row: the mean over all."""
+        if self.config.chunk.size(1) is not None:
+            return self.rate_warmup
+        tokens = torch.full((x.shape[0],), x.shape[1]) if layout.lengths is None else layout.lengths.clamp_min(1)
+        scale = self.rate_warmup * layout.tokens_per_frame / tokens
+        return scale.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)[
+            :, None, None, None, None
+        ]
 
     def _start(self) -> Weights:
         """W_0 as one row, in the precision that weights in motion need (bf16 drifts by percents)."""
@@ -241,50 +287,68 @@ class TTTLayer(SequenceLayer):
 
     def _scan(self, views: Views, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         """Brings the rows to a common chunk grid, scans it, and reads the rows back."""
-        chunk, device, dtype = self.config.chunk, views.q.device, views.q.dtype
-        length = views.v.shape[3]
+        chunk, device = self.config.chunk, views.q.device
+        per_frame, length = layout.tokens_per_frame, views.v.shape[3]
         read = torch.full_like(state.position, length) if layout.lengths is None else layout.lengths
-        position = state.position
+        position = self._position(state.position, read, per_frame)
+        ends = position + read
+        full = chunk.size(per_frame) or max(1, int(ends.max()))
+        size = min(full, int(ends.max()))  # of the largest chunk that there is
+        problem = self._problem(views, layout)
+        # Rows of one age and length need no grid: what is left of their open chunk comes first.
+        fresh, one_age = not position.any(), bool((position == position[0]).all())
+        plain = layout.lengths is None and one_age and (fresh or not is_cumulative(problem, views))
+        grid = None if plain else Grid(position, ends, size, device)
+        out, fast = scan(
+            problem,
+            Fast(state.weights, None if fresh else state.pending, state.fading, state.moments),
+            views if grid is None else grid.gather(views),
+            size=size,
+            scale=self._scale(size, per_frame, device, views.q.dtype),
+            mask=chunk.mask(per_frame, size, device),
+            closes=(chunks_begun if chunk.whole else chunk_ends)(ends, full, device),
+            offset=int(position[0]) if plain else 0,
+            group=self.checkpoint_group,
+        )
+        if grid is not None:
+            out = grid.scatter(out, length)
+        weights, pending, fading, moments = fast
+        pending = zeros_like(weights) if pending is None else pending
+        if chunk.whole:
+            ends = torch.where(read > 0, ends, state.position)
+        return out, TTTState(
+            weights, pending, fading, moments, ends if chunk.size(1) is None else ends % full, state.tails
+        )
+
+    def _position(self, position: Tensor, read: Tensor, tokens_per_frame: int) -> Tensor:
+        """Tokens of the open chunk that each row has read before.
+
+        Raises:
+            ValueError: if a chunk that is read as a whole is open, or the frames had another size before.
+        """
+        chunk = self.config.chunk
         if chunk.whole:
             if bool(((position > 0) & (read > 0)).any()):
                 raise ValueError(
                     f"The sequence ended inside a chunk of {type(chunk).__name__} and cannot go on from there; split "
                     "it at whole chunks, or use chunk: FrameCausal."
                 )
-            position = torch.zeros_like(position)
-        ends = position + read
-        size = chunk.size(layout.tokens_per_frame) or max(1, int(ends.max()))
-        chunks = math.ceil(int(ends.max()) / size)
-        slots = min(size, int(ends.max()))  # of the largest chunk that there is
+            return torch.zeros_like(position)
+        if bool((position % chunk.unit(tokens_per_frame)).any()):
+            raise ValueError(
+                f"The state's open chunks have {position.tolist()} tokens, not whole frames of this call's "
+                f"{tokens_per_frame}; the grid of a sequence must not change."
+            )
+        return position
+
+    def _problem(self, views: Views, layout: Layout) -> Problem:
+        config = self.config
         norm = Norm(views.q.new_ones(()), views.q.new_zeros(()))
         if self.norm_scale is not None and self.norm_shift is not None:
             norm = Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
-        config = self.config
-        problem = Problem(
+        return Problem(
             config.inner, config.objective, config.optimizer, norm, self._start(), layout.grid, self.rate_warmup
         )
-        fresh = not position.any()
-        grid = (
-            None if fresh and layout.lengths is None else Grid(position, ends, slots if chunks == 1 else size, device)
-        )
-        out, fast = scan(
-            problem,
-            Fast(state.weights, None if fresh else state.pending, state.fading, state.moments),
-            views if grid is None else grid.gather(views),
-            size=slots if chunks == 1 else size,
-            scale=self._scale(slots, layout.tokens_per_frame, device, dtype),
-            mask=chunk.mask(layout.tokens_per_frame, slots, device),
-            closes=(chunks_begun if chunk.whole else chunk_ends)(ends, size, chunks, device),
-            group=self.checkpoint_group,
-        )
-        if grid is not None:
-            out = grid.scatter(out, length)
-        weights, pending, fading, moments = fast
-        if chunk.whole:
-            ends = torch.where(read > 0, ends, state.position)
-        position = ends if chunk.size(1) is None else ends % size
-        pending = zeros_like(weights) if pending is None else pending
-        return out, TTTState(weights, pending, fading, moments, position, state.tails)
 
     def _scale(self, size: int, tokens_per_frame: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[K, 1]: 1/(t+1) + delta_t, at least 0, by token (paper, appendix); the mean over a frame by frame.

@@ -10,6 +10,7 @@ rate * gradient, so that plain descent subtracts it as it is.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -21,8 +22,8 @@ from .weights import Map, Weights, by_row, combine, length, zeros_like
 
 
 class Moments(NamedTuple):
-    """What an inner optimizer remembers: running averages of gradients, and chunks seen [B, 1, 1, 1] (as many
-    averages as it keeps; no count where it needs none, an empty tensor [B, 0, 1, 1])."""
+    """What an inner optimizer remembers: running averages of gradients (as many as it keeps), and steps taken
+    [B, 1, 1, 1] (where it needs no count, an empty tensor [B, 0, 1, 1])."""
 
     averages: tuple[Weights, ...]
     count: Tensor
@@ -46,17 +47,26 @@ class InnerOptimizer(ABC):
 
     averages: ClassVar[int] = 0
     counts: ClassVar[bool] = False
+    descends: ClassVar[bool] = False
+    """True if ``update`` gives back the gradient as it is: plain gradient descent."""
+    follows_length: ClassVar[bool] = True
+    """True if a gradient of twice the length makes the step twice as long, so that the layer's base_rate matters."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"{type(self).__name__}.steps is {self.steps}; a chunk takes at least 1 inner step.")
-        if self.clip is not None and self.clip <= 0:
+        if self.steps < 1 or self.steps != int(self.steps):
+            raise ValueError(f"{type(self).__name__}.steps is {self.steps}; a chunk takes 1 inner step, or 2, ...")
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or none.")
+
+    @property
+    def cumulative(self) -> bool:
+        """True if a gradient that does not depend on the weights may be summed up over chunks, without a loop."""
+        return self.descends and self.steps == 1 and not self.weight_norm
 
     @property
     def linear(self) -> bool:
         """True if the update is linear in the gradient, so that every token may have its own weights."""
-        return False
+        return self.cumulative and self.clip is None
 
     @abstractmethod
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
@@ -90,9 +100,7 @@ class SGD(InnerOptimizer):
     """Gradient descent (paper, section 2.4): online with chunks of one token, mini-batch, or full batch with
     ``Whole(frames=None)``."""
 
-    @property
-    def linear(self) -> bool:
-        return self.steps == 1 and self.clip is None and not self.weight_norm
+    descends: ClassVar[bool] = True
 
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
         return gradient, moments
@@ -140,6 +148,7 @@ class Adam(InnerOptimizer):
 
     averages: ClassVar[int] = 2
     counts: ClassVar[bool] = True
+    follows_length: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +190,7 @@ class Muon(InnerOptimizer):
     iterations: int = 5
 
     averages: ClassVar[int] = 1
+    follows_length: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,13 +35,21 @@ class Views(NamedTuple):
     def past(self) -> int:
         return self.q.shape[2] - self.v.shape[3]
 
-    def split(self, size: int) -> list[Views]:
-        """Pieces of ``size`` tokens, the last one maybe shorter, each with its past.
+    def split(self, size: int, first: int = 0) -> list[Views]:
+        """Pieces of ``size`` tokens (the first one of ``first``, where given; the last one maybe shorter), each with
+        its past.
 
         All at once: the backward pass of a slice fills a tensor as long as the sequence, so that one slice per chunk
         would cost time quadratic in the length.
         """
-        past = self.past
+        past, length = self.past, self.v.shape[3]
+        if 0 < first < length:
+            sizes = [first, length - first]
+            q, k = _overlapping(self.q, past, first), _overlapping(self.k, past, first)
+            v, rate = self.v.split(sizes, -2), self.rate.split(sizes, -2)
+            fade = [None] * 2 if self.fade is None else self.fade.split(sizes, -2)
+            head, rest = (Views(*parts) for parts in zip(q, k, v, rate, fade, strict=True))
+            return [head, *rest.split(size)]
         q, k = _windows(self.q, past, size), _windows(self.k, past, size)
         v, rate = self.v.split(size, -2), self.rate.split(size, -2)
         fade = [None] * len(v) if self.fade is None else self.fade.split(size, -2)
@@ -50,6 +58,11 @@ class Views(NamedTuple):
     def tokens(self) -> Tokens:
         """The whole of it as one chunk."""
         return Tokens(self.q, self.k.flatten(2, 3), self.v.flatten(2, 3), self.rate.flatten(2, 3), self.fade)
+
+
+def _overlapping(x: Tensor, past: int, first: int) -> tuple[Tensor, Tensor]:
+    """x [..., P + T, d] in two, the second with its own P tokens of the past."""
+    return x[..., : past + first, :], x[..., first:, :]
 
 
 def _windows(x: Tensor, past: int, size: int) -> Sequence[Tensor]:
@@ -88,6 +101,7 @@ def scan(
     scale: Tensor,
     mask: Tensor | None,
     closes: Sequence[bool | Tensor],
+    offset: int = 0,
     group: int = 0,
 ) -> tuple[Tensor, Fast]:
     """Reads tokens chunk by chunk.
@@ -99,6 +113,7 @@ def scan(
         mask: bool [K, K], or None where all of a chunk may be read by all of it.
         closes: for every chunk, whether it ends here: a bool, or bool [B, 1, 1, 1] by row. A chunk that does not
             leaves W where it was, its gradients (if there is a mask) in ``pending``.
+        offset: tokens of the first chunk that every row has read before; its other tokens come first in ``views``.
         group: chunks per activation checkpoint, 0 for none.
 
     Returns:
@@ -106,10 +121,12 @@ def scan(
     """
 
     count = len(closes)
+    recompute = group > 0 and torch.is_grad_enabled()
     group = group or count
     together = is_cumulative(problem, views)
-    steps = Steps(scale, scale[-1], None if mask is None else (scale * mask).repeat(1, views.v.shape[2]))
-    pieces = views.split(group * size if together else size)
+    assert not (together and offset)
+    steps = Steps.of(scale, mask, views.v.shape[2])
+    pieces = views.split(group * size if together else size, size - offset if offset else 0)
     outputs = []
 
     def some(first: int, last: int, fast: Fast) -> tuple[Tensor, Fast]:
@@ -117,13 +134,14 @@ def scan(
             return _chunks(problem, fast, pieces[first // group], size, steps, closes[first:last])
         outputs = []
         for c in range(first, last):
-            out, fast = _chunk(problem, fast, pieces[c].tokens(), steps, closes[c])
+            piece = pieces[c].tokens()
+            out, fast = _chunk(problem, fast, piece, steps.part(0 if c else offset, piece.size), closes[c])
             outputs.append(out)
         return torch.cat(outputs, dim=2), fast
 
     for first in range(0, count, group):
         last = min(first + group, count)
-        if group < count and torch.is_grad_enabled():
+        if recompute:
             out, fast = checkpoint(some, first, last, fast, use_reentrant=False)  # type: ignore[misc]
         else:
             out, fast = some(first, last, fast)
@@ -134,14 +152,12 @@ def scan(
 
 def is_cumulative(problem: Problem, views: Views) -> bool:
     """True if no gradient depends on the weights: then W after every chunk is one cumulative sum of gradients."""
-    optimizer = problem.optimizer
-    plain = not optimizer.averages and optimizer.steps == 1 and not optimizer.weight_norm
-    return problem.model.linear and problem.objective.constant_gradient and plain and views.fade is None
+    alike = problem.model.linear and problem.objective.constant_gradient
+    return alike and problem.optimizer.cumulative and views.fade is None
 
 
 def _chunk(problem: Problem, fast: Fast, tokens: Tokens, steps: Steps, closes: bool | Tensor) -> tuple[Tensor, Fast]:
     """One chunk: what the inner model makes of its queries, and the state after it."""
-    size = tokens.size
     if steps.seen is None:
         weights, moments = update_whole(problem, fast.weights, fast.moments, tokens, steps.last)
         out = apply_whole(problem, weights, tokens.q)
@@ -152,7 +168,7 @@ def _chunk(problem: Problem, fast: Fast, tokens: Tokens, steps: Steps, closes: b
 
     weights, pending, fading, moments = fast
     found = traces(problem, weights, tokens)
-    out = apply_dual(problem, weights, pending, found, tokens.q, steps.first(size))
+    out = apply_dual(problem, weights, pending, found, tokens, steps, fading)
     if tokens.fade is not None:
         fading = fading + tokens.fade.sum(2, keepdim=True)
     if closes is True:
@@ -207,14 +223,14 @@ def _chunks(
     moves = combine(lambda g: ended(apart(g)), problem.optimizer.clipped(moves))
     # W first, so that the sum is taken in the order of a loop, whatever the groups of checkpointing
     after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], fast.weights, moves)
-    weights = combine(lambda x: x[:, -1], after)
+    weights = combine(lambda x: x[:, -1].clone(), after)  # a view would keep all of them alive in the state
     if steps.seen is None:
         out = apply_whole(problem, combine(lambda x: x.flatten(0, 1), after), tokens.q)
         pending = None
     else:
         before = combine(lambda w, x: torch.cat((w[:, None], x[:, :-1]), 1).flatten(0, 1), fast.weights, after)
         held = None if fast.pending is None else combine(lambda p: _first_of(p, count), fast.pending)
-        out = apply_dual(problem, before, held, found, tokens.q, steps)
+        out = apply_dual(problem, before, held, found, tokens, steps, fast.fading)
         pending = combine(lambda g: (g - ended(g)).sum(1), total)
     out = apart(out).transpose(1, 2).flatten(2, 3)[:, :, :length]
     return out, Fast(weights, pending, fast.fading, fast.moments)

@@ -127,7 +127,16 @@ class CausalConv(nn.Module):
 
 
 def with_past(x: Tensor, tail: Tensor, size: int) -> Tensor:
-    """``size`` tokens of the past before ``x`` [B, T, ...]: those of ``tail``, zeros where it is shorter."""
+    """``size`` tokens of the past before ``x`` [B, T, ...]: those of ``tail``, zeros where nothing was read yet.
+
+    Raises:
+        ValueError: if ``tail`` comes from frames of another size.
+    """
+    if tail.shape[1] not in (0, size):
+        raise ValueError(
+            f"The state looks back on {tail.shape[1]} tokens, but frames of this call's grid need {size}; the grid of "
+            "a sequence must not change."
+        )
     return torch.cat((x.new_zeros(x.shape[0], size - tail.shape[1], *x.shape[2:]), tail.to(x.dtype), x), dim=1)
 
 
@@ -135,7 +144,7 @@ def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
     """The last ``count`` valid entries along dimension 1 of ``full`` [B, count + T, ...], rows having
     ``lengths`` valid entries after the first ``count``."""
     if lengths is None:
-        return full[:, full.shape[1] - count :]
+        return full[:, full.shape[1] - count :].clone()  # a view would keep the whole call alive in the state
     index = (lengths[:, None] + torch.arange(count)).to(full.device)
     return full[torch.arange(full.shape[0], device=full.device)[:, None], index]
 

@@ -41,6 +41,9 @@ class InnerModel(ABC):
     mixes_tokens: ClassVar[bool] = False
     """True if a token's output depends on other tokens of its frame: then only frame-wise chunks make sense."""
 
+    sees_positions: ClassVar[bool] = False
+    """True if it knows where in the frame a token is (a convolution does): then rotary positions are off by default."""
+
     linear: ClassVar[bool] = False
     """True if it is one affine map of inputs that do not depend on the weights, and nothing after it."""
 
@@ -65,7 +68,7 @@ class InnerModel(ABC):
         """
 
     def init(self, dim: int, heads: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Starting values of W_0 (learned by the outer loop): weights N(0, 0.02), biases 0, as the paper's."""
+        """Starting values of W_0 (learned by the outer loop): weights N(0, std), biases 0 (the paper: std 0.02)."""
         start = {}
         for name, shape in self.maps(dim).items():
             lead = (heads,) if shape.groups is None else (heads, shape.groups)

@@ -27,6 +27,7 @@ class Conv(InnerModel):
     time: int = 1
 
     mixes_tokens: ClassVar[bool] = True
+    sees_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_expansion(self, self.expansion)
@@ -37,7 +38,7 @@ class Conv(InnerModel):
         return self.time - 1
 
     def maps(self, dim: int) -> dict[str, MapShape]:
-        hidden = self.expansion * dim
+        hidden = max(1, round(self.expansion * dim))
         return {"1": MapShape(9 * self.time * dim, hidden), "2": MapShape(hidden, dim)}
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:

@@ -22,6 +22,7 @@ class ConvDepthwise(InnerModel):
     time: int = 1
 
     mixes_tokens: ClassVar[bool] = True
+    sees_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_time(self, self.time)

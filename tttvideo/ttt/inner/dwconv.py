@@ -23,6 +23,7 @@ class DWConv(InnerModel):
     time: int = 1
 
     mixes_tokens: ClassVar[bool] = True
+    sees_positions: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     base_rate: ClassVar[float] = 1.0
 

@@ -22,7 +22,7 @@ class MLP(InnerModel):
         check_expansion(self, self.expansion)
 
     def maps(self, dim: int) -> dict[str, MapShape]:
-        hidden = self.expansion * dim
+        hidden = max(1, round(self.expansion * dim))
         return {"1": MapShape(dim, hidden), "2": MapShape(hidden, dim)}
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
