@@ -51,9 +51,9 @@ def run(config: RunConfig, yaml: str) -> None:
     import torch
     from timm.utils import ModelEmaV3  # pyright: ignore
 
-    from tttvideo.evaluation.metrics import multi_label, single_label
     from tttvideo.evaluation.overlap import training_marks
     from tttvideo.model import VideoModel
+    from tttvideo.serialize import load_weights, resolve_checkpoint
     from tttvideo.training import launch, memory
     from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, describe
     from tttvideo.training.loop import NonFinite, Trainer
@@ -72,19 +72,23 @@ def run(config: RunConfig, yaml: str) -> None:
     rank, world, leader = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
 
     # The videos.
-    train = config.data.index(config.data.split_train)
+    task = config.model.task
+    train = config.data.index(config.data.split_train, labelled=task.labelled)
     train_batches = train_loader(config.data, train, seed=config.seed, rank=rank, world=world)
     val = None
     if config.evaluate_every:
-        val = config.data.index(config.data.split_val, labels=train.labels, multi_label=train.multi_label)
+        known = {"labels": train.labels, "multi_label": train.multi_label, "labelled": task.labelled}
+        val = config.data.index(config.data.split_val, **known)
     val_batches = val_loader(config.data, val, rank=rank, world=world) if val else None
     order = cast(EpochSampler, train_batches.batch_sampler)
     n_batches = len(train_batches)
     steps_per_epoch = -(-n_batches // config.accumulate)
 
     # Where the run stands: at its beginning, or at its last checkpoint.
+    criterion = task.criterion(train.multi_label)
     rule = Rule(
-        metric=("map" if train.multi_label else "top1") if val else None,
+        metric=criterion.metric if val else None,
+        lower=criterion.lower,
         split=config.data.split_val,
         split_rule=val.rule if val else train.rule,
         videos=fingerprint(val or train),
@@ -110,8 +114,10 @@ def run(config: RunConfig, yaml: str) -> None:
         preprocessing=config.data.preprocessing,
         labels=train.labels,
         multi_label=train.multi_label,
-        load=last is None,  # pretrained weights are in the checkpoint already
+        load=last is None and not config.init_from,  # pretrained weights are in the checkpoint already
     ).to(accelerator.device)
+    if config.init_from and last is None:
+        load_weights(model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
     if config.activation_checkpointing:
         model.set_checkpointing(config.activation_checkpointing)
     # before `prepare`: a copy of a prepared model would call the original's forward
@@ -138,9 +144,12 @@ def run(config: RunConfig, yaml: str) -> None:
     accelerator.wait_for_everyone()  # all have looked before the first file is written
     epochs = config.schedule.epochs
     display = Display(main=leader, total_steps=schedule.total_steps, done_steps=progress.step)
-    display.say(f"train  {len(train.videos)} videos, {len(train.labels)} classes ({train.rule})")
+    classes = f", {len(train.labels)} classes" if task.labelled else ""
+    display.say(f"train  {len(train.videos)} videos{classes} ({train.rule})")
     if val:
         display.say(f"val    {len(val.videos)} videos ({val.rule}); best checkpoint: {rule}")
+        if criterion.note:
+            display.say(f"       {criterion.note}")
     display.say(
         f"model  {sum(p.numel() for p in trainer.bare.parameters()):,} parameters; {world} process"
         f"{'es' if world > 1 else ''} on {accelerator.device.type}, {config.precision}; "
@@ -148,6 +157,8 @@ def run(config: RunConfig, yaml: str) -> None:
     )
     if source := getattr(trainer.bare.encoder, "source", None):
         display.say(f"encoder {source if last is None else 'weights from the checkpoint'}")
+    if config.init_from and last is None:
+        display.say(f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}")
     if last:
         display.say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {n_batches}")
         for change in changed_settings(folder.path / "config.yaml", yaml):
@@ -158,7 +169,8 @@ def run(config: RunConfig, yaml: str) -> None:
         display.say(f"note: {folder.path} holds no checkpoint yet: starting afresh")
     if leader and progress.epoch < epochs:  # a finished run stays as it is
         folder.begin(yaml, epoch=progress.epoch, step=progress.step)
-        save_labels(folder.path / "labels.json", train.labels)
+        if task.labelled:
+            save_labels(folder.path / "labels.json", train.labels)
         checkpoints.clean()
     if config.trackers:
         # hides from TensorBoard what the interrupted run drew beyond the checkpoint
@@ -196,10 +208,11 @@ def run(config: RunConfig, yaml: str) -> None:
         evaluated.set_inner_rate(1.0)
         scores = score(evaluated, val_batches, val, accelerator)
         skip(val.split, scores.failures)
-        figures = (multi_label if val.multi_label else single_label)(scores.logits, scores.labels, scores.scored)
-        names = ("loss", "top1", "top5", "mean_class", "map", "n")
-        found = {name: value for name in names if (value := getattr(figures, name)) is not None}
-        return {**found, "failed": len(scores.failures)}
+        return {**task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
+
+    def means(totals: dict[str, float]) -> dict[str, float]:
+        """Loss and the task's figures, per video so far."""
+        return {name: totals[name] / max(totals["videos"], 1) for name in ("loss", *trainer.bare.head.logged)}
 
     # Training.
     unreadable: list[Skipped] = []  # the first training video that could not be read
@@ -213,7 +226,7 @@ def run(config: RunConfig, yaml: str) -> None:
                 progress = result.progress
                 totals = progress.totals
                 skip(train.split, result.failures)
-                figures = {"loss": result.loss, "accuracy": result.accuracy, "lr": result.lr}
+                figures = {"loss": result.loss, **result.figures, "lr": result.lr}
                 if leader:
                     norm = {"grad_norm": result.grad_norm, "frames": result.frames}
                     folder.steps.append({"step": progress.step, "epoch": number, **figures, **norm})
@@ -223,8 +236,7 @@ def run(config: RunConfig, yaml: str) -> None:
                     number,
                     epochs,
                     progress.step,
-                    totals["loss"] / max(totals["videos"], 1),
-                    totals["correct"] / max(totals["videos"], 1),
+                    means(totals),
                     totals["frames"] / totals["seconds"],
                 )
                 every = config.checkpoint.every
@@ -234,7 +246,9 @@ def run(config: RunConfig, yaml: str) -> None:
             # The epoch's line, and its checkpoint: only after both is the epoch done.
             pause = time.monotonic()
             if not progress.totals["videos"]:
-                first = f" (first: {unreadable[0].path}: {unreadable[0].reason})" if unreadable else ""
+                if not unreadable:
+                    raise ValueError(f"each of the {len(train.videos)} training videos is too short to learn from")
+                first = f" (first: {unreadable[0].path}: {unreadable[0].reason})"
                 raise ValueError(f"none of the {len(train.videos)} training videos could be read{first}")
             final = number == epochs
             metrics = validate() if val and (final or number % config.evaluate_every == 0) else None
@@ -242,8 +256,7 @@ def run(config: RunConfig, yaml: str) -> None:
             line = {
                 "epoch": number,
                 "step": progress.step,
-                "train_loss": totals["loss"] / max(totals["videos"], 1),
-                "train_accuracy": totals["correct"] / max(totals["videos"], 1),
+                **{f"train_{name}": value for name, value in means(totals).items()},
                 **{f"val_{name}": value for name, value in (metrics or {}).items()},
                 "frames_per_second": totals["frames"] / totals["seconds"],
                 "seconds": totals["seconds"],
@@ -257,8 +270,9 @@ def run(config: RunConfig, yaml: str) -> None:
             speed = f"{line['frames_per_second']:,.0f} frames/s"
             measured = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
             display.say(
-                f"epoch {number}/{epochs}  loss {line['train_loss']:.4f}  "
-                f"accuracy {line['train_accuracy']:.4f}  {speed}  {clock(totals['seconds'])}"
+                f"epoch {number}/{epochs}  "
+                + "  ".join(f"{name} {value:.4f}" for name, value in means(totals).items())
+                + f"  {speed}  {clock(totals['seconds'])}"
                 + (f"  | {config.data.split_val}: {measured}" if metrics else "")
             )
             progress = replace(progress, epoch=number, batch=0, totals={})

@@ -148,6 +148,11 @@ class BackboneStack(SequenceLayer):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.width)
 
+    @property
+    def whole_frames(self) -> bool:
+        """True if every output depends on all tokens of its own frame: some block reads frames, not tokens."""
+        return any(block.unit(2) % 2 == 0 for block in self.blocks)  # type: ignore[operator]
+
     def unit(self, tokens_per_frame: int) -> int:
         return math.lcm(*(block.unit(tokens_per_frame) for block in self.blocks))  # type: ignore[operator]
 

@@ -1,10 +1,10 @@
-"""The whole model: encoder, sequence backbone and task head; from frames to logits, from a folder and to one."""
+"""The whole model: encoder, sequence backbone and task head; from frames to outputs, from a folder and to one."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from .backbone import Backbone
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState
 from .encoder.pretrained import TimmEncoder
-from .serialize import from_plain, to_plain
-from .tasks.classification import Classification, PoolState
+from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
+from .tasks import Classification, Output, Sizes, Task
+from .tasks.base import Read
 from .ttt import TTTLayer
 from .ttt.interface import Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
 
-FORMAT = "tttvideo-1"
 WHOLE = 2**40
 """Frames of a segment that holds any video whole."""
 
@@ -35,12 +35,12 @@ class ModelConfig:
     Attributes:
         encoder: frames to tokens: ``Patches``, ``Tubelets``, ``ConvStem`` or ``Timm``.
         backbone: the stack of blocks around a sequence layer.
-        task: what is predicted.
+        task: what is learned: ``Classification`` or ``Prediction``.
     """
 
     encoder: Encoder = field(default_factory=Patches)
     backbone: Backbone = field(default_factory=Backbone)
-    task: Classification = field(default_factory=Classification)
+    task: Task = field(default_factory=Classification)
 
 
 class ModelState(NamedTuple):
@@ -48,20 +48,11 @@ class ModelState(NamedTuple):
 
     encoder: EncoderState
     backbone: tuple[State, ...]
-    pool: PoolState
-
-
-class Output(NamedTuple):
-    """``logits`` [B, classes] of everything seen so far; ``timeline`` [B, S, classes]: the same, had the video
-    ended at each time step of this call (``encoder.stride`` frames each). That holds at multiples of
-    ``frame_multiple`` frames, and nowhere before the end for a model that does not stream."""
-
-    logits: Tensor
-    timeline: Tensor
+    task: Any
 
 
 class VideoModel(nn.Module):
-    """A video model: ``forward(frames, lengths, state) -> (Output, ModelState)``.
+    """A video model: ``forward(frames, lengths, state) -> (output, ModelState)``; the output is the task's.
 
     Args:
         config: architecture.
@@ -91,7 +82,7 @@ class VideoModel(nn.Module):
         self.provenance: dict[str, Any] = {}
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
-        self.head = config.task.build(config.backbone.width, len(labels))
+        self.head = config.task.build(self._sizes())
 
     @property
     def frame_multiple(self) -> int:
@@ -109,7 +100,7 @@ class VideoModel(nn.Module):
 
     def forward(
         self, frames: Tensor, lengths: Tensor | None = None, state: ModelState | None = None
-    ) -> tuple[Output, ModelState]:
+    ) -> tuple[Any, ModelState]:
         """Reads frames after those already in ``state``.
 
         Args:
@@ -134,17 +125,34 @@ class VideoModel(nn.Module):
             )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state.encoder)
+        output, (encoder, backbone), own = self.head(self._read, frames, lengths, state[:2], state.task)
+        return output, ModelState(encoder, backbone, own)
+
+    def _read(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """Encoder and backbone, the ``Body`` of the task."""
+        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
         count, per_step = tokens.shape[1:3]
         layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state.backbone, layout)
-        valid = None if steps is None else (torch.arange(count) < steps[:, None]).to(mixed.device)
-        logits, timeline, pool = self.head(mixed.unflatten(1, (count, per_step)), valid, state.pool)
-        return Output(logits, timeline), ModelState(encoder_state, backbone_state, pool)
+        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state[1], layout)
+        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """The task's loss, mean over the batch; ``labels`` int64 [B] or float [B, classes]."""
-        return self.config.task.loss(output.logits, labels, self.multi_label)
+    def _sizes(self) -> Sizes:
+        return Sizes(
+            width=self.config.backbone.width,
+            grid=self.encoder.grid,
+            stride=self.encoder.stride,
+            frame=self.preprocessing.size,
+            mean=tuple(self.encoder.mean.flatten().tolist()),
+            std=tuple(self.encoder.std.flatten().tolist()),
+            causal=self.backbone.causal,
+            whole_frames=self.backbone.whole_frames,
+            classes=len(self.labels),
+            multi_label=self.multi_label,
+        )
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """The task's loss, mean over the batch; ``target`` as the task defines it (labels, for classification)."""
+        return self.head.loss(output, target)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[..., classes] -> the same shape: softmax, or a sigmoid each where a video has several labels."""
@@ -165,15 +173,23 @@ class VideoModel(nn.Module):
         Raises:
             ValueError: if there is no segment, or a second one for a model that does not stream.
         """
-        device = self.head.classifier.weight.device
-        state, output, timelines = None, None, []
-        for frames, lengths in segments:
-            output, state = self(frames.to(device, non_blocking=True), lengths, state)
-            state = detach_state(state)
-            timelines.append(output.timeline)
-        if output is None:
+        last, timelines = None, []
+        for _, _, last in self.read_segments(segments):
+            timelines.append(last.timeline)
+        if last is None:
             raise ValueError("There are no frames to score.")
-        return Output(output.logits, torch.cat(timelines, dim=1))
+        return Output(last.logits, torch.cat(timelines, dim=1))
+
+    @torch.no_grad()
+    def read_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
+        """Segments as ``score_segments`` takes them, each with its output, on the model's device."""
+        device = next(self.parameters()).device
+        state = None
+        for frames, lengths in segments:
+            frames = frames.to(device, non_blocking=True)
+            output, state = self(frames, lengths, state)
+            state = detach_state(state)
+            yield frames, lengths, output
 
     @torch.no_grad()
     def classify(self, path: str | Path, topk: int = 5, segment: int = 256) -> list[tuple[str, float]]:
@@ -185,7 +201,10 @@ class VideoModel(nn.Module):
 
         Raises:
             tttvideo.video.decode.VideoError: if the video cannot be read.
+            ValueError: if the model was not trained for classification.
         """
+        if not isinstance(self.config.task, Classification):
+            raise ValueError(f"This model was trained for {type(self.config.task).__name__} and knows no classes.")
         from .video.decode import VideoError
         from .video.segments import read_segments
 
@@ -287,8 +306,6 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     Raises:
         ValueError: if the folder holds no such model, with the reason.
     """
-    from safetensors.torch import load_file
-
     folder = resolve_checkpoint(folder)
     where = str(folder / "config.json")
     description = read_description(folder)
@@ -306,73 +323,5 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {error}).") from error
     model.provenance = description.get("provenance") or {}
-    load_weights(model, folder, load_file)
+    load_weights(model, folder)
     return model.eval()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """``folder/config.json`` as it stands; no class is built.
-
-    Raises:
-        ValueError: if it does not describe a model of this package.
-    """
-    where = folder / "config.json"
-    try:
-        description = json.loads(where.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
-    return description
-
-
-def load_weights(model: VideoModel, folder: Path, load_file: Any) -> None:
-    """Loads ``folder/model.safetensors`` strictly.
-
-    Raises:
-        ValueError: if the file is damaged or of another architecture.
-    """
-    path = folder / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
-    expected = model.state_dict()
-    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    shapes = [n for n in sorted(set(expected) & set(tensors)) if expected[n].shape != tensors[n].shape]
-    if missing or unknown or shapes:
-        first = (missing or unknown or shapes)[0]
-        raise ValueError(
-            f"{path} is of another architecture than its configuration says: {len(missing)} tensors missing, "
-            f"{len(unknown)} unknown, {len(shapes)} of another shape (first: {first})."
-        )
-    model.load_state_dict(tensors)
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """The folder with ``config.json`` and ``model.safetensors`` that ``path`` means.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"The checkpoint {path} does not exist.")
-    if _is_model(path):
-        return path
-    index = path / "checkpoints" / "index.json"
-    if index.is_file():
-        try:
-            entries = dict(json.loads(index.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{index} is damaged ({error}); name a checkpoint of the run instead.") from error
-        for key in ("best", "last"):
-            if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
-                return path / "checkpoints" / entries[key]
-    raise ValueError(
-        f"{path} holds no checkpoint: neither config.json and model.safetensors, nor checkpoints/ of a run."
-    )
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()

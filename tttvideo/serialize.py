@@ -1,10 +1,17 @@
-"""Nested frozen dataclasses as plain data and back, without ever running code that the data names unasked."""
+"""Nested frozen dataclasses as plain data and back, without ever running code that the data names unasked; and the
+folders that models lie in."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+from pathlib import Path
 from typing import Any
+
+from torch import nn
+
+FORMAT = "tttvideo-1"
 
 
 def to_plain(value: Any) -> Any:
@@ -60,3 +67,80 @@ def _import(path: str, where: str) -> type:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ValueError(f"{where} names {path}, which is not a configuration class.")
     return cls
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """``folder/config.json`` as it stands; no class is built.
+
+    Raises:
+        ValueError: if it does not describe a model of this package.
+    """
+    where = folder / "config.json"
+    try:
+        description = json.loads(where.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
+    return description
+
+
+def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) -> None:
+    """Loads ``folder/model.safetensors`` strictly.
+
+    Args:
+        parts: load these children of the model only, each of them whole; none: all there is.
+
+    Raises:
+        ValueError: if the file is damaged or of another architecture.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+    expected = model.state_dict()
+    if parts:
+        tensors, expected = (
+            {name: t for name, t in found.items() if name.split(".")[0] in parts} for found in (tensors, expected)
+        )
+    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    shapes = [n for n in sorted(set(expected) & set(tensors)) if expected[n].shape != tensors[n].shape]
+    if missing or unknown or shapes:
+        first = (missing or unknown or shapes)[0]
+        raise ValueError(
+            f"{path} is of another architecture than its configuration says: {len(missing)} tensors missing, "
+            f"{len(unknown)} unknown, {len(shapes)} of another shape (first: {first})."
+        )
+    model.load_state_dict(tensors, strict=not parts)
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The folder with ``config.json`` and ``model.safetensors`` that ``path`` means.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"The checkpoint {path} does not exist.")
+    if _is_model(path):
+        return path
+    index = path / "checkpoints" / "index.json"
+    if index.is_file():
+        try:
+            entries = dict(json.loads(index.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{index} is damaged ({error}); name a checkpoint of the run instead.") from error
+        for key in ("best", "last"):
+            if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
+                return path / "checkpoints" / entries[key]
+    raise ValueError(
+        f"{path} holds no checkpoint: neither config.json and model.safetensors, nor checkpoints/ of a run."
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()

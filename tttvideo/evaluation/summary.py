@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tttvideo.evaluation.metrics import confusion_matrix, multi_label, single_label
 from tttvideo.evaluation.scoring import Score, Scores
 from tttvideo.evaluation.settings import Setting
+from tttvideo.tasks.accuracy import confusion_matrix, multi_label, single_label
 from tttvideo.video.index import Index, Video
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .accuracy import multi_label, single_label
+from .base import Body, Criterion, Read, Sizes, Task, TaskHead
+
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """One label per video (softmax), or several (sigmoid) where the data has several.
 
     Attributes:
@@ -33,20 +37,28 @@ class Classification:
                 f"{self.dropout}."
             )
 
-    def build(self, dim: int, classes: int) -> ClassificationHead:
-        return ClassificationHead(self, dim, classes)
+    def build(self, sizes: Sizes) -> ClassificationHead:
+        return ClassificationHead(self, sizes)
 
-    def loss(self, logits: Tensor, labels: Tensor, multi_label: bool) -> Tensor:
-        """Mean over the batch.
+    def criterion(self, multi_label: bool) -> Criterion:
+        return Criterion("map" if multi_label else "top1")
 
-        Args:
-            logits: [B, classes].
-            labels: int64 [B], or float [B, classes]: several labels, or the soft labels of Mixup.
-            multi_label: binary cross-entropy per class instead of cross-entropy.
-        """
-        if multi_label:
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def target(self, frames: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        return labels
+
+    def summary(self, rows: Tensor, labels: Tensor, scored: Tensor) -> dict[str, float]:
+        figures = (single_label if labels.dim() == 1 else multi_label)(rows, labels, scored)
+        names = ("loss", "top1", "top5", "mean_class", "map", "n")
+        return {name: value for name in names if (value := getattr(figures, name)) is not None}
+
+
+class Output(NamedTuple):
+    """``logits`` [B, classes] of everything seen so far; ``timeline`` [B, S, classes]: the same, had the video
+    ended at each time step of this call (``encoder.stride`` frames each). That holds at multiples of
+    ``frame_multiple`` frames, and nowhere before the end for a model that does not stream."""
+
+    logits: Tensor
+    timeline: Tensor
 
 
 class PoolState(NamedTuple):
@@ -56,14 +68,19 @@ class PoolState(NamedTuple):
     weight: Tensor
 
 
-class ClassificationHead(nn.Module):
+class ClassificationHead(TaskHead):
     """Pools tokens up to every time step, so that the answer "had the video ended here" is known at each."""
 
-    def __init__(self, config: Classification, dim: int, classes: int):
+    logged = ("accuracy",)
+
+    def __init__(self, config: Classification, sizes: Sizes):
         super().__init__()
-        self.score = nn.Linear(dim, 1) if config.pooling == "attention" else None
+        self.label_smoothing = config.label_smoothing
+        self.multi_label = sizes.multi_label
+        self.columns = sizes.classes
+        self.score = nn.Linear(sizes.width, 1) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(dim, classes)
+        self.classifier = nn.Linear(sizes.width, sizes.classes)
 
     def init_state(self, batch: int) -> PoolState:
         weight = self.classifier.weight
@@ -72,7 +89,43 @@ class ClassificationHead(nn.Module):
             torch.zeros(batch, 1, dtype=torch.float32, device=weight.device).to(_wide(weight)),
         )
 
-    def forward(self, x: Tensor, valid: Tensor | None, state: PoolState) -> tuple[Tensor, Tensor, PoolState]:
+    def forward(
+        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PoolState
+    ) -> tuple[Output, object, PoolState]:
+        x, steps, state = body(frames, lengths, state)
+        valid = None if steps is None else (torch.arange(x.shape[1]) < steps[:, None]).to(x.device)
+        logits, timeline, own = self.pool(x, valid, own)
+        return Output(logits, timeline), state, own
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Mean over the batch.
+
+        Args:
+            target: int64 [B], or float [B, classes]: several labels (binary cross-entropy per class), or the soft
+                labels of Mixup.
+        """
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(output.logits, target.to(output.logits.dtype))
+        return F.cross_entropy(output.logits, target, label_smoothing=self.label_smoothing)
+
+    def figures(self, output: Output, target: Tensor) -> dict[str, Tensor]:
+        logits = output.logits
+        if target.dim() == 1:
+            correct = (logits.argmax(1) == target).sum()
+        else:  # several labels: the share of right yes/no answers
+            correct = ((logits > 0) == (target > 0.5)).float().mean(1).sum()
+        return {"videos": logits.new_tensor(float(len(target))), "accuracy": correct}
+
+    def examine(self, segments: Iterable[Read]) -> Tensor:
+        """The logits of the whole videos."""
+        logits = None
+        for _, _, output in segments:
+            logits = output.logits
+        if logits is None:
+            raise ValueError("There are no frames to score.")
+        return logits.float()
+
+    def pool(self, x: Tensor, valid: Tensor | None, state: PoolState) -> tuple[Tensor, Tensor, PoolState]:
         """
         Args:
             x: tokens [B, F, N, C].

@@ -38,7 +38,7 @@ class Progress:
         epoch: epochs completed, validation included.
         batch: batches done in the present epoch, by each process.
         step: optimizer steps done since the start.
-        totals: sums over the present epoch so far (loss, correct, videos, frames, failed, seconds).
+        totals: sums over the present epoch so far (loss, the task's figures, videos, frames, failed, seconds).
         best: name of the best checkpoint so far, and its value.
         fixed: what a position depends on (processes, batch size, seed, videos, ...); must be equal to resume.
     """
@@ -57,7 +57,7 @@ class Rule:
     """How the best checkpoint is chosen; recorded beside it.
 
     Args:
-        metric: key of the validation metrics, higher is better; None where nothing is validated.
+        metric: key of the validation metrics; None where nothing is validated.
         split: name of the split that decides.
         split_rule: the sentence that says how the split was made.
     """
@@ -65,10 +65,13 @@ class Rule:
     metric: str | None
     split: str
     split_rule: str
+    lower: bool = False  # whether lower figures are better
     videos: str = ""  # fingerprint of the videos that decide: unlike the sentence, it stays when the folder moves
 
     def __str__(self) -> str:
-        return f"highest {self.split} {self.metric}" if self.metric else "the last step, as nothing was validated"
+        if not self.metric:
+            return "the last step, as nothing was validated"
+        return f"{'lowest' if self.lower else 'highest'} {self.split} {self.metric}"
 
 
 class Checkpoints:
@@ -104,7 +107,10 @@ class Checkpoints:
         """Whether these figures would make a new best checkpoint (the earliest of equals stays)."""
         if not metrics or self.rule.metric is None:
             return False
-        return progress.best_value is None or metrics[self.rule.metric] > progress.best_value
+        if progress.best_value is None:
+            return True
+        value = metrics[self.rule.metric]
+        return value < progress.best_value if self.rule.lower else value > progress.best_value
 
     def save(
         self,

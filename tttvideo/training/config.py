@@ -155,6 +155,8 @@ class RunConfig:
         schedule: length of training and learning rates over it.
         mix: Mixup and CutMix.
         checkpoint: when checkpoints are written.
+        init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
+            whatever that was trained for (prediction of frames, say, before classification).
         precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
         accumulate: batches per optimizer step.
         activation_checkpointing: recompute the chunk scan in the backward pass in groups of this many
@@ -177,6 +179,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    init_from: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1
     activation_checkpointing: int = 0
@@ -190,6 +193,15 @@ class RunConfig:
     processes: int | None = None
 
     def __post_init__(self) -> None:
+        _require(
+            self.model.task.labelled or not (self.mix.mixup or self.mix.cutmix),
+            f"mix.mixup and mix.cutmix mix labels, which {type(self.model.task).__name__} does not use; leave them out",
+        )
+        _require(
+            self.data.max_frames is None or self.data.max_frames >= self.model.task.least_frames,
+            f"data.max_frames is {self.data.max_frames}, but {type(self.model.task).__name__} as configured learns "
+            f"from clips of at least {self.model.task.least_frames} frames",
+        )
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(
             self.activation_checkpointing >= 0,

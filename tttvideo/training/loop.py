@@ -40,7 +40,7 @@ class StepResult:
 
     progress: Progress  # position after the step
     loss: float  # mean over the step's videos (nan if none could be read)
-    accuracy: float
+    figures: dict[str, float]  # means of the figures that the task logs, such as accuracy
     lr: float
     grad_norm: float
     frames: int
@@ -120,9 +120,11 @@ class Trainer:
     def _step(self, group: Iterable[Batch], size: int, progress: Progress) -> StepResult:
         lr = self.schedule.set(progress.step)
         self.bare.set_inner_rate(self.schedule.inner_scale(progress.step))
+        self.bare.head.set_progress(progress.step / self.schedule.total_steps)
         device = self.accelerator.device
-        # loss, correct, videos, frames, failures, batches with a loss that is not finite
-        sums = torch.zeros(6, device=device)
+        # loss, what the task logs, videos, frames, failures, batches with a loss that is not finite
+        logged = self.bare.head.logged
+        sums = torch.zeros(5 + len(logged), device=device)
         failures: list[Failure] = []
         suspects: list[tuple[Tensor, list[str]]] = []
         taken = 0
@@ -134,7 +136,7 @@ class Trainer:
                 self.accelerator.backward(loss / size)
             sums += figures
             failures += batch.failures
-            suspects.append((figures[5], list(batch.paths)))
+            suspects.append((figures[-1], list(batch.paths)))
             taken += 1
         assert taken == size, f"the loader ended after {taken} of {size} batches"
 
@@ -142,7 +144,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self._parameters, clip)
         sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
         *figures_, grad_norm = torch.cat([sums, torch.as_tensor(norm, device=device).reshape(1).float()]).tolist()
-        loss_sum, correct, videos, frames, failed, not_finite = figures_
+        loss_sum, *of_task, videos, frames, failed, not_finite = figures_
         # fp16: infinite gradients are skipped and the scale lowered
         scaled = self.accelerator.scaler is not None
         if not_finite or not (math.isfinite(grad_norm) or scaled):
@@ -159,12 +161,12 @@ class Trainer:
 
             failures = [Failure(*failure) for failure in gather_object(failures)]
         totals = dict(progress.totals)
-        for name, value in zip(("loss", "correct", "videos", "frames", "failed"), figures_):
+        for name, value in zip(("loss", *logged, "videos", "frames", "failed"), figures_):
             totals[name] = totals.get(name, 0.0) + value
         return StepResult(
             progress=replace(progress, batch=progress.batch + size, step=step, totals=totals),
             loss=loss_sum / videos if videos else math.nan,
-            accuracy=correct / videos if videos else math.nan,
+            figures={name: value / videos if videos else math.nan for name, value in zip(logged, of_task)},
             lr=lr,
             grad_norm=grad_norm,
             frames=int(frames),
@@ -174,33 +176,29 @@ class Trainer:
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """Loss of one batch (mean over its videos), and its row of figures (see `_step`)."""
         device = self.accelerator.device
+        head, task = self.bare.head, self.bare.config.task
         if not len(batch.indices):
-            return self._empty_loss(), torch.tensor([0.0, 0.0, 0.0, 0.0, len(batch.failures), 0.0], device=device)
+            nothing = [0.0] * (3 + len(head.logged)) + [float(len(batch.failures)), 0.0]
+            return self._empty_loss(), torch.tensor(nothing, device=device)
         frames = batch.frames.to(device, non_blocking=True)
         lengths = batch.lengths  # the model plans with them on the CPU
-        labels = targets = batch.labels.to(device, non_blocking=True)
+        labels = mixed = batch.labels.to(device, non_blocking=True)
         n_frames = float(lengths.sum())
         if self.mix.active:
             seed = derive(self.seed, MIX, epoch, number, self.accelerator.process_index)
-            frames, lengths, targets = self.mix(frames, lengths, labels, seed)
+            frames, lengths, mixed = self.mix(frames, lengths, labels, seed)
         output, _ = self.model(frames, lengths)
-        loss = self.bare.loss(output, targets)
+        loss = self.bare.loss(output, task.target(frames, lengths, mixed))
         with torch.no_grad():
-            n = len(labels)
-            logits = output.logits.detach()
-            if labels.dim() == 1:
-                correct = (logits.argmax(1) == labels).sum()
-            else:  # several labels: the share of right yes/no answers
-                correct = ((logits > 0) == (labels > 0.5)).float().mean(1).sum()
-            bad = ~torch.isfinite(loss.detach())
+            found = head.figures(output, task.target(frames, lengths, labels))
             figures = torch.stack(
                 [
-                    loss.detach().float() * n,
-                    correct.float(),
-                    torch.tensor(float(n), device=device),
+                    loss.detach().float() * found["videos"],
+                    *(found[name].float() for name in head.logged),
+                    found["videos"].float(),
                     torch.tensor(n_frames, device=device),
                     torch.tensor(float(len(batch.failures)), device=device),
-                    bad.float(),
+                    (~torch.isfinite(loss.detach())).float(),
                 ]
             )
         return loss, figures
@@ -215,7 +213,7 @@ class Trainer:
         output, _ = self.model(frames, torch.full((1,), frames.shape[1]))
         self.model.train()
         # every parameter takes part, so that all processes reduce the same gradients
-        return 0.0 * (output.logits.sum() + sum(p.sum() for p in self._parameters))
+        return 0.0 * torch.stack([part.sum() for part in (*output, *self._parameters)]).sum()
 
     def _stop(self, step: int, suspects: list[tuple[Tensor, list[str]]], what: str) -> None:
         """Raise NonFinite on every process with the files of all of them."""

@@ -11,7 +11,7 @@ PLAIN_SECONDS = 10.0  # between two plain lines
 
 
 class Display:
-    """Bar or lines with loss, accuracy, frames/s and time left. Silent on all but the main process."""
+    """Bar or lines with loss, the task's figures, frames/s and time left. Silent on all but the main process."""
 
     def __init__(self, *, main: bool, total_steps: int, done_steps: int = 0):
         self.main = main
@@ -34,19 +34,20 @@ class Display:
             self._task = self._bar.add_task("", total=total_steps, completed=done_steps, figures="")
             self._bar.start()
 
-    def step(self, epoch: int, epochs: int, step: int, loss: float, accuracy: float, rate: float) -> None:
-        """Show optimizer step `step` (steps done). rate: frames per second."""
+    def step(self, epoch: int, epochs: int, step: int, figures: dict[str, float], rate: float) -> None:
+        """Show optimizer step `step` (steps done). figures: means so far. rate: frames per second."""
         if not self.main:
             return
         now = time.monotonic()
         done = max(step - self._start_step, 1)
         left = (now - self._start - self._paused) / done * (self.total_steps - step)
-        figures = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:,.0f} frames/s  left {clock(left)}"
+        means = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        text = f"{means}  {rate:,.0f} frames/s  left {clock(left)}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", figures=figures)
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", figures=text)
         elif now - self._last_line >= PLAIN_SECONDS:
             self._last_line = now
-            print(f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}  {figures}", flush=True)
+            print(f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}  {text}", flush=True)
 
     def pause(self, seconds: float) -> None:
         """Time that belongs to no training step (validation, checkpoints): kept out of the estimate."""

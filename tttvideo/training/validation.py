@@ -25,7 +25,7 @@ SEGMENT = 512
 class Scores(NamedTuple):
     """All videos of a split in the order of its index; the same on every process."""
 
-    logits: Tensor  # float32 [V, n_classes]; zeros where not scored
+    rows: Tensor  # float32 [V, columns]: what the task's `examine` found (logits, ...); zeros where not scored
     labels: Tensor  # int64 [V], or float [V, n_classes] for several labels
     scored: Tensor  # bool [V]; False: the video could not be read
     failures: list[Failure]
@@ -52,8 +52,9 @@ def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator
             if not len(batch.indices):
                 continue
             with accelerator.autocast():
-                output = model.score_segments(_segments(batch, model.segment_frames(SEGMENT)))
-            mine += zip(batch.indices.tolist(), output.logits.float().cpu())
+                segments = _segments(batch, model.segment_frames(SEGMENT))
+                rows = model.head.examine(model.read_segments(segments))
+            mine += zip(batch.indices.tolist(), rows.cpu())
     finally:
         model.train(was_training)
 
@@ -62,12 +63,11 @@ def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator
     seen = sorted([i for i, _ in scored_pairs] + [failure.index for failure in failures])
     assert seen == list(range(len(index.videos))), "each validation video must be scored exactly once"
 
-    n_classes = len(index.labels)
-    logits = torch.zeros(len(index.videos), n_classes)
+    rows = torch.zeros(len(index.videos), model.head.columns)
     scored = torch.zeros(len(index.videos), dtype=torch.bool)
     for i, row in scored_pairs:
-        logits[i], scored[i] = row, True
-    return Scores(logits, label_tensor(index), scored, failures)
+        rows[i], scored[i] = row, True
+    return Scores(rows, label_tensor(index), scored, failures)
 
 
 def _segments(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -77,9 +77,9 @@ def _segments(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def label_tensor(index: Index) -> Tensor:
-    """The labels of an index: int64 [V], or float 0/1 [V, n_classes] for several labels per video."""
+    """The labels of an index: int64 [V] (-1: none), or float 0/1 [V, n_classes] for several labels per video."""
     if not index.multi_label:
-        return torch.tensor([video.label for video in index.videos], dtype=torch.int64)
+        return torch.tensor([-1 if v.label is None else v.label for v in index.videos], dtype=torch.int64)
     labels = torch.zeros(len(index.videos), len(index.labels))
     for row, video in zip(labels, index.videos):
         row[list(video.label or ())] = 1.0  # type: ignore[arg-type]

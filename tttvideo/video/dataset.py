@@ -88,7 +88,14 @@ class DataConfig:
             raise DataError(f"data.root {self.root} is not a folder; give the folder that the list's paths count from")
         return str(self.list or self.root)
 
-    def index(self, split: str, *, labels: Sequence[str] | None = None, multi_label: bool | None = None) -> Index:
+    def index(
+        self,
+        split: str,
+        *,
+        labels: Sequence[str] | None = None,
+        multi_label: bool | None = None,
+        labelled: bool = True,
+    ) -> Index:
         """`build_index` of the source with this configuration's rule for making splits."""
         if self.root and not self.list and os.path.isfile(self.root):
             raise DataError(f"data.root {self.root} is a file; give a list file as data.list")
@@ -100,6 +107,7 @@ class DataConfig:
             multi_label=multi_label,
             val_fraction=self.val_fraction,
             seed=self.split_seed,
+            labelled=labelled,
         )
 
 

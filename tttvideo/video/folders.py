@@ -26,8 +26,8 @@ def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[
     `split`.
 
     Args:
-        labelled: False takes all videos below root (or below its folder `split`), at any depth, without
-            labels.
+        labelled: False takes all videos below root, at any depth, without labels; a first-level folder that
+            holds videos at any depth and is called like a split (or is `split`) is one.
 
     Raises:
         DataError: nothing to read, videos without class folders, or folders in folders that fit neither
@@ -35,7 +35,7 @@ def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[
     """
     root = Path(root)
     if not labelled:
-        return _all_videos(root, root / split if (root / split).is_dir() else root)
+        return _unlabelled_rows(root, split)
     classes = _folders(root)
     splits = [d for d in classes if (d.name.lower() in SPLIT_NAMES or d.name == split) and _has_classes(d)]
     if splits:
@@ -117,6 +117,16 @@ def _warn_of(folder: Path) -> None:
     if names:
         found = ", ".join(sorted({os.path.splitext(name)[1].lower() or name for name in names})[:5])
         warnings.warn(f"class {folder.name!r} has no video (its files: {found})", NoVideoWarning, stacklevel=4)
+
+
+def _unlabelled_rows(root: Path, split: str) -> list[Row]:
+    if holds_images(root):
+        return _all_videos(root, root)
+    named = [d for d in _folders(root) if d.name.lower() in SPLIT_NAMES or d.name == split]
+    splits = [d for d in named if not holds_images(d) and (_videos(d) or _nested(d))]
+    if not splits:
+        return _all_videos(root, root)
+    return [row._replace(split=d.name) for d in splits for row in _all_videos(root, d)]
 
 
 def _all_videos(root: Path, below: Path) -> list[Row]:

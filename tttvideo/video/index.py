@@ -60,7 +60,7 @@ def build_index(
         multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
             labels.
         val_fraction: share of the videos kept for `val` where the split is made here.
-        labelled: False: videos at any depth, labels ignored.
+        labelled: False: videos at any depth, labels ignored; splits are the folders `source/<split>/` then.
 
     Raises:
         DataError: nothing there, nothing in it, no such split, one class only, an unknown label, a broken
@@ -76,7 +76,7 @@ def build_index(
         rows = read_folder(source, split, labelled=labelled)
     else:
         rows = read_list(source, root=root, labelled=labelled, multi_label=multi_label)
-    chosen, rule = _choose(source, rows, split, val_fraction, seed, labelled)
+    chosen, rule = _choose(source, rows, split, val_fraction, seed)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
     several = next((row for row in rows if len(row.labels or ()) > 1), None)
@@ -91,12 +91,15 @@ def build_index(
     return Index([_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule)
 
 
-def split_names(source: str | Path, root: str | Path | None = None) -> list[str]:
+def split_names(source: str | Path, root: str | Path | None = None, *, labelled: bool = True) -> list[str]:
     """The splits that `source` itself defines, sorted; empty if `train` and `val` would have to be made."""
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source} is not there; give a folder of class folders or a list file")
-    rows = read_folder(source, "all") if source.is_dir() else read_list(source, root=root)
+    if source.is_dir():
+        rows = read_folder(source, "all", labelled=labelled)
+    else:
+        rows = read_list(source, root=root, labelled=labelled)
     return sorted({row.split for row in rows if row.split})
 
 
@@ -116,10 +119,8 @@ def load_labels(path: str | Path) -> list[str]:
     return labels
 
 
-def _choose(
-    source: Path, rows: list[Row], split: str, val_fraction: float, seed: int, labelled: bool
-) -> tuple[list[Row], str]:
-    if split == "all" or not labelled:
+def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed: int) -> tuple[list[Row], str]:
+    if split == "all":
         return rows, f"all {len(rows)} videos of {source}"
     splits = sorted({row.split for row in rows if row.split})
     if splits:
@@ -139,9 +140,10 @@ def _choose(
         raise DataError(f"{source} cannot be divided into train and val: all its {len(rows)} videos are one group")
     chosen = [row for row, kept in zip(rows, val) if kept == (split == "val")]
     grouped = "grouped, " if any(row.group for row in rows) else ""
+    grouped += "stratified by class, " if any(row.labels for row in rows) else ""
     return chosen, (
         f"{split}: {len(chosen)} of the {len(rows)} videos of {source}, which has no splits of its own "
-        f"(made here: {grouped}stratified by class, seed {seed}, {val_fraction:g} for val)"
+        f"(made here: {grouped}seed {seed}, {val_fraction:g} for val)"
     )
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tttvideo.evaluation.metrics import confusion_matrix, multi_label, single_label
+from tttvideo.tasks.accuracy import confusion_matrix, multi_label, single_label
 
 
 @pytest.mark.parametrize("n_classes", [2, 5, 6, 9])

@@ -1,0 +1,122 @@
+"""What every task does: it uses what encoder and backbone read, says what is learned from it, and measures it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+Body = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, Any]]
+"""Encoder and backbone: (frames [B, F, 3, H, W], valid frames [B] or None, state) -> (tokens [B, S, N, C] of S time
+steps, valid time steps [B] on the host or None, state)."""
+
+Read = tuple[Tensor, Tensor, Any]
+"""A segment of videos (frames [B, F, 3, H, W], valid frames [B]) and what the model put out for it."""
+
+
+class Sizes(NamedTuple):
+    """What a head is built for."""
+
+    width: int  # channels C of the backbone's tokens
+    grid: tuple[int, int]  # rows and columns of one time step's tokens
+    stride: int  # frames per time step
+    frame: tuple[int, int]  # height and width in pixels
+    mean: tuple[float, float, float]  # of the encoder's normalisation, for pixels in 0..1
+    std: tuple[float, float, float]
+    causal: bool  # no output of the backbone depends on later frames than its own
+    whole_frames: bool  # every output of the backbone depends on all tokens of its own frame
+    classes: int = 0
+    multi_label: bool = False
+
+
+class Criterion(NamedTuple):
+    """How the best checkpoint is chosen: a name among ``Task.summary``'s figures, which way is better, and what must be
+    said of it."""
+
+    metric: str
+    lower: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What a model is trained for; one subclass per file.
+
+    Attributes:
+        labelled: whether videos need labels; otherwise labels are ignored, and videos may lie anywhere.
+    """
+
+    labelled: ClassVar[bool] = True
+
+    @property
+    def least_frames(self) -> int:
+        """A shorter clip teaches nothing."""
+        return 1
+
+    @abstractmethod
+    def build(self, sizes: Sizes) -> TaskHead:
+        """The head of this task.
+
+        Raises:
+            ValueError: if encoder or backbone do not serve this task; the sentence says what does.
+        """
+
+    @abstractmethod
+    def criterion(self, multi_label: bool) -> Criterion:
+        """What decides which checkpoint is the best."""
+
+    @abstractmethod
+    def target(self, frames: Tensor, lengths: Tensor, labels: Tensor) -> Any:
+        """What a batch (frames [B, F, 3, H, W], valid frames [B], labels [B] or [B, classes]) should lead to."""
+
+    @abstractmethod
+    def summary(self, rows: Tensor, labels: Tensor, scored: Tensor) -> dict[str, float]:
+        """Figures of a split.
+
+        Args:
+            rows: what ``TaskHead.examine`` found of each video, [V, columns].
+            labels: int64 [V] or float [V, classes].
+            scored: bool [V], false where a video could not be read.
+        """
+
+
+class TaskHead(nn.Module, ABC):
+    """The part of a model that belongs to its task.
+
+    Attributes:
+        logged: names of the figures that training shows beside the loss.
+        columns: length of a row of ``examine``.
+    """
+
+    logged: tuple[str, ...] = ()
+    columns: int
+
+    @abstractmethod
+    def init_state(self, batch: int) -> Any:
+        """What the head remembers of ``batch`` videos before their first frame."""
+
+    @abstractmethod
+    def forward(self, body: Body, frames: Tensor, lengths: Tensor | None, state: Any, own: Any) -> tuple[Any, Any, Any]:
+        """Reads ``frames`` through ``body`` after what is in its ``state`` and in the head's ``own``.
+
+        Returns:
+            the output (a NamedTuple of tensors), and both states.
+        """
+
+    @abstractmethod
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Mean over the batch; ``target`` as ``Task.target`` gives it."""
+
+    @abstractmethod
+    def figures(self, output: Any, target: Any) -> dict[str, Tensor]:
+        """``videos``: how many rows took part in the loss; and sums over them of each figure in ``logged``."""
+
+    @abstractmethod
+    def examine(self, segments: Iterable[Read]) -> Tensor:
+        """Whole videos, segment by segment -> float32 [B, columns]: all that ``Task.summary`` needs of each."""
+
+    def set_progress(self, done: float) -> None:
+        """Tells the share of the training's steps that are done, 0..1, before each: schedules follow it."""
