@@ -2,5 +2,7 @@
 
 from .base import Sizes, Task, TaskHead
 from .classification import Classification, Output
+from .prediction import Forecast, Prediction
+from .rollout import roll_out
 
-__all__ = ["Classification", "Output", "Sizes", "Task", "TaskHead"]
+__all__ = ["Classification", "Forecast", "Output", "Prediction", "Sizes", "Task", "TaskHead", "roll_out"]

@@ -1,0 +1,292 @@
+"""Prediction of the next frames in pixels: all tokens of frame t + 1 at once, from frames 1..t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Body, Criterion, Read, Sizes, Task, TaskHead
+from .trivial import TRIVIAL, History
+
+
+@dataclass(frozen=True)
+class Prediction(Task):
+    """What comes next, learned from videos without labels.
+
+    Every token of a time step predicts, by one linear map, the pixels of its own patch in the next time step
+    (``encoder.stride`` frames), as the encoder normalises them; together they are the next frame.
+
+    Attributes:
+        loss: ``mse``, or ``smooth_l1`` (quadratic below one standard deviation of the pixels, linear above).
+        gradient_difference: weight of the difference between the absolute image gradients of prediction and truth
+            (Mathieu et al., arXiv 1511.05440, equation 6 with alpha = 1), which keeps edges sharp; 0: none.
+        context: frames that are read before the loss begins.
+        residual: predict the change from the last frame instead of the frame. Training then starts at
+            copy-last-frame.
+        rollout: time steps that the end of a training clip is predicted from the model's own predictions, with
+            gradient through all of them; 1: every frame is predicted from true frames (teacher forcing).
+        rollout_from: share of the training after which the number of these steps rises, evenly, from 1 to
+            ``rollout``.
+    """
+
+    labelled: ClassVar[bool] = False
+
+    loss: Literal["mse", "smooth_l1"] = "mse"
+    gradient_difference: float = 0.0
+    context: int = 1
+    residual: bool = True
+    rollout: int = 1
+    rollout_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("mse", "smooth_l1"):
+            raise ValueError(f"Prediction.loss is {self.loss!r}; it must be mse or smooth_l1.")
+        if self.context < 1 or self.rollout < 1:
+            raise ValueError(f"Prediction.context ({self.context}) and rollout ({self.rollout}) need at least 1.")
+        if not 0 <= self.gradient_difference < math.inf:
+            raise ValueError(
+                f"Prediction.gradient_difference is {self.gradient_difference}; it is a weight, 0 or more."
+            )
+        if not 0 <= self.rollout_from < 1:
+            raise ValueError(f"Prediction.rollout_from is {self.rollout_from}; it is a share, at least 0 and below 1.")
+
+    @property
+    def least_frames(self) -> int:
+        return self.context + 1
+
+    def build(self, sizes: Sizes) -> PredictionHead:
+        if not sizes.causal:
+            raise ValueError(
+                "Prediction needs a backbone whose outputs depend on no later frame, and this one's do: use the chunks "
+                "FrameCausal or TokenCausal in place of Whole, and a mixer alone in place of Bidirectional."
+            )
+        if not sizes.whole_frames and math.prod(sizes.grid) > 1:
+            raise ValueError(
+                "Prediction needs a backbone in which a token sees its whole frame, and this one reads token after "
+                "token: use chunk FrameCausal or causality frame, or set backbone.frame_attention to some heads."
+            )
+        if sizes.frame[0] % sizes.grid[0] or sizes.frame[1] % sizes.grid[1]:
+            raise ValueError(
+                f"Prediction cannot divide frames of {sizes.frame[0]} x {sizes.frame[1]} pixels into "
+                f"{sizes.grid[0]} x {sizes.grid[1]} patches, one per token; change data.size or the encoder's grid."
+            )
+        return PredictionHead(self, sizes)
+
+    def criterion(self, multi_label: bool) -> Criterion:
+        note = "mse and mae: of a frame's pixels in 0..1, summed over channels, height and width (OpenSTL's convention)"
+        return Criterion("mse", lower=True, note=note)
+
+    def target(self, frames: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return frames, lengths
+
+    def summary(self, rows: Tensor, labels: Tensor, scored: Tensor) -> dict[str, float]:
+        """MSE and MAE per frame, of pixels in 0..1, in OpenSTL's convention: summed over channels, height and width,
+        mean over time, then over videos; each frame predicted from all true frames before it. Beside them those of
+        the predictions that need no model. ``n`` videos were measured, ``too_short`` ones had nothing to predict."""
+        counted = rows[scored & (rows[:, 0] > 0)].double()
+        found = counted[:, 1:] / counted[:, :1]
+        means = found.mean(0).tolist() if len(found) else [math.nan] * found.shape[1]
+        names = [f"{method}{kind}" for method in ("", *(f"{name}_" for name in TRIVIAL)) for kind in ("mse", "mae")]
+        too_short = int(scored.sum()) - len(counted)
+        return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
+
+
+class Forecast(NamedTuple):
+    """Frames as predicted, float in 0..1, not clamped: p frames of a time step, 3 channels.
+
+    Attributes:
+        upcoming: [B, p, 3, H, W], the time step after the last one that was read of each row (in this call or
+            before).
+        timeline: [B, P, p, 3, H, W]; in evaluation prediction i is made from all time steps up to i of this call,
+            and is of time step i + 1.
+        at: int64 [B, P], the time step of this call that each prediction in ``timeline`` is of; it lies behind the
+            end for a row's last one, and is -1 for what was made of padding.
+    """
+
+    upcoming: Tensor
+    timeline: Tensor
+    at: Tensor
+
+
+class PredictionState(NamedTuple):
+    """``upcoming`` [B, p, 3, H, W] of rows whose next call brings no frame."""
+
+    upcoming: Tensor
+
+
+class PredictionHead(TaskHead):
+    """See ``Prediction``.
+
+    Attributes:
+        steps: time steps that a training clip's end is predicted over, at present.
+    """
+
+    logged = ("mse",)
+    columns = 1 + 2 * (1 + len(TRIVIAL))
+
+    def __init__(self, config: Prediction, sizes: Sizes):
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        self.steps = 1
+        self.patch = (sizes.frame[0] // sizes.grid[0], sizes.frame[1] // sizes.grid[1])
+        self.to_pixels = nn.Linear(sizes.width, sizes.stride * 3 * self.patch[0] * self.patch[1])
+        if config.residual:
+            nn.init.zeros_(self.to_pixels.weight)
+            nn.init.zeros_(self.to_pixels.bias)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(sizes.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(sizes.std).view(3, 1, 1), persistent=False)
+
+    def set_progress(self, done: float) -> None:
+        start, most = self.config.rollout_from, self.config.rollout
+        self.steps = 1 + min(most - 1, int(most * max(0.0, done - start) / (1 - start)))
+
+    def init_state(self, batch: int) -> PredictionState:
+        return PredictionState(self.mean.new_zeros(batch, self.sizes.stride, 3, *self.sizes.frame))
+
+    def forward(
+        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
+    ) -> tuple[Forecast, object, PredictionState]:
+        if self.training and self.steps > 1:
+            return self._rolled_out(body, frames, lengths, state, own)
+        tokens, steps, state = body(frames, lengths, state)
+        made = self._predict(tokens, frames, lengths)
+        batch, count = made.shape[:2]
+        given = torch.full((batch,), count) if steps is None else steps
+        upcoming = own.upcoming
+        if count:
+            rows = torch.arange(batch, device=made.device)
+            last = made[rows, (given - 1).clamp_min(0).to(made.device)]
+            none = (given == 0).to(made.device)[:, None, None, None, None]
+            upcoming = torch.where(none, upcoming.to(last.dtype), last)
+        step = torch.arange(count).expand(batch, count)
+        at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
+        return Forecast(upcoming, made, at), state, PredictionState(upcoming)
+
+    def _rolled_out(
+        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
+    ) -> tuple[Forecast, object, PredictionState]:
+        """Teacher forcing but for the last time steps of each row, which are predicted one from the other."""
+        stride = self.sizes.stride
+        given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
+        # At least the context is read; a row that ends before makes predictions that no loss looks at.
+        least = math.ceil(self.config.context / stride)
+        known = torch.minimum((given // stride - self.steps).clamp_min(least), -(-given // stride)).clamp_min(0)
+        read = torch.minimum(known * stride, given)
+        forecast, state, own = self._teacher_forced(body, frames[:, : int(read.max())], read, state, own)
+        made, at = [forecast.timeline], [forecast.at]
+        start = known.to(frames.device)
+        going = torch.where(read % stride == 0, stride, 0)  # a row that ended within a time step takes no more
+        for step in range(1, self.steps):
+            x = own.upcoming.clamp(0.0, 1.0)
+            forecast, state, own = self._teacher_forced(body, x, going, state, own)
+            made.append(forecast.timeline)
+            at.append(start[:, None] + step)
+        return Forecast(own.upcoming, torch.cat(made, 1), torch.cat(at, 1)), state, own
+
+    def _teacher_forced(self, body, frames, lengths, state, own):
+        steps, self.steps = self.steps, 1
+        try:
+            return self(body, frames, lengths, state, own)
+        finally:
+            self.steps = steps
+
+    def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
+        (rows, columns), (height, width), p = self.sizes.grid, self.patch, self.sizes.stride
+        x = self.to_pixels(tokens).to(self.mean.dtype)
+        x = x.unflatten(-1, (p, 3, height, width)).unflatten(2, (rows, columns))  # B S r c p 3 h w
+        x = x.permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5) * self.std
+        return x + (self._last(frames, x.shape[1], lengths)[:, :, None] if self.config.residual else self.mean)
+
+    def _last(self, frames: Tensor, count: int, lengths: Tensor | None) -> Tensor:
+        """The last frame of each time step [B, S, 3, H, W] in 0..1; of an unfinished one, that of the video."""
+        stride = self.sizes.stride
+        given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
+        ends = (torch.arange(1, count + 1) * stride - 1)[None]
+        index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0)).to(frames.device)
+        batch = torch.arange(frames.shape[0], device=frames.device)[:, None]
+        return self.unit(frames[batch, index])
+
+    def unit(self, frames: Tensor) -> Tensor:
+        """Pixels in 0..1, of uint8 or floating-point frames."""
+        return frames.to(self.mean.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.mean.dtype)
+
+    def _compared(self, output: Forecast, target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions and truth [B, P, p, 3, H, W] in 0..1, and which of them count, bool [B, P]: whole time steps
+        of the row, after the context."""
+        frames, lengths = target
+        stride = self.sizes.stride
+        whole = frames.shape[1] // stride
+        steps = frames[:, : whole * stride].unflatten(1, (whole, stride))
+        rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
+        counts = output.at < (lengths // stride).to(output.at.device)[:, None]
+        counts = counts & (output.at * stride >= self.config.context)
+        truth = steps[rows, output.at.clamp(max=max(whole - 1, 0))] if whole else torch.zeros_like(output.timeline)
+        return output.timeline, self.unit(truth), counts
+
+    def loss(self, output: Forecast, target: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean over the pixels (in the encoder's normalisation) of the predicted time steps of each row, then over
+        the rows that have any; 0 where none has.
+
+        Args:
+            target: frames [B, F, 3, H, W], valid frames [B].
+        """
+        made, truth, counts = self._compared(output, target)
+        made, truth = (made - self.mean) / self.std, (truth - self.mean) / self.std
+        kind = F.mse_loss if self.config.loss == "mse" else F.smooth_l1_loss
+        each = kind(made, truth, reduction="none").flatten(2).mean(2)
+        if self.config.gradient_difference:
+            for dim in (-1, -2):
+                difference = (made.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
+                each = each + self.config.gradient_difference * difference.flatten(2).mean(2)
+        return _mean(each, counts)
+
+    def figures(self, output: Forecast, target: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """``mse`` as ``Prediction.summary`` has it, over the predictions that count."""
+        made, truth, counts = self._compared(output, target)
+        videos = counts.any(1).sum()
+        squared = (made.clamp(0, 1) - truth).square().flatten(3).sum(3).mean(2)
+        return {"videos": videos, "mse": _mean(squared, counts) * videos}
+
+    def examine(self, segments: Iterable[Read]) -> Tensor:
+        """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and
+        of each of ``TRIVIAL``."""
+        history, total, pending = None, None, None
+        stride = self.sizes.stride
+        for frames, lengths, output in segments:
+            pixels = self.unit(frames)
+            batch, whole = pixels.shape[0], pixels.shape[1] // stride
+            history = History(batch, pixels) if history is None else history
+            total = pixels.new_zeros(batch, self.columns, dtype=torch.float64) if total is None else total
+            for step in range(whole):
+                truth = pixels[:, step * stride : (step + 1) * stride]
+                valid = ((step + 1) * stride <= lengths).to(pixels.device)
+                if pending is not None:
+                    scored = (valid & (history.count >= self.config.context)).to(total.dtype)[:, None]
+                    made = [pending, *(guess[:, None].expand_as(truth) for guess in history.guesses().values())]
+                    errors = [(x.clamp(0, 1) - truth).flatten(2) for x in made]
+                    sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
+                    frames_here = torch.full_like(sums[0], float(stride))
+                    total += scored * torch.stack([frames_here, *sums], 1).to(total.dtype)
+                history.add(truth, valid)
+                if step < output.timeline.shape[1]:
+                    pending = output.timeline[:, step].to(pixels.dtype)
+        if total is None:
+            raise ValueError("There are no frames to score.")
+        return total.float()
+
+
+def _mean(each: Tensor, counts: Tensor) -> Tensor:
+    """Mean of ``each`` [B, P] over what ``counts``, row by row, then over the rows that have any; else 0."""
+    per_row = counts.sum(1)
+    # where, not a product: what does not count may be anything
+    rows = torch.where(counts, each, 0.0).sum(1) / per_row.clamp_min(1)
+    return rows.sum() / (per_row > 0).sum().clamp_min(1)
