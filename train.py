@@ -64,6 +64,7 @@ def run(config: RunConfig, yaml: str) -> None:
     from tttvideo.training.validation import score
     from tttvideo.video.index import save_labels
     from tttvideo.video.loader import EpochSampler, train_loader, val_loader
+    from tttvideo.video.reading import usual_rate
 
     # Wrong input is found before anything is written, and by every process alike.
     resume = config.resume == "auto"
@@ -94,7 +95,10 @@ def run(config: RunConfig, yaml: str) -> None:
         videos=fingerprint(val or train),
     )
     marks = training_marks(train.videos) if leader else None  # by which evaluation knows them again
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, rule=rule, trained_on=marks)
+    rate = usual_rate([video.path for video in train.videos], config.data.preprocessing) if leader else None
+    checkpoints = Checkpoints(
+        folder.checkpoints, keep=config.checkpoint.keep, rule=rule, trained_on=marks, frame_rate=rate
+    )
     fixed = {
         "processes": world,
         "data.batch_size": config.data.batch_size,

@@ -20,7 +20,8 @@ LAYERS = {
     "training": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "model"},
     "evaluation": {"ttt", "tasks", "serialize", "video", "model"},
     "export": {"tasks", "serialize", "video", "model", "evaluation"},
-    "cli": {"video", "model", "training", "evaluation", "export"},
+    "options": set(),
+    "cli": {"options", "video", "model", "training", "evaluation", "export"},
     "__main__": {"cli"},
     "__init__": {"model"},
 }

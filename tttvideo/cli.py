@@ -1,67 +1,39 @@
-"""The command `tttvideo`: train, evaluate, export, classify, make-data. User errors: one line, exit 2."""
+"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import json
 import os
 import sys
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-
-class UsageError(ValueError):
-    """A command line that cannot be understood; one sentence."""
-
-
-class _Help(argparse.HelpFormatter):
-    """Defaults are shown, where there are any."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS, [])
-        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises UsageError, accepts no abbreviations and suggests the nearest option."""
-
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        # Before anything else: a misspelt option would be reported as a missing one.
-        known = [option for action in self._actions for option in action.option_strings]
-        for word in argv:
-            option = word.split("=", 1)[0]
-            if option == "--":
-                break
-            if option.startswith("--") and option not in known:
-                raise UsageError(f"unknown option {option} of {self.prog}{_nearest(option, known)}")
-        return self.parse_args(argv)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+from tttvideo.options import (
+    Parser,
+    UsageError,
+    add_checkpoint,
+    add_fields,
+    add_prediction,
+    make_folder,
+    nearest,
+    prediction_settings,
+)
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """measure a checkpoint: accuracy at several lengths and samplings, failures listed"""
-    parser = _Parser(
+    """measure a checkpoint: accuracy at several lengths and samplings, or the error of predictions by horizon"""
+    parser = Parser(
         prog="tttvideo evaluate",
         description="Measure a checkpoint on a split. Every combination of --frames and --sampling is a row: "
         "first the video is cut to its first n frames, then the sampling rule is applied. Videos that cannot "
-        "be read count as wrong and are listed. Runs on several processes under torchrun.",
+        "be read count as wrong and are listed. Runs on several processes under torchrun. A checkpoint trained for "
+        "Prediction reads --context frames of each video and predicts the next --horizon instead.",
     )
-    _add_checkpoint(parser)
+    add_checkpoint(parser)
     parser.add_argument("--data", required=True, help="folder of class folders, or list file")
     parser.add_argument(
         "--split",
@@ -74,7 +46,7 @@ def evaluate(argv: Sequence[str]) -> int:
         help="folder that a list's relative paths count from (default: as in training for the list trained with; "
         "else the list's own folder)",
     )
-    parser.add_argument("--frames", default="all", help="cuts with commas, e.g. 16,64,256,all")
+    parser.add_argument("--frames", default=None, help="cuts with commas, e.g. 16,64,256,all (default: all)")
     parser.add_argument(
         "--sampling",
         action="extend",
@@ -92,21 +64,28 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that read ahead; 0 for none")
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
+    predicting = add_prediction(parser)
     args = parser.read(argv)
 
     from tttvideo.evaluation import evaluate as run
     from tttvideo.evaluation import parse_frames, parse_samplings, print_report, write_report
     from tttvideo.evaluation.checkpoint import inspect_checkpoint
 
-    out = Path(args.out) if args.out else inspect_checkpoint(args.checkpoint).run
+    source = inspect_checkpoint(args.checkpoint)
+    out = Path(args.out) if args.out else source.run
     if out is not None:
-        _make_folder(out)  # now: nobody wants to hear of it after hours of measuring
+        make_folder(out)  # now: nobody wants to hear of it after hours of measuring
+    foreign = ("frames", "sampling") if source.task == "Prediction" else predicting
+    if given := [name for name in foreign if getattr(args, name) is not None]:
+        raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
+    if source.task == "Prediction":
+        return evaluate_prediction(args, out)
     evaluation = run(
         args.checkpoint,
         args.data,
         split=args.split,
         root=args.root,
-        frames=parse_frames(args.frames),
+        frames=parse_frames(args.frames or "all"),
         samplings=parse_samplings(args.sampling or []),
         batch_size=args.batch_size,
         segment=args.segment,
@@ -125,14 +104,73 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
+    """`tttvideo evaluate` of a checkpoint that predicts frames."""
+    from tttvideo.evaluation.forecast_report import print_forecasts, write_forecasts
+    from tttvideo.evaluation.forecasting import evaluate_prediction as run
+
+    found = run(
+        args.checkpoint,
+        args.data,
+        split=args.split,
+        root=args.root,
+        **prediction_settings(args),
+        batch_size=args.batch_size,
+        segment=args.segment,
+        device=args.device,
+        trust=args.trust,
+        progress=sys.stderr.isatty(),
+    )
+    print_forecasts(found)
+    if out is None:
+        print("not written to files: an export has no run folder, so give --out DIR for that")
+    else:
+        write_forecasts(found, out)
+        print(f"written to {out}: metrics.json, predictions.csv and error_by_horizon.png")
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """predict the next frames of a video, beside what came: a film and a picture"""
+    parser = Parser(
+        prog="tttvideo predict",
+        description="Read the first frames of a video, generate the next ones, and show them: OUT/NAME.mp4 and "
+        "OUT/NAME.png have the truth above, the prediction below, then where they differ.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")
+    parser.add_argument("--out", required=True, help="folder for the film and the picture")
+    add_prediction(parser)
+    args = parser.read(argv)
+
+    from tttvideo.evaluation.predicting import predict as run
+
+    make_folder(Path(args.out))
+    with damaged_videos_named():
+        found = run(
+            args.checkpoint,
+            args.video,
+            args.out,
+            **prediction_settings(args),
+            device=args.device,
+            trust=args.trust,
+        )
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for line in found.lines:
+        print(line)
+    print(f"written to {args.out}: {found.film.name} and {found.strip.name}")
+    return 0
+
+
 def export(argv: Sequence[str]) -> int:
     """write a checkpoint as a folder that `tttvideo.from_pretrained` and the Hugging Face Hub take"""
-    parser = _Parser(
+    parser = Parser(
         prog="tttvideo export",
         description="Write config.json, model.safetensors, labels.json and a model card with the measured "
         "figures. The export is read back and its outputs compared with the checkpoint's.",
     )
-    _add_checkpoint(parser, device=False)
+    add_checkpoint(parser, device=False)
     parser.add_argument("--out", required=True, help="new or empty folder, or an earlier export to replace")
     parser.add_argument(
         "--metrics",
@@ -151,8 +189,8 @@ def export(argv: Sequence[str]) -> int:
 
 def classify(argv: Sequence[str]) -> int:
     """name the classes of single videos"""
-    parser = _Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
-    _add_checkpoint(parser)
+    parser = Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
+    add_checkpoint(parser)
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
     parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
@@ -204,7 +242,7 @@ def make_data(argv: Sequence[str]) -> int:
     from tttvideo.video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
-        chooser = _Parser(
+        chooser = Parser(
             prog="tttvideo make-data",
             description="Make a suite: real H.264 files in class folders, beside them meta.csv (the cause "
             "of each label) and suite.json (parameters, chance, ceilings).",
@@ -214,11 +252,11 @@ def make_data(argv: Sequence[str]) -> int:
         chooser.read(argv)
     suite_class = find_suite(argv[0])
     description = (suite_class.__doc__ or "").split("\n\n")[0]
-    parser = _Parser(prog=f"tttvideo make-data {argv[0]}", description=description)
+    parser = Parser(prog=f"tttvideo make-data {argv[0]}", description=description)
     parser.add_argument("--out", required=True, help="folder for the set; an interrupted one is continued")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: as many as pay)")
     settings = [field.name for field in dataclasses.fields(suite_class)]
-    _add_fields(parser, suite_class)
+    add_fields(parser, suite_class)
     args = parser.read(argv[1:])
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers must be at least 1, got {args.workers}")
@@ -260,6 +298,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", train),
     Command("evaluate", evaluate),
+    Command("predict", predict),
     Command("export", export),
     Command("classify", classify),
     Command("make-data", make_data),
@@ -288,15 +327,15 @@ def _run(argv: list[str]) -> int:
     names = [command.name for command in COMMANDS]
     if argv and not argv[0].startswith("-"):
         if argv[0] not in names:
-            raise UsageError(f"there is no command {argv[0]!r}{_nearest(argv[0], names)}")
+            raise UsageError(f"there is no command {argv[0]!r}{nearest(argv[0], names)}")
         return COMMANDS[names.index(argv[0])].run(argv[1:])
     from tttvideo import __version__
 
     width = max(map(len, names)) + 2
-    parser = _Parser(
+    parser = Parser(
         prog="tttvideo",
         usage="tttvideo COMMAND ...",
-        description="Train, evaluate, export and use classifiers of long videos.",
+        description="Train, evaluate, export and use models of long videos.",
         epilog="commands:\n" + "\n".join(f"  {c.name:{width}}{c.run.__doc__}" for c in COMMANDS),
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -304,44 +343,6 @@ def _run(argv: list[str]) -> int:
     parser.read(argv)
     parser.print_help(sys.stderr)
     return 2
-
-
-def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
-    """An option for each field of a dataclass, its help taken from the docstrings' `Args:`."""
-    from docstring_parser import parse
-
-    helps = {p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
-        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
-        kind = kinds[0] if kinds else hints[field.name]
-        if kind is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
-        else:
-            parser.add_argument(name, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="allow model classes outside tttvideo: importing them runs their code",
-    )
-    if device:
-        parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
-
-
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
-    if not os.access(out, os.W_OK):
-        raise UsageError(f"--out {out} cannot be written to")
 
 
 @contextmanager

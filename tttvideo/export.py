@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
+from tttvideo.evaluation.forecasting import shown_horizons
 from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.tasks import Prediction
 from tttvideo.video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
@@ -91,7 +93,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
-    """Both must give the same logits on the same random frames, a short clip and a shorter one in a batch."""
+    """Both must put out the same for the same random frames, a short clip and a shorter one in a batch."""
     height, width = model.preprocessing.size
     length = 2 * model.frame_multiple
     generator = torch.Generator().manual_seed(0)
@@ -99,8 +101,8 @@ def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
     lengths = torch.tensor([length, model.frame_multiple])
     with torch.no_grad():
         wanted, got = (m(frames, lengths)[0] for m in (model, copy))
-    same = torch.equal(wanted.logits, got.logits) and torch.equal(wanted.timeline, got.timeline)
-    if not same or not bool(wanted.logits.isfinite().all()) or copy.labels != model.labels:
+    same = all(torch.equal(a, b) for a, b in zip(wanted, got))
+    if not same or not all(bool(part.isfinite().all()) for part in wanted) or copy.labels != model.labels:
         raise ExportError(f"the export read back from {out} does not compute what the checkpoint computes")
 
 
@@ -137,6 +139,8 @@ def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequ
     """The README.md of an export: YAML front matter for the Hub, then what a user must know."""
     from huggingface_hub import ModelCardData
 
+    if isinstance(model.config.task, Prediction):
+        return _prediction_card(model, name, folder, source, measured)
     data = ModelCardData(
         library_name="tttvideo",
         pipeline_tag="video-classification",
@@ -194,6 +198,64 @@ The figures hold for videos like those measured. A classifier names one of its c
 for one that shows none of them. Videos much longer than those of training, other frame rates and other
 cameras can lower its accuracy: measure with `tttvideo evaluate` on your own.
 """
+
+
+def _prediction_card(model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]]) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(library_name="tttvideo", tags=["video-prediction", "test-time-training"], model_name=name)
+    p = model.preprocessing
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tables = [_errors(metrics) for metrics in measured]
+    figures = "\n\n".join(tables) or "No evaluation of these weights was at hand at the time of export."
+    return f"""---
+{data.to_yaml()}
+---
+
+# {name}
+
+A model that predicts the next frames of a video from all frames so far, made with tttvideo: {parameters:,} parameters.
+
+## Use
+
+```sh
+tttvideo predict {folder} clip.mp4 --context 64 --horizon 16 --out predictions
+```
+
+Its encoder and backbone start a classifier: `python train.py ... --init_from {folder}`.
+
+## Preprocessing
+
+Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
+`{p.sampling}`. Normalisation happens inside the model.
+
+## Figures
+
+{figures}
+
+Choice of weights: {selection_sentence(source.selection)}.
+How the data was divided: {(source.selection or {}).get("split_rule") or "not recorded"}.
+
+## Limits
+
+The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; compare them with
+those of copying the last frame, which stand beside them.
+"""
+
+
+def _errors(metrics: dict[str, Any]) -> str:
+    """One evaluation of predictions as a Markdown table."""
+    methods = list(metrics["per_horizon"])
+    lines = ["| horizon | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
+    for ahead in shown_horizons(metrics["horizon"]):
+        cells = [f"{metrics['per_horizon'][method]['mse'][ahead - 1]:.2f}" for method in methods]
+        lines.append(f"| {ahead} | " + " | ".join(cells) + " |")
+    head = (
+        f"Data `{Path(metrics['data']).name}`, split `{metrics['split']}`: "
+        f"{metrics['n_videos'] - metrics['n_failed']} videos, {metrics['context']} frames of context; mse: "
+        f"{metrics['convention']}."
+    )
+    return "\n\n".join([head, "\n".join(lines)])
 
 
 def _figures(metrics: dict[str, Any]) -> str:

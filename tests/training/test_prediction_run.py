@@ -47,7 +47,9 @@ def test_a_flat_folder_of_videos_without_classes(predict, loose, capsys):
     assert "summed over channels, height and width (OpenSTL's convention)" in said
     run = run_of(argv)
     log = lines(run / "log.jsonl")
-    names = {f"val_{method}{kind}" for method in ("", "copy_last_", "mean_frame_", "linear_") for kind in ("mse", "mae")}
+    names = {
+        f"val_{method}{kind}" for method in ("", "copy_last_", "mean_frame_", "linear_") for kind in ("mse", "mae")
+    }
     assert names | {"train_loss", "train_mse", "val_n"} <= set(log[0])
     assert log[0]["val_n"] == 3
     assert {"loss", "mse", "lr"} <= set(lines(run / "steps.jsonl")[0])
@@ -111,7 +113,10 @@ def test_classification_starts_from_prediction(predict, arguments, videos, tmp_p
     ("settings", "sentence"),
     [
         ({"mix.mixup": 0.5}, "mix labels, which Prediction does not use"),
-        ({"model.task.context": 9}, "data.max_frames is 5, but Prediction as configured learns from clips of at least 10"),
+        (
+            {"model.task.context": 9},
+            "data.max_frames is 5, but Prediction as configured learns from clips of at least 10",
+        ),
         ({"model.task.los": "mse"}, "did you mean 'loss'?"),
         ({"model.backbone.mixer": "Mamba", "model.backbone.mixer.heads": 2}, "backbone.frame_attention"),
     ],

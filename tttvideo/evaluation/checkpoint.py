@@ -19,6 +19,7 @@ class Checkpoint(NamedTuple):
     data: str | None  # folder or list file of the run
     root: str | None  # folder that the run's list counts from; None where it used no list, or none was given
     provenance: dict[str, Any]  # as the checkpoint's config.json states it
+    task: str  # name of the class: what the model was trained for
 
 
 def inspect_checkpoint(path: str | Path) -> Checkpoint:
@@ -27,19 +28,24 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     ValueError with one sentence when there is no checkpoint at `path`, or a damaged one.
     """
     folder = Path(resolve_checkpoint(path))
-    provenance = read_description(folder).get("provenance") or {}
+    description = read_description(folder)
+    provenance = description.get("provenance") or {}
     if not isinstance(provenance, dict):
         raise ValueError(f"{folder / 'config.json'} is damaged: its provenance is no mapping")
     with (folder / "model.safetensors").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        task = str(description["model"]["init_args"]["task"]["class_path"]).rsplit(".", 1)[-1]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / 'config.json'} is damaged: it names no task") from None
     index_file = folder.parent / "index.json"
     if folder.parent.name != "checkpoints" or not index_file.is_file():
         selection, drawn = provenance.get("selection"), provenance.get("drawn") or {}
-        return Checkpoint(folder, None, sha256, selection, drawn, None, None, provenance)
+        return Checkpoint(folder, None, sha256, selection, drawn, None, None, provenance, task)
     run = folder.parent.parent
     selection = _selection(folder.name, _index(index_file))
     drawn, data, root = _settings(run)
-    return Checkpoint(folder, run, sha256, selection, drawn, data, root, provenance)
+    return Checkpoint(folder, run, sha256, selection, drawn, data, root, provenance, task)
 
 
 def selection_sentence(selection: dict[str, Any] | None) -> str:

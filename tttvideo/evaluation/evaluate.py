@@ -68,7 +68,7 @@ def evaluate(
         # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
         return build_index(data, part, root=root, labels=model.labels, multi_label=model.multi_label, **source.drawn)
 
-    split = split or _split(data, root, source, read)
+    split = split or default_split(data, root, source, read)
     index = read(split)
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     settings = all_settings(list(frames), samplings)
@@ -77,7 +77,7 @@ def evaluate(
     own: torch.device = state.device  # type: ignore[assignment]  # with the index of this very process
     place = own if wanted is None or (wanted.type == own.type and wanted.index is None) else wanted
     mine = list(range(state.process_index, len(index.videos), state.num_processes))
-    with _progress(progress and state.is_main_process, len(mine) * len(settings)) as advance:
+    with progress_bar(progress and state.is_main_process, len(mine) * len(settings)) as advance:
         scores = score_videos(
             model,
             [index.videos[i] for i in mine],
@@ -98,7 +98,7 @@ def evaluate(
         "split": split,
         "weights_sha256": source.sha256,
         "selection": source.selection,
-        "device": _device_name(place),
+        "device": device_name(place),
         "processes": state.num_processes,
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
@@ -107,9 +107,11 @@ def evaluate(
     return summarise(context, gathered, settings, index, model.labels, suite, model.multi_label, notes)
 
 
-def _split(data: str | Path, root: str | Path | None, source: Checkpoint, read: Callable[[str], Index]) -> str:
+def default_split(
+    data: str | Path, root: str | Path | None, source: Checkpoint, read: Callable[[str], Index], labelled: bool = True
+) -> str:
     """``val``; or ``all`` of a set without splits, unless the model was trained on a part of it."""
-    if split_names(data, root=root):
+    if split_names(data, root=root, labelled=labelled):
         return "val"
     marks = source.provenance.get("trained_on")
     if marks:
@@ -147,6 +149,12 @@ def _processes(place: torch.device | None):
     return state
 
 
+def one_process() -> None:
+    """Raises ValueError if several were started."""
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"{started} processes were started, but predictions are measured by one; leave torchrun out")
+
+
 def choose_device(name: str | None) -> torch.device | None:
     """The device of that name, tried; None where none is named. ValueError where it cannot be used."""
     if name is None:
@@ -166,11 +174,11 @@ def best_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _progress(shown: bool, total: int):
+def progress_bar(shown: bool, total: int):
     """A context that gives a function to call with the number of videos done, or None."""
     if not shown:
         return nullcontext(None)

@@ -76,6 +76,29 @@ def plot_accuracy(
     _save(figure, path)
 
 
+def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, title: str) -> None:
+    """Mean squared error by horizon, a line for each method; the model's comes first."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(errors.items()):
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)] if len(values) <= 32 else None,
+            linestyle="-" if number == 0 else "--",
+            label=name.replace("_", " "),
+        )
+    axes.set_xlabel("horizon: frames after the context")
+    axes.set_ylabel("squared error of a frame (sum over its pixels in 0..1)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(_plain(title), fontsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
     """Confusion matrix: rows are true classes in per cent of their videos, the last column failed videos.
 

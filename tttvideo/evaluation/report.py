@@ -39,14 +39,14 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
     # The figures come last: whatever a plot may meet, the numbers are kept.
-    with _replacing(out / "metrics.json") as path:
-        path.write_text(_json(metrics), encoding="utf-8")
-    with _replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(out / "metrics.json") as path:
+        path.write_text(as_json(metrics), encoding="utf-8")
+    with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(evaluation.predictions)
     multi_label = metrics["multi_label"]
-    with _replacing(out / "accuracy_vs_frames.png") as path:
+    with replacing(out / "accuracy_vs_frames.png") as path:
         plot_accuracy(
             path,
             metrics["results"],
@@ -59,7 +59,7 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
         # The whole video is what most readers mean; otherwise the longest cut that was asked for.
         rows = metrics["results"]
         row = max(rows, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
-        with _replacing(out / "confusion.png") as path:
+        with replacing(out / "confusion.png") as path:
             plot_confusion(
                 path,
                 row["confusion"],
@@ -120,7 +120,7 @@ def _span(row: dict[str, Any]) -> str:
     return f" from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
 
 
-def _json(data: dict[str, Any]) -> str:
+def as_json(data: dict[str, Any]) -> str:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     # Rows of numbers (confusion counts) on one line each: a figure file is read by people, too.
     return re.sub(r"\[\s*((?:-?[\d.e+-]+,\s*)*-?[\d.e+-]+)\s*\]", _one_line, text) + "\n"
@@ -130,7 +130,7 @@ def _one_line(match: re.Match[str]) -> str:
     return "[" + ", ".join(match[1].replace(",", " ").split()) + "]"
 
 
-class _replacing:
+class replacing:
     """The path of an unfinished sibling; it takes the name of `path` when the block ends without an error."""
 
     def __init__(self, path: Path):

@@ -85,15 +85,15 @@ def summarise(
         "multi_label": several,
         "split_rule": index.rule,
         **context,
-        "failures": [{**_where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
+        "failures": [{**where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
         "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
         "notes": list(dict.fromkeys(notes)),
-        "versions": _versions(),
+        "versions": versions(),
     }
     return Evaluation(metrics, predictions)
 
 
-def _where(video: Video) -> dict[str, Any]:
+def where(video: Video) -> dict[str, Any]:
     """What tells a video from all others: several can be cuts of one file."""
     return {"path": video.path, "start": video.start, "end": video.end}
 
@@ -105,7 +105,7 @@ def _prediction(
     video = index.videos[score.video]
     right = truth.nonzero().flatten().tolist() if several else [int(truth)]
     row: dict[str, Any] = {
-        **_where(video),
+        **where(video),
         "frames": setting.frames_name,
         "sampling": str(setting.sampling),
         "label": ";".join(labels[i] for i in right),
@@ -160,7 +160,7 @@ def _throughput(gathered: list[Scores], setting: int) -> float:
     return sum(cost.frames for cost in costs) / seconds if seconds > 0 else 0.0
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     from tttvideo import __version__

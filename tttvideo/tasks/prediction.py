@@ -213,11 +213,7 @@ class PredictionHead(TaskHead):
         ends = (torch.arange(1, count + 1) * stride - 1)[None]
         index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0)).to(frames.device)
         batch = torch.arange(frames.shape[0], device=frames.device)[:, None]
-        return self.unit(frames[batch, index])
-
-    def unit(self, frames: Tensor) -> Tensor:
-        """Pixels in 0..1, of uint8 or floating-point frames."""
-        return frames.to(self.mean.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.mean.dtype)
+        return in_unit(frames[batch, index], self.mean.dtype)
 
     def _compared(self, output: Forecast, target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and truth [B, P, p, 3, H, W] in 0..1, and which of them count, bool [B, P]: whole time steps
@@ -230,7 +226,7 @@ class PredictionHead(TaskHead):
         counts = output.at < (lengths // stride).to(output.at.device)[:, None]
         counts = counts & (output.at * stride >= self.config.context)
         truth = steps[rows, output.at.clamp(max=max(whole - 1, 0))] if whole else torch.zeros_like(output.timeline)
-        return output.timeline, self.unit(truth), counts
+        return output.timeline, in_unit(truth, self.mean.dtype), counts
 
     def loss(self, output: Forecast, target: tuple[Tensor, Tensor]) -> Tensor:
         """Mean over the pixels (in the encoder's normalisation) of the predicted time steps of each row, then over
@@ -262,7 +258,7 @@ class PredictionHead(TaskHead):
         history, total, pending = None, None, None
         stride = self.sizes.stride
         for frames, lengths, output in segments:
-            pixels = self.unit(frames)
+            pixels = in_unit(frames, self.mean.dtype)
             batch, whole = pixels.shape[0], pixels.shape[1] // stride
             history = History(batch, pixels) if history is None else history
             total = pixels.new_zeros(batch, self.columns, dtype=torch.float64) if total is None else total
@@ -290,3 +286,8 @@ def _mean(each: Tensor, counts: Tensor) -> Tensor:
     # where, not a product: what does not count may be anything
     rows = torch.where(counts, each, 0.0).sum(1) / per_row.clamp_min(1)
     return rows.sum() / (per_row > 0).sum().clamp_min(1)
+
+
+def in_unit(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels in 0..1, of uint8 or floating-point frames."""
+    return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)

@@ -82,13 +82,23 @@ class Checkpoints:
         keep: how many of the latest stay.
         rule: how the best is chosen.
         trained_on: marks of the training videos (`training_marks`); evaluation knows them again by these.
+        frame_rate: at which those were read, in Hz, where that is known.
     """
 
-    def __init__(self, folder: Path, *, keep: int, rule: Rule, trained_on: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        rule: Rule,
+        trained_on: str | None = None,
+        frame_rate: float | None = None,
+    ):
         self.folder = folder
         self.keep = keep
         self.rule = rule
         self.trained_on = trained_on
+        self.frame_rate = frame_rate
 
     def last(self) -> Path | None:
         """The latest complete checkpoint."""
@@ -158,6 +168,7 @@ class Checkpoints:
                 "split": self.rule.split,
                 "split_rule": self.rule.split_rule,
                 "trained_on": self.trained_on,
+                "frame_rate": self.frame_rate,
             }
             save_model(temporary, provenance)
             write_atomically(temporary / "progress.json", json.dumps(asdict(progress), indent=2))

@@ -1,14 +1,15 @@
 """Opening a video at the size that the preprocessing needs, and the part of it between two times."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from tttvideo.video.decode import open_video
 from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError
+from tttvideo.video.sampling import Dense, Window, parse_sampling
 from tttvideo.video.transforms import Preprocessing
 
 
@@ -17,6 +18,24 @@ def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> 
     with open_video(path) as reader:
         size = preprocessing.decode_size(reader.info, margin)
     return open_video(path, size)
+
+
+def sampled_rate(fps: float, sampling: str) -> float | None:
+    """Frames a second that are left of a video at ``fps`` Hz; None where the rule goes by number."""
+    rule = parse_sampling(sampling)
+    if not isinstance(rule, Dense | Window):
+        return None
+    return min(fps, rule.fps) if isinstance(rule, Dense) and rule.fps else fps
+
+
+def usual_rate(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5) -> float | None:
+    """The median of ``sampled_rate`` over ``most`` of the videos, evenly spaced in the list; None if it is unknown."""
+    rates = []
+    for path in paths[:: max(1, len(paths) // most)][:most]:
+        with suppress(VideoError, OSError), open_video(path) as reader:
+            rates.append(sampled_rate(reader.info.fps, preprocessing.sampling))
+    known = sorted(rate for rate in rates if rate)
+    return known[len(known) // 2] if known else None
 
 
 def within(reader: Reader, start: float | None, end: float | None) -> Tensor:

@@ -1,0 +1,242 @@
+"""How well a model predicts: a context of each video is read, a horizon is generated, and each frame of it compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttvideo.evaluation.checkpoint import inspect_checkpoint
+from tttvideo.evaluation.evaluate import (
+    best_device,
+    choose_device,
+    default_split,
+    device_name,
+    one_process,
+    progress_bar,
+)
+from tttvideo.evaluation.overlap import count_seen
+from tttvideo.evaluation.summary import versions, where
+from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.tasks import Prediction, roll_out
+from tttvideo.tasks.prediction import in_unit
+from tttvideo.tasks.trivial import TRIVIAL, History
+from tttvideo.video.index import Index, build_index
+from tttvideo.video.reader import VideoError
+from tttvideo.video.segments import read_segments
+from tttvideo.video.transforms import Preprocessing
+
+METRICS = ("mse", "mae", "psnr", "ssim")
+METHODS = ("model", *TRIVIAL)
+CONVENTION = (
+    "pixels in 0..1; mse and mae are summed over channels, height and width of a frame (OpenSTL's convention), psnr is "
+    "in dB (at most 100), ssim as torchmetrics has it; each is a mean over videos"
+)
+PERFECT = 100.0
+"""PSNR in dB of a frame without error, whose logarithm has no end."""
+
+
+class Forecasts(NamedTuple):
+    """``metrics`` is the content of metrics.json, ``predictions`` the rows of predictions.csv."""
+
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def evaluate_prediction(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    root: str | Path | None = None,
+    context: int = 10,
+    horizon: int = 10,
+    write: bool = True,
+    batch_size: int = 8,
+    segment: int | None = None,
+    device: str | None = None,
+    trust: bool = False,
+    progress: bool = False,
+) -> Forecasts:
+    """Measure a checkpoint trained for ``Prediction`` on the videos of one split, by horizon.
+
+    Of each video the first ``context`` frames (after the model's sampling rule) are read, and the next ``horizon``
+    frames generated; shorter videos and unreadable ones are listed and not measured.
+
+    Args:
+        write: whether the hidden state learns from generated frames (``roll_out``).
+        segment: frames of the context that are held in the model's graph at a time; None: about 64.
+        checkpoint, data, split, root, batch_size, device, trust, progress: as in ``evaluate``; labels are ignored.
+
+    Raises:
+        ValueError: for a checkpoint of another task, settings that cannot be, or a split without a video that is
+            long enough.
+    """
+    one_process()
+    source = inspect_checkpoint(checkpoint)
+    model = prediction_model(source.folder, trust=trust)
+    check_lengths(model, context, horizon)
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    root = root or (source.root if source.data and Path(data).resolve() == Path(source.data).resolve() else None)
+
+    def read(part: str) -> Index:
+        return build_index(data, part, root=root, labelled=False, **source.drawn)
+
+    split = split or default_split(data, root, source, read, labelled=False)
+    index = read(split)
+    place = choose_device(device) or best_device()
+    model.to(place)
+    per_video: dict[int, Tensor] = {}  # [methods, metrics, horizon]
+    failures: dict[int, str] = {}
+    with progress_bar(progress, len(index.videos)) as advance:
+        for start in range(0, len(index.videos), batch_size):
+            clips: dict[int, Tensor] = {}
+            for i in range(start, min(start + batch_size, len(index.videos))):
+                video = index.videos[i]
+                try:
+                    clips[i] = read_clip(
+                        video.path, model.preprocessing, context + horizon, span=(video.start, video.end)
+                    )
+                    if len(clips[i]) < context + horizon:
+                        failures[i] = f"it has {len(clips.pop(i))} frames of the {context + horizon} that are needed"
+                except (VideoError, OSError) as error:
+                    failures[i] = str(error).removeprefix(f"{video.path}: ")
+            if clips:
+                frames = torch.stack(list(clips.values())).to(place)
+                made = forecasts(model, frames[:, :context], horizon, write=write, segment=segment)
+                truth = in_unit(frames[:, context:])
+                found = torch.stack([compare(made[method], truth) for method in METHODS], 1)
+                per_video.update(zip(clips, found.cpu()))
+            if advance is not None:
+                advance(min(batch_size, len(index.videos) - start))
+    if not per_video:
+        first = f"{index.videos[min(failures)].path}: {failures[min(failures)]}"
+        raise ValueError(
+            f"none of the {len(index.videos)} videos of split {split} can be measured with {context} frames of context "
+            f"and {horizon} to predict (first: {first})"
+        )
+    rows = torch.stack([per_video[i] for i in sorted(per_video)])
+    seen = count_seen(index.videos, source.provenance.get("trained_on"))
+    metrics = {
+        "task": "Prediction",
+        "checkpoint": str(checkpoint),
+        "data": str(data),
+        "split": split,
+        "n_videos": len(index.videos),
+        "n_failed": len(failures),
+        "context": context,
+        "horizon": horizon,
+        "write": write,
+        "convention": CONVENTION,
+        "mean": {name: _by_metric(row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, rows.mean(0))},
+        "per_horizon": {name: _by_metric(row) for name, row in zip(METHODS, rows.mean(0))},
+        "split_rule": index.rule,
+        "weights_sha256": source.sha256,
+        "selection": source.selection,
+        "device": device_name(place),
+        "failures": [{**where(index.videos[i]), "reason": reason} for i, reason in sorted(failures.items())],
+        "notes": [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else [],
+        "versions": versions(),
+    }
+    predictions = []
+    for i, video in enumerate(index.videos):
+        row = {**where(video), "failure": failures.get(i, "")}
+        if i in per_video:
+            means = per_video[i].mean(-1)
+            row |= {
+                f"{m}_{k}": f"{float(means[a, b]):.6g}" for a, m in enumerate(METHODS) for b, k in enumerate(METRICS)
+            }
+        predictions.append(row)
+    return Forecasts(metrics, predictions)
+
+
+def prediction_model(folder: str | Path, *, trust: bool = False) -> VideoModel:
+    """``from_pretrained``, for a model that predicts frames.
+
+    Raises:
+        ValueError: if it was trained for something else.
+    """
+    model = from_pretrained(folder, trust=trust)
+    if not isinstance(model.config.task, Prediction):
+        raise ValueError(
+            f"{folder} was trained for {type(model.config.task).__name__} and predicts no frames; use a checkpoint "
+            "trained with model.task Prediction"
+        )
+    return model.eval()
+
+
+def check_lengths(model: VideoModel, context: int, horizon: int) -> None:
+    """Raises ValueError where a model cannot read such a context, or there is nothing to predict."""
+    step = model.frame_multiple
+    if horizon < 1:
+        raise ValueError(f"--horizon is {horizon}, which leaves nothing to predict; give at least 1 frame")
+    if context < 1 or context % step:
+        of = f"a multiple of {step} frames, the model's time step" if step > 1 else "at least 1 frame"
+        raise ValueError(f"--context must be {of}; got {context}")
+
+
+def read_clip(
+    path: str, preprocessing: Preprocessing, frames: int, span: tuple[float | None, float | None] = (None, None)
+) -> Tensor:
+    """The first ``frames`` frames that the sampling rule takes, uint8 [n, 3, H, W]; n is less in a shorter video.
+
+    Raises:
+        VideoError: if the video cannot be read.
+    """
+    held: list[Tensor] = []
+    count = 0
+    for segment in read_segments([path], preprocessing, segment=64, spans=[span], prefetch=False):
+        if segment.failures:
+            raise VideoError(segment.failures[0])
+        held.append(segment.frames[0, : int(segment.lengths[0])])
+        count += len(held[-1])
+        if count >= frames:
+            break
+    return torch.cat(held)[:frames]
+
+
+@torch.no_grad()
+def forecasts(
+    model: VideoModel, context: Tensor, horizon: int, *, write: bool = True, segment: int | None = None
+) -> dict[str, Tensor]:
+    """The frames after ``context`` (uint8 [B, C, 3, H, W]) by the model and by what needs none: each of ``METHODS`` ->
+    [B, horizon, 3, H, W] in 0..1."""
+    pieces = context.split(model.segment_frames(segment or 64), dim=1)
+    made = {"model": roll_out(model, [(piece, None) for piece in pieces], horizon, write=write)}
+    pixels = in_unit(context)
+    history = History(len(context), pixels)
+    history.add(pixels, torch.ones(len(context), dtype=torch.bool, device=context.device))
+    guesses = [history.guesses(ahead) for ahead in range(1, horizon + 1)]
+    return made | {name: torch.stack([g[name] for g in guesses], 1).clamp(0.0, 1.0) for name in TRIVIAL}
+
+
+def compare(made: Tensor, truth: Tensor) -> Tensor:
+    """Predicted and true frames [B, K, 3, H, W] in 0..1 -> each of ``METRICS`` of each frame, [B, 4, K]; SSIM is NaN
+    for frames smaller than its window of 11 pixels."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    error = made - truth
+    squared = error.square().flatten(2)
+    psnr = -10.0 * squared.mean(2).log10()
+    if min(truth.shape[-2:]) < 11:
+        ssim = torch.full_like(psnr, torch.nan)
+    else:
+        found = structural_similarity_index_measure(
+            made.flatten(0, 1), truth.flatten(0, 1), data_range=1.0, reduction="none"
+        )
+        assert isinstance(found, Tensor)
+        ssim = found.unflatten(0, made.shape[:2])
+    return torch.stack([squared.sum(2), error.abs().flatten(2).sum(2), psnr.clamp(max=PERFECT), ssim], 1).float()
+
+
+def _by_metric(row: Tensor, one: bool = False) -> dict[str, Any]:
+    """[metrics, horizon] -> a list by horizon for each metric (its only entry, if ``one``); None where undefined."""
+    lists = [[None if x != x else round(x, 6) for x in values] for values in row.tolist()]
+    return {name: values[0] if one else values for name, values in zip(METRICS, lists, strict=True)}
+
+
+def shown_horizons(horizon: int) -> Sequence[int]:
+    """1, 2, 4, ... and the last."""
+    return sorted({h for h in (2**i for i in range(horizon.bit_length())) if h <= horizon} | {horizon})

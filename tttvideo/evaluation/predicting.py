@@ -1,0 +1,108 @@
+"""`tttvideo predict`: the next frames of one video, as a film, a picture and a few figures."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tttvideo.evaluation.checkpoint import inspect_checkpoint
+from tttvideo.evaluation.evaluate import best_device, choose_device
+from tttvideo.evaluation.forecasting import (
+    METHODS,
+    METRICS,
+    check_lengths,
+    compare,
+    forecasts,
+    prediction_model,
+    read_clip,
+    shown_horizons,
+)
+from tttvideo.evaluation.strips import write_film, write_strip
+from tttvideo.tasks.prediction import in_unit
+from tttvideo.video.decode import open_video
+from tttvideo.video.reading import sampled_rate
+from tttvideo.video.transforms import Preprocessing
+
+
+class Predicted(NamedTuple):
+    """Files that were written, and what is to be said."""
+
+    film: Path
+    strip: Path
+    lines: list[str]  # the errors
+    notes: list[str]  # where the video is unlike those of the training
+
+
+def predict(
+    checkpoint: str | Path,
+    video: str | Path,
+    out: str | Path,
+    *,
+    context: int = 10,
+    horizon: int = 10,
+    write: bool = True,
+    device: str | None = None,
+    trust: bool = False,
+) -> Predicted:
+    """Predict ``horizon`` frames after the first ``context`` of a video, and draw them into the folder ``out``.
+
+    Args:
+        checkpoint: run folder (its best checkpoint), checkpoint folder, or export, trained for ``Prediction``.
+        write: whether the hidden state learns from generated frames (``tttvideo.tasks.roll_out``).
+
+    Raises:
+        ValueError: for a checkpoint of another task, a horizon of 0, a context that is as long as the video, or a video
+            that cannot be read.
+    """
+    source = inspect_checkpoint(checkpoint)
+    model = prediction_model(source.folder, trust=trust).to(choose_device(device) or best_device())
+    check_lengths(model, context, horizon)
+    clip = read_clip(str(video), model.preprocessing, context + horizon)
+    if len(clip) < 2:
+        raise ValueError(f"{video} has a single frame; a prediction needs one to read and one to compare with")
+    if len(clip) <= context:
+        raise ValueError(
+            f"{video} has {len(clip)} frames, which a context of {context} leaves nothing of; give --context "
+            f"{(len(clip) - 1) // model.frame_multiple * model.frame_multiple or 1} or less"
+        )
+    clip = clip.to(next(model.parameters()).device)
+    made = forecasts(model, clip[None, :context], horizon, write=write)
+    pixels = in_unit(clip)
+    truth = pixels[context:]
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    film, strip = out / f"{Path(video).stem}.mp4", out / f"{Path(video).stem}.png"
+    with open_video(str(video)) as reader:
+        size = (reader.info.height, reader.info.width)
+        rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)
+    notes = mismatches(str(video), size, rate, model.preprocessing, source.provenance.get("frame_rate"))
+    write_film(film, pixels[:context], truth, made["model"][0], rate or 10.0)
+    learned = "all frames, generated ones too" if write else "the context alone"
+    note = f"{Path(video).name}: {context} frames given, {horizon} predicted; the hidden state learns from {learned}"
+    write_strip(strip, pixels[:context], truth, made["model"][0], note)
+    errors = [compare(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
+    lines = ["horizon  " + "".join(f"{method:>22}" for method in METHODS) + "   mse (psnr in dB)"]
+    for ahead in shown_horizons(len(truth)):
+        cells = [f"{float(e[0, ahead - 1]):.1f} ({float(e[METRICS.index('psnr'), ahead - 1]):.1f})" for e in errors]
+        lines.append(f"{ahead:>7}  " + "".join(f"{cell:>22}" for cell in cells))
+    if len(truth) < horizon:
+        notes.append(
+            f"{video} ends after {len(clip)} frames: the last {horizon - len(truth)} have no truth beside them"
+        )
+    return Predicted(film, strip, lines, notes)
+
+
+def mismatches(
+    video: str, size: tuple[int, int], rate: float | None, preprocessing: Preprocessing, known: float | None
+) -> list[str]:
+    """Sentences on where a video of ``size`` (height, width) read at ``rate`` Hz is unlike what the model learned from,
+    which was read at ``known`` Hz."""
+    found = []
+    (height, width), (high, wide) = size, preprocessing.size
+    if size != preprocessing.size:
+        how = {"crop": "scaled and cropped", "pad": "scaled and padded", "stretch": "stretched"}[preprocessing.fit]
+        found.append(f"{video} has {height} x {width} pixels: {how} to the model's {high} x {wide}")
+    if rate and known and not 0.9 <= rate / known <= 1.1:
+        found.append(
+            f"{video} is read at {rate:.4g} frames a second and the model learned from {known:.4g}: motion looks "
+            f"{known / rate:.2g} times as fast to it"
+        )
+    return found

@@ -1,0 +1,102 @@
+"""Predictions to look at: a PNG strip and an MP4, truth above, prediction below, then where they differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tttvideo.video.synthetic.encode import write_mp4
+
+BRIGHTEST = 0.5
+"""The error that is drawn brightest: mean over the channels of |truth - prediction|, pixels in 0..1."""
+COLUMNS = 12
+_GAP, _LINE, _LEFT = 4, 16, 84
+_PAPER, _INK, _EMPTY = (255, 255, 255), (51, 51, 51), (221, 221, 221)
+
+
+def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, note: str = "") -> None:
+    """A picture of up to ``COLUMNS`` moments: the end of the context, then the horizon with its first and last frame.
+
+    Args:
+        context: true frames [C, 3, H, W] in 0..1; the first one is frame 0.
+        truth: the true frames after it [n, 3, H, W]; n may be less than K where the video ends.
+        made: predicted frames [K, 3, H, W] in 0..1.
+        note: a line below.
+    """
+    from PIL import Image
+
+    ahead = np.unique(np.linspace(0, len(made) - 1, min(len(made), COLUMNS - 2)).round().astype(int))
+    before = range(max(0, len(context) - 2), len(context))
+    columns = [_column(context[i], context[i]) for i in before]
+    columns += [_column(truth[i] if i < len(truth) else None, made[i]) for i in ahead]
+    scale = _scale(made)
+    cells = [[_enlarged(cell, scale) for cell in column] for column in columns]
+    height, width = cells[0][1].shape[:2]
+    image = Image.new("RGB", (_LEFT + len(cells) * (width + _GAP), 3 * (height + _GAP) + 3 * _LINE), _PAPER)
+    for at, (number, column) in enumerate(zip([*before, *(len(context) + ahead)], cells)):
+        left = _LEFT + at * (width + _GAP)
+        _write(image, (left, 1), f"{number}" + (" given" if number < len(context) else ""))
+        for row, cell in enumerate(column):
+            image.paste(Image.fromarray(cell), (left, _LINE + row * (height + _GAP)))
+    for row, name in enumerate(("truth", "prediction", "error")):
+        _write(image, (4, _LINE + row * (height + _GAP) + height // 2 - 7), name)
+    below = 3 * (height + _GAP) + _LINE
+    _write(image, (4, below), f"error: mean of channels, black 0, brightest {BRIGHTEST:g} and more (pixels in 0..1)")
+    _write(image, (4, below + _LINE), note)
+    image.save(path)
+
+
+def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float) -> None:
+    """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
+    from PIL import Image
+
+    count, scale = len(context), _scale(made)
+    pictures = []
+    for number in range(count + len(made)):
+        if number < count:
+            column = _column(context[number], context[number])
+        else:
+            i = number - count
+            column = _column(truth[i] if i < len(truth) else None, made[i])
+        cells = [_enlarged(cell, scale) for cell in column]
+        height, width = cells[0].shape[:2]
+        size = (max(width, 150), 3 * (height + _GAP) + _LINE)
+        image = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAPER)
+        _write(image, (4, 1), f"frame {number}" + (" given" if number < count else " predicted"))
+        for row, cell in enumerate(cells):
+            image.paste(Image.fromarray(cell), ((size[0] - width) // 2, _LINE + row * (height + _GAP)))
+        pictures.append(np.asarray(image))
+    write_mp4(path, np.stack(pictures), fps)
+
+
+def _column(truth: Tensor | None, made: Tensor) -> Sequence[np.ndarray]:
+    """Truth, prediction and error as pictures uint8 [H, W, 3]; grey where there is no truth."""
+    from matplotlib import colormaps
+
+    picture = _pixels(made)
+    if truth is None:
+        empty = np.full_like(picture, _EMPTY[0])
+        return empty, picture, empty
+    error = (truth - made).abs().mean(0).div(BRIGHTEST).clamp(0, 1).cpu().numpy()
+    return _pixels(truth), picture, (colormaps["magma"](error)[..., :3] * 255).round().astype(np.uint8)
+
+
+def _pixels(frame: Tensor) -> np.ndarray:
+    return (frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _scale(frames: Tensor) -> int:
+    """Small frames are enlarged by whole numbers, so that their pixels stay what they are."""
+    return max(1, 96 // max(frames.shape[-2:]))
+
+
+def _enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
+    return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def _write(image, at: tuple[int, int], text: str) -> None:
+    from PIL import ImageDraw, ImageFont
+
+    ImageDraw.Draw(image).text(at, text, fill=_INK, font=ImageFont.load_default(size=12))

@@ -1,0 +1,106 @@
+"""How commands read their options: argparse with one-sentence errors, and the options that several share."""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; one sentence."""
+
+
+class Help(argparse.HelpFormatter):
+    """Defaults are shown, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS, [])
+        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError, accepts no abbreviations and suggests the nearest option."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        # Before anything else: a misspelt option would be reported as a missing one.
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in argv:
+            option = word.split("=", 1)[0]
+            if option == "--":
+                break
+            if option.startswith("--") and option not in known:
+                raise UsageError(f"unknown option {option} of {self.prog}{nearest(option, known)}")
+        return self.parse_args(argv)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
+    """An option for each field of a dataclass, its help taken from the docstrings' `Args:`."""
+    from docstring_parser import parse
+
+    helps = {p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        kind = kinds[0] if kinds else hints[field.name]
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        else:
+            parser.add_argument(name, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="allow model classes outside tttvideo: importing them runs their code",
+    )
+    if device:
+        parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
+
+
+def make_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written to")
+
+
+def add_prediction(parser: Parser) -> tuple[str, ...]:
+    """The options of a rollout; returns their names."""
+    parser.add_argument("--context", type=int, default=None, help="frames that are read (default: 10)")
+    parser.add_argument("--horizon", type=int, default=None, help="frames that are predicted (default: 10)")
+    parser.add_argument(
+        "--write",
+        choices=("all", "context"),
+        default=None,
+        help="what the hidden state learns from: all frames, its own predictions too, or the context alone "
+        "(default: all)",
+    )
+    return ("context", "horizon", "write")
+
+
+def prediction_settings(args: argparse.Namespace) -> dict[str, typing.Any]:
+    """The options of ``add_prediction`` as arguments of functions."""
+    context, horizon = (10 if value is None else value for value in (args.context, args.horizon))
+    return {"context": context, "horizon": horizon, "write": args.write != "context"}
