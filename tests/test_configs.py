@@ -21,9 +21,14 @@ def test_configuration(file):
     if isinstance(config.model.encoder, Timm):
         return  # its weights come from the network
     torch.manual_seed(0)
-    model = VideoModel(config.model, preprocessing=config.data.preprocessing, labels=["a", "b"])
+    labels = ["a", "b"] if config.model.task.labelled else []
+    model = VideoModel(config.model, preprocessing=config.data.preprocessing, labels=labels)
     frames = torch.randint(0, 256, (1, 2 * model.frame_multiple, 3, *config.data.size), dtype=torch.uint8)
     output, _ = model(frames)
+    assert output.timeline.shape[:2] == (1, 2)
+    if not labels:
+        assert output.timeline.shape[2:] == (model.encoder.stride, 3, *config.data.size)
+        return
     assert output.logits.shape == (1, 2)
     assert output.timeline.shape == (1, 2, 2)
 

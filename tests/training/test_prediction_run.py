@@ -76,6 +76,21 @@ def test_class_folders_serve_as_well_and_resume_is_exact(predict, videos, monkey
     assert curve(run_of(again)) == curve(whole)
 
 
+def test_a_batch_of_which_nothing_can_be_read(predict, loose, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(loose, root)
+    for i in (0, 1, 2):
+        (root / f"{i}.mp4").write_bytes(b"not a video")
+    rolled = {"model.task.rollout": 2, "model.task.rollout_from": 0.0, "precision": "bf16"}
+    argv = predict(data__root=root, data__batch_size=1, schedule__epochs=1, **rolled)
+    assert train.main(argv) == 0
+    log = lines(run_of(argv) / "log.jsonl")
+    assert log[0]["skipped"] + log[0]["val_failed"] == 3
+    assert log[0]["val_n"] + log[0]["val_failed"] == 3
+    provenance = from_pretrained(run_of(argv)).provenance
+    assert provenance["frame_rate"] == 10
+
+
 def test_lists_without_labels(predict, loose, tmp_path, capsys):
     listed = tmp_path / "list.csv"
     rows = [f"{loose / f'{i}.mp4'},{'train' if i < 10 else 'val'}" for i in range(14)]

@@ -129,6 +129,25 @@ def test_unlabelled_videos_at_any_depth(tmp_path):
     assert len(build_index(listed, "all", labelled=False).videos) == 2
 
 
+def test_unlabelled_videos_have_splits_too(tmp_path):
+    """Folders called like splits, a list's column, or a seeded division that says so."""
+    flat = tmp_path / "flat"
+    touch(flat, *(f"{i}.mp4" for i in range(10)))
+    parts = [build_index(flat, split, labelled=False, val_fraction=0.3) for split in ("train", "val")]
+    assert [len(part.videos) for part in parts] == [7, 3]
+    assert not {v.path for v in parts[0].videos} & {v.path for v in parts[1].videos}
+    assert "(made here: seed 0, 0.3 for val)" in parts[1].rule
+    divided = tmp_path / "divided"
+    touch(divided, "train/a.mp4", "train/x/y/b.mp4", "val/c.mp4", "notes/d.mp4")
+    assert [Path(v.path).name for v in build_index(divided, "train", labelled=False).videos] == ["a.mp4", "b.mp4"]
+    assert len(build_index(divided, "val", labelled=False).videos) == 1
+    assert split_names(divided, labelled=False) == ["train", "val"]
+    with pytest.raises(DataError, match="has no split 'test'"):
+        build_index(divided, "test", labelled=False)
+    listed = write(tmp_path / "l.csv", "path,split", "flat/0.mp4,train", "flat/1.mp4,val")
+    assert [Path(v.path).name for v in build_index(listed, "val", labelled=False).videos] == ["1.mp4"]
+
+
 # Lists
 
 

@@ -41,7 +41,7 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     table = Table()
     table.add_column("horizon", justify="right")
     for method in METHODS:
-        table.add_column(f"{method}\nmse  mae  psnr  ssim", justify="right")
+        table.add_column(f"{method}\nmse   psnr", justify="right")
     for ahead in shown_horizons(metrics["horizon"]):
         table.add_row(str(ahead), *(_cell(metrics["per_horizon"][m], ahead - 1) for m in METHODS))
     table.add_section()
@@ -51,7 +51,7 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    say(metrics["convention"])
+    say(f"{metrics['convention']}; mae and ssim stand in metrics.json")
     learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"
     say(f"{metrics['context']} frames of context; the hidden state learns from {learned}")
     say(f"split: {metrics['split_rule']}")
@@ -65,5 +65,4 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
 
 
 def _cell(row: dict[str, list], at: int) -> str:
-    shown = (("mse", ".1f"), ("mae", ".1f"), ("psnr", ".2f"), ("ssim", ".3f"))
-    return "  ".join("-" if row[name][at] is None else format(row[name][at], form) for name, form in shown)
+    return f"{row['mse'][at]:.2f}  {row['psnr'][at]:5.2f}"
