@@ -139,6 +139,14 @@ def test_drawn_beside_the_truth(run, data, tmp_path, capsys):
         assert strip.height > 3 * 96
 
 
+def test_a_long_context_is_shown_from_its_end(run, tmp_path):
+    noise_video(tmp_path / "long.mp4", 84)
+    words = ["predict", run, tmp_path / "long.mp4", "--context", "80", "--horizon", "3", "--out", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    with open_video(tmp_path / "out" / "long.mp4") as reader:
+        assert reader.info.frames == 64 + 3
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -192,6 +200,7 @@ def test_videos_unlike_those_of_the_training_get_a_sentence(tmp_path, capsys, da
 
 def test_an_export_predicts_the_same_and_says_what_it_is(run, data, tmp_path):
     found = evaluate_prediction(run, data, split="all", context=4, horizon=2)
+    assert found.metrics["notes"] == []
     (run / "metrics.json").write_text(json.dumps(found.metrics))
     out = export(run, tmp_path / "export")
     again = evaluate_prediction(out, data, split="all", context=4, horizon=2)

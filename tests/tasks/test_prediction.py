@@ -171,6 +171,9 @@ def test_what_is_too_short_gives_no_loss():
     target = (clips(4), torch.tensor([4]))
     assert model.loss(output, target) == 0
     assert model.head.figures(output, target)["videos"] == 0
+    rows = model.head.examine([(*target, output)])
+    with pytest.raises(ValueError, match="none of the 1 videos to validate on"):
+        model.config.task.summary(rows, torch.tensor([-1]), torch.tensor([True]))
 
 
 @pytest.mark.parametrize("encoder", [Patches(8), TUBELETS], ids=name)

@@ -24,6 +24,7 @@ from tttvideo.tasks.prediction import in_unit
 from tttvideo.tasks.trivial import TRIVIAL, History
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.reader import VideoError
+from tttvideo.video.reading import usual_rate
 from tttvideo.video.segments import read_segments
 from tttvideo.video.transforms import Preprocessing
 
@@ -119,6 +120,9 @@ def evaluate_prediction(
         )
     rows = torch.stack([per_video[i] for i in sorted(per_video)])
     seen = count_seen(index.videos, source.provenance.get("trained_on"))
+    notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
+    rate = usual_rate([video.path for video in index.videos], model.preprocessing)
+    notes += rate_mismatch("the data", rate, source.provenance.get("frame_rate"))
     metrics = {
         "task": "Prediction",
         "checkpoint": str(checkpoint),
@@ -137,7 +141,7 @@ def evaluate_prediction(
         "selection": source.selection,
         "device": device_name(place),
         "failures": [{**where(index.videos[i]), "reason": reason} for i, reason in sorted(failures.items())],
-        "notes": [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else [],
+        "notes": notes,
         "versions": versions(),
     }
     predictions = []
@@ -165,6 +169,14 @@ def prediction_model(folder: str | Path, *, trust: bool = False) -> VideoModel:
             "trained with model.task Prediction"
         )
     return model.eval()
+
+
+def rate_mismatch(what: str, rate: float | None, known: float | None) -> list[str]:
+    """A sentence if ``what`` is read at ``rate`` Hz and the model learned from videos at clearly another, ``known``."""
+    if not rate or not known or 0.9 <= rate / known <= 1.1:
+        return []
+    faster = f"motion looks {known / rate:.2g} times as fast to it"
+    return [f"{what} is read at {rate:.4g} frames a second and the model learned from {known:.4g}: {faster}"]
 
 
 def check_lengths(model: VideoModel, context: int, horizon: int) -> None:
@@ -205,9 +217,9 @@ def forecasts(
     [B, horizon, 3, H, W] in 0..1."""
     pieces = context.split(model.segment_frames(segment or 64), dim=1)
     made = {"model": roll_out(model, [(piece, None) for piece in pieces], horizon, write=write)}
-    pixels = in_unit(context)
-    history = History(len(context), pixels)
-    history.add(pixels, torch.ones(len(context), dtype=torch.bool, device=context.device))
+    history = History(len(context), in_unit(context[:, :1]))
+    for piece in pieces:
+        history.add(in_unit(piece), torch.ones(len(context), dtype=torch.bool, device=context.device))
     guesses = [history.guesses(ahead) for ahead in range(1, horizon + 1)]
     return made | {name: torch.stack([g[name] for g in guesses], 1).clamp(0.0, 1.0) for name in TRIVIAL}
 

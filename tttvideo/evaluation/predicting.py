@@ -12,6 +12,7 @@ from tttvideo.evaluation.forecasting import (
     compare,
     forecasts,
     prediction_model,
+    rate_mismatch,
     read_clip,
     shown_horizons,
 )
@@ -20,6 +21,9 @@ from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.decode import open_video
 from tttvideo.video.reading import sampled_rate
 from tttvideo.video.transforms import Preprocessing
+
+SHOWN = 64
+"""Frames of the context that the film begins with, at most."""
 
 
 class Predicted(NamedTuple):
@@ -65,8 +69,8 @@ def predict(
         )
     clip = clip.to(next(model.parameters()).device)
     made = forecasts(model, clip[None, :context], horizon, write=write)
-    pixels = in_unit(clip)
-    truth = pixels[context:]
+    first = max(0, context - SHOWN)
+    before, truth = in_unit(clip[first:context]), in_unit(clip[context:])
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     film, strip = out / f"{Path(video).stem}.mp4", out / f"{Path(video).stem}.png"
@@ -74,10 +78,10 @@ def predict(
         size = (reader.info.height, reader.info.width)
         rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)
     notes = mismatches(str(video), size, rate, model.preprocessing, source.provenance.get("frame_rate"))
-    write_film(film, pixels[:context], truth, made["model"][0], rate or 10.0)
+    write_film(film, before, truth, made["model"][0], rate or 10.0, first)
     learned = "all frames, generated ones too" if write else "the context alone"
     note = f"{Path(video).name}: {context} frames given, {horizon} predicted; the hidden state learns from {learned}"
-    write_strip(strip, pixels[:context], truth, made["model"][0], note)
+    write_strip(strip, before, truth, made["model"][0], first, note)
     errors = [compare(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
     lines = ["horizon  " + "".join(f"{method:>22}" for method in METHODS) + "   mse (psnr in dB)"]
     for ahead in shown_horizons(len(truth)):
@@ -100,9 +104,4 @@ def mismatches(
     if size != preprocessing.size:
         how = {"crop": "scaled and cropped", "pad": "scaled and padded", "stretch": "stretched"}[preprocessing.fit]
         found.append(f"{video} has {height} x {width} pixels: {how} to the model's {high} x {wide}")
-    if rate and known and not 0.9 <= rate / known <= 1.1:
-        found.append(
-            f"{video} is read at {rate:.4g} frames a second and the model learned from {known:.4g}: motion looks "
-            f"{known / rate:.2g} times as fast to it"
-        )
-    return found
+    return found + rate_mismatch(video, rate, known)

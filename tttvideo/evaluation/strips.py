@@ -16,13 +16,14 @@ _GAP, _LINE, _LEFT = 4, 16, 84
 _PAPER, _INK, _EMPTY = (255, 255, 255), (51, 51, 51), (221, 221, 221)
 
 
-def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, note: str = "") -> None:
+def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, first: int = 0, note: str = "") -> None:
     """A picture of up to ``COLUMNS`` moments: the end of the context, then the horizon with its first and last frame.
 
     Args:
-        context: true frames [C, 3, H, W] in 0..1; the first one is frame 0.
+        context: true frames [C, 3, H, W] in 0..1.
         truth: the true frames after it [n, 3, H, W]; n may be less than K where the video ends.
         made: predicted frames [K, 3, H, W] in 0..1.
+        first: the number of the first frame given.
         note: a line below.
     """
     from PIL import Image
@@ -37,7 +38,7 @@ def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, 
     image = Image.new("RGB", (_LEFT + len(cells) * (width + _GAP), 3 * (height + _GAP) + 3 * _LINE), _PAPER)
     for at, (number, column) in enumerate(zip([*before, *(len(context) + ahead)], cells)):
         left = _LEFT + at * (width + _GAP)
-        _write(image, (left, 1), f"{number}" + (" given" if number < len(context) else ""))
+        _write(image, (left, 1), f"{first + number}" + (" given" if number < len(context) else ""))
         for row, cell in enumerate(column):
             image.paste(Image.fromarray(cell), (left, _LINE + row * (height + _GAP)))
     for row, name in enumerate(("truth", "prediction", "error")):
@@ -48,7 +49,7 @@ def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, 
     image.save(path)
 
 
-def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float) -> None:
+def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float, first: int = 0) -> None:
     """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
     from PIL import Image
 
@@ -64,7 +65,7 @@ def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, f
         height, width = cells[0].shape[:2]
         size = (max(width, 150), 3 * (height + _GAP) + _LINE)
         image = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAPER)
-        _write(image, (4, 1), f"frame {number}" + (" given" if number < count else " predicted"))
+        _write(image, (4, 1), f"frame {first + number}" + (" given" if number < count else " predicted"))
         for row, cell in enumerate(cells):
             image.paste(Image.fromarray(cell), ((size[0] - width) // 2, _LINE + row * (height + _GAP)))
         pictures.append(np.asarray(image))

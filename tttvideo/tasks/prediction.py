@@ -88,10 +88,19 @@ class Prediction(Task):
     def summary(self, rows: Tensor, labels: Tensor, scored: Tensor) -> dict[str, float]:
         """MSE and MAE per frame, of pixels in 0..1, in OpenSTL's convention: summed over channels, height and width,
         mean over time, then over videos; each frame predicted from all true frames before it. Beside them those of
-        the predictions that need no model. ``n`` videos were measured, ``too_short`` ones had nothing to predict."""
+        the predictions that need no model. ``n`` videos were measured, ``too_short`` ones had nothing to predict.
+
+        Raises:
+            ValueError: if that is so for all of them.
+        """
         counted = rows[scored & (rows[:, 0] > 0)].double()
+        if not len(counted):
+            raise ValueError(
+                f"none of the {len(rows)} videos to validate on has a frame to predict after {self.context} of context"
+                "; give longer ones, lower model.task.context, or set evaluate_every to 0"
+            )
         found = counted[:, 1:] / counted[:, :1]
-        means = found.mean(0).tolist() if len(found) else [math.nan] * found.shape[1]
+        means = found.mean(0).tolist()
         names = [f"{method}{kind}" for method in ("", *(f"{name}_" for name in TRIVIAL)) for kind in ("mse", "mae")]
         too_short = int(scored.sum()) - len(counted)
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
@@ -156,6 +165,12 @@ class PredictionHead(TaskHead):
     ) -> tuple[Forecast, object, PredictionState]:
         if self.training and self.steps > 1:
             return self._rolled_out(body, frames, lengths, state, own)
+        return self._forced(body, frames, lengths, state, own)
+
+    def _forced(
+        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
+    ) -> tuple[Forecast, object, PredictionState]:
+        """Teacher forcing: every prediction is made from the frames as given."""
         tokens, steps, state = body(frames, lengths, state)
         made = self._predict(tokens, frames, lengths)
         batch, count = made.shape[:2]
@@ -173,30 +188,23 @@ class PredictionHead(TaskHead):
     def _rolled_out(
         self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
     ) -> tuple[Forecast, object, PredictionState]:
-        """Teacher forcing but for the last time steps of each row, which are predicted one from the other."""
+        """As ``_forced`` but for the last time steps of each row, which are predicted one from the other."""
         stride = self.sizes.stride
         given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
         # At least the context is read; a row that ends before makes predictions that no loss looks at.
         least = math.ceil(self.config.context / stride)
         known = torch.minimum((given // stride - self.steps).clamp_min(least), -(-given // stride)).clamp_min(0)
         read = torch.minimum(known * stride, given)
-        forecast, state, own = self._teacher_forced(body, frames[:, : int(read.max())], read, state, own)
+        forecast, state, own = self._forced(body, frames[:, : int(read.max())], read, state, own)
         made, at = [forecast.timeline], [forecast.at]
         start = known.to(frames.device)
         going = torch.where(read % stride == 0, stride, 0)  # a row that ended within a time step takes no more
         for step in range(1, self.steps):
             x = own.upcoming.clamp(0.0, 1.0)
-            forecast, state, own = self._teacher_forced(body, x, going, state, own)
+            forecast, state, own = self._forced(body, x, going, state, own)
             made.append(forecast.timeline)
             at.append(start[:, None] + step)
         return Forecast(own.upcoming, torch.cat(made, 1), torch.cat(at, 1)), state, own
-
-    def _teacher_forced(self, body, frames, lengths, state, own):
-        steps, self.steps = self.steps, 1
-        try:
-            return self(body, frames, lengths, state, own)
-        finally:
-            self.steps = steps
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
