@@ -1,9 +1,9 @@
-"""Sequence layers side by side: time of a training step and of a forward pass, growth with length, state size.
+"""Sequence layers side by side: time, memory and FLOPs of a training step and of a forward pass, growth with length.
 
-    python -m benchmarks.layer [--lengths 1024,4096] [--json FILE]
+    python -m benchmarks.layer [--lengths 1024,4096,16384] [--threads N] [--device cuda] [--json FILE]
 
-Layers take turns within one run, so that a drift of the machine's speed meets all of them; figures are medians. The
-last column is the layer's share of the machine's own rate of batched matrix products, measured in the same run.
+README.md beside this file says how to read the figures. Layers take turns, so that a drift of the machine's speed
+meets all of them; times are medians, comparisons are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -11,136 +11,261 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-from tttvideo.mixers import Attention
-from tttvideo.ttt import TTT, Conv, FrameCausal, Layout, Linear, SequenceLayer, TokenCausal
+from benchmarks.compare import comparisons
+from benchmarks.measure import (
+    Run,
+    counted_flops,
+    environment,
+    in_turn,
+    keep_memory,
+    only_forward,
+    peak_bytes,
+    products,
+    ratio,
+    step,
+)
+from tttvideo.mixers import LSTM, Attention, LinearAttention, Mamba
+from tttvideo.mixers.lstm import LSTMLayer
+from tttvideo.ttt import (
+    GLU,
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    ConvDepthwise,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Linear,
+    SelfAttention,
+    TokenCausal,
+)
+from tttvideo.ttt.interface import Mixer, SequenceLayer
+from tttvideo.ttt.layer import TTTLayer
 
 DIM, HEADS, GRID = 128, 2, (4, 4)
+LAYOUT = Layout(GRID)
+FRAMES = FrameCausal(4)  # 64 tokens
 
-MIXERS = {
-    "ttt_linear": TTT(inner=Linear(), heads=HEADS, chunk=TokenCausal(16)),
-    "ttt_mlp": TTT(heads=HEADS, chunk=TokenCausal(16)),
-    "ttt_mlp_k64": TTT(heads=HEADS, chunk=TokenCausal(64)),
-    "ttt_mlp_frames": TTT(heads=HEADS, chunk=FrameCausal(4)),
-    "ttt_conv": TTT(inner=Conv(), heads=HEADS, chunk=FrameCausal(4)),
-    "attention": Attention(heads=HEADS, causality="token"),
+MIXERS: dict[str, Mixer] = {
+    "ttt_linear": TTT(Linear(), HEADS, TokenCausal(16)),
+    "ttt_mlp": TTT(MLP(), HEADS, TokenCausal(16)),
+    "ttt_mlp_k64": TTT(MLP(), HEADS, TokenCausal(64)),
+    "ttt_mlp_frames": TTT(MLP(), HEADS, FRAMES),
+    "ttt_mlp_checkpointed": TTT(MLP(), HEADS, TokenCausal(16), checkpoint_group=8),
+    "ttt_glu": TTT(GLU(), HEADS, TokenCausal(16)),
+    "ttt_conv": TTT(Conv(), HEADS, FRAMES),
+    "ttt_conv_depthwise": TTT(ConvDepthwise(), HEADS, FRAMES),
+    "ttt_dwconv": TTT(DWConv(), HEADS, FrameCausal(), DotProduct(), SGD(clip=1.0)),
+    "ttt_attention": TTT(SelfAttention(), HEADS, FRAMES),
+    "attention": Attention(HEADS, "token"),
+    "attention_window": Attention(HEADS, "token", window=256),
+    "linear_attention": LinearAttention(HEADS, "token"),
+    "mamba": Mamba(HEADS),
+    "lstm": LSTM(),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="1024,4096", help="tokens, separated by commas")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--lengths", help="tokens, separated by commas; to 16384 on a CPU, to 262144 on a GPU")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="CPU threads of an operation; default: PyTorch's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=float, default=10.0, help="longest training step that is still run, seconds")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    lengths = [int(n) for n in options.lengths.split(",")]
-
+    began = time.perf_counter()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device is to be seen")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    default = "1024,4096,16384" if device.type == "cpu" else "1024,4096,16384,65536,262144"
+    lengths = sorted(int(n) for n in (options.lengths or default).split(","))
+    about = {**environment(device), "memory_kept": keep_memory()}
     torch.manual_seed(0)
-    layers = {name: mixer.build(DIM) for name, mixer in MIXERS.items()}
-    rate = matmul_rate(options.repeats)
-    rows = [row for length in lengths for row in measure(layers, length, options.repeats, rate)]
-    summary = {
-        "matmul_gflops": rate / 1e9,
-        "state_bytes": {name: state_bytes(layer, lengths[-1]) for name, layer in layers.items()},
-        "time_growth_exponent": growth(rows, lengths),
+
+    summary, tables = comparisons(options.rounds + 2, device)
+    print_comparisons(summary, tables)
+    layers = {name: mixer.build(DIM).to(device) for name, mixer in MIXERS.items()}
+    rows: list[dict[str, Any]] = []
+    print(HEADER)
+    for length in lengths:
+        for row in measure(layers, length, options.rounds, device, options.limit, rows):
+            rows.append(row)
+            print_row(row)
+    sizes = {name: [row["state_bytes"] for row in mine] for name, mine in by_mixer(rows).items()}
+    summary |= {
+        "time_growth_exponent": growth(rows),
+        "state_bytes": {name: size[-1] for name, size in sizes.items()},
+        "state_is_constant": {name: size[0] == size[-1] for name, size in sizes.items()},
+        "peak_bytes_per_token": peaks(rows),
+        "seconds": time.perf_counter() - began,
     }
-    print_table(rows, summary)
+    print_summary(summary)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        about = {"device": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        options.json.write_text(
-            json.dumps({"rows": rows, "summary": summary, "versions": versions, **about}, indent=1) + "\n"
-        )
+        found = {"environment": about, "summary": summary, **tables, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def matmul_rate(repeats: int) -> float:
-    """FLOP/s of the products that TTT-MLP is made of: [B*H, 64, 64] x [B*H, 64, 256]."""
-    a, b = torch.randn(32, 64, 64), torch.randn(32, 64, 256)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        for _ in range(50):
-            torch.bmm(a, b)
-        times.append(time.perf_counter() - start)
-    return 50 * 2 * 32 * 64 * 64 * 256 / statistics.median(times[1:])
-
-
-def measure(layers: dict[str, SequenceLayer], length: int, repeats: int, rate: float) -> list[dict[str, Any]]:
-    """One row per layer; the first round is a warm-up."""
-    x = torch.randn(1, length, DIM)
-    layout = Layout(GRID)
-    forward: dict[str, list[float]] = {name: [] for name in layers}
-    step: dict[str, list[float]] = {name: [] for name in layers}
-    for _ in range(repeats + 1):
-        for name, layer in layers.items():
-            start = time.perf_counter()
-            with torch.no_grad():
-                layer(x, None, layout)
-            middle = time.perf_counter()
-            layer(x.requires_grad_(), None, layout)[0].sum().backward()
-            forward[name].append(middle - start)
-            step[name].append(time.perf_counter() - middle)
-    rows = []
+def measure(
+    layers: dict[str, SequenceLayer],
+    length: int,
+    rounds: int,
+    device: torch.device,
+    limit: float,
+    before: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """One row per layer at ``length`` tokens. A layer whose step would take longer than ``limit``, as it grew until
+    now, is skipped, and its row says so."""
+    x = torch.randn(1, length, DIM, device=device)
+    expected = {name: forecast(name, length, before) for name in layers}
+    bmm, bmm_flops = products(32, device)
+    runs: dict[str, Run] = {}
     for name, layer in layers.items():
-        with FlopCounterMode(display=False) as counter:
-            layer(x, None, layout)[0].sum().backward()
-        seconds = statistics.median(step[name][1:])
-        rows.append(
-            {
-                "mixer": name,
-                "tokens": length,
-                "forward_tokens_per_second": length / statistics.median(forward[name][1:]),
-                "train_tokens_per_second": length / seconds,
-                "train_seconds": step[name][1:],
-                "train_flops": counter.get_total_flops(),
-                "fraction_of_matmul_rate": counter.get_total_flops() / seconds / rate,
-            }
-        )
-    return rows
+        if expected[name] <= limit:
+            runs |= {f"{name} forward": only_forward(layer, x, LAYOUT), f"{name} train": step(layer, x, LAYOUT)}
+            runs[f"{name} bmm"] = bmm
+    times = in_turn(runs, rounds, device, budget=60.0)
+    for name, layer in layers.items():
+        if expected[name] > limit:
+            why = f"a training step would take {expected[name]:.0f} s, longer than the limit of {limit:.0f} s"
+            yield {"mixer": name, "tokens": length, "skipped": why}
+            continue
+        run = runs[f"{name} train"]
+        train, forward, product = (statistics.median(times[f"{name} {what}"]) for what in ("train", "forward", "bmm"))
+        flops, peak = train_flops(layer, length, device), peak_bytes(run, device)
+        peak_forward = peak_bytes(runs[f"{name} forward"], device)
+        layer.zero_grad()
+        yield {
+            "mixer": name,
+            "tokens": length,
+            "train_seconds": train,
+            "forward_seconds": forward,
+            "train_tokens_per_second": length / train,
+            "forward_tokens_per_second": length / forward,
+            "train_peak_bytes": peak,
+            "train_peak_bytes_per_token": peak / length,
+            "forward_peak_bytes": peak_forward,
+            "train_flops": flops,
+            "fraction_of_matmul_rate": flops / bmm_flops * ratio(times[f"{name} bmm"], times[f"{name} train"]),
+            "matmul_gflops": bmm_flops / product / 1e9,
+            "state_bytes": state_bytes(layer, x),
+            "train_seconds_all": times[f"{name} train"],
+            "forward_seconds_all": times[f"{name} forward"],
+        }
 
 
-def state_bytes(layer: SequenceLayer, length: int) -> int:
-    """What one sequence is remembered by, after ``length`` tokens."""
+def train_flops(layer: SequenceLayer, length: int, device: torch.device) -> float:
+    """Counted by PyTorch; of a TTT layer, whose operations are many, at 1,024 tokens and carried on: they are as many
+    for every chunk. PyTorch does not know the LSTM of its CPU library: 8 products of C x C a token, and backward."""
+    if isinstance(layer, LSTMLayer):
+        return 3.0 * 2.0 * 8 * DIM * DIM * length
+    counted = min(length, 1024) if isinstance(layer, TTTLayer) else length
+    return counted_flops(step(layer, torch.randn(1, counted, DIM, device=device), LAYOUT)) * length / counted
+
+
+def forecast(name: str, length: int, rows: list[dict[str, Any]]) -> float:
+    """Seconds of a training step, if it grows on from the last two lengths as it grew between them."""
+    known = [(r["tokens"], r.get("train_seconds", math.inf)) for r in rows if r["mixer"] == name]
+    if not known:
+        return 0.0
+    power = 1.0
+    if len(known) > 1 and known[-1][1] < math.inf:
+        (a, s), (b, t) = known[-2:]
+        power = max(1.0, math.log(t / s) / math.log(b / a))
+    return known[-1][1] * (length / known[-1][0]) ** power
+
+
+def state_bytes(layer: SequenceLayer, x: Tensor) -> int:
+    """What one sequence is remembered by."""
     with torch.no_grad():
-        _, state = layer(torch.randn(1, length, DIM), None, Layout(GRID))
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
+        _, state = layer(x, None, LAYOUT)
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 
-def growth(rows: list[dict[str, Any]], lengths: list[int]) -> dict[str, float]:
-    """Exponent p of training time ~ T^p between the shortest and the longest sequence."""
-    if len(lengths) < 2:
-        return {}
-    at = {(row["mixer"], row["tokens"]): row["tokens"] / row["train_tokens_per_second"] for row in rows}
-    first, last = lengths[0], lengths[-1]
-    return {
-        name: math.log(at[name, last] / at[name, first]) / math.log(last / first)
-        for name, length in at
-        if length == first
-    }
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """p of training time ~ T^p: least squares over all lengths, both logarithmic."""
+    found = {}
+    for name, mine in by_mixer(rows).items():
+        x = [math.log(row["tokens"]) for row in mine]
+        y = [math.log(row["train_seconds"]) for row in mine]
+        if len(x) > 1:
+            found[name] = statistics.linear_regression(x, y).slope
+    return found
 
 
-def print_table(rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    print(f"{'mixer':16}{'tokens':>8}{'forward tok/s':>15}{'train tok/s':>13}{'of bmm rate':>13}")
+def peaks(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of a training step, per token, at the greatest length that all layers were run at."""
+    common = min(mine[-1]["tokens"] for mine in by_mixer(rows).values())
+    return {row["mixer"]: row["train_peak_bytes_per_token"] for row in rows if row["tokens"] == common}
+
+
+def by_mixer(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
+        if "skipped" not in row:
+            found.setdefault(row["mixer"], []).append(row)
+    return found
+
+
+HEADER = (
+    f"\n{'layer':22}{'tokens':>8}{'forward':>12}{'training':>12}{'peak memory of':>17}{'FLOPs of':>12}{'share of':>10}"
+    f"\n{'':22}{'':8}{'tokens/s':>12}{'tokens/s':>12}{'a step, MB':>17}{'a step, G':>12}{'bmm rate':>10}"
+)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    if "skipped" in row:
+        print(f"{row['mixer']:22}{row['tokens']:8}  skipped: {row['skipped']}", flush=True)
+        return
+    print(
+        f"{row['mixer']:22}{row['tokens']:8}{row['forward_tokens_per_second']:12,.0f}"
+        f"{row['train_tokens_per_second']:12,.0f}{row['train_peak_bytes'] / 1e6:17,.1f}"
+        f"{row['train_flops'] / 1e9:12,.2f}{row['fraction_of_matmul_rate']:10.2f}",
+        flush=True,
+    )
+
+
+def print_comparisons(summary: dict[str, Any], tables: dict[str, Any]) -> None:
+    print("primal / dual form, TTT-MLP, 1 x 1,024 tokens, 2 heads:")
+    for row in tables["dual_over_primal"]:
+        times = f"training {row['train']:5.1f}x  forward {row['forward']:5.1f}x"
+        print(f"  K={row['chunk']:<3} d={row['head_dim']:<3} {times}")
+    print("the authors' eager scan restated / ours, TTT-MLP, K=16, d=64, 1,024 tokens:")
+    for row in tables["over_plain_scan"]:
         print(
-            f"{row['mixer']:16}{row['tokens']:8}{row['forward_tokens_per_second']:15,.0f}"
-            f"{row['train_tokens_per_second']:13,.0f}{row['fraction_of_matmul_rate']:13.2f}"
+            f"  B={row['batch']} H={row['heads']}  training {row['train']:.2f}x  its scan alone "
+            f"{row['train_scan_alone']:.2f}x  forward {row['forward']:.2f}x"
         )
-    print(f"\n{'mixer':16}{'state bytes':>14}{'time ~ T^p':>12}")
+    print(f"share of the rate of batched matrix products ({summary['matmul_gflops']:.0f} GFLOP/s), TTT-MLP, d=64:")
+    for row in tables["floor"]:
+        print(
+            f"  K={row['chunk']:<3} B={row['batch']:<3} H={row['heads']}  {row['fraction_of_matmul_rate']:.2f} of the "
+            f"FLOPs done, {row['fraction_of_matmul_rate_minimal']:.2f} of the least that the formulas ask for"
+        )
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    print(f"\n{'layer':22}{'time ~ T^p':>12}{'state, bytes':>15}{'constant':>10}{'peak bytes per token':>22}")
     for name, size in summary["state_bytes"].items():
-        exponent = summary["time_growth_exponent"].get(name, float("nan"))
-        print(f"{name:16}{size:14,}{exponent:12.2f}")
-    print(f"\nbatched matrix products: {summary['matmul_gflops']:.0f} GFLOP/s with {torch.get_num_threads()} threads")
+        exponent = summary["time_growth_exponent"].get(name, math.nan)
+        constant = "yes" if summary["state_is_constant"][name] else "no"
+        print(f"{name:22}{exponent:12.2f}{size:15,}{constant:>10}{summary['peak_bytes_per_token'][name]:22,.0f}")
+    print(f"\n{summary['seconds']:.0f} s in all")
 
 
 if __name__ == "__main__":
