@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -411,6 +412,27 @@ class Lazy(Tied):
 def test_inner_models_apply_each_map_once(inner, words):
     with pytest.raises(ValueError, match=words):
         build(TTT(inner=inner, heads=2))(torch.randn(1, N, DIM).double(), None, Layout(GRID))
+
+
+@dataclass(frozen=True)
+class Pooled(InnerModel):
+    """One pooled token per frame goes through its map."""
+
+    mixes_tokens: ClassVar[bool] = True
+
+    def maps(self, dim):
+        return {"1": MapShape(dim, dim)}
+
+    def __call__(self, x, affine, grid):
+        frames = x.unflatten(2, (-1, grid[0] * grid[1]))
+        return (frames + affine("1", frames.mean(3)).unsqueeze(3)).flatten(2, 3)
+
+
+def test_maps_of_something_else_than_tokens_need_whole_chunks():
+    x = torch.randn(1, 2 * N, DIM).double()
+    build(TTT(inner=Pooled(), heads=2))(x, None, Layout(GRID))
+    with pytest.raises(ValueError, match="a map's rows are the chunk's tokens"):
+        build(TTT(inner=Pooled(), heads=2, chunk=FrameCausal(2)))(x, None, Layout(GRID))
 
 
 def test_default_inner_model_is_the_papers_mlp():

@@ -226,6 +226,12 @@ def apply_dual(
     lost = None if tokens.fade is None else torch.expm1(fading + mask @ tokens.fade)  # kept - 1
 
     def ahead(name: str, x: Tensor) -> Tensor:
+        if x.shape[-2] != seen.shape[0] or found[name].inputs.shape[-2] != seen.shape[1]:
+            raise ValueError(
+                f"{type(problem.model).__name__} gives its map {name!r} {x.shape[-2]} rows for {seen.shape[0]} tokens; "
+                "a map's rows are the chunk's tokens, in their order; only chunks that are read as a whole "
+                "(FrameCausal(1), Whole) take others."
+            )
         z = dual(fast[name], x, *found[name], seen)
         if lost is not None:
             moved = affine(fast[name], x) - affine(problem.start[name], x)
