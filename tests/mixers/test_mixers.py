@@ -413,3 +413,14 @@ def test_states_do_not_grow(mixer):
         leaves = torch.utils._pytree.tree_leaves(state)
         sizes.add(sum(leaf.numel() for leaf in leaves))
     assert len(sizes) == 1
+
+
+def test_shared_directions_do_not_know_which_came_first():
+    """The sum of both directions with the same weights, averaged over the video, is that of the reversed video."""
+    layer = build(Bidirectional(TTT(heads=2), share=True))
+    own = build(Bidirectional(TTT(heads=2)))
+    x = tokens(5 * N, 1)
+    reversed_ = x.unflatten(1, (5, N)).flip(1).flatten(1, 2)
+    for stack, same in ((layer, True), (own, False)):
+        a, b = (stack(t, None, Layout(GRID))[0].mean(1) for t in (x, reversed_))
+        assert (difference(a, b) <= 1e-12) == same
