@@ -2,17 +2,14 @@
 
 import itertools
 import random
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
 from tests.helpers import ALL_MIXERS, ALL_TTT, GRID, name
-from tttvideo.mixers import LSTM, Attention, Mamba, NoMixer
-from tttvideo.ttt import L2, MLP, SGD, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, Linear, TokenCausal, Whole
-from tttvideo.ttt.inner import InnerModel, MapShape
+from tttvideo.mixers import Attention, NoMixer
+from tttvideo.ttt import GLU, TTT, DotProduct, Layout
 
 N = GRID[0] * GRID[1]
 DIM = 8
@@ -44,16 +41,16 @@ def test_streamed_is_whole(mixer):
                 y, state = layer(x[:, start:stop], state, Layout(GRID))
                 outputs.append(y)
             assert (torch.cat(outputs, 1) - whole).abs().max() <= 1e-12
-            assert _distance(state, last) <= 1e-12
+            assert distance(state, last) <= 1e-12
 
 
-def _distance(a, b) -> float:
+def distance(a, b) -> float:
     if isinstance(a, torch.Tensor):
         return (a - b).abs().max().item() if a.numel() else 0.0
     if isinstance(a, dict):
-        return max((_distance(a[key], b[key]) for key in a), default=0.0)
+        return max((distance(a[key], b[key]) for key in a), default=0.0)
     if isinstance(a, tuple):
-        return max((_distance(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+        return max((distance(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
     assert a is None
     assert b is None
     return 0.0
@@ -86,7 +83,7 @@ def test_padding_and_neighbours_are_invisible(mixer):
         if isinstance(mixer, TTT):
             # a row that has read nothing yet has no tail, one in a batch has one of zeros
             row = pytree.tree_map_only(torch.Tensor, lambda t, b=b: t[b : b + 1], state._replace(tails={}))
-            assert _distance(row, end._replace(tails={})) <= 1e-12
+            assert distance(row, end._replace(tails={})) <= 1e-12
         assert (out1[b, a:] == 0).all()
         assert (out2[b, c:] == 0).all()
 
@@ -186,73 +183,13 @@ def test_no_grad_gives_the_same(mixer):
     with torch.no_grad():
         quiet, state = layer(x, None, Layout(GRID))
     loud, _ = layer(x, None, Layout(GRID))
-    assert (quiet - loud).abs().max() <= 1e-13
+    # SiLU rounds its last bit by whether an element stands in a full vector of the processor or in the rest
+    if isinstance(mixer.inner, GLU):
+        assert (quiet - loud).abs().max() <= 1e-14
+    else:
+        assert torch.equal(quiet, loud)
     assert not quiet.requires_grad
     assert not any(t.requires_grad for t in pytree.tree_leaves(state) if t is not None)
-
-
-@pytest.mark.parametrize("forget", [False, True])
-def test_frames_per_chunk_do_not_change_the_first_frame(forget):
-    """Within one chunk the gradients are taken at the same weights, so its first frame cannot differ."""
-    x = torch.randn(1, 4 * N, DIM).double()
-    one = build(TTT(heads=2, chunk=FrameCausal(1), forget=forget))
-    four = build(TTT(heads=2, chunk=FrameCausal(4), forget=forget))
-    a, b = one(x, None, Layout(GRID))[0], four(x, None, Layout(GRID))[0]
-    assert (a[:, :N] - b[:, :N]).abs().max() <= 1e-12
-    assert (a[:, N:] - b[:, N:]).abs().max() > 1e-6
-
-
-def test_a_step_does_not_depend_on_how_many_tokens_a_frame_is_cut_into():
-    """In frame mode it is the mean over the frame: every token twice changes nothing."""
-    layer = build(TTT(heads=2, rope=False))
-    x = torch.randn(1, 3, DIM).double()
-    _, coarse = layer(x, None, Layout((1, 1)))
-    _, fine = layer(x.repeat_interleave(4, 1), None, Layout((2, 2)))
-    assert _distance(coarse.weights, fine.weights) <= 1e-12
-
-
-def test_every_view_has_a_rate_of_its_own():
-    layer = build(TTT(heads=2, views=2))
-    with torch.no_grad():
-        layer.project.rate.bias[2:] = -1e9  # of the second view: sigmoid 0
-    x = torch.randn(1, 2 * N, DIM).double()
-    before = layer(x, None, Layout(GRID))[0]
-    with torch.no_grad():
-        layer.project.v_proj.weight[DIM:] += 1.0
-    assert torch.equal(before, layer(x, None, Layout(GRID))[0])
-    with torch.no_grad():
-        layer.project.v_proj.weight[:DIM] += 1.0
-    assert not torch.equal(before, layer(x, None, Layout(GRID))[0])
-
-
-def test_tanh_gate_scales_the_output():
-    gated, plain = build(TTT(heads=2, tanh_gate=0.1)), build(TTT(heads=2))
-    plain.load_state_dict({key: value for key, value in gated.state_dict().items() if key != "alpha"})
-    x = torch.randn(1, 2 * N, DIM).double()
-    y, expected = gated(x, None, Layout(GRID))[0], plain(x, None, Layout(GRID))[0]
-    assert (y - expected * torch.tanh(gated.alpha)).abs().max() <= 1e-14
-    shut = TTT(heads=2, tanh_gate=0.0).build(DIM)
-    assert (shut(x.float(), None, Layout(GRID))[0] == 0).all()
-
-
-def test_normalized_q_and_k_have_unit_length():
-    layer = build(TTT(heads=2, normalize_qk=True))
-    views, _ = layer.project(torch.randn(1, N, DIM).double(), {}, torch.arange(N), 1, Layout(GRID))
-    for x in (views.q, views.k):
-        assert (x.norm(dim=-1) - 1).abs().max() <= 1e-12
-
-
-def test_short_convolutions_along_time_see_one_place_of_the_frame():
-    layer = build(TTT(heads=2, short_conv="time"))
-    x = torch.randn(1, 4 * N, DIM).double()
-    changed = x.clone()
-    changed[:, N + 2] += 1.0  # place 2 of frame 1
-    q, other = (
-        layer.project(t, layer.project.init_state(1), torch.arange(4 * N) % N, 1, Layout(GRID))[0].q
-        for t in (x, changed)
-    )
-    differs = (q - other).abs().amax((0, 1, 3)) > 0
-    assert differs.nonzero().flatten().tolist() == [N + 2, 2 * N + 2, 3 * N + 2]
 
 
 @pytest.mark.parametrize("mixer", ALL_TTT, ids=name)
@@ -292,148 +229,3 @@ def test_bf16_keeps_its_state_in_float32():
         y, state = layer(torch.randn(1, 2 * N, DIM), None, Layout(GRID))
     assert state.weights["1"].weight.dtype == torch.float32
     assert torch.isfinite(y.float()).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"inner": Conv(), "chunk": TokenCausal(16)}, "FrameCausal"),
-        ({"base_rate": -1.0}, "unlearn"),
-        ({"base_rate": float("nan")}, "unlearn"),
-        ({"base_rate": 100.0}, "overshoot"),
-        ({"base_rate": 1.0, "normalize_qk": True}, "rates above 0.5 diverge"),
-        ({"base_rate": 5.0, "objective": L2()}, "with L2 use at most 2.0"),
-        ({"heads": 0}, "at least 1"),
-        ({"views": 0}, "at least 1"),
-        ({"views": 2, "share_qk": True, "short_conv": "raster"}, "at least 1, and 1 with share_qk"),
-        ({"share_qk": True}, "short_conv: raster"),
-        ({"short_conv": "rows"}, "none, raster or time"),
-        ({"tanh_gate": float("nan")}, "where alpha starts"),
-        ({"chunk": 16}, "must be a Chunk"),
-        ({"inner": "MLP"}, "must be a InnerModel"),
-    ],
-)
-def test_bad_settings_say_so(settings, words):
-    with pytest.raises(ValueError, match=words):
-        TTT(**settings)
-
-
-def test_a_rate_that_does_not_matter_is_not_refused():
-    TTT(base_rate=1.0, normalize_qk=True, optimizer=Adam())
-    TTT(base_rate=1.0, normalize_qk=True, objective=DotProduct())
-
-
-def test_bad_numbers_say_so():
-    for wrong in (lambda: TokenCausal(0), lambda: TokenCausal(1.5), lambda: FrameCausal(0), lambda: Whole(0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            wrong()
-    with pytest.raises(ValueError, match="8 channels into 3 heads"):
-        TTT(heads=3).build(8)
-    for wrong in (lambda: SGD(steps=0), lambda: SGD(steps=1.5)):
-        with pytest.raises(ValueError, match="1 inner step, or 2"):
-            wrong()
-    for wrong in (lambda: SGD(clip=0.0), lambda: SGD(clip=float("nan"))):
-        with pytest.raises(ValueError, match="above 0, or none"):
-            wrong()
-    with pytest.raises(ValueError, match="frame or token"):
-        Attention(causality="tokens")
-
-
-@pytest.mark.parametrize("mixer", [TTT(heads=2), Attention(heads=2), Mamba(heads=2), LSTM()], ids=name)
-@pytest.mark.parametrize(
-    ("shape", "layout", "words"),
-    [
-        ((N + 1, DIM), Layout(GRID), "tokens .B, T, C."),
-        ((1, N, DIM), Layout((0, 1)), "at least one row and one column"),
-        ((1, N, DIM), Layout(GRID, torch.tensor([2 * N])), "how many of its 6 tokens"),
-        ((1, N, DIM), Layout(GRID, torch.tensor([-N])), "how many of its 6 tokens"),
-        ((1, N, DIM), Layout(GRID, torch.tensor([N, N])), "each of the 1 rows"),
-        ((1, N, DIM), Layout(GRID, [N]), "int64 tensor"),
-        ((1, N, DIM), Layout(GRID, cu_seqlens=torch.tensor([0, 2 * N])), "must rise from 0 to the 6"),
-        ((2, N, DIM), Layout(GRID, cu_seqlens=torch.tensor([0, N])), "one row"),
-    ],
-)
-def test_what_does_not_fit_together_says_so(mixer, shape, layout, words):
-    with pytest.raises(ValueError, match=words):
-        build(mixer)(torch.randn(*shape).double(), None, layout)
-
-
-@pytest.mark.parametrize("mixer", [TTT(heads=2), Attention(heads=2)], ids=name)
-def test_frames_and_states_that_do_not_fit_say_so(mixer):
-    layer = build(mixer)
-    x = torch.randn(1, N, DIM).double()
-    with pytest.raises(ValueError, match="whole frames"):
-        layer(torch.randn(1, N + 1, DIM).double(), None, Layout(GRID))
-    _, state = layer(x, None, Layout(GRID))
-    with pytest.raises(ValueError, match="whole frames"):
-        layer(torch.randn(1, N + 1, DIM).double(), state, Layout(GRID))
-    with pytest.raises(ValueError, match="state is that of 1 sequences"):
-        layer(x.expand(2, -1, -1), state, Layout(GRID))
-
-
-@pytest.mark.parametrize("mixer", [TTT(heads=2, chunk=FrameCausal(3)), TTT(heads=2, short_conv="time")], ids=name)
-def test_a_grid_that_changes_is_refused(mixer):
-    layer = build(mixer)
-    _, state = layer(torch.randn(1, N, DIM).double(), None, Layout(GRID))
-    with pytest.raises(ValueError, match="grid of a sequence must not change"):
-        layer(torch.randn(1, 4, DIM).double(), state, Layout((2, 2)))
-
-
-def test_a_chunk_that_was_closed_early_cannot_be_reopened():
-    layer = build(TTT(heads=2, chunk=Whole(2)))
-    _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
-    with pytest.raises(ValueError, match="split it at whole chunks"):
-        layer(torch.randn(1, N, DIM).double(), state, Layout(GRID))
-
-
-def test_inner_rate_zero_freezes_the_hidden_state():
-    layer = build(TTT(inner=Linear(), heads=2))
-    layer.rate_warmup = 0.0
-    _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
-    assert torch.equal(state.weights["1"].weight[0], layer.weights["1_weight"])
-
-
-@dataclass(frozen=True)
-class Tied(InnerModel):
-    def maps(self, dim):
-        return {"1": MapShape(dim, dim), "2": MapShape(dim, dim)}
-
-    def __call__(self, x, affine, grid):
-        return affine("1", affine("1", x))
-
-
-@dataclass(frozen=True)
-class Lazy(Tied):
-    def __call__(self, x, affine, grid):
-        return affine("1", x)
-
-
-@pytest.mark.parametrize(("inner", "words"), [(Tied(), "twice"), (Lazy(), "never applies its maps 2")])
-def test_inner_models_apply_each_map_once(inner, words):
-    with pytest.raises(ValueError, match=words):
-        build(TTT(inner=inner, heads=2))(torch.randn(1, N, DIM).double(), None, Layout(GRID))
-
-
-@dataclass(frozen=True)
-class Pooled(InnerModel):
-    """One pooled token per frame goes through its map."""
-
-    mixes_tokens: ClassVar[bool] = True
-
-    def maps(self, dim):
-        return {"1": MapShape(dim, dim)}
-
-    def __call__(self, x, affine, grid):
-        frames = x.unflatten(2, (-1, grid[0] * grid[1]))
-        return (frames + affine("1", frames.mean(3)).unsqueeze(3)).flatten(2, 3)
-
-
-def test_maps_of_something_else_than_tokens_need_whole_chunks():
-    x = torch.randn(1, 2 * N, DIM).double()
-    build(TTT(inner=Pooled(), heads=2))(x, None, Layout(GRID))
-    with pytest.raises(ValueError, match="a map's rows are the chunk's tokens"):
-        build(TTT(inner=Pooled(), heads=2, chunk=FrameCausal(2)))(x, None, Layout(GRID))
-
-
-def test_default_inner_model_is_the_papers_mlp():
-    assert TTT().inner == MLP(expansion=4)

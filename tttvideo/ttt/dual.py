@@ -27,7 +27,7 @@ from torch import Tensor
 from .affine import Pass, affine, dual, moved
 from .inner.base import InnerModel
 from .objective import Norm, Objective
-from .optimizer import InnerOptimizer
+from .optimizer import InnerOptimizer, Moments
 from .saved import at_hand
 from .weights import Map, Weights, by_row, combine, cut, detached
 from .weights import affine as affine_by_definition
@@ -234,15 +234,17 @@ def apply_dual(
             )
         z = dual(fast[name], x, *found[name], seen)
         if lost is not None:
-            moved = affine(fast[name], x) - affine(problem.start[name], x)
-            z = z + (lost if x.dim() == lost.dim() else lost[:, :, None]) * moved
+            learned = affine(fast[name], x) - affine(problem.start[name], x)
+            z = z + (lost if x.dim() == lost.dim() else lost[:, :, None]) * learned  # a grouped map has an axis more
         return z if pending is None else z - steps.scale * affine(pending[name], x)
 
     return problem.model(tokens.q, ahead, problem.grid)
 
 
-def update_whole(problem: Problem, weights: Weights, moments, tokens: Tokens, scale: Tensor):
-    """The inner optimizer's steps on a whole chunk: the weights and moments after it.
+def update_whole(
+    problem: Problem, weights: Weights, moments: Moments, tokens: Tokens, scale: Tensor
+) -> tuple[Weights, Moments]:
+    """The inner optimizer's steps on a whole chunk, of size ``scale`` [1]: the weights and moments after it.
 
     A forget gate leads the old weights back towards W_0; gradients are taken before it does.
     """
@@ -260,11 +262,7 @@ def update_whole(problem: Problem, weights: Weights, moments, tokens: Tokens, sc
 def faded(problem: Problem, weights: Weights, fade: Tensor) -> Weights:
     """W_0 + exp(fade) (W - W_0), ``fade`` [B, H, 1, 1]."""
     kept = fade.exp()
-
-    def lead_back(w: Tensor, start: Tensor) -> Tensor:
-        return torch.lerp(start.expand_as(w), w, kept.reshape(*kept.shape[:2], *(1,) * (w.dim() - 2)))
-
-    return combine(lead_back, weights, problem.start)
+    return combine(lambda w, start: torch.lerp(start.expand_as(w), w, by_row(kept, w)), weights, problem.start)
 
 
 def read_primal(
@@ -276,7 +274,8 @@ def read_primal(
 ) -> tuple[Tensor, Weights]:
     """The definition, for tests and for reading: one gradient per token by autograd, one W_t per query.
 
-    Returns the outputs [B, H, K, d] and W_K. Slow: K^2 inner gradients are formed, K copies of the weights.
+    ``scale`` [K, 1], ``mask`` bool [K, K] or None as in ``scan``. Returns the outputs [B, H, K, d] and W_K. Slow: V * K
+    inner gradients are formed, and K copies of the weights, at each of which all queries are read.
     """
     size = tokens.size
     leaves = [x for map in weights.values() for x in map if x is not None]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .dual import Problem, Steps, Tokens, apply_dual, apply_whole, descend, faded, summed, traces, update_whole
 from .optimizer import Moments
-from .weights import Weights, combine, where, zeros_like
+from .weights import Weights, by_row, combine, where, zeros_like
 
 
 class Views(NamedTuple):
@@ -119,7 +119,6 @@ def scan(
     Returns:
         outputs [B, H, T, d], and the state after them.
     """
-
     count = len(closes)
     recompute = group > 0 and torch.is_grad_enabled()
     group = group or count
@@ -217,7 +216,7 @@ def _chunks(
     ends = torch.stack([_column(c, batch, views.q.device) for c in closes], 1)
 
     def ended(x: Tensor) -> Tensor:
-        return torch.where(ends.reshape(batch, count, *(1,) * (x.dim() - 2)), x, 0.0)
+        return torch.where(by_row(ends[:, :, None, None], x), x, 0.0)
 
     moves = combine(lambda g: (steps.last * g).flatten(0, 1), total)
     moves = combine(lambda g: ended(apart(g)), problem.optimizer.clipped(moves))

@@ -56,7 +56,7 @@ def cut(x: Tensor) -> Tensor:
 
 
 def by_row(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` [B, H or 1, 1, 1] with as many axes as ``like`` [B, H, ...]."""
+    """``x``, of size 1 after its first two axes, with as many axes as ``like``."""
     return x if x.dim() == like.dim() else x.reshape(*x.shape[:2], *(1,) * (like.dim() - 2))
 
 

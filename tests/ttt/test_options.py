@@ -1,0 +1,83 @@
+"""What each option of the TTT layer does, one at a time."""
+
+import pytest
+import torch
+
+from tests.helpers import GRID
+from tests.ttt.test_properties import DIM, N, build, distance
+from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_frames_per_chunk_do_not_change_the_first_frame(forget):
+    """Within one chunk the gradients are taken at the same weights, so its first frame cannot differ."""
+    x = torch.randn(1, 4 * N, DIM).double()
+    one = build(TTT(heads=2, chunk=FrameCausal(1), forget=forget))
+    four = build(TTT(heads=2, chunk=FrameCausal(4), forget=forget))
+    a, b = one(x, None, Layout(GRID))[0], four(x, None, Layout(GRID))[0]
+    assert (a[:, :N] - b[:, :N]).abs().max() <= 1e-12
+    assert (a[:, N:] - b[:, N:]).abs().max() > 1e-6
+
+
+def test_a_step_does_not_depend_on_how_many_tokens_a_frame_is_cut_into():
+    """In frame mode it is the mean over the frame: every token twice changes nothing."""
+    layer = build(TTT(heads=2, rope=False))
+    x = torch.randn(1, 3, DIM).double()
+    _, coarse = layer(x, None, Layout((1, 1)))
+    _, fine = layer(x.repeat_interleave(4, 1), None, Layout((2, 2)))
+    assert distance(coarse.weights, fine.weights) <= 1e-12
+
+
+def test_every_view_has_a_rate_of_its_own():
+    layer = build(TTT(heads=2, views=2))
+    with torch.no_grad():
+        layer.project.rate.bias[2:] = -1e9  # of the second view: sigmoid 0
+    x = torch.randn(1, 2 * N, DIM).double()
+    before = layer(x, None, Layout(GRID))[0]
+    with torch.no_grad():
+        layer.project.v_proj.weight[DIM:] += 1.0
+    assert torch.equal(before, layer(x, None, Layout(GRID))[0])
+    with torch.no_grad():
+        layer.project.v_proj.weight[:DIM] += 1.0
+    assert not torch.equal(before, layer(x, None, Layout(GRID))[0])
+
+
+def test_tanh_gate_scales_the_output():
+    gated, plain = build(TTT(heads=2, tanh_gate=0.1)), build(TTT(heads=2))
+    plain.load_state_dict({key: value for key, value in gated.state_dict().items() if key != "alpha"})
+    x = torch.randn(1, 2 * N, DIM).double()
+    y, expected = gated(x, None, Layout(GRID))[0], plain(x, None, Layout(GRID))[0]
+    assert (y - expected * torch.tanh(gated.alpha)).abs().max() <= 1e-14
+    shut = TTT(heads=2, tanh_gate=0.0).build(DIM)
+    assert (shut(x.float(), None, Layout(GRID))[0] == 0).all()
+
+
+def test_normalized_q_and_k_have_unit_length():
+    layer = build(TTT(heads=2, normalize_qk=True))
+    views, _ = layer.project(torch.randn(1, N, DIM).double(), {}, torch.arange(N), 1, Layout(GRID))
+    for x in (views.q, views.k):
+        assert (x.norm(dim=-1) - 1).abs().max() <= 1e-12
+
+
+def test_short_convolutions_along_time_see_one_place_of_the_frame():
+    layer = build(TTT(heads=2, short_conv="time"))
+    x = torch.randn(1, 4 * N, DIM).double()
+    changed = x.clone()
+    changed[:, N + 2] += 1.0  # place 2 of frame 1
+    q, other = (
+        layer.project(t, layer.project.init_state(1), torch.arange(4 * N) % N, 1, Layout(GRID))[0].q
+        for t in (x, changed)
+    )
+    differs = (q - other).abs().amax((0, 1, 3)) > 0
+    assert differs.nonzero().flatten().tolist() == [N + 2, 2 * N + 2, 3 * N + 2]
+
+
+def test_inner_rate_zero_freezes_the_hidden_state():
+    layer = build(TTT(inner=Linear(), heads=2))
+    layer.rate_warmup = 0.0
+    _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
+    assert torch.equal(state.weights["1"].weight[0], layer.weights["1_weight"])
+
+
+def test_default_inner_model_is_the_papers_mlp():
+    assert TTT().inner == MLP(expansion=4)
