@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
-from tttvideo.mixers import LSTM, Attention, Bidirectional, FrameAttention, LinearAttention, Mamba, NoMixer
+from tttvideo.mixers import LSTM, Attention, Bidirectional, ConvLSTM, FrameAttention, LinearAttention, Mamba, NoMixer
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -92,6 +92,7 @@ FRAME_BASELINES = [
     LinearAttention(heads=2, chunk=13),
     LinearAttention(heads=2, feature_map="elu", normalizer=True, short_conv="time", share_qk=True, gate=True),
     FrameAttention(heads=2),
+    ConvLSTM(),
 ]
 
 TOKEN_BASELINES = [

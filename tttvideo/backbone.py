@@ -150,7 +150,8 @@ class BackboneStack(SequenceLayer):
 
     @property
     def whole_frames(self) -> bool:
-        """True if every output depends on all tokens of its own frame: some block reads frames, not tokens."""
+        """True if some block reads frames, not tokens one after the other: no token is cut off from later ones of its
+        own frame."""
         return any(block.unit(2) % 2 == 0 for block in self.blocks)  # type: ignore[operator]
 
     def unit(self, tokens_per_frame: int) -> int:

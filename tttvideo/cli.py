@@ -126,7 +126,7 @@ def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
         print("not written to files: an export has no run folder, so give --out DIR for that")
     else:
         write_forecasts(found, out)
-        print(f"written to {out}: metrics.json, predictions.csv and error_by_horizon.png")
+        print(f"written to {out}: metrics.json, predictions.csv and figures")
     return 0
 
 
@@ -238,14 +238,14 @@ def classify(argv: Sequence[str]) -> int:
 
 
 def make_data(argv: Sequence[str]) -> int:
-    """make a set of videos whose labels have a known cause and whose best possible accuracy is known"""
+    """make a set of videos of which it is known how well a perfect observer does"""
     from tttvideo.video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
         chooser = Parser(
             prog="tttvideo make-data",
-            description="Make a suite: real H.264 files in class folders, beside them meta.csv (the cause "
-            "of each label) and suite.json (parameters, chance, ceilings).",
+            description="Make a suite: real H.264 files, beside them meta.csv (what happens in each, with the cause of "
+            "its label) and suite.json (parameters, and how well observers can do).",
             epilog="tttvideo make-data NAME --help lists the options of a suite.",
         )
         chooser.add_argument("name", metavar="NAME", help=", ".join(SUITES))
@@ -275,9 +275,8 @@ def make_data(argv: Sequence[str]) -> int:
         )
     splits = ", ".join(f"{name} {count}" for name, count in made.suite["splits"].items())
     kept = f" ({made.kept} were there)" if made.kept else ""
-    print(f"{made.out}: {made.written} videos written{kept}; {splits}; {len(made.suite['classes'])} classes")
-    bounds = ", ".join(f"{row['sampling']} {row['top1']:.3f}" for row in made.suite["ceilings"])
-    print(f"best possible top-1: {bounds}; chance {made.suite['chance']:.3f}")
+    print(f"{made.out}: {made.written} videos written{kept}; {splits}")
+    print(suite_class.sentence(made.suite))
     return 0
 
 

@@ -11,6 +11,7 @@ from tttvideo.mixers import (
     TTT,
     Attention,
     Bidirectional,
+    ConvLSTM,
     FrameAttention,
     LinearAttention,
     Mamba,
@@ -297,3 +298,39 @@ def test_states_do_not_grow(mixer):
         leaves = torch.utils._pytree.tree_leaves(state)
         sizes.add(sum(leaf.numel() for leaf in leaves))
     assert len(sizes) == 1
+
+
+# ConvLSTM
+
+
+def test_conv_lstm_on_one_token_is_nn_lstm():
+    layer = build(ConvLSTM(kernel=1))
+    lstm = nn.LSTM(DIM, DIM, batch_first=True).double()
+
+    def reordered(weight):  # gates in, forget, output, new -> in, forget, new, output
+        return torch.cat([weight.chunk(4)[i] for i in (0, 1, 3, 2)])
+
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(reordered(layer.from_input.weight[:, :, 0, 0]))
+        lstm.weight_hh_l0.copy_(reordered(layer.from_hidden.weight[:, :, 0, 0]))
+        lstm.bias_ih_l0.copy_(reordered(layer.from_input.bias))
+        lstm.bias_hh_l0.zero_()
+    x = tokens(7)
+    out, (hidden, cell) = lstm(x)
+    y, state = layer(x, None, Layout((1, 1)))
+    assert difference(y, out) < 1e-12
+    assert difference(state.hidden[:, :, 0, 0], hidden[0]) < 1e-12
+    assert difference(state.cell[:, :, 0, 0], cell[0]) < 1e-12
+
+
+def test_conv_lstm_sees_one_neighbour_further_each_frame():
+    layer, grid = build(ConvLSTM()), (5, 5)
+    x = tokens(3 * 25, batch=1)
+    changed = x.clone()
+    changed[:, 0] += 1.0  # the upper left corner of the first frame
+    moved = layer(x, None, Layout(grid))[0] - layer(changed, None, Layout(grid))[0]
+    reached = moved.abs().amax(-1).view(3, *grid) > 1e-9
+    for frame in range(3):
+        expected = torch.zeros(grid, dtype=torch.bool)
+        expected[: frame + 2, : frame + 2] = True
+        assert torch.equal(reached[frame], expected)

@@ -103,7 +103,7 @@ def evaluate(
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
-    suite = _suite(Path(data), index)
+    suite = described_suite(Path(data), index)
     return summarise(context, gathered, settings, index, model.labels, suite, model.multi_label, notes)
 
 
@@ -121,7 +121,7 @@ def default_split(
     return "val" if trained_on and Path(trained_on).resolve().name == Path(data).resolve().name else "all"
 
 
-def _suite(data: Path, index: Index) -> dict[str, Any] | None:
+def described_suite(data: Path, index: Index) -> dict[str, Any] | None:
     """The description of a generated set, whose ceilings are known; None for other data.
 
     A list of somebody's own beside it may hold other videos, and cuts of a video show less of it.

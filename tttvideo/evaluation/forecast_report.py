@@ -2,19 +2,20 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tttvideo.evaluation.checkpoint import selection_sentence
 from tttvideo.evaluation.forecasting import METHODS, METRICS, Forecasts, shown_horizons
-from tttvideo.evaluation.plots import plot_by_horizon
+from tttvideo.evaluation.plots import plot_by_horizon, plot_revealed
 from tttvideo.evaluation.report import as_json, replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def write_forecasts(found: Forecasts, out: str | Path) -> None:
-    """Write metrics.json, predictions.csv and error_by_horizon.png."""
+    """Write metrics.json, predictions.csv, error_by_horizon.png, and revealed.png where a suite reveals something."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     metrics = found.metrics
@@ -29,6 +30,10 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
         measured = metrics["n_videos"] - metrics["n_failed"]
         title = f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context"
         plot_by_horizon(path, {name: row["mse"] for name, row in metrics["per_horizon"].items()}, title=title)
+    if metrics["revealed"]:
+        with replacing(out / "revealed.png") as path:
+            title = f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it"
+            plot_revealed(path, metrics["revealed"], title=title)
 
 
 def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
@@ -47,12 +52,18 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     table.add_section()
     table.add_row("mean", *(_cell({k: [v] for k, v in metrics["mean"][m].items()}, 0) for m in METHODS))
     console.print(table)
+    if metrics["revealed"]:
+        console.print(_revealed(metrics["revealed"]))
 
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"{metrics['convention']}; mae and ssim stand in metrics.json")
     learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"
+    if metrics["suite"]:
+        bounds = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in metrics["suite"]["bounds"].items())
+        where = "newly revealed pixels" if metrics["revealed"] else "all pixels"
+        say(f"{metrics['suite']['name']}, expected mean squared errors of {where}: {bounds}")
     say(f"{metrics['context']} frames of context; the hidden state learns from {learned}")
     say(f"split: {metrics['split_rule']}")
     say(selection_sentence(metrics["selection"]))
@@ -62,6 +73,19 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
         say(f"{metrics['n_failed']} of {metrics['n_videos']} videos were not measured:")
         for failure in metrics["failures"]:
             say(f"  {failure['path']}: {failure['reason']}")
+
+
+def _revealed(revealed: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="newly revealed pixels, mean squared error")
+    table.add_column(revealed["by"], justify="right")
+    for method in revealed["mse"]:
+        table.add_column(method, justify="right")
+    for group in range(len(revealed["values"])):
+        values = [row[group] for row in revealed["mse"].values()]
+        table.add_row(str(group), *("-" if value is None else f"{value:.4f}" for value in values))
+    return table
 
 
 def _cell(row: dict[str, list], at: int) -> str:

@@ -12,11 +12,13 @@ from tttvideo.evaluation.evaluate import (
     best_device,
     choose_device,
     default_split,
+    described_suite,
     device_name,
     one_process,
     progress_bar,
 )
 from tttvideo.evaluation.overlap import count_seen
+from tttvideo.evaluation.revealing import METHODS, measure_revealed
 from tttvideo.evaluation.summary import versions, where
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Prediction, roll_out
@@ -26,10 +28,10 @@ from tttvideo.video.index import Index, build_index
 from tttvideo.video.reader import VideoError
 from tttvideo.video.reading import usual_rate
 from tttvideo.video.segments import read_segments
+from tttvideo.video.synthetic import PredictionSuite, SuiteError, suite_from
 from tttvideo.video.transforms import Preprocessing
 
 METRICS = ("mse", "mae", "psnr", "ssim")
-METHODS = ("model", *TRIVIAL)
 CONVENTION = (
     "pixels in 0..1; mse and mae are summed over channels, height and width of a frame (OpenSTL's convention), psnr is "
     "in dB (at most 100), ssim as torchmetrics has it; each is a mean over videos"
@@ -123,6 +125,12 @@ def evaluate_prediction(
     notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
     rate = usual_rate([video.path for video in index.videos], model.preprocessing)
     notes += rate_mismatch("the data", rate, source.provenance.get("frame_rate"))
+    known, revealed = _known(data, index), None
+    if known is not None and known[0].grouped:
+        if refused := _unlike(model.preprocessing, known[0]):
+            notes.append(refused)
+        else:
+            revealed = measure_revealed(model, index, *known, batch_size=batch_size, segment=segment)
     metrics = {
         "task": "Prediction",
         "checkpoint": str(checkpoint),
@@ -136,6 +144,8 @@ def evaluate_prediction(
         "convention": CONVENTION,
         "mean": {name: _by_metric(row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, rows.mean(0))},
         "per_horizon": {name: _by_metric(row) for name, row in zip(METHODS, rows.mean(0))},
+        "suite": None if known is None else {"name": known[0].name, "bounds": known[1]["bounds"]},
+        "revealed": revealed,
         "split_rule": index.rule,
         "weights_sha256": source.sha256,
         "selection": source.selection,
@@ -154,6 +164,29 @@ def evaluate_prediction(
             }
         predictions.append(row)
     return Forecasts(metrics, predictions)
+
+
+def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, Any], Path] | None:
+    """The suite that made the data, its suite.json and its folder; None for other data."""
+    description = described_suite(Path(data), index)
+    try:
+        suite = None if description is None else suite_from(description)
+    except SuiteError:  # of another version: its videos are good, what they reveal is not known here
+        return None
+    if description is None or not isinstance(suite, PredictionSuite):
+        return None
+    return suite, description, Path(data) if Path(data).is_dir() else Path(data).parent
+
+
+def _unlike(preprocessing: Preprocessing, suite: PredictionSuite) -> str:
+    """Why revealed pixels cannot be found in frames as a model sees them; empty where they can."""
+    if preprocessing.size == (suite.size, suite.size) and preprocessing.sampling == "dense":
+        return ""
+    height, width = preprocessing.size
+    return (
+        f"errors by {suite.grouped} were not measured: {suite.name} has frames of {suite.size} x {suite.size}, all of "
+        f"which must be read, and the model reads {height} x {width}, {preprocessing.sampling}"
+    )
 
 
 def prediction_model(folder: str | Path, *, trust: bool = False) -> VideoModel:

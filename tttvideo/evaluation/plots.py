@@ -99,6 +99,34 @@ def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, title: st
     _save(figure, path)
 
 
+def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
+    """Errors of revealed pixels by group (``revealed`` of metrics.json), bounds as horizontal lines."""
+    figure = _figure(6.8, 4.2)
+    axes = figure.subplots()
+    groups = range(len(revealed["values"]))
+    for number, (name, values) in enumerate(revealed["mse"].items()):
+        axes.plot(
+            groups,
+            [float("nan") if value is None else value for value in values],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="-" if number == 0 else "--",
+            label=name.replace("_", " "),
+        )
+    for number, (name, value) in enumerate(revealed["bounds"].items()):
+        style = (":", "-.", (0, (1, 3)))[number % 3]
+        axes.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{name.replace('_', ' ')} (expected)")
+    axes.set_xticks(groups)
+    axes.set_xlabel(revealed["by"])
+    axes.set_ylabel("squared error of newly revealed pixels (mean, pixels in 0..1)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(_plain(title), fontsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
     """Confusion matrix: rows are true classes in per cent of their videos, the last column failed videos.
 

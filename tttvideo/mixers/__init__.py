@@ -3,6 +3,7 @@
 from ..ttt import TTT, Mixer, SequenceLayer
 from .attention import Attention
 from .bidirectional import Bidirectional
+from .conv_lstm import ConvLSTM
 from .frame_attention import FrameAttention
 from .linear_attention import LinearAttention
 from .lstm import LSTM
@@ -14,6 +15,7 @@ __all__ = [
     "TTT",
     "Attention",
     "Bidirectional",
+    "ConvLSTM",
     "FrameAttention",
     "LinearAttention",
     "Mamba",

@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
     mean: tuple[float, float, float]  # of the encoder's normalisation, for pixels in 0..1
     std: tuple[float, float, float]
     causal: bool  # no output of the backbone depends on later frames than its own
-    whole_frames: bool  # every output of the backbone depends on all tokens of its own frame
+    whole_frames: bool  # no output of the backbone is cut off from later tokens of its own frame
     classes: int = 0
     multi_label: bool = False
 

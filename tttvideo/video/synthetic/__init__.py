@@ -1,21 +1,33 @@
-"""Suites of generated videos whose best possible accuracy is known (`tttvideo make-data`).
+"""Suites of generated videos of which it is known how well a perfect observer does (`tttvideo make-data`).
 
-A new suite is one file with a subclass of `Suite` and one line in SUITES.
+A new suite is one file with a subclass of `ClassificationSuite` or `PredictionSuite`, and its place in SUITES.
 """
 
 import difflib
 from typing import Any
 
+from tttvideo.video.synthetic.classification import ClassificationSuite
 from tttvideo.video.synthetic.flash_order import FlashOrder
 from tttvideo.video.synthetic.flash_recall import FlashRecall
+from tttvideo.video.synthetic.moving_digits import MovingDigits
+from tttvideo.video.synthetic.moving_shapes import MovingShapes
+from tttvideo.video.synthetic.occlusion import Occlusion
+from tttvideo.video.synthetic.prediction import PredictionSuite
+from tttvideo.video.synthetic.revisit import Revisit
 from tttvideo.video.synthetic.suite import Suite, SuiteError
 from tttvideo.video.synthetic.writing import Made, make
 
 __all__ = [
     "SUITES",
+    "ClassificationSuite",
     "FlashOrder",
     "FlashRecall",
     "Made",
+    "MovingDigits",
+    "MovingShapes",
+    "Occlusion",
+    "PredictionSuite",
+    "Revisit",
     "Suite",
     "SuiteError",
     "ceiling_for",
@@ -24,7 +36,9 @@ __all__ = [
     "suite_from",
 ]
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (FlashOrder, FlashRecall)}
+SUITES: dict[str, type[Suite]] = {
+    suite.name: suite for suite in (FlashOrder, FlashRecall, MovingShapes, MovingDigits, Occlusion, Revisit)
+}
 
 
 def find_suite(name: str) -> type[Suite]:
@@ -47,4 +61,7 @@ def suite_from(description: dict[str, Any]) -> Suite:
 def ceiling_for(description: dict[str, Any], sampling: str, frames: int | None = None) -> float:
     """Best possible top-1 on a set (contents of its suite.json) for one row of an evaluation: videos cut to
     their first `frames` frames (None: whole), then the sampling rule applied. Raises ValueError."""
-    return suite_from(description).ceiling_under(sampling, frames)
+    suite = suite_from(description)
+    if not isinstance(suite, ClassificationSuite):
+        raise SuiteError(f"{suite.name} has no labels, so no accuracy.")
+    return suite.ceiling_under(sampling, frames)

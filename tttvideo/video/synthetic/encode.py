@@ -1,4 +1,4 @@
-"""Frames in memory -> an H.264 MP4 file (PyAV, libx264)."""
+"""Frames in memory -> an H.264 MP4 file (PyAV, libx264), and back."""
 
 import os
 from fractions import Fraction
@@ -11,11 +11,12 @@ import numpy as np
 # With predicted frames or rate control a flash leaves faint traces in its neighbours, and a model could then
 # see at frames where, by the stated ceiling, there is nothing to see. It also makes random access exact in
 # any reader.
-INTRA = {"preset": "ultrafast", "qp": "16", "g": "1", "bf": "0", "sc_threshold": "0"}
+INTRA = {"preset": "ultrafast", "g": "1", "bf": "0", "sc_threshold": "0"}
 
 
-def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Write `frames`, uint8 [F, H, W, 3] RGB with even H and W, at `fps` frames per second.
+def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quantiser: int = 16) -> None:
+    """Write `frames`, uint8 [F, H, W, 3] RGB with even H and W, at `fps` frames per second. With a `quantiser` of 0
+    nothing is lost but by the conversion to YUV with halved colour planes.
 
     The file appears under its name only when it is complete. The same frames give the same bytes as long as
     PyAV and its FFmpeg stay the same (one encoder thread, no time stamps of the making). Raises OSError when
@@ -25,7 +26,9 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.part")
     with av.open(str(unfinished), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=INTRA)
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1001), options=INTRA | {"qp": str(quantiser)}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for index, pixels in enumerate(frames):
@@ -34,3 +37,9 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     os.replace(unfinished, path)
+
+
+def read_mp4(path: str | Path) -> np.ndarray:
+    """All frames of such a file, uint8 [F, H, W, 3]."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

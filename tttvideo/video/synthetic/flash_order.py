@@ -16,15 +16,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from tttvideo.video.synthetic.classification import ClassificationSuite
 from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, Suite, SuiteError
+from tttvideo.video.synthetic.suite import Plan, SuiteError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 PAIRS = {f"{first}-{second}": (first, second) for first in COLOURS for second in COLOURS if first != second}
 
 
 @dataclass(frozen=True)
-class FlashOrder(Suite):
+class FlashOrder(ClassificationSuite):
     """Two coloured flashes among moving grey shapes; the class is the ordered pair of their colours.
 
     Args:

@@ -22,8 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from tttvideo.video.synthetic.classification import ClassificationSuite
 from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, Suite, SuiteError
+from tttvideo.video.synthetic.suite import Plan, SuiteError
 
 # The hues at the corners of the colour cube and two that lie as far from them as they do from black and white.
 COLOURS = {
@@ -51,7 +52,7 @@ KEYS = _walsh()
 
 
 @dataclass(frozen=True)
-class FlashRecall(Suite):
+class FlashRecall(ClassificationSuite):
     """Key -> value flashes among moving grey shapes, then one key alone; the class is its value.
 
     Args:

@@ -15,11 +15,15 @@ def moving_shape(rng: np.random.Generator, frames: int, size: int) -> np.ndarray
     """Mask bool [F, size, size] of a square or disc that flies straight and is reflected at the edges."""
     start, angle = rng.uniform(0, 1, 2), rng.uniform(0, 2 * np.pi)
     speed = rng.uniform(0.01, 0.04) * np.array([np.cos(angle), np.sin(angle)])  # frame widths per frame
-    path = start + speed * np.arange(frames)[:, None]
-    centre = size * np.abs((path + 1) % 2 - 1)  # a triangle wave: reflection at 0 and 1
+    centre = size * reflected(start + speed * np.arange(frames)[:, None])
     away = np.abs(np.arange(size) + 0.5 - centre.T[:, :, None])  # [2, F, size]
     dx, dy = away[0][:, None, :], away[1][:, :, None]
     radius = rng.uniform(0.06, 0.16) * size
     if rng.random() < 0.5:
         return (dx < radius) & (dy < radius)
     return dx**2 + dy**2 < radius**2
+
+
+def reflected(path: np.ndarray) -> np.ndarray:
+    """A path that runs straight, folded into 0..1: reflection at both ends."""
+    return np.abs((path + 1) % 2 - 1)  # a triangle wave

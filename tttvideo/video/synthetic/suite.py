@@ -1,14 +1,12 @@
-"""A suite: generated videos whose labels have a known cause, so that the best possible accuracy is known too.
+"""A suite: generated videos of which it is known how well a perfect observer does.
 
-A suite is one file with one frozen dataclass, a subclass of `Suite`; its fields are the options of `tttvideo
-make-data`. It plans a video (label and cause), draws it, and says what a perfect observer reaches who sees
-only some of the frames (`ceiling`) and what that observer answers for one video (`oracle`).
+A suite is one file with one frozen dataclass, a subclass of `ClassificationSuite` or `PredictionSuite`; its fields are
+the options of `tttvideo make-data`. It plans a video (label and cause, the columns of meta.csv) and draws it.
 """
 
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,8 +20,8 @@ class SuiteError(ValueError):
 class Plan(NamedTuple):
     """What is going to happen in one video."""
 
-    label: str
-    cause: dict[str, int | str]  # the further columns of meta.csv: everything the oracle needs
+    label: str | None  # None where there is nothing to classify
+    cause: dict[str, int | str]  # the further columns of meta.csv: all that decides what can be known
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class Suite(ABC):
     """Settings that every suite has.
 
     Video i of a split is derived from (seed, split name, i) and the suite's own parameters alone: making more
-    videos gives the same first ones again. Labels are balanced: each block of as many videos as there are
-    classes holds every class once, in random order.
+    videos gives the same first ones again.
 
     Args:
         split: number of videos of each split, "train=3000,val=300"
@@ -53,7 +50,7 @@ class Suite(ABC):
 
     name: ClassVar[str]
     revision: ClassVar[int] = 1  # raised when the same parameters give other videos than before
-    samplings: ClassVar[tuple[str, ...]] = ("dense", "fps=1", "uniform=16", "uniform=8", "segments=8")
+    quantiser: ClassVar[int] = 16  # of the H.264 files
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -72,41 +69,26 @@ class Suite(ABC):
         sizes = parse_split(self.split)
         return sizes if self.count is None else share(self.count, sizes)
 
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing."""
-        return 1 / len(self.classes)
-
-    @property
-    @abstractmethod
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes; they are also the names of the class folders."""
-
     @abstractmethod
     def plan(self, split: str, index: int) -> Plan:
         """Label and cause of one video."""
 
     @abstractmethod
     def draw(self, plan: Plan, rng: np.random.Generator) -> np.ndarray:
-        """Frames uint8 [F, H, W, 3] of a plan; `rng` decides whatever has nothing to do with the label."""
+        """Frames uint8 [F, H, W, 3] of a plan; `rng` decides whatever the plan leaves open."""
 
     @abstractmethod
-    def ceiling(self, indices: Sequence[int]) -> float:
-        """Exact accuracy of the best possible observer who sees the frames `indices` (increasing) and no
-        others."""
+    def known(self) -> dict[str, Any]:
+        """What suite.json says of a perfect observer and of observers that need no model."""
 
+    @classmethod
     @abstractmethod
-    def oracle(self, row: Mapping[str, str], indices: Sequence[int]) -> str:
-        """Answer of that observer for the video described by `row` of meta.csv."""
+    def sentence(cls, description: dict[str, Any]) -> str:
+        """What to hold a model's figures against, from the contents of suite.json."""
 
     def draw_video(self, split: str, index: int) -> np.ndarray:
         """Frames uint8 [F, H, W, 3] of one video."""
         return self.draw(self.plan(split, index), self.rng("drawing", split, index))
-
-    def balanced_label(self, split: str, index: int) -> str:
-        """Label of one video: its place in a random order of all classes, drawn per block."""
-        block, place = divmod(index, len(self.classes))
-        return self.classes[self.rng("label", split, block).permutation(len(self.classes))[place]]
 
     def rng(self, purpose: str, split: str, index: int) -> np.random.Generator:
         """Random numbers for one purpose in one video, independent of every other purpose and video."""
@@ -120,28 +102,8 @@ class Suite(ABC):
             "revision": self.revision,
             "parameters": asdict(self),
             "splits": self.splits,
-            "classes": list(self.classes),
-            "chance": self.chance,
-            "ceilings": [{"sampling": s, "top1": self.ceiling_under(s)} for s in self.samplings],
+            **self.known(),
         }
-
-    def ceiling_under(self, sampling: str, frames: int | None = None) -> float:
-        """Ceiling for a sampling rule, in evaluation's order: cut to the first `frames` frames, then
-        sample."""
-        return self.ceiling(self.sampled(sampling, frames))
-
-    def sampled(self, sampling: str, frames: int | None = None) -> list[int]:
-        """Frames that a sampling rule picks from a video of this suite, cut first to its first `frames`
-        frames.
-
-        Raises ValueError for a rule that does not exist.
-        """
-        import torch  # the makers' worker processes need no torch: they start sooner without
-
-        from tttvideo.video.sampling import parse_sampling
-
-        times = torch.arange(self.frames, dtype=torch.float64) / self.fps
-        return parse_sampling(sampling).indices(times[:frames], None).tolist()
 
 
 def parse_split(text: str) -> dict[str, int]:

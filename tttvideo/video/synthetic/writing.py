@@ -1,4 +1,4 @@
-"""Writes a suite to disk: OUT/<split>/<class>/NNNNN.mp4, OUT/meta.csv, OUT/suite.json."""
+"""Writes a suite to disk: OUT/<split>/[<class>/]NNNNN.mp4, OUT/meta.csv, OUT/suite.json."""
 
 import csv
 import io
@@ -103,8 +103,9 @@ def compared(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str,
 def meta_row(suite: Suite, split: str, index: int) -> dict[str, Any]:
     """The row of meta.csv of one video; `path` is relative to the root, with forward slashes."""
     label, cause = suite.plan(split, index)
-    path = f"{split}/{label}/{index:05d}.mp4"
-    return {"path": path, "label": label, "split": split, "index": index} | cause
+    if label is None:
+        return {"path": f"{split}/{index:05d}.mp4", "split": split, "index": index} | cause
+    return {"path": f"{split}/{label}/{index:05d}.mp4", "label": label, "split": split, "index": index} | cause
 
 
 def write_meta(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -147,5 +148,5 @@ def usable_cores() -> int:
 
 def write_batch(suite: Suite, jobs: list[Job]) -> int:
     for split, index, path in jobs:
-        write_mp4(path, suite.draw_video(split, index), suite.fps)
+        write_mp4(path, suite.draw_video(split, index), suite.fps, suite.quantiser)
     return len(jobs)

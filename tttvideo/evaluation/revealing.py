@@ -1,0 +1,104 @@
+"""Errors on what only a memory can know: the pixels that a suite says are newly revealed, frame by frame."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tttvideo.model import VideoModel
+from tttvideo.tasks.prediction import in_unit
+from tttvideo.tasks.trivial import TRIVIAL, History
+from tttvideo.video.index import Index
+from tttvideo.video.segments import read_segments
+from tttvideo.video.synthetic import PredictionSuite
+from tttvideo.video.synthetic.prediction import Revealed
+
+METHODS = ("model", *TRIVIAL)
+
+
+class RevealedErrors:
+    """Squared errors of revealed pixels, each frame predicted from all true frames before it.
+
+    ``squared`` [methods, groups] and ``values`` [groups] are sums over the videos: of the errors, and of how many
+    values (pixels times colours) were compared.
+    """
+
+    def __init__(self, groups: int):
+        self.squared = torch.zeros(len(METHODS), groups, dtype=torch.float64)
+        self.values = torch.zeros(groups, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, model: VideoModel, segments: Iterable[tuple[Tensor, Tensor]], told: Sequence[Revealed]) -> None:
+        """Videos side by side, in segments (frames [B, F, 3, H, W], valid frames [B]), and what is revealed in each."""
+        device, stride = next(model.parameters()).device, model.encoder.stride
+        mask = torch.stack([torch.from_numpy(t.mask) for t in told])  # [B, F, H, W]
+        group = torch.stack([torch.from_numpy(t.group) for t in told])  # [B, F]
+        history, pending, at = None, None, 0
+        for frames, lengths, output in model.read_segments(segments):
+            pixels = in_unit(frames)
+            history = History(len(told), pixels) if history is None else history
+            for step in range(pixels.shape[1] // stride):
+                truth = pixels[:, step * stride : (step + 1) * stride]
+                valid = (step + 1) * stride <= lengths
+                here = slice(at, at + stride)
+                if pending is not None:
+                    guesses = [guess[:, None].expand_as(truth) for guess in history.guesses().values()]
+                    counted = (mask[:, here] & valid[:, None, None, None]).to(device)
+                    found = [_sums(made.clamp(0, 1) - truth, counted) for made in (pending, *guesses)]
+                    self._count(torch.stack(found).cpu(), counted.flatten(2).sum(2).cpu(), group[:, here])
+                history.add(truth, valid.to(device))
+                pending = output.timeline[:, step].to(pixels.dtype) if step < output.timeline.shape[1] else None
+                at += stride
+
+    def _count(self, squared: Tensor, pixels: Tensor, group: Tensor) -> None:
+        """Sums [methods, B, p] and numbers of pixels [B, p] under the groups [B, p]."""
+        some = (pixels > 0) & (group >= 0)
+        self.squared.index_add_(1, group[some], squared[:, some])
+        self.values.index_add_(0, group[some], 3.0 * pixels[some].double())
+
+    def summary(self, suite: PredictionSuite, bounds: dict[str, float]) -> dict[str, Any]:
+        """What metrics.json says of it; None for groups that no frame fell under."""
+        means = (self.squared / self.values).tolist()
+        rows = {name: [None if x != x else round(x, 6) for x in row] for name, row in zip(METHODS, means, strict=True)}
+        return {"by": suite.grouped, "mse": rows, "values": [int(n) for n in self.values.tolist()], "bounds": bounds}
+
+
+def _sums(error: Tensor, mask: Tensor) -> Tensor:
+    """Errors [B, p, 3, H, W] -> sums of their squares where the mask [B, p, H, W] holds, float64 [B, p]."""
+    return (error.square().sum(2) * mask).flatten(2).sum(2).double()
+
+
+def measure_revealed(
+    model: VideoModel,
+    index: Index,
+    suite: PredictionSuite,
+    description: dict[str, Any],
+    root: Path,
+    *,
+    batch_size: int,
+    segment: int | None = None,
+) -> dict[str, Any]:
+    """Errors on the revealed pixels of a generated set, whole videos, by group.
+
+    Args:
+        index: videos of the set; one that cannot be read to the end counts as far as it can.
+        description: contents of the set's suite.json.
+        root: the set's folder.
+    """
+    with (root / "meta.csv").open(newline="", encoding="utf-8") as file:
+        rows = {str((root / row["path"]).resolve()): row for row in csv.DictReader(file)}
+    known: list[tuple[str, Revealed]] = []
+    for video in index.videos:
+        row = rows.get(str(Path(video.path).resolve()))
+        told = None if row is None else suite.revealed(row)
+        if told is not None:
+            known.append((video.path, told))
+    found = RevealedErrors(1 + max((int(told.group.max()) for _, told in known), default=0))
+    for start in range(0, len(known), batch_size):
+        paths, told = zip(*known[start : start + batch_size], strict=True)
+        pieces = read_segments(paths, model.preprocessing, segment=model.segment_frames(segment or 64))
+        found.add(model, ((piece.frames, piece.lengths) for piece in pieces), told)
+    return found.summary(suite, description["bounds"])

@@ -1,0 +1,84 @@
+"""A convolutional LSTM over the token grid: the recurrence of video prediction's classics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ttt.interface import Layout, Mixer, SequenceLayer
+from ..ttt.views import at_least_float32
+
+
+@dataclass(frozen=True)
+class ConvLSTM(Mixer):
+    """A convolutional LSTM (Shi et al., arXiv 1506.04214, without its peephole connections) with as many units as
+    channels: the gates of a token see its neighbours in the frame and in the last frame's output.
+
+    Attributes:
+        kernel: tokens a side that a gate sees (odd).
+    """
+
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"ConvLSTM.kernel is {self.kernel}; it must be odd: 1, 3, 5.")
+
+    def build(self, dim: int) -> ConvLSTMLayer:
+        return ConvLSTMLayer(dim, self.kernel)
+
+
+class ConvLSTMState(NamedTuple):
+    """Output and cell of the last frame read, [B, C, rows, columns] each, in float32 at least; no rows and columns
+    before the first frame, whose size nobody knows yet."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class ConvLSTMLayer(SequenceLayer):
+    """See ``ConvLSTM``."""
+
+    def __init__(self, dim: int, kernel: int):
+        super().__init__()
+        self.from_input = nn.Conv2d(dim, 4 * dim, kernel, padding=kernel // 2)
+        self.from_hidden = nn.Conv2d(dim, 4 * dim, kernel, padding=kernel // 2, bias=False)
+
+    def init_state(self, batch: int) -> ConvLSTMState:
+        nothing = at_least_float32(self.from_input.weight).new_zeros(batch, self.from_input.in_channels, 0, 0)
+        return ConvLSTMState(nothing, nothing)
+
+    def unit(self, tokens_per_frame: int) -> int:
+        return tokens_per_frame
+
+    def read(self, x: Tensor, state: ConvLSTMState, layout: Layout) -> tuple[Tensor, ConvLSTMState]:
+        batch, tokens, dim = x.shape
+        per_frame = layout.tokens_per_frame
+        frames = tokens // per_frame
+        hidden, cell = state
+        if not frames:
+            return x, state
+        if not hidden.shape[2]:
+            hidden = cell = hidden.new_zeros(batch, dim, *layout.grid)
+        going = None
+        if layout.lengths is not None:
+            read = (layout.lengths // per_frame).to(x.device)
+            going = (torch.arange(frames, device=x.device)[:, None] < read)[..., None, None, None]  # [F, B, 1, 1, 1]
+        grid = x.mT.unflatten(2, (frames, *layout.grid)).movedim(2, 1)  # [B, F, C, rows, columns]
+        with torch.autocast(x.device.type, enabled=False):
+            gates = self.from_input(grid.flatten(0, 1).to(self.from_input.weight.dtype)).unflatten(0, (batch, frames))
+            out = []
+            for frame, given in enumerate(gates.unbind(1)):
+                both = given + self.from_hidden(hidden.to(given.dtype))
+                in_, forget, output, new = both.to(cell.dtype).chunk(4, dim=1)
+                cell_now = forget.sigmoid() * cell + in_.sigmoid() * new.tanh()
+                hidden_now = output.sigmoid() * cell_now.tanh()
+                out.append(hidden_now)
+                # A row that has ended keeps its state.
+                cell = cell_now if going is None else torch.where(going[frame], cell_now, cell)
+                hidden = hidden_now if going is None else torch.where(going[frame], hidden_now, hidden)
+        y = torch.stack(out, 1).movedim(2, -1).reshape(batch, tokens, dim)  # raster order again
+        return y.to(x.dtype), ConvLSTMState(hidden, cell)
