@@ -12,37 +12,38 @@ every row states. Finished rows are appended to a JSONL file and skipped when th
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
+from benchmarks.small import (
+    ROOT,
+    VAL_SEED,
+    configured,
+    count,
+    drawn,
+    hidden_width,
+    matched,
+    read_rows,
+    read_study,
+    run_all,
+)
 from tttvideo.backbone import BackboneStack, BlockState
 from tttvideo.model import VideoModel
-from tttvideo.training.arguments import parse
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
 from tttvideo.ttt.interface import Layout
-from tttvideo.video.synthetic import Suite, find_suite
+from tttvideo.video.synthetic import ClassificationSuite, find_suite
 from tttvideo.video.transforms import Preprocessing
 
-ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "configs" / "study" / "design.yaml"
-VAL_SEED = 1_000_000  # clips are measured that no training seed draws
 CURVE = 8  # points of the curve of training accuracy
 
 
@@ -77,100 +78,40 @@ def main() -> None:
     wanted = [(task, variant, seed) for seed in seeds for task in tasks for variant in variants]
     todo = [row for row in wanted if row not in done]
     print(f"{len(wanted) - len(todo)} rows finished, {len(todo)} to do", flush=True)
-    failed = run_all(study, todo, rows_file, options.jobs)
+    failed = run_all(train_row, study, todo, rows_file, options.jobs)
     print(table(study, read_rows(rows_file)))
     if failed:
         raise SystemExit(f"{len(failed)} rows failed:\n" + "\n".join(failed))
-
-
-def read_study(file: Path) -> dict[str, Any]:
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def run_all(study: dict[str, Any], todo: list[tuple[str, str, int]], rows_file: Path, jobs: int) -> list[str]:
-    """Trains the rows and appends each as it is finished; returns the ones that could not be run, with the reason."""
-    failed = []
-    rows_file.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read by the workers as they start
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        running = {pool.submit(train_row, study, *row): row for row in todo}
-        for future in as_completed(running):
-            try:
-                found = future.result()
-            except Exception as error:  # a variant that cannot be built must not end the study of the others
-                failed.append(f"{running[future]}: {type(error).__name__}: {error}")
-                print(failed[-1], flush=True)
-                continue
-            with rows_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
-    return failed
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["task"], row["variant"], row["seed"]
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Finished rows; a line cut off by a crash is not one."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 # --- what a row trains ----------------------------------------------------------------------------
 
 
 def settings(study: dict[str, Any], task: str, variant: str) -> RunConfig:
-    """Base, then the task's settings, then what the variant changes; read as train.py reads them."""
-
-    changed = study["tasks"][task].get("settings", {}) | study["variants"][variant].get("settings", {})
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(study["base"], file)
-        file.flush()
-        return parse(["--config", file.name, *words])[0]
+    """Base, then the task's settings, then what the variant changes."""
+    task_settings = study["tasks"][task].get("settings", {})
+    return configured(study["base"], task_settings | study["variants"][variant].get("settings", {}))
 
 
-def suite_of(study: dict[str, Any], task: str, seed: int) -> Suite:
-    return find_suite(study["tasks"][task]["suite"])(**study["tasks"][task].get("parameters", {}), seed=seed)
+def suite_of(study: dict[str, Any], task: str, seed: int) -> ClassificationSuite:
+    suite = find_suite(study["tasks"][task]["suite"])(**study["tasks"][task].get("parameters", {}), seed=seed)
+    assert isinstance(suite, ClassificationSuite)
+    return suite
 
 
-def build(config: RunConfig, suite: Suite) -> VideoModel:
+def build(config: RunConfig, suite: ClassificationSuite) -> VideoModel:
     preprocessing = Preprocessing(size=(suite.size, suite.size))
     return VideoModel(config.model, preprocessing=preprocessing, labels=list(suite.classes))
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def matched(config: RunConfig, suite: Suite, parameters: int) -> RunConfig:
-    """The configuration with the feed-forward width that brings its parameters nearest to so many."""
-    backbone = config.model.backbone
-
-    def with_hidden(hidden: int) -> RunConfig:
-        ratio = (hidden + 0.5) / backbone.width  # the block takes the whole part of ratio * width
-        return replace(config, model=replace(config.model, backbone=replace(backbone, mlp_ratio=ratio)))
-
-    one, two = (count(build(with_hidden(hidden), suite)) for hidden in (1, 2))
-    return with_hidden(max(1, 1 + round((parameters - one) / (two - one))))
-
-
 def plan(study: dict[str, Any], task: str, variant: str) -> RunConfig:
     """What a row trains: the variant with as many parameters as the base."""
-    config, suite = settings(study, task, variant), suite_of(study, task, VAL_SEED)
-    base = next(iter(study["variants"]))
-    target = count(build(settings(study, task, base), suite))
-    return config if count(build(config, suite)) == target else matched(config, suite, target)
+    suite, base = suite_of(study, task, VAL_SEED), next(iter(study["variants"]))
+    return matched(settings(study, task, variant), settings(study, task, base), lambda config: build(config, suite))
 
 
 def list_variants(study: dict[str, Any], tasks: list[str], variants: list[str]) -> None:
@@ -183,10 +124,6 @@ def list_variants(study: dict[str, Any], tasks: list[str], variants: list[str]) 
                 print(f"{task:14} {variant:32} cannot be built: {error}")
                 continue
             print(f"{task:14} {variant:32} {count(model):8,} parameters, feed-forward {hidden_width(config)}")
-
-
-def hidden_width(config: RunConfig) -> int:
-    return int(config.model.backbone.mlp_ratio * config.model.backbone.width)
 
 
 # --- one training ---------------------------------------------------------------------------------
@@ -245,13 +182,12 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     }
 
 
-def clips(suite: Suite, split: str, numbers: range) -> tuple[Tensor, Tensor]:
+def clips(suite: ClassificationSuite, split: str, numbers: range) -> tuple[Tensor, Tensor]:
     """Clips of a suite as they are drawn, frames uint8 [B, F, 3, H, W], and their labels int64 [B]."""
 
     plans = [suite.plan(split, i) for i in numbers]
-    frames = np.stack([suite.draw(made, suite.rng("drawing", split, i)) for made, i in zip(plans, numbers)])
-    labels = torch.tensor([suite.classes.index(made.label) for made in plans])
-    return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), labels
+    labels = torch.tensor([suite.classes.index(str(made.label)) for made in plans])
+    return drawn(suite, plans, split, numbers), labels
 
 
 def measure(model: VideoModel, study: dict[str, Any], task: str, batch: int = 64) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.small import ROOT, read_rows
 
 
 def main() -> None:
@@ -68,17 +68,6 @@ def main() -> None:
 
 def key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["data"], row["variant"], row["seed"]
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Finished rows; a line cut off by a crash is not one."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def run(study: dict[str, Any], row: dict[str, Any], videos: Path) -> dict[str, Any]:

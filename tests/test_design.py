@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import design
+from benchmarks import design, small
 from tttvideo.ttt.interface import Layout
 
-STUDY = design.read_study(design.STUDY)
+STUDY = small.read_study(design.STUDY)
 SMALL = {
     "rows": "unused",
     "seeds": [0],
@@ -30,7 +30,7 @@ SMALL = {
 @pytest.mark.parametrize("task", STUDY["tasks"])
 def test_variants_have_the_parameters_of_the_base(task):
     suite = design.suite_of(STUDY, task, 0)
-    counts = {v: design.count(design.build(design.plan(STUDY, task, v), suite)) for v in STUDY["variants"]}
+    counts = {v: small.count(design.build(design.plan(STUDY, task, v), suite)) for v in STUDY["variants"]}
     assert counts == pytest.approx(dict.fromkeys(counts, counts["base"]), rel=0.002)
 
 
@@ -69,10 +69,10 @@ def test_controls_take_something_away_and_give_it_back():
 def test_rows_are_appended_and_tabled(tmp_path):
     file = tmp_path / "rows.jsonl"
     todo = [("recall", variant, 0) for variant in SMALL["variants"]]
-    assert design.run_all(SMALL, todo, file, jobs=1) == []
+    assert small.run_all(design.train_row, SMALL, todo, file, jobs=1) == []
     with file.open("a") as stream:
         stream.write('{"task": "recall", "vari')  # cut off by a crash
-    rows = design.read_rows(file)
+    rows = small.read_rows(file)
     assert sorted(map(design.key, rows)) == sorted(todo)
     for row in rows:
         assert 0 <= row["val_top1"] <= 1
@@ -99,7 +99,9 @@ def test_the_same_row_is_the_same_number():
 
 def test_a_variant_that_cannot_be_built_does_not_end_the_study(tmp_path):
     study = SMALL | {"variants": {"base": {}, "wrong": {"settings": {"model.backbone.mixer.heads": 7}}}}
-    failed = design.run_all(study, [("recall", v, 0) for v in study["variants"]], tmp_path / "rows.jsonl", jobs=1)
+    failed = small.run_all(
+        design.train_row, study, [("recall", v, 0) for v in study["variants"]], tmp_path / "rows.jsonl", jobs=1
+    )
     assert len(failed) == 1
     assert "wrong" in failed[0]
-    assert [row["variant"] for row in design.read_rows(tmp_path / "rows.jsonl")] == ["base"]
+    assert [row["variant"] for row in small.read_rows(tmp_path / "rows.jsonl")] == ["base"]

@@ -1,0 +1,106 @@
+"""What studies of small models share: settings, equal parameters, clips in memory, and rows that are kept."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from tttvideo.model import VideoModel
+from tttvideo.training.arguments import parse
+from tttvideo.training.config import RunConfig
+from tttvideo.video.synthetic import Suite
+from tttvideo.video.synthetic.suite import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+VAL_SEED = 1_000_000  # clips are measured that no training seed draws
+
+
+def read_study(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Finished rows; a line cut off by a crash is not one."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def run_all(
+    train_row: Callable[..., dict[str, Any]], study: dict[str, Any], todo: Sequence[tuple], rows_file: Path, jobs: int
+) -> list[str]:
+    """Calls ``train_row(study, *row)`` for each row, in processes of one thread, and appends each result as it is
+    finished; returns the rows that could not be run, with the reason."""
+    failed = []
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read by the workers as they start
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        running = {pool.submit(train_row, study, *row): row for row in todo}
+        for future in as_completed(running):
+            try:
+                found = future.result()
+            except Exception as error:  # a row that cannot be run must not end the study of the others
+                failed.append(f"{running[future]}: {type(error).__name__}: {error}")
+                print(failed[-1], flush=True)
+                continue
+            with rows_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
+    return failed
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def configured(base: dict[str, Any], changed: dict[str, Any]) -> RunConfig:
+    """A configuration and what is changed of it (names as on train.py's command line), read as train.py reads them."""
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changed.items()]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(base, file)
+        file.flush()
+        return parse(["--config", file.name, *words])[0]
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def matched(config: RunConfig, base: RunConfig, build: Callable[[RunConfig], VideoModel]) -> RunConfig:
+    """The configuration with the feed-forward width that brings its parameters nearest to those of the base."""
+    backbone, parameters = config.model.backbone, count(build(base))
+    if count(build(config)) == parameters:
+        return config
+
+    def with_hidden(hidden: int) -> RunConfig:
+        ratio = (hidden + 0.5) / backbone.width  # the block takes the whole part of ratio * width
+        return replace(config, model=replace(config.model, backbone=replace(backbone, mlp_ratio=ratio)))
+
+    one, two = (count(build(with_hidden(hidden))) for hidden in (1, 2))
+    return with_hidden(max(1, 1 + round((parameters - one) / (two - one))))
+
+
+def hidden_width(config: RunConfig) -> int:
+    return int(config.model.backbone.mlp_ratio * config.model.backbone.width)
+
+
+def drawn(suite: Suite, plans: Sequence[Plan], split: str, numbers: Sequence[int]) -> Tensor:
+    """Clips as they are drawn, without encoding, uint8 [B, F, 3, H, W]."""
+    frames = np.stack([suite.draw(made, suite.rng("drawing", split, i)) for made, i in zip(plans, numbers)])
+    return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
