@@ -34,7 +34,8 @@ from benchmarks.small import (
     read_study,
     run_all,
 )
-from tttvideo.evaluation.forecasting import METRICS, compare, forecasts
+from tttvideo.evaluation.forecasting import forecasts
+from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.revealing import METHODS, RevealedErrors
 from tttvideo.model import VideoModel
 from tttvideo.tasks.prediction import in_unit
@@ -164,6 +165,7 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
     suite, described = suite_of(study, name, VAL_SEED), study["suites"][name]
     context, horizon = described["context"], described["horizon"]
     made: dict[str, list[Tensor]] = {}
+    frame_metrics = FrameMetrics()
     groups = 0 if not suite.grouped else 1 + max(int(told(suite, i).group.max()) for i in range(described["val"]))
     revealed = RevealedErrors(groups)
     for first in range(0, described["val"], BATCH):
@@ -174,7 +176,7 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
             found = forecasts(model, frames[:, :context], horizon, write=write)
             for method in names:
                 key = method if write else f"{method}_context_only"
-                made.setdefault(key, []).append(compare(found[method], truth))
+                made.setdefault(key, []).append(frame_metrics(found[method], truth))
         if groups:
             pieces = frames.split(SEGMENT, dim=1)
             segments = ((piece, torch.full((len(numbers),), piece.shape[1])) for piece in pieces)
@@ -183,7 +185,9 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
     for key, parts in made.items():
         means = torch.cat(parts).mean(0)  # [metrics, horizon]
         wanted = ("mse", "psnr", "ssim") if key.startswith("model") else ("mse", "psnr")
-        figures["horizon"][key] = {m: [round(x, 4) for x in means[METRICS.index(m)].tolist()] for m in wanted}
+        figures["horizon"][key] = {
+            m: [round(x, 4) for x in means[frame_metrics.names.index(m)].tolist()] for m in wanted
+        }
     if groups:
         figures["revealed"] = revealed.summary(suite, suite.bounds)
     return figures

@@ -17,6 +17,7 @@ from tttvideo.options import (
     UsageError,
     add_checkpoint,
     add_fields,
+    add_frame_metrics,
     add_prediction,
     make_folder,
     nearest,
@@ -64,7 +65,7 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that read ahead; 0 for none")
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
-    predicting = add_prediction(parser)
+    predicting = add_prediction(parser) + add_frame_metrics(parser)
     args = parser.read(argv)
 
     from tttvideo.evaluation import evaluate as run
@@ -115,6 +116,9 @@ def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
         split=args.split,
         root=args.root,
         **prediction_settings(args),
+        grey=bool(args.grey),
+        lpips=args.lpips,
+        fvd=args.fvd,
         batch_size=args.batch_size,
         segment=args.segment,
         device=args.device,

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
+from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState
+from .encoder.base import EncoderState, FrameEncoder
 from .encoder.pretrained import TimmEncoder
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Output, Sizes, Task
 from .tasks.base import Read
+from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
 from .ttt.interface import Layout, State
 from .ttt.interface import detach as detach_state
@@ -49,6 +50,32 @@ class ModelState(NamedTuple):
     encoder: EncoderState
     backbone: tuple[State, ...]
     task: Any
+
+
+class Body(NamedTuple):
+    """Encoder and backbone, as ``tasks.base.Body`` says."""
+
+    encoder: FrameEncoder
+    backbone: BackboneStack
+
+    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
+        return self._mixed(tokens, steps, encoder_state, state[1])
+
+    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        return self.encoder.features(frames, lengths)
+
+    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        tokens, steps, encoder_state = self.encoder.embed(features, lengths, state[0])
+        return self._mixed(tokens, steps, encoder_state, state[1])
+
+    def _mixed(
+        self, tokens: Tensor, steps: Tensor | None, encoder_state: EncoderState, state: Any
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        count, per_step = tokens.shape[1:3]
+        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
+        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state, layout)
+        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
 
 class VideoModel(nn.Module):
@@ -112,7 +139,7 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
             )
-        if frames.shape[-3:] != (3, *self.preprocessing.size):
+        if frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
                 f"got {' x '.join(map(str, frames.shape[-3:]))}; use its preprocessing."
@@ -125,16 +152,23 @@ class VideoModel(nn.Module):
             )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
-        output, (encoder, backbone), own = self.head(self._read, frames, lengths, state[:2], state.task)
+        output, (encoder, backbone), own = self.head(self._body, frames, lengths, state[:2], state.task)
         return output, ModelState(encoder, backbone, own)
 
-    def _read(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """Encoder and backbone, the ``Body`` of the task."""
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
-        count, per_step = tokens.shape[1:3]
-        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state[1], layout)
-        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
+    @property
+    def _body(self) -> Body:
+        return Body(self.encoder, self.backbone)
+
+    @torch.no_grad()
+    def truth(self, frames: Tensor) -> Tensor:
+        """What predictions of these frames, uint8 [B, F, 3, H, W], are compared with: [B, F, channels, rows, columns].
+
+        Raises:
+            ValueError: if the model was not trained for prediction.
+        """
+        if not isinstance(self.head, PredictionHead):
+            raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
+        return self.head.pictures(self.head.observed(self._body, frames, None))
 
     def _sizes(self) -> Sizes:
         return Sizes(
@@ -146,6 +180,7 @@ class VideoModel(nn.Module):
             std=tuple(self.encoder.std.flatten().tolist()),
             causal=self.backbone.causal,
             whole_frames=self.backbone.whole_frames,
+            features=self.encoder.feature_shape,
             classes=len(self.labels),
             multi_label=self.multi_label,
         )

@@ -100,6 +100,27 @@ def add_prediction(parser: Parser) -> tuple[str, ...]:
     return ("context", "horizon", "write")
 
 
+def add_frame_metrics(parser: Parser) -> tuple[str, ...]:
+    """The options of how predictions are measured; returns their names."""
+    parser.add_argument(
+        "--grey",
+        action="store_const",
+        const=True,
+        default=None,
+        help="measure predictions in grey, one channel, as tables of Moving MNIST and KTH do",
+    )
+    parser.add_argument(
+        "--lpips",
+        metavar="FILE",
+        default=None,
+        help="measure LPIPS too: torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1",
+    )
+    parser.add_argument(
+        "--fvd", metavar="FILE", default=None, help="measure the Fréchet video distance too: I3D as TorchScript"
+    )
+    return ("grey", "lpips", "fvd")
+
+
 def prediction_settings(args: argparse.Namespace) -> dict[str, typing.Any]:
     """The options of ``add_prediction`` as arguments of functions."""
     context, horizon = (10 if value is None else value for value in (args.context, args.horizon))

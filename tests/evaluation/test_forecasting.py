@@ -11,7 +11,8 @@ from tests.evaluation.small import noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.forecasting import METHODS, compare, evaluate_prediction, forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.forecasting import METHODS, evaluate_prediction, forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.predicting import mismatches
 from tttvideo.export import export
 from tttvideo.mixers import TTT
@@ -61,13 +62,13 @@ def test_figures_by_hand():
     truth = torch.rand(2, 3, 3, 16, 16)
     made = truth.clone()
     made[:, 1] += 0.1
-    found = compare(made, truth)
+    found = FrameMetrics()(made, truth)
     assert found.shape == (2, 4, 3)
     assert found[0, :, 0].tolist() == pytest.approx([0.0, 0.0, 100.0, 1.0])
     pixels = 3 * 16 * 16
     assert found[0, :3, 1].tolist() == pytest.approx([0.01 * pixels, 0.1 * pixels, 20.0], rel=1e-4)
     assert 0 < found[0, 3, 1] < 1
-    assert compare(made[..., :8, :8], truth[..., :8, :8])[:, 3].isnan().all()
+    assert FrameMetrics()(made[..., :8, :8], truth[..., :8, :8])[:, 3].isnan().all()
     assert shown_horizons(1) == [1]
     assert shown_horizons(10) == [1, 2, 4, 8, 10]
 

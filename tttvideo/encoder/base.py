@@ -42,7 +42,11 @@ class FrameEncoder(nn.Module, ABC):
         grid: (rows, columns) of one time step's tokens.
         stride: frames per time step. A video's last, unfinished time step is completed by repeating its last
             frame, so that every frame is used.
+        feature_shape: (channels, rows, columns) of the maps that ``features`` gives; None for an encoder that is
+            trained, whose features are no target.
     """
+
+    feature_shape: tuple[int, int, int] | None = None
 
     def __init__(
         self,
@@ -100,6 +104,16 @@ class FrameEncoder(nn.Module, ABC):
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
         tokens, tails = self.encode(x, steps, state)
         return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
+
+    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """Maps [B, F, *feature_shape] of frames [B, F, 3, H, W]; zeros where a row is padding."""
+        raise NotImplementedError(f"{type(self).__name__} has no features of its own.")
+
+    def embed(
+        self, features: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        """As ``forward``, of frames whose ``features`` are at hand."""
+        raise NotImplementedError(f"{type(self).__name__} has no features of its own.")
 
     def _normalised(self, frames: Tensor) -> Tensor:
         unit = 255.0 if frames.dtype == torch.uint8 else 1.0

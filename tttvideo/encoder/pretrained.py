@@ -71,6 +71,8 @@ class TimmEncoder(FrameEncoder):
                 f"{config.name} gives {features.shape[-2]} x {features.shape[-1]} tokens for frames of {size[0]} x "
                 f"{size[1]}, fewer than the grid {config.grid}; lower encoder.grid or raise data.size."
             )
+        if config.frozen:
+            self.feature_shape = (features.shape[1], *config.grid)
         self.projection = nn.Linear(features.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
 
@@ -86,20 +88,41 @@ class TimmEncoder(FrameEncoder):
         valid = None
         if lengths is not None:
             # Padding is not encoded: it would cost time, and enter the statistics of batch normalisation.
-            valid = (torch.arange(count) < lengths[:, None]).flatten().nonzero().squeeze(1).to(frames.device)
+            valid = _valid(lengths, count).to(frames.device)
             flat = flat[valid]
         if not len(flat):
             tokens = self.position.expand(batch * count, *self.position.shape)
             return tokens.unflatten(0, (batch, count)), ()
-        if self.config.frozen:
-            with torch.no_grad():
-                maps = torch.cat([self._pooled(part) for part in flat.split(self.config.frames_at_once)])
-        else:
-            maps = self._pooled(flat)
-        tokens = self.projection(maps.flatten(2).mT) + self.position
+        tokens = self._tokens(self._maps(flat))
         if valid is not None:
             tokens = tokens.new_zeros(batch * count, *tokens.shape[1:]).index_copy(0, valid, tokens)
         return tokens.unflatten(0, (batch, count)), ()
+
+    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        batch, count = frames.shape[:2]
+        valid = _valid(torch.full((batch,), count) if lengths is None else lengths, count).to(frames.device)
+        assert self.feature_shape is not None
+        maps = self.position.new_zeros(batch * count, *self.feature_shape)
+        if len(valid):
+            maps[valid] = self._maps(self._normalised(frames.flatten(0, 1)[valid])).to(maps.dtype)
+        return maps.unflatten(0, (batch, count))
+
+    def embed(
+        self, features: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
+        return self._tokens(features), lengths, state._replace(begun=state.begun | begun)
+
+    def _tokens(self, maps: Tensor) -> Tensor:
+        """[..., channels, rows, columns] -> [..., N, C]."""
+        return self.projection(maps.flatten(-2).mT) + self.position
+
+    def _maps(self, frames: Tensor) -> Tensor:
+        """Normalised frames [n, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
+        if not self.config.frozen:
+            return self._pooled(frames)
+        with torch.no_grad():
+            return torch.cat([self._pooled(part) for part in frames.split(self.config.frames_at_once)])
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._features(frames), self.config.grid)
@@ -110,6 +133,11 @@ class TimmEncoder(FrameEncoder):
             frames, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return intermediates[-1]
+
+
+def _valid(lengths: Tensor, count: int) -> Tensor:
+    """Numbers of the frames that are no padding, in batches of ``count`` frames a row."""
+    return (torch.arange(count) < lengths[:, None]).flatten().nonzero().squeeze(1)
 
 
 def _probe(model: nn.Module, features: Callable[[Tensor], Tensor], name: str, size: tuple[int, int]) -> Tensor:

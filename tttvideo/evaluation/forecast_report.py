@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttvideo.evaluation.checkpoint import selection_sentence
-from tttvideo.evaluation.forecasting import METHODS, METRICS, Forecasts, shown_horizons
+from tttvideo.evaluation.forecasting import METHODS, Forecasts, shown_horizons
 from tttvideo.evaluation.plots import plot_by_horizon, plot_revealed
 from tttvideo.evaluation.report import as_json, replacing
 
@@ -21,7 +21,8 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
     metrics = found.metrics
     with replacing(out / "metrics.json") as path:
         path.write_text(as_json(metrics), encoding="utf-8")
-    columns = ["path", "start", "end", *(f"{method}_{kind}" for method in METHODS for kind in METRICS), "failure"]
+    figures = [f"{method}_{kind}" for method in METHODS for kind in metrics["mean"][method]]
+    columns = ["path", "start", "end", *figures, "failure"]
     with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
@@ -29,7 +30,12 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
     with replacing(out / "error_by_horizon.png") as path:
         measured = metrics["n_videos"] - metrics["n_failed"]
         title = f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context"
-        plot_by_horizon(path, {name: row["mse"] for name, row in metrics["per_horizon"].items()}, title=title)
+        plot_by_horizon(
+            path,
+            {name: row["mse"] for name, row in metrics["per_horizon"].items()},
+            space=metrics["space"],
+            title=title,
+        )
     if metrics["revealed"]:
         with replacing(out / "revealed.png") as path:
             title = f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it"
@@ -45,12 +51,13 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     metrics = found.metrics
     table = Table()
     table.add_column("horizon", justify="right")
+    shown = "psnr" if metrics["space"] == "pixels" else "cosine"
     for method in METHODS:
-        table.add_column(f"{method}\nmse   psnr", justify="right")
+        table.add_column(f"{method}\nmse   {shown}", justify="right")
     for ahead in shown_horizons(metrics["horizon"]):
-        table.add_row(str(ahead), *(_cell(metrics["per_horizon"][m], ahead - 1) for m in METHODS))
+        table.add_row(str(ahead), *(_cell(metrics["per_horizon"][m], shown, ahead - 1) for m in METHODS))
     table.add_section()
-    table.add_row("mean", *(_cell({k: [v] for k, v in metrics["mean"][m].items()}, 0) for m in METHODS))
+    table.add_row("mean", *(_cell({k: [v] for k, v in metrics["mean"][m].items()}, shown, 0) for m in METHODS))
     console.print(table)
     if metrics["revealed"]:
         console.print(_revealed(metrics["revealed"]))
@@ -58,8 +65,11 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    say(f"{metrics['convention']}; mae and ssim stand in metrics.json")
+    say(f"{metrics['convention']}; metrics.json has all of them")
     learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"
+    if metrics["fvd"]:
+        distances = ", ".join(f"{m} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
+        say(f"Fréchet video distance, context included: {distances}")
     if metrics["suite"]:
         bounds = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in metrics["suite"]["bounds"].items())
         where = "newly revealed pixels" if metrics["revealed"] else "all pixels"
@@ -88,5 +98,5 @@ def _revealed(revealed: dict[str, Any]) -> "Table":
     return table
 
 
-def _cell(row: dict[str, list], at: int) -> str:
-    return f"{row['mse'][at]:.2f}  {row['psnr'][at]:5.2f}"
+def _cell(row: dict[str, list], shown: str, at: int) -> str:
+    return f"{row['mse'][at]:.2f}  {row[shown][at]:5.2f}"

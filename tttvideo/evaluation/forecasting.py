@@ -17,12 +17,13 @@ from tttvideo.evaluation.evaluate import (
     one_process,
     progress_bar,
 )
+from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
 from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.revealing import METHODS, measure_revealed
 from tttvideo.evaluation.summary import versions, where
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Prediction, roll_out
-from tttvideo.tasks.prediction import in_unit
+from tttvideo.tasks.prediction import PredictionHead
 from tttvideo.tasks.trivial import TRIVIAL, History
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.reader import VideoError
@@ -30,14 +31,6 @@ from tttvideo.video.reading import usual_rate
 from tttvideo.video.segments import read_segments
 from tttvideo.video.synthetic import PredictionSuite, SuiteError, suite_from
 from tttvideo.video.transforms import Preprocessing
-
-METRICS = ("mse", "mae", "psnr", "ssim")
-CONVENTION = (
-    "pixels in 0..1; mse and mae are summed over channels, height and width of a frame (OpenSTL's convention), psnr is "
-    "in dB (at most 100), ssim as torchmetrics has it; each is a mean over videos"
-)
-PERFECT = 100.0
-"""PSNR in dB of a frame without error, whose logarithm has no end."""
 
 
 class Forecasts(NamedTuple):
@@ -56,6 +49,9 @@ def evaluate_prediction(
     context: int = 10,
     horizon: int = 10,
     write: bool = True,
+    grey: bool = False,
+    lpips: str | Path | None = None,
+    fvd: str | Path | None = None,
     batch_size: int = 8,
     segment: int | None = None,
     device: str | None = None,
@@ -69,6 +65,9 @@ def evaluate_prediction(
 
     Args:
         write: whether the hidden state learns from generated frames (``roll_out``).
+        grey, lpips: as ``FrameMetrics`` has them.
+        fvd: the user's I3D, as ``VideoDistance`` takes it, for the distance between true and predicted videos, their
+            context included.
         segment: frames of the context that are held in the model's graph at a time; None: about 64.
         checkpoint, data, split, root, batch_size, device, trust, progress: as in ``evaluate``; labels are ignored.
 
@@ -80,6 +79,9 @@ def evaluate_prediction(
     source = inspect_checkpoint(checkpoint)
     model = prediction_model(source.folder, trust=trust)
     check_lengths(model, context, horizon)
+    measure = FrameMetrics(space_of(model), grey=grey, lpips=lpips)
+    if fvd and measure.space == "features":
+        raise ValueError("--fvd is of pixels, and this model predicts features; leave it out")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     root = root or (source.root if source.data and Path(data).resolve() == Path(source.data).resolve() else None)
@@ -91,6 +93,7 @@ def evaluate_prediction(
     index = read(split)
     place = choose_device(device) or best_device()
     model.to(place)
+    distance = None if fvd is None else VideoDistance(fvd, METHODS, context + horizon, place)
     per_video: dict[int, Tensor] = {}  # [methods, metrics, horizon]
     failures: dict[int, str] = {}
     with progress_bar(progress, len(index.videos)) as advance:
@@ -109,8 +112,10 @@ def evaluate_prediction(
             if clips:
                 frames = torch.stack(list(clips.values())).to(place)
                 made = forecasts(model, frames[:, :context], horizon, write=write, segment=segment)
-                truth = in_unit(frames[:, context:])
-                found = torch.stack([compare(made[method], truth) for method in METHODS], 1)
+                truth = model.truth(frames[:, context:])
+                found = torch.stack([measure(made[method], truth) for method in METHODS], 1)
+                if distance is not None:
+                    distance.add(made, truth, model.truth(frames[:, :context]))
                 per_video.update(zip(clips, found.cpu()))
             if advance is not None:
                 advance(min(batch_size, len(index.videos) - start))
@@ -120,14 +125,14 @@ def evaluate_prediction(
             f"none of the {len(index.videos)} videos of split {split} can be measured with {context} frames of context "
             f"and {horizon} to predict (first: {first})"
         )
-    rows = torch.stack([per_video[i] for i in sorted(per_video)])
+    mean, names = torch.stack([per_video[i] for i in sorted(per_video)]).mean(0), measure.names
     seen = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
     rate = usual_rate([video.path for video in index.videos], model.preprocessing)
     notes += rate_mismatch("the data", rate, source.provenance.get("frame_rate"))
     known, revealed = _known(data, index), None
     if known is not None and known[0].grouped:
-        if refused := _unlike(model.preprocessing, known[0]):
+        if refused := _unlike(model, known[0]):
             notes.append(refused)
         else:
             revealed = measure_revealed(model, index, *known, batch_size=batch_size, segment=segment)
@@ -141,9 +146,12 @@ def evaluate_prediction(
         "context": context,
         "horizon": horizon,
         "write": write,
-        "convention": CONVENTION,
-        "mean": {name: _by_metric(row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, rows.mean(0))},
-        "per_horizon": {name: _by_metric(row) for name, row in zip(METHODS, rows.mean(0))},
+        "space": measure.space,
+        "grey": grey,
+        "convention": measure.convention,
+        "mean": {name: _by_metric(names, row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, mean)},
+        "per_horizon": {name: _by_metric(names, row) for name, row in zip(METHODS, mean)},
+        "fvd": None if distance is None else distance.summary(),
         "suite": None if known is None else {"name": known[0].name, "bounds": known[1]["bounds"]},
         "revealed": revealed,
         "split_rule": index.rule,
@@ -159,9 +167,7 @@ def evaluate_prediction(
         row = {**where(video), "failure": failures.get(i, "")}
         if i in per_video:
             means = per_video[i].mean(-1)
-            row |= {
-                f"{m}_{k}": f"{float(means[a, b]):.6g}" for a, m in enumerate(METHODS) for b, k in enumerate(METRICS)
-            }
+            row |= {f"{m}_{k}": f"{float(means[a, b]):.6g}" for a, m in enumerate(METHODS) for b, k in enumerate(names)}
         predictions.append(row)
     return Forecasts(metrics, predictions)
 
@@ -178,8 +184,11 @@ def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, A
     return suite, description, Path(data) if Path(data).is_dir() else Path(data).parent
 
 
-def _unlike(preprocessing: Preprocessing, suite: PredictionSuite) -> str:
-    """Why revealed pixels cannot be found in frames as a model sees them; empty where they can."""
+def _unlike(model: VideoModel, suite: PredictionSuite) -> str:
+    """Why revealed pixels cannot be found in what a model predicts; empty where they can."""
+    preprocessing = model.preprocessing
+    if space_of(model) == "features":
+        return f"errors by {suite.grouped} were not measured: they are of pixels, and the model predicts features"
     if preprocessing.size == (suite.size, suite.size) and preprocessing.sampling == "dense":
         return ""
     height, width = preprocessing.size
@@ -202,6 +211,12 @@ def prediction_model(folder: str | Path, *, trust: bool = False) -> VideoModel:
             "trained with model.task Prediction"
         )
     return model.eval()
+
+
+def space_of(model: VideoModel) -> str:
+    """What a model that predicts puts out, ``pixels`` or ``features``."""
+    assert isinstance(model.config.task, Prediction)
+    return model.config.task.space
 
 
 def rate_mismatch(what: str, rate: float | None, known: float | None) -> list[str]:
@@ -247,39 +262,21 @@ def forecasts(
     model: VideoModel, context: Tensor, horizon: int, *, write: bool = True, segment: int | None = None
 ) -> dict[str, Tensor]:
     """The frames after ``context`` (uint8 [B, C, 3, H, W]) by the model and by what needs none: each of ``METHODS`` ->
-    [B, horizon, 3, H, W] in 0..1."""
+    [B, horizon, 3, H, W] in 0..1, or [B, horizon, E, rows, columns] of features."""
+    assert isinstance(model.head, PredictionHead)
     pieces = context.split(model.segment_frames(segment or 64), dim=1)
     made = {"model": roll_out(model, [(piece, None) for piece in pieces], horizon, write=write)}
-    history = History(len(context), in_unit(context[:, :1]))
+    history = History(len(context), model.truth(context[:, :1]))
     for piece in pieces:
-        history.add(in_unit(piece), torch.ones(len(context), dtype=torch.bool, device=context.device))
+        history.add(model.truth(piece), torch.ones(len(context), dtype=torch.bool, device=context.device))
     guesses = [history.guesses(ahead) for ahead in range(1, horizon + 1)]
-    return made | {name: torch.stack([g[name] for g in guesses], 1).clamp(0.0, 1.0) for name in TRIVIAL}
+    return made | {name: model.head.bounded(torch.stack([g[name] for g in guesses], 1)) for name in TRIVIAL}
 
 
-def compare(made: Tensor, truth: Tensor) -> Tensor:
-    """Predicted and true frames [B, K, 3, H, W] in 0..1 -> each of ``METRICS`` of each frame, [B, 4, K]; SSIM is NaN
-    for frames smaller than its window of 11 pixels."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    error = made - truth
-    squared = error.square().flatten(2)
-    psnr = -10.0 * squared.mean(2).log10()
-    if min(truth.shape[-2:]) < 11:
-        ssim = torch.full_like(psnr, torch.nan)
-    else:
-        found = structural_similarity_index_measure(
-            made.flatten(0, 1), truth.flatten(0, 1), data_range=1.0, reduction="none"
-        )
-        assert isinstance(found, Tensor)
-        ssim = found.unflatten(0, made.shape[:2])
-    return torch.stack([squared.sum(2), error.abs().flatten(2).sum(2), psnr.clamp(max=PERFECT), ssim], 1).float()
-
-
-def _by_metric(row: Tensor, one: bool = False) -> dict[str, Any]:
+def _by_metric(names: Sequence[str], row: Tensor, one: bool = False) -> dict[str, Any]:
     """[metrics, horizon] -> a list by horizon for each metric (its only entry, if ``one``); None where undefined."""
     lists = [[None if x != x else round(x, 6) for x in values] for values in row.tolist()]
-    return {name: values[0] if one else values for name, values in zip(METRICS, lists, strict=True)}
+    return {name: values[0] if one else values for name, values in zip(names, lists, strict=True)}
 
 
 def shown_horizons(horizon: int) -> Sequence[int]:

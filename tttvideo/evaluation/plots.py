@@ -76,7 +76,7 @@ def plot_accuracy(
     _save(figure, path)
 
 
-def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, title: str) -> None:
+def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, space: str, title: str) -> None:
     """Mean squared error by horizon, a line for each method; the model's comes first."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
@@ -90,7 +90,7 @@ def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, title: st
             label=name.replace("_", " "),
         )
     axes.set_xlabel("horizon: frames after the context")
-    axes.set_ylabel("squared error of a frame (sum over its pixels in 0..1)")
+    axes.set_ylabel(f"squared error of a frame (sum over its {'pixels in 0..1' if space == 'pixels' else 'features'})")
     axes.set_ylim(bottom=0)
     axes.set_title(_plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)

@@ -7,15 +7,15 @@ from tttvideo.evaluation.checkpoint import inspect_checkpoint
 from tttvideo.evaluation.evaluate import best_device, choose_device
 from tttvideo.evaluation.forecasting import (
     METHODS,
-    METRICS,
     check_lengths,
-    compare,
     forecasts,
     prediction_model,
     rate_mismatch,
     read_clip,
     shown_horizons,
+    space_of,
 )
+from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.strips import write_film, write_strip
 from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.decode import open_video
@@ -59,6 +59,10 @@ def predict(
     source = inspect_checkpoint(checkpoint)
     model = prediction_model(source.folder, trust=trust).to(choose_device(device) or best_device())
     check_lengths(model, context, horizon)
+    if space_of(model) == "features":
+        raise ValueError(
+            f"{checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"
+        )
     clip = read_clip(str(video), model.preprocessing, context + horizon)
     if len(clip) < 2:
         raise ValueError(f"{video} has a single frame; a prediction needs one to read and one to compare with")
@@ -82,10 +86,12 @@ def predict(
     learned = "all frames, generated ones too" if write else "the context alone"
     note = f"{Path(video).name}: {context} frames given, {horizon} predicted; the hidden state learns from {learned}"
     write_strip(strip, before, truth, made["model"][0], first, note)
-    errors = [compare(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
+    measure = FrameMetrics()
+    errors = [measure(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
+    psnr = measure.names.index("psnr")
     lines = ["horizon  " + "".join(f"{method:>22}" for method in METHODS) + "   mse (psnr in dB)"]
     for ahead in shown_horizons(len(truth)):
-        cells = [f"{float(e[0, ahead - 1]):.1f} ({float(e[METRICS.index('psnr'), ahead - 1]):.1f})" for e in errors]
+        cells = [f"{float(e[0, ahead - 1]):.1f} ({float(e[psnr, ahead - 1]):.1f})" for e in errors]
         lines.append(f"{ahead:>7}  " + "".join(f"{cell:>22}" for cell in cells))
     if len(truth) < horizon:
         notes.append(

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-Body = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, Any]]
-"""Encoder and backbone: (frames [B, F, 3, H, W], valid frames [B] or None, state) -> (tokens [B, S, N, C] of S time
-steps, valid time steps [B] on the host or None, state)."""
+
+class Body(Protocol):
+    """Encoder and backbone of a model."""
+
+    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """Frames [B, F, 3, H, W], valid frames [B] or None, state -> tokens [B, S, N, C] of S time steps, valid time
+        steps [B] on the host or None, state."""
+        ...
+
+    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """What a frozen encoder sees in frames [B, F, 3, H, W]: maps [B, F, E, rows, columns]."""
+        ...
+
+    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """As ``__call__``, of frames whose ``features`` are at hand."""
+        ...
+
 
 Read = tuple[Tensor, Tensor, Any]
 """A segment of videos (frames [B, F, 3, H, W], valid frames [B]) and what the model put out for it."""
@@ -28,6 +42,7 @@ class Sizes(NamedTuple):
     std: tuple[float, float, float]
     causal: bool  # no output of the backbone depends on later frames than its own
     whole_frames: bool  # no output of the backbone is cut off from later tokens of its own frame
+    features: tuple[int, int, int] | None = None  # channels, rows, columns of a frozen encoder's maps; None: not frozen
     classes: int = 0
     multi_label: bool = False
 
@@ -89,10 +104,13 @@ class TaskHead(nn.Module, ABC):
     Attributes:
         logged: names of the figures that training shows beside the loss.
         columns: length of a row of ``examine``.
+        generated: [channels, rows, columns] of frames that the head makes and the model reads again; None: it makes
+            none.
     """
 
     logged: tuple[str, ...] = ()
     columns: int
+    generated: tuple[int, int, int] | None = None
 
     @abstractmethod
     def init_state(self, batch: int) -> Any:

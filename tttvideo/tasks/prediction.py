@@ -1,11 +1,11 @@
-"""Prediction of the next frames in pixels: all tokens of frame t + 1 at once, from frames 1..t."""
+"""Prediction of the next frames, as pixels or as features: all tokens of frame t + 1 at once, from frames 1..t."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,12 @@ class Prediction(Task):
     """What comes next, learned from videos without labels.
 
     Every token of a time step predicts, by one linear map, the pixels of its own patch in the next time step
-    (``encoder.stride`` frames), as the encoder normalises them; together they are the next frame.
+    (``encoder.stride`` frames), as the encoder normalises them; together they are the next frame. In the space of
+    features it predicts what a frozen encoder sees at its own place in the next frame; what is said of pixels and
+    frames then holds for features and their maps, which are neither normalised nor bounded.
 
     Attributes:
+        space: ``pixels``, or ``features`` of a frozen ``Timm`` encoder.
         loss: ``mse``, or ``smooth_l1`` (quadratic below one standard deviation of the pixels, linear above).
         gradient_difference: weight of the difference between the absolute image gradients of prediction and truth
             (Mathieu et al., arXiv 1511.05440, equation 6 with alpha = 1), which keeps edges sharp; 0: none.
@@ -37,6 +40,7 @@ class Prediction(Task):
 
     labelled: ClassVar[bool] = False
 
+    space: Literal["pixels", "features"] = "pixels"
     loss: Literal["mse", "smooth_l1"] = "mse"
     gradient_difference: float = 0.0
     context: int = 1
@@ -45,6 +49,8 @@ class Prediction(Task):
     rollout_from: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.space not in ("pixels", "features"):
+            raise ValueError(f"Prediction.space is {self.space!r}; it must be pixels or features.")
         if self.loss not in ("mse", "smooth_l1"):
             raise ValueError(f"Prediction.loss is {self.loss!r}; it must be mse or smooth_l1.")
         if self.context < 1 or self.rollout < 1:
@@ -71,7 +77,12 @@ class Prediction(Task):
                 "Prediction needs a backbone in which a token sees its whole frame, and this one reads token after "
                 "token: use chunk FrameCausal or causality frame, or set backbone.frame_attention to some heads."
             )
-        if sizes.frame[0] % sizes.grid[0] or sizes.frame[1] % sizes.grid[1]:
+        if self.space == "features" and sizes.features is None:
+            raise ValueError(
+                "Prediction of features needs an encoder whose features stay what they are: use encoder Timm with "
+                "frozen: true, or task.space pixels."
+            )
+        if self.space == "pixels" and (sizes.frame[0] % sizes.grid[0] or sizes.frame[1] % sizes.grid[1]):
             raise ValueError(
                 f"Prediction cannot divide frames of {sizes.frame[0]} x {sizes.frame[1]} pixels into "
                 f"{sizes.grid[0]} x {sizes.grid[1]} patches, one per token; change data.size or the encoder's grid."
@@ -79,7 +90,8 @@ class Prediction(Task):
         return PredictionHead(self, sizes)
 
     def criterion(self, multi_label: bool) -> Criterion:
-        note = "mse and mae: of a frame's pixels in 0..1, summed over channels, height and width (OpenSTL's convention)"
+        what = "a frame's pixels in 0..1" if self.space == "pixels" else "a frame's features"
+        note = f"mse and mae: of {what}, summed over channels, height and width (OpenSTL's convention)"
         return Criterion("mse", lower=True, note=note)
 
     def target(self, frames: Tensor, lengths: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +118,13 @@ class Prediction(Task):
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
 
 
+Reading = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, Any]]
+"""Either way of ``Body`` to read: frames or features, valid frames, state -> tokens, valid time steps, state."""
+
+
 class Forecast(NamedTuple):
-    """Frames as predicted, float in 0..1, not clamped: p frames of a time step, 3 channels.
+    """Frames as predicted: p frames of a time step, each [3, H, W] in 0..1, not clamped, or [E, rows, columns] of
+    features.
 
     Attributes:
         upcoming: [B, p, 3, H, W], the time step after the last one that was read of each row (in this call or
@@ -116,11 +133,14 @@ class Forecast(NamedTuple):
             and is of time step i + 1.
         at: int64 [B, P], the time step of this call that each prediction in ``timeline`` is of; it lies behind the
             end for a row's last one, and is -1 for what was made of padding.
+        seen: what predictions are compared with: the frames of this call [B, F, 3, H, W] as they were given, or their
+            features.
     """
 
     upcoming: Tensor
     timeline: Tensor
     at: Tensor
+    seen: Tensor
 
 
 class PredictionState(NamedTuple):
@@ -143,35 +163,57 @@ class PredictionHead(TaskHead):
         super().__init__()
         self.config, self.sizes = config, sizes
         self.steps = 1
-        self.patch = (sizes.frame[0] // sizes.grid[0], sizes.frame[1] // sizes.grid[1])
-        self.to_pixels = nn.Linear(sizes.width, sizes.stride * 3 * self.patch[0] * self.patch[1])
+        pixels = config.space == "pixels"
+        made = (3, *sizes.frame) if pixels else sizes.features
+        assert made is not None  # Prediction.build refused it
+        self.generated = self.picture = made
+        self.patch = (made[1] // sizes.grid[0], made[2] // sizes.grid[1])
+        self.to_pixels = nn.Linear(sizes.width, sizes.stride * made[0] * self.patch[0] * self.patch[1])
         if config.residual:
             nn.init.zeros_(self.to_pixels.weight)
             nn.init.zeros_(self.to_pixels.bias)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(sizes.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(sizes.std).view(3, 1, 1), persistent=False)
+        mean, std = (sizes.mean, sizes.std) if pixels else ((0.0,), (1.0,))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def set_progress(self, done: float) -> None:
         start, most = self.config.rollout_from, self.config.rollout
         self.steps = 1 + min(most - 1, int(most * max(0.0, done - start) / (1 - start)))
 
     def init_state(self, batch: int) -> PredictionState:
-        return PredictionState(self.mean.new_zeros(batch, self.sizes.stride, 3, *self.sizes.frame))
+        return PredictionState(self.mean.new_zeros(batch, self.sizes.stride, *self.picture))
 
     def forward(
         self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
     ) -> tuple[Forecast, object, PredictionState]:
+        seen = self.observed(body, frames, lengths)
+        read = body if self.config.space == "pixels" else body.read_features
         if self.training and self.steps > 1:
-            return self._rolled_out(body, frames, lengths, state, own)
-        return self._forced(body, frames, lengths, state, own)
+            return self._rolled_out(read, seen, lengths, state, own)
+        return self._forced(read, seen, lengths, state, own)
+
+    def observed(self, body: Body, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """What predictions of these frames are compared with, as it is stored: the frames, or their features (which
+        generated frames are already)."""
+        if self.config.space == "pixels" or frames.shape[-3:] == self.picture:
+            return frames
+        return body.features(frames, lengths)
+
+    def pictures(self, seen: Tensor) -> Tensor:
+        """``observed`` frames as they are predicted: pixels in 0..1, or features."""
+        return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
+
+    def bounded(self, made: Tensor) -> Tensor:
+        """Predictions as the model may read them again: pixels lie in 0..1."""
+        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
 
     def _forced(
-        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
+        self, read: Reading, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
     ) -> tuple[Forecast, object, PredictionState]:
         """Teacher forcing: every prediction is made from the frames as given."""
-        tokens, steps, state = body(frames, lengths, state)
+        tokens, steps, state = read(frames, lengths, state)
         made = self._predict(tokens, frames, lengths)
         batch, count = made.shape[:2]
         given = torch.full((batch,), count) if steps is None else steps
@@ -183,10 +225,10 @@ class PredictionHead(TaskHead):
             upcoming = torch.where(none, upcoming.to(last.dtype), last)
         step = torch.arange(count).expand(batch, count)
         at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
-        return Forecast(upcoming, made, at), state, PredictionState(upcoming)
+        return Forecast(upcoming, made, at, frames), state, PredictionState(upcoming)
 
     def _rolled_out(
-        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
+        self, read: Reading, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
     ) -> tuple[Forecast, object, PredictionState]:
         """As ``_forced`` but for the last time steps of each row, which are predicted one from the other."""
         stride = self.sizes.stride
@@ -194,23 +236,23 @@ class PredictionHead(TaskHead):
         # At least the context is read; a row that ends before makes predictions that no loss looks at.
         least = math.ceil(self.config.context / stride)
         known = torch.minimum((given // stride - self.steps).clamp_min(least), -(-given // stride)).clamp_min(0)
-        read = torch.minimum(known * stride, given)
-        forecast, state, own = self._forced(body, frames[:, : int(read.max())], read, state, own)
+        forced = torch.minimum(known * stride, given)
+        forecast, state, own = self._forced(read, frames[:, : int(forced.max())], forced, state, own)
         made, at = [forecast.timeline], [forecast.at]
         start = known.to(frames.device)
-        going = torch.where(read % stride == 0, stride, 0)  # a row that ended within a time step takes no more
+        going = torch.where(forced % stride == 0, stride, 0)  # a row that ended within a time step takes no more
         for step in range(1, self.steps):
-            x = own.upcoming.clamp(0.0, 1.0)
-            forecast, state, own = self._forced(body, x, going, state, own)
+            x = self.bounded(own.upcoming)
+            forecast, state, own = self._forced(read, x, going, state, own)
             made.append(forecast.timeline)
             at.append(start[:, None] + step)
-        return Forecast(own.upcoming, torch.cat(made, 1), torch.cat(at, 1)), state, own
+        return Forecast(own.upcoming, torch.cat(made, 1), torch.cat(at, 1), frames), state, own
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
         (rows, columns), (height, width), p = self.sizes.grid, self.patch, self.sizes.stride
         x = self.to_pixels(tokens).to(self.mean.dtype)
-        x = x.unflatten(-1, (p, 3, height, width)).unflatten(2, (rows, columns))  # B S r c p 3 h w
+        x = x.unflatten(-1, (p, -1, height, width)).unflatten(2, (rows, columns))  # B S r c p channels h w
         x = x.permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5) * self.std
         return x + (self._last(frames, x.shape[1], lengths)[:, :, None] if self.config.residual else self.mean)
 
@@ -221,12 +263,12 @@ class PredictionHead(TaskHead):
         ends = (torch.arange(1, count + 1) * stride - 1)[None]
         index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0)).to(frames.device)
         batch = torch.arange(frames.shape[0], device=frames.device)[:, None]
-        return in_unit(frames[batch, index], self.mean.dtype)
+        return self.pictures(frames[batch, index])
 
     def _compared(self, output: Forecast, target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and truth [B, P, p, 3, H, W] in 0..1, and which of them count, bool [B, P]: whole time steps
         of the row, after the context."""
-        frames, lengths = target
+        frames, lengths = output.seen, target[1]
         stride = self.sizes.stride
         whole = frames.shape[1] // stride
         steps = frames[:, : whole * stride].unflatten(1, (whole, stride))
@@ -234,7 +276,7 @@ class PredictionHead(TaskHead):
         counts = output.at < (lengths // stride).to(output.at.device)[:, None]
         counts = counts & (output.at * stride >= self.config.context)
         truth = steps[rows, output.at.clamp(max=max(whole - 1, 0))] if whole else torch.zeros_like(output.timeline)
-        return output.timeline, in_unit(truth, self.mean.dtype), counts
+        return output.timeline, self.pictures(truth), counts
 
     def loss(self, output: Forecast, target: tuple[Tensor, Tensor]) -> Tensor:
         """Mean over the pixels (in the encoder's normalisation) of the predicted time steps of each row, then over
@@ -257,7 +299,7 @@ class PredictionHead(TaskHead):
         """``mse`` as ``Prediction.summary`` has it, over the predictions that count."""
         made, truth, counts = self._compared(output, target)
         videos = counts.any(1).sum()
-        squared = (made.clamp(0, 1) - truth).square().flatten(3).sum(3).mean(2)
+        squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
         return {"videos": videos, "mse": _mean(squared, counts) * videos}
 
     def examine(self, segments: Iterable[Read]) -> Tensor:
@@ -265,8 +307,8 @@ class PredictionHead(TaskHead):
         of each of ``TRIVIAL``."""
         history, total, pending = None, None, None
         stride = self.sizes.stride
-        for frames, lengths, output in segments:
-            pixels = in_unit(frames, self.mean.dtype)
+        for _, lengths, output in segments:
+            pixels = self.pictures(output.seen)
             batch, whole = pixels.shape[0], pixels.shape[1] // stride
             history = History(batch, pixels) if history is None else history
             total = pixels.new_zeros(batch, self.columns, dtype=torch.float64) if total is None else total
@@ -276,7 +318,7 @@ class PredictionHead(TaskHead):
                 if pending is not None:
                     scored = (valid & (history.count >= self.config.context)).to(total.dtype)[:, None]
                     made = [pending, *(guess[:, None].expand_as(truth) for guess in history.guesses().values())]
-                    errors = [(x.clamp(0, 1) - truth).flatten(2) for x in made]
+                    errors = [(self.bounded(x) - truth).flatten(2) for x in made]
                     sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
                     frames_here = torch.full_like(sums[0], float(stride))
                     total += scored * torch.stack([frames_here, *sums], 1).to(total.dtype)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
 def roll_out(
-    model: nn.Module, context: Iterable[tuple[Tensor, Tensor | None]], horizon: int, *, write: bool = True
+    model: Any, context: Iterable[tuple[Tensor, Tensor | None]], horizon: int, *, write: bool = True
 ) -> Tensor:
     """The frames that follow a context, as a model trained for ``Prediction`` has them.
 
@@ -24,7 +25,7 @@ def roll_out(
             mistakes, and each further frame is predicted from that memory and the last generated frame alone.
 
     Returns:
-        float [B, horizon, 3, H, W] in 0..1.
+        float [B, horizon, 3, H, W] in 0..1, or [B, horizon, E, rows, columns] of features.
 
     Raises:
         ValueError: if there is no context, nothing to generate, or a context that ends within a time step.
@@ -37,9 +38,9 @@ def roll_out(
         output, state = model(frames.to(device), lengths, state)
     if output is None or state is None:
         raise ValueError("There are no frames to predict from.")
-    made = [output.upcoming.clamp(0.0, 1.0)]
+    made = [model.head.bounded(output.upcoming)]
     while len(made) * made[0].shape[1] < horizon:
         output, after = model(made[-1], None, state)
         state = after if write else after._replace(backbone=state.backbone)
-        made.append(output.upcoming.clamp(0.0, 1.0))
+        made.append(model.head.bounded(output.upcoming))
     return torch.cat(made, dim=1)[:, :horizon]

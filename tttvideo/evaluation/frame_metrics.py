@@ -1,0 +1,180 @@
+"""What a predicted frame is compared with the true one by, and what needs the user's own weight files."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PERFECT = 100.0
+"""PSNR in dB of a frame without error, whose logarithm has no end."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue in a grey picture (ITU-R BT.601)."""
+
+LEAST_I3D = 10
+"""Frames that I3D needs at least."""
+
+
+class FrameMetrics:
+    """Errors of predicted frames, by name in the order of ``names``; ``convention`` says how they are meant.
+
+    Args:
+        space: ``pixels`` or ``features``, as ``Prediction`` has it.
+        grey: compare grey pictures, one channel, as the tables of grey data sets do.
+        lpips: torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, told apart by the file's name: LPIPS
+            (Zhang et al., arXiv 1801.03924) is measured too.
+
+    Raises:
+        ValueError: where these do not go together, or the file does not hold such weights.
+    """
+
+    def __init__(self, space: str = "pixels", *, grey: bool = False, lpips: str | Path | None = None):
+        if space == "features" and (grey or lpips):
+            raise ValueError("--grey and --lpips are of pixels, and this model predicts features; leave them out")
+        self.space, self.grey = space, grey
+        self.lpips = None if lpips is None else perceptual(Path(lpips))
+        self.names = ("mse", "mae", "cosine") if space == "features" else ("mse", "mae", "psnr", "ssim")
+        self.names += () if self.lpips is None else ("lpips",)
+        self.second = "cosine" if space == "features" else "psnr"
+
+    @property
+    def convention(self) -> str:
+        if self.space == "features":
+            return (
+                "features of the frozen encoder; mse and mae are summed over channels and tokens of a frame, cosine is "
+                "the mean over tokens of the cosine between prediction and truth; each is a mean over videos"
+            )
+        where = "height and width of a grey frame" if self.grey else "channels, height and width of a frame"
+        perceptual = "" if self.lpips is None else ", lpips of RGB frames as torchmetrics has it"
+        return (
+            f"pixels in 0..1; mse and mae are summed over {where} (OpenSTL's convention), psnr is in dB (at most 100), "
+            f"ssim as torchmetrics has it{perceptual}; each is a mean over videos"
+        )
+
+    def __call__(self, made: Tensor, truth: Tensor) -> Tensor:
+        """Predicted and true frames [B, K, 3, H, W] in 0..1, or maps of features -> [B, metrics, K]. SSIM is NaN for
+        frames smaller than its window of 11 pixels."""
+        if self.space == "features":
+            cosine = nn.functional.cosine_similarity(made, truth, dim=2).flatten(2).mean(2)
+            return torch.stack([*_sums(made - truth), cosine], 1).float()
+        seen = [_grey(x) if self.grey else x for x in (made, truth)]
+        error = seen[0] - seen[1]
+        psnr = -10.0 * error.square().flatten(2).mean(2).log10()
+        found = [*_sums(error), psnr.clamp(max=PERFECT), _ssim(*seen)]
+        if self.lpips is not None:
+            network = self.lpips.to(made.device)
+            # the network's own range is -1..1
+            each = network(2 * made.flatten(0, 1).float() - 1, 2 * truth.flatten(0, 1).float() - 1)
+            found.append(each.flatten().unflatten(0, made.shape[:2]))
+        return torch.stack(found, 1).float()
+
+
+def _sums(error: Tensor) -> tuple[Tensor, Tensor]:
+    return error.square().flatten(2).sum(2), error.abs().flatten(2).sum(2)
+
+
+def _grey(frames: Tensor) -> Tensor:
+    """[B, K, 3, H, W] -> [B, K, 1, H, W]."""
+    return (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
+
+
+def _ssim(made: Tensor, truth: Tensor) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(truth.shape[-2:]) < 11:
+        return truth.new_full(truth.shape[:2], torch.nan)
+    found = structural_similarity_index_measure(
+        made.flatten(0, 1), truth.flatten(0, 1), data_range=1.0, reduction="none"
+    )
+    assert isinstance(found, Tensor)
+    return found.unflatten(0, made.shape[:2])
+
+
+def perceptual(file: Path) -> nn.Module:
+    """torchmetrics' network of LPIPS with the user's ImageNet weights; its own linear layers come with the library.
+
+    Raises:
+        ValueError: if the file is not there, or is not one of torchvision's.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+
+    known: dict[str, Any] = {"alex": AlexNet_Weights, "vgg": VGG16_Weights, "squeeze": SqueezeNet1_1_Weights}
+    names = {kind: Path(weights.IMAGENET1K_V1.url).name for kind, weights in known.items()}
+    kind = next((kind for kind, name in names.items() if name == file.name), None)
+    if kind is None or not file.is_file():
+        which = ", ".join(names.values())
+        raise ValueError(f"--lpips {file}: give torchvision's ImageNet weights under their own name, one of {which}")
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "checkpoints").mkdir()
+        (Path(folder) / "checkpoints" / file.name).symlink_to(file.resolve())
+        try:
+            torch.hub.set_dir(folder)  # where torchvision looks before it downloads
+            network = LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
+        except Exception as error:  # unpickling and loading raise something else for each kind of damage
+            raise ValueError(f"--lpips {file} does not hold torchvision's weights ({_first_line(error)})") from error
+        finally:
+            torch.hub.set_dir(before)
+    return network.eval()
+
+
+class VideoDistance:
+    """Fréchet video distance (Unterthiner et al., arXiv 1812.01717) by torchmetrics' Fréchet distance, over the
+    features of the user's I3D: the TorchScript file that StyleGAN-V and others use (``i3d_torchscript.pt``), called
+    with videos [B, 3, F, H, W] in 0..255 and ``rescale=True, resize=True, return_features=True``.
+
+    Raises:
+        ValueError: if the file is not there or is no such network.
+    """
+
+    def __init__(self, file: str | Path, methods: tuple[str, ...], frames: int, device: torch.device):
+        if frames < LEAST_I3D:
+            raise ValueError(f"--fvd needs videos of {LEAST_I3D} frames or more, context and horizon together")
+        try:
+            with warnings.catch_warnings():
+                # Torch would rather have users export anew, but these files are what the field compares by.
+                warnings.simplefilter("ignore", FutureWarning)
+                network = torch.jit.load(str(file), map_location=device).eval()
+            features = _I3D(network, device, frames)
+        except Exception as error:  # a wrong archive, a wrong signature: each raises something else
+            raise ValueError(
+                f"--fvd {file} is not I3D as TorchScript, such as i3d_torchscript.pt ({_first_line(error)})"
+            ) from error
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        self.count = 0
+        self.distances = {method: FrechetInceptionDistance(features).to(device) for method in methods}
+
+    def add(self, made: dict[str, Tensor], truth: Tensor, context: Tensor) -> None:
+        """Predicted and true frames [B, K, 3, H, W] in 0..1 that follow the same context."""
+        self.count += len(truth)
+        for method, distance in self.distances.items():
+            distance.update(torch.cat([context, truth], 1), real=True)
+            distance.update(torch.cat([context, made[method]], 1), real=False)
+
+    def summary(self) -> dict[str, float | None]:
+        """By method; None for fewer than two videos, which have no covariance."""
+        if self.count < 2:
+            return dict.fromkeys(self.distances)
+        return {method: round(float(distance.compute()), 4) for method, distance in self.distances.items()}
+
+
+class _I3D(nn.Module):
+    """Videos [B, F, 3, H, W] in 0..1 -> features [B, num_features]."""
+
+    def __init__(self, network: Any, device: torch.device, frames: int):
+        super().__init__()
+        self.network = network
+        self.num_features = int(self(torch.zeros(1, frames, 3, 32, 32, device=device)).shape[1])
+
+    @torch.no_grad()
+    def forward(self, videos: Tensor) -> Tensor:
+        return self.network(255.0 * videos.transpose(1, 2).float(), rescale=True, resize=True, return_features=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
