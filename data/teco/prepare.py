@@ -1,0 +1,53 @@
+"""TECO's DMLab, `.npz` files of one video each, as MP4 files in the same folders.
+
+python data/teco/prepare.py DMLAB_FOLDER --out data/teco/dmlab
+"""
+
+import argparse
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs where tttvideo is not installed
+
+from tttvideo.video.synthetic.encode import write_mp4
+
+FPS = 30.0  # of the files; the sets have no time
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="holds .npz files, at any depth")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the videos; an interrupted one is continued"
+    )
+    parser.add_argument("--quantiser", type=int, default=10, help="of H.264: 0 without loss (default: 10)")
+    options = parser.parse_args(argv)
+    files = sorted(options.folder.rglob("*.npz"))
+    if not files:
+        print(f"error: {options.folder} holds no .npz files", file=sys.stderr)
+        return 2
+    written, refused = 0, 0
+    for file in files:
+        out = (options.out / file.relative_to(options.folder)).with_suffix(".mp4")
+        if out.exists():
+            continue
+        try:
+            video = np.load(file)["video"]
+            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+                raise ValueError(f"its video is {video.dtype} {video.shape}, not uint8 (frames, height, width, 3)")
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            refused += 1
+            print(f"{file} is left out: {error}", file=sys.stderr)
+            continue
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(out, video, FPS, options.quantiser)
+        written += 1
+    print(f"{options.out}: {written} videos written, {len(files) - written - refused} were there, {refused} left out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
