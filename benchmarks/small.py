@@ -61,7 +61,10 @@ def run_all(
                 continue
             with rows_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
+            print(
+                json.dumps({name: value for name, value in found.items() if not isinstance(value, list | dict)}),
+                flush=True,
+            )
     return failed
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,17 @@ def test_mnist_files_that_are_not_there(damage, said, tmp_path):
 # revisit
 
 
+def test_the_camera_goes_where_it_is_told():
+    assert {row["direction"] for row, _ in drawn(REVISIT, 20)} == {"left", "right"}
+    for direction in ("left", "right"):
+        for row, video in drawn(replace(REVISIT, direction=direction), 5):
+            assert row["direction"] == direction
+            one, other = (
+                (video[1, :, :-8], video[0, :, 8:]) if direction == "right" else (video[1, :, 8:], video[0, :, :-8])
+            )
+            assert (one == other).all()
+
+
 def test_each_lap_shows_the_same_again():
     for row, video in drawn(REVISIT, 6):
         assert (video[6:] == video[:-6]).all()
@@ -203,6 +215,7 @@ def test_the_object_is_hidden_for_exactly_so_many_frames():
     ("build", "said"),
     [
         (lambda: Revisit(cell=5), "cells have an even number of pixels"),
+        (lambda: Revisit(direction="up"), "must be left, right or both"),
         (lambda: Revisit(columns=8), "a lap needs more than that"),
         (lambda: Occlusion(hidden=0), "at least one frame"),
         (lambda: Occlusion(speed=17), "between 1 and 16"),

@@ -23,12 +23,14 @@ class Revisit(PredictionSuite):
     Args:
         cell: height and width of a cell in pixels (even); the camera moves by one cell between frames
         columns: columns of cells of the whole texture, one lap
+        direction: where the camera goes: left, right, or both (each video one of them)
     """
 
     frames: int = 64
     size: int = 64
     cell: int = 8
     columns: int = 16
+    direction: str = "both"
 
     name: ClassVar[str] = "revisit"
 
@@ -38,6 +40,8 @@ class Revisit(PredictionSuite):
             raise SuiteError(
                 f"cell={self.cell}: cells have an even number of pixels that divides the frame of {self.size}."
             )
+        if self.direction not in ("left", "right", "both"):
+            raise SuiteError(f"direction={self.direction!r}: it must be left, right or both.")
         if self.columns <= self.shown:
             raise SuiteError(
                 f"columns={self.columns}: a frame shows {self.shown} columns at once, so a lap needs more than that."
@@ -59,7 +63,8 @@ class Revisit(PredictionSuite):
 
     def plan(self, split: str, index: int) -> Plan:
         rng = self.rng("camera", split, index)
-        direction = ("left", "right")[int(rng.integers(2))]
+        drawn = ("left", "right")[int(rng.integers(2))]
+        direction = drawn if self.direction == "both" else self.direction
         return Plan(None, {"direction": direction, "texture": int(rng.integers(2**31))})
 
     def draw(self, plan: Plan, rng: np.random.Generator) -> np.ndarray:
