@@ -71,44 +71,72 @@ def key(row: dict[str, Any]) -> tuple[str, str, int]:
 
 
 def run(study: dict[str, Any], row: dict[str, Any], videos: Path) -> dict[str, Any]:
-    """Trains and measures one row in a folder of its own, which is removed."""
-    import torch
+    """Trains and measures one row in a folder of its own, which is removed.
 
-    experiment = study["experiments"][row["data"]]
+    A variant is the settings of train.py, or a mapping: `settings`, another `folder` or `config` than the
+    experiment's, and `first`, a training (the same mapping) whose encoder and backbone it starts from.
+    """
+    variant = study["variants"][row["variant"]]
+    plan = {**study["experiments"][row["data"]], **(variant if isinstance(variant, dict) else {})}
+    plan["settings"] = [*(variant if isinstance(variant, list) else variant.get("settings", []))]
+    plan["settings"] += study["experiments"][row["data"]].get("settings", [])
     folder = Path(tempfile.mkdtemp(prefix="study-"))
-    data = str(videos / experiment["folder"])
-    settings = [*study["variants"][row["variant"]], *experiment.get("settings", [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    seconds = 0.0
+    if first := plan.pop("first", None):
+        seconds += train({**plan, "settings": [], **first}, row["seed"], videos, folder / "first")
+        plan["settings"] += ["--init_from", str(last_checkpoint(folder / "first"))]
+    seconds += train(plan, row["seed"], videos, folder / "run")
+    found = measure(plan, videos, folder)
+    shutil.rmtree(folder)
+    return {**found, "train_seconds": round(seconds, 1), "torch": torch_version(), "date": time.strftime("%Y-%m-%d")}
+
+
+def train(plan: dict[str, Any], seed: int, videos: Path, out: Path) -> float:
+    """Runs train.py; returns its seconds."""
     start = time.perf_counter()
-    command = [sys.executable, "train.py", "--config", experiment["config"], "--data.root", data]
-    command += ["--out", str(folder / "run"), "--seed", str(row["seed"]), "--data.workers", "0"]
-    _check([*command, "--trackers", "[]", *settings], environment)
-    seconds = time.perf_counter() - start
-    index = json.loads((folder / "run" / "checkpoints" / "index.json").read_text())
-    last = folder / "run" / "checkpoints" / index["last"]
-    command = [sys.executable, "-m", "tttvideo", "evaluate", str(last), "--data", data]
-    _check([*command, "--out", str(folder / "eval"), "--workers", "0"], environment)
+    command = [sys.executable, "train.py", "--config", plan["config"], "--data.root", str(videos / plan["folder"])]
+    command += ["--out", str(out), "--seed", str(seed), "--data.workers", "0", "--trackers", "[]"]
+    _check([*command, *plan["settings"]])
+    return time.perf_counter() - start
+
+
+def last_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / json.loads((run / "checkpoints" / "index.json").read_text())["last"]
+
+
+def measure(plan: dict[str, Any], videos: Path, folder: Path) -> dict[str, Any]:
+    """Runs `tttvideo evaluate` on the last checkpoint; what a row says of it."""
+    last = last_checkpoint(folder / "run")
+    command = [sys.executable, "-m", "tttvideo", "evaluate", str(last), "--data", str(videos / plan["folder"])]
+    _check([*command, "--out", str(folder / "eval"), *plan.get("evaluate", ["--workers", "0"])])
     metrics = json.loads((folder / "eval" / "metrics.json").read_text())
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     from safetensors import safe_open
 
     with safe_open(last / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    shutil.rmtree(folder)
-    result = metrics["results"][0]
+    if metrics["task"] == "Prediction":
+        figures = {name: {"mse": row["mse"], "psnr": row["psnr"]} for name, row in metrics["per_horizon"].items()}
+        measured = metrics["n_videos"] - metrics["n_failed"]
+        return {"context": metrics["context"], "horizon": figures, "n": measured, "parameters": parameters}
+    index = json.loads((folder / "run" / "checkpoints" / "index.json").read_text())
     return {
-        "val_top1": result["top1"],
+        "val_top1": metrics["results"][0]["top1"],
         "val_best_epoch_top1": index["best_value"],
         "train_top1": log[-1]["train_accuracy"],
-        "n": result["n"],
+        "n": metrics["results"][0]["n"],
         "parameters": parameters,
-        "train_seconds": round(seconds, 1),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _check(command: list[str], environment: dict[str, str]) -> None:
+def torch_version() -> str:
+    import torch
+
+    return torch.__version__
+
+
+def _check(command: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
@@ -119,27 +147,38 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["data"], row["variant"]].append(row)
-    names = list(study["experiments"])
-    lines = [
-        "| model | " + " | ".join(f"{n}: val top-1 (min-max) | train | s | parameters" for n in names) + " |",
-        "|---|" + "---|" * (4 * len(names)),
-    ]
-    for variant in study["variants"]:
-        cells = []
-        for name in names:
-            found = groups.get((name, variant), [])
-            if not found:
-                cells.append("- | - | - | -")
-                continue
-            top1 = [row["val_top1"] for row in found]
-            train = statistics.mean(row["train_top1"] for row in found)
-            seconds = statistics.median(row["train_seconds"] for row in found)
-            cells.append(
-                f"{statistics.mean(top1):.3f} ({min(top1):.3f}-{max(top1):.3f}, {len(top1)} seeds) | {train:.3f} | "
-                f"{seconds:.0f} | {found[0]['parameters']:,}"
-            )
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(
+        line
+        for name, experiment in study["experiments"].items()
+        for line in _lines(name, experiment, {v: groups[name, v] for v in study["variants"] if groups[name, v]})
+    )
+
+
+def _lines(name: str, experiment: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    shown = experiment.get("horizons")
+    head = [f"mse at horizon {h}" for h in shown] if shown else ["val top-1", "train top-1"]
+    lines = [f"**{name}**", "", "| model | seeds | " + " | ".join(head) + " | s | parameters |"]
+    lines.append("|---|---|" + "---|" * (len(head) + 2))
+    for variant, rows in found.items():
+        if shown:
+            cells = [_range([row["horizon"]["model"]["mse"][h - 1] for row in rows], 2) for h in shown]
+        else:
+            cells = [_range([row["val_top1"] for row in rows], 3), _range([row["train_top1"] for row in rows], 3)]
+        seconds = statistics.median(row["train_seconds"] for row in rows)
+        cells += [f"{seconds:.0f}", f"{rows[0]['parameters']:,}"]
+        lines.append(f"| {variant} | {len(rows)} | " + " | ".join(cells) + " |")
+    if shown and found:
+        trivial = next(iter(found.values()))[0]["horizon"]
+        for method, figures in trivial.items():
+            if method != "model":
+                cells = [f"{figures['mse'][h - 1]:.2f}" for h in shown]
+                lines.append(f"| {method} | | " + " | ".join(cells) + " | | |")
+    return [*lines, ""]
+
+
+def _range(values: list[float], digits: int) -> str:
+    middle = f"{statistics.mean(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def test_studies_name_configurations_and_settings_that_exist():
     for file in (CONFIGS[0].parent / "study").glob("*.yaml"):
         study = yaml.safe_load(file.read_text())
         for experiment in study.get("experiments", {}).values():  # tests/test_design.py has the others
-            config = str(CONFIGS[0].parents[1] / experiment["config"])
-            parsed = {name: parse(["--config", config, *words])[0] for name, words in study["variants"].items()}
-            assert len({repr(found.model) for found in parsed.values()}) == len(parsed)
+            config, found = str(CONFIGS[0].parents[1] / experiment["config"]), []
+            for variant in study["variants"].values():
+                plan = variant if isinstance(variant, dict) else {"settings": variant}
+                words = [*plan["settings"], *experiment.get("settings", [])]
+                found.append((parse(["--config", config, *words])[0], plan.get("folder"), plan.get("first")))
+                if first := plan.get("first"):
+                    # `init_from` takes encoder and backbone, which must be the same
+                    pretrained = parse(["--config", config, *first["settings"]])[0]
+                    assert pretrained.model.backbone == found[-1][0].model.backbone
+            assert len({repr(each) for each in found}) == len(found)
