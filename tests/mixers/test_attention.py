@@ -6,6 +6,7 @@ import torch
 from tests.helpers import GRID
 from tests.mixers.test_mixers import N, build, difference, tokens
 from tttvideo.mixers import Attention, FrameAttention
+from tttvideo.mixers.frame_attention import rotate_grid
 from tttvideo.ttt import Layout
 from tttvideo.ttt.interface import merge_heads, split_heads
 
@@ -73,12 +74,32 @@ def test_a_cache_has_no_columns_of_padding(causality):
 # Frame attention
 
 
-def test_frame_attention_is_attention_of_each_frame():
-    layer = build(FrameAttention(heads=2))
+def turned(x, angles):
+    """Pairs of channels [..., 2] as complex numbers, turned."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+@pytest.mark.parametrize("rope", [False, True])
+def test_frame_attention_is_attention_of_each_frame(rope):
+    layer = build(FrameAttention(heads=2, rope=rope))
     x = tokens(4 * N)
     y, _ = layer(x, None, Layout(GRID))
+    place = torch.cartesian_prod(torch.arange(GRID[0]), torch.arange(GRID[1])).double()
     for t in range(4):
         frame = x[:, t * N : (t + 1) * N]
         q, k, v = (split_heads(part, 2) for part in layer.qkv(frame).chunk(3, -1))
+        if rope:  # heads of 4 channels: one pair turns with the row, one with the column, both by 1 a step
+            q, k = turned(q, place), turned(k, place)
         expected = layer.o_proj(merge_heads((q @ k.mT / 2.0).softmax(-1) @ v))
         assert difference(y[:, t * N : (t + 1) * N], expected) <= 1e-12
+
+
+def test_wavelengths_of_rotated_grids():
+    x = torch.randn(1, 1, N, 16).double()
+    place = torch.cartesian_prod(torch.arange(GRID[0]), torch.arange(GRID[1])).double()
+    speeds = 100.0 ** -(torch.arange(4).double() / 4)
+    expected = turned(x, torch.cat([place[:, :1] * speeds, place[:, 1:] * speeds], -1))
+    assert difference(rotate_grid(x, GRID, 100.0), expected) <= 1e-12
+    with pytest.raises(ValueError, match="must divide by 4"):
+        FrameAttention(heads=4).build(8)
