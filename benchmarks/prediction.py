@@ -54,7 +54,7 @@ SEGMENT = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: seeds, seconds, base, suites, models")
+    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: seeds, base, suites, models")
     parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--suite", help="only this suite of the study")
@@ -71,7 +71,8 @@ def main() -> None:
         (ROOT / study["report"]).write_text(json.dumps(by_horizon(rows), indent=0) + "\n", encoding="utf-8")
         print("\n".join(tables(study, rows)))
         return
-    study["seconds"] = options.seconds or study["seconds"]
+    for described in study["suites"].values():
+        described["seconds"] = options.seconds or described["seconds"]
     suites = [options.suite] if options.suite else list(study["suites"])
     models = options.only or list(study["models"])
     for name, known in [*((s, study["suites"]) for s in suites), *((m, study["models"]) for m in models)]:
@@ -117,13 +118,14 @@ def train_row(study: dict[str, Any], name: str, model_name: str, seed: int) -> d
     optimizer = build_optimizer(model, config.optimizer)
     schedule = Schedule(optimizer, config.schedule, TICKS)
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
-    batch, spent, losses = config.data.batch_size, 0.0, []
-    while spent < study["seconds"]:
+    batch, budget = config.data.batch_size, study["suites"][name]["seconds"]
+    spent, losses = 0.0, []
+    while spent < budget:
         numbers = range(len(losses) * batch, (len(losses) + 1) * batch)
         frames = drawn(suite, [suite.plan("train", i) for i in numbers], "train", numbers)
         lengths = torch.full((batch,), frames.shape[1])
         start = time.process_time()
-        done = spent / study["seconds"]
+        done = spent / budget
         schedule.set(int(done * TICKS))
         model.set_inner_rate(schedule.inner_scale(int(done * TICKS)))
         model.head.set_progress(done)
@@ -146,7 +148,7 @@ def train_row(study: dict[str, Any], name: str, model_name: str, seed: int) -> d
         "seed": seed,
         **measure(model, study, name),
         "loss": [round(statistics.mean(losses[i : i + part]), 5) for i in range(0, len(losses), part)],
-        "diverged": spent < study["seconds"],
+        "diverged": spent < budget,
         "parameters": count(model),
         "feed_forward": hidden_width(config),
         "steps": len(losses),
