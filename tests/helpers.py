@@ -93,6 +93,7 @@ FRAME_BASELINES = [
     LinearAttention(heads=2, feature_map="elu", normalizer=True, short_conv="time", share_qk=True, gate=True),
     FrameAttention(heads=2),
     ConvLSTM(),
+    ConvLSTM(kernel=1, units=3),
 ]
 
 TOKEN_BASELINES = [

@@ -14,25 +14,30 @@ from ..ttt.views import at_least_float32
 
 @dataclass(frozen=True)
 class ConvLSTM(Mixer):
-    """A convolutional LSTM (Shi et al., arXiv 1506.04214, without its peephole connections) with as many units as
-    channels: the gates of a token see its neighbours in the frame and in the last frame's output.
+    """A convolutional LSTM (Shi et al., arXiv 1506.04214, without its peephole connections): the gates of a token see
+    its neighbours in the frame and in the last frame's output.
 
     Attributes:
         kernel: tokens a side that a gate sees (odd).
+        units: channels of the state, between linear maps from and to the tokens; None: as many as tokens have, without
+            such maps. The gates have 8 * kernel**2 * units**2 weights.
     """
 
     kernel: int = 3
+    units: int | None = None
 
     def __post_init__(self) -> None:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"ConvLSTM.kernel is {self.kernel}; it must be odd: 1, 3, 5.")
+        if self.units is not None and self.units < 1:
+            raise ValueError(f"ConvLSTM.units is {self.units}; it needs at least 1.")
 
     def build(self, dim: int) -> ConvLSTMLayer:
-        return ConvLSTMLayer(dim, self.kernel)
+        return ConvLSTMLayer(self, dim)
 
 
 class ConvLSTMState(NamedTuple):
-    """Output and cell of the last frame read, [B, C, rows, columns] each, in float32 at least; no rows and columns
+    """Output and cell of the last frame read, [B, units, rows, columns] each, in float32 at least; no rows and columns
     before the first frame, whose size nobody knows yet."""
 
     hidden: Tensor
@@ -42,10 +47,13 @@ class ConvLSTMState(NamedTuple):
 class ConvLSTMLayer(SequenceLayer):
     """See ``ConvLSTM``."""
 
-    def __init__(self, dim: int, kernel: int):
+    def __init__(self, config: ConvLSTM, dim: int):
         super().__init__()
-        self.from_input = nn.Conv2d(dim, 4 * dim, kernel, padding=kernel // 2)
-        self.from_hidden = nn.Conv2d(dim, 4 * dim, kernel, padding=kernel // 2, bias=False)
+        units, kernel = config.units or dim, config.kernel
+        self.in_proj = nn.Identity() if config.units is None else nn.Linear(dim, units)
+        self.from_input = nn.Conv2d(units, 4 * units, kernel, padding=kernel // 2)
+        self.from_hidden = nn.Conv2d(units, 4 * units, kernel, padding=kernel // 2, bias=False)
+        self.out_proj = nn.Identity() if config.units is None else nn.Linear(units, dim)
 
     def init_state(self, batch: int) -> ConvLSTMState:
         nothing = at_least_float32(self.from_input.weight).new_zeros(batch, self.from_input.in_channels, 0, 0)
@@ -55,19 +63,20 @@ class ConvLSTMLayer(SequenceLayer):
         return tokens_per_frame
 
     def read(self, x: Tensor, state: ConvLSTMState, layout: Layout) -> tuple[Tensor, ConvLSTMState]:
-        batch, tokens, dim = x.shape
+        batch, tokens, _ = x.shape
         per_frame = layout.tokens_per_frame
         frames = tokens // per_frame
         hidden, cell = state
         if not frames:
             return x, state
         if not hidden.shape[2]:
-            hidden = cell = hidden.new_zeros(batch, dim, *layout.grid)
+            hidden = cell = hidden.new_zeros(batch, hidden.shape[1], *layout.grid)
         going = None
         if layout.lengths is not None:
             read = (layout.lengths // per_frame).to(x.device)
             going = (torch.arange(frames, device=x.device)[:, None] < read)[..., None, None, None]  # [F, B, 1, 1, 1]
-        grid = x.mT.unflatten(2, (frames, *layout.grid)).movedim(2, 1)  # [B, F, C, rows, columns]
+        inner = self.in_proj(x)
+        grid = inner.mT.unflatten(2, (frames, *layout.grid)).movedim(2, 1)  # [B, F, units, rows, columns]
         with torch.autocast(x.device.type, enabled=False):
             gates = self.from_input(grid.flatten(0, 1).to(self.from_input.weight.dtype)).unflatten(0, (batch, frames))
             out = []
@@ -80,5 +89,5 @@ class ConvLSTMLayer(SequenceLayer):
                 # A row that has ended keeps its state.
                 cell = cell_now if going is None else torch.where(going[frame], cell_now, cell)
                 hidden = hidden_now if going is None else torch.where(going[frame], hidden_now, hidden)
-        y = torch.stack(out, 1).movedim(2, -1).reshape(batch, tokens, dim)  # raster order again
-        return y.to(x.dtype), ConvLSTMState(hidden, cell)
+        y = torch.stack(out, 1).movedim(2, -1).reshape(batch, tokens, -1)  # raster order again
+        return self.out_proj(y.to(inner.dtype)), ConvLSTMState(hidden, cell)
