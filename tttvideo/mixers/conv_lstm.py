@@ -89,5 +89,6 @@ class ConvLSTMLayer(SequenceLayer):
                 # A row that has ended keeps its state.
                 cell = cell_now if going is None else torch.where(going[frame], cell_now, cell)
                 hidden = hidden_now if going is None else torch.where(going[frame], hidden_now, hidden)
-        y = torch.stack(out, 1).movedim(2, -1).reshape(batch, tokens, -1)  # raster order again
-        return self.out_proj(y.to(inner.dtype)), ConvLSTMState(hidden, cell)
+        y = torch.stack(out, 1).movedim(2, -1).flatten(1, 3)  # raster order again
+        # The layout of a state must not depend on where it comes from: convolutions round by it.
+        return self.out_proj(y.to(inner.dtype)), ConvLSTMState(hidden.contiguous(), cell.contiguous())
