@@ -57,7 +57,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
     for field in dataclasses.fields(cls):
         name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
-        kind = kinds[0] if kinds else hints[field.name]
+        kind = (str if str in kinds else kinds[0]) if kinds else hints[field.name]
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:

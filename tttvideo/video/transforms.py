@@ -33,7 +33,7 @@ class Preprocessing:
         size: height and width of the frames, in pixels.
         fit: how a frame of another shape comes to `size`: `crop` its centre (edges are lost), `pad` it with
             black, or `stretch` it.
-        sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N or window=SECONDS.
+        sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
     """
 
     size: tuple[int, int] = (64, 64)

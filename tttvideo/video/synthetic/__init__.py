@@ -6,16 +6,20 @@ A new suite is one file with a subclass of `Suite` and one line in SUITES.
 import difflib
 from typing import Any
 
+from tttvideo.video.synthetic.count_events import CountEvents
 from tttvideo.video.synthetic.flash_order import FlashOrder
 from tttvideo.video.synthetic.flash_recall import FlashRecall
+from tttvideo.video.synthetic.shell_game import ShellGame
 from tttvideo.video.synthetic.suite import Suite, SuiteError
 from tttvideo.video.synthetic.writing import Made, make
 
 __all__ = [
     "SUITES",
+    "CountEvents",
     "FlashOrder",
     "FlashRecall",
     "Made",
+    "ShellGame",
     "Suite",
     "SuiteError",
     "ceiling_for",
@@ -24,7 +28,7 @@ __all__ = [
     "suite_from",
 ]
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (FlashOrder, FlashRecall)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (FlashOrder, FlashRecall, ShellGame, CountEvents)}
 
 
 def find_suite(name: str) -> type[Suite]:

@@ -53,7 +53,9 @@ class Suite(ABC):
 
     name: ClassVar[str]
     revision: ClassVar[int] = 1  # raised when the same parameters give other videos than before
-    samplings: ClassVar[tuple[str, ...]] = ("dense", "fps=1", "uniform=16", "uniform=8", "segments=8")
+    samplings: ClassVar[tuple[str, ...]] = ("dense", "fps=1", "uniform=16", "uniform=8", "segments=8", "last=16")
+    ceilings_are: ClassVar[str] = "exact"  # or how they were measured
+    strata: ClassVar[tuple[str, ...]] = ()  # columns of meta.csv that accuracy is worth reporting against
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -92,8 +94,8 @@ class Suite(ABC):
 
     @abstractmethod
     def ceiling(self, indices: Sequence[int]) -> float:
-        """Exact accuracy of the best possible observer who sees the frames `indices` (increasing) and no
-        others."""
+        """Accuracy of the best possible observer who sees the frames `indices` (increasing) and no others: exact, or
+        what `ceilings_are` says."""
 
     @abstractmethod
     def oracle(self, row: Mapping[str, str], indices: Sequence[int]) -> str:
@@ -122,6 +124,7 @@ class Suite(ABC):
             "splits": self.splits,
             "classes": list(self.classes),
             "chance": self.chance,
+            "ceilings_are": self.ceilings_are,
             "ceilings": [{"sampling": s, "top1": self.ceiling_under(s)} for s in self.samplings],
         }
 
