@@ -31,12 +31,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from tttvideo.backbone import BackboneStack, BlockState
+from tttvideo.evaluation.controls import Forgetful
 from tttvideo.model import VideoModel
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
-from tttvideo.ttt.interface import Layout
 from tttvideo.video.synthetic import Suite, find_suite
 from tttvideo.video.transforms import Preprocessing
 
@@ -268,31 +267,6 @@ def measure(model: VideoModel, study: dict[str, Any], task: str, batch: int = 64
 
 
 # --- controls -------------------------------------------------------------------------------------
-
-
-class Forgetful(nn.Module):
-    """A backbone whose state is thrown away after every so many frames; what follows it still pools the whole clip.
-
-    The pieces of a clip lie side by side in the batch, which is the same as reading one after the other, each with
-    the state at the start.
-    """
-
-    def __init__(self, backbone: nn.Module, frames: int):
-        super().__init__()
-        self.backbone = backbone
-        self.frames = frames
-
-    def init_state(self, batch: int) -> tuple[BlockState, ...]:
-        assert isinstance(self.backbone, BackboneStack)
-        return self.backbone.init_state(batch)
-
-    def forward(
-        self, x: Tensor, state: tuple[BlockState, ...], layout: Layout
-    ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        piece = self.frames * layout.tokens_per_frame
-        pieces = x.reshape(-1, piece, x.shape[-1])  # a clip is a whole number of pieces, or this raises
-        mixed, _ = self.backbone(pieces, None, layout)
-        return mixed.reshape(x.shape), state
 
 
 def controls(model: VideoModel) -> Iterator[str]:

@@ -86,6 +86,51 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"--out {out} cannot be written to")
 
 
+def add_settings(parser: Parser) -> tuple[str, ...]:
+    """What the accuracy of a classifier is measured under; returns the names."""
+    several: dict[str, typing.Any] = {"action": "extend", "nargs": "+", "default": None}
+    parser.add_argument(
+        "--frames",
+        default=None,
+        help="cuts with commas, e.g. 16,64,256,all; 2x is twice the length of a training clip (default: all)",
+    )
+    parser.add_argument(
+        "--sampling",
+        metavar="RULE",
+        help="dense, fps=R, uniform=N, segments=N, window=SECONDS, last=N; several allowed (default: as in training)",
+        **several,
+    )
+    parser.add_argument(
+        "--views",
+        metavar="RULE",
+        help="whole, clips=CLIPSxCROPS[:FRAMES], spans=SECONDS[:STEP]: read clips and crops, or sliding spans, and "
+        "average their probabilities; several allowed (default: whole)",
+        **several,
+    )
+    parser.add_argument(
+        "--controls",
+        metavar="NAME",
+        help="further rows with something taken away: inner-rate-0 (no learning at test time), reset (state thrown "
+        "away after each chunk), shuffled (frames in a random order; holds whole videos), or all that apply",
+        **several,
+    )
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="report accuracy against a column of meta.csv or of the list, e.g. depth, or depth:8 for eight bins "
+        "(default: what a generated suite names)",
+        **several,
+    )
+    parser.add_argument(
+        "--check-streaming",
+        type=int,
+        default=None,
+        metavar="N",
+        help="read N videos whole in one call, too, and compare with the stream (default: none)",
+    )
+    return ("frames", "sampling", "views", "controls", "by", "check_streaming")
+
+
 def add_prediction(parser: Parser) -> tuple[str, ...]:
     """The options of a rollout; returns their names."""
     parser.add_argument("--context", type=int, default=None, help="frames that are read (default: 10)")

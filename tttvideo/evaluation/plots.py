@@ -25,7 +25,7 @@ def _figure(width: float, height: float):
 def plot_accuracy(
     path: Path, results: Sequence[dict[str, Any]], *, metric: str, chance: float | None, title: str
 ) -> None:
-    """Accuracy against the number of frames, a line for each sampling rule.
+    """Accuracy against the number of frames, a line for each sampling rule, way to divide the videos, and control.
 
     `results` are rows of metrics.json; `metric` is "top1" or "map". Bars are one standard error of `metric`
     where the row gives it; a row's "ceiling" is drawn dashed in its rule's colour, chance as a dotted line.
@@ -33,12 +33,12 @@ def plot_accuracy(
     names: list[Any] = sorted({row["frames"] for row in results if row["frames"] != "all"})
     names += ["all"] if any(row["frames"] == "all" for row in results) else []
     place = {name: position for position, name in enumerate(names)}
-    rules = list(dict.fromkeys(row["sampling"] for row in results))
+    rules = list(dict.fromkeys(way(row) for row in results))
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     legend = []
     for number, rule in enumerate(rules):
-        rows = [row for row in results if row["sampling"] == rule]
+        rows = [row for row in results if way(row) == rule]
         rows.sort(key=lambda row: place[row["frames"]])
         # Lines of several rules are set slightly apart, so that equal figures hide neither.
         shift = 0.1 * (number - (len(rules) - 1) / 2)
@@ -55,6 +55,8 @@ def plot_accuracy(
             zorder=3,
         )
         legend.append((shown, rule))
+        if rows[0].get("control"):  # its ceiling is the other model's
+            continue
         limits = [(x, 100 * row["ceiling"]) for x, row in zip(at, rows) if row.get("ceiling") is not None]
         if limits:
             xs, ys = map(list, zip(*limits))
@@ -73,6 +75,53 @@ def plot_accuracy(
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9)
+    _save(figure, path)
+
+
+def way(row: dict[str, Any]) -> str:
+    """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
+    views = row.get("views", "whole")
+    return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
+
+
+def plot_strata(
+    path: Path, column: str, results: Sequence[dict[str, Any]], *, chance: float | None, title: str
+) -> None:
+    """Top-1 against a column of the data, a line for each row of metrics.json (the first seven)."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    legend = []
+    names = [stratum["value"] for stratum in results[0]["by"][column]]
+    for number, row in enumerate(results[: len(COLOURS)]):
+        found = row["by"][column]
+        at = [i + 0.06 * (number - (min(len(results), len(COLOURS)) - 1) / 2) for i in range(len(found))]
+        shown = axes.errorbar(
+            at,
+            [100 * s["top1"] for s in found],
+            yerr=[100 * s["top1_se"] for s in found],
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            linestyle=":" if row.get("control") else "-",
+            capsize=3,
+            zorder=3,
+        )
+        legend.append((shown, f"{row['frames']} frames, {way(row)}"))
+        if not row.get("control") and all(s["ceiling"] is not None for s in found):
+            (dashed,) = axes.plot(
+                at, [100 * s["ceiling"] for s in found], color=COLOURS[number], linestyle="--", linewidth=1.2, zorder=2
+            )
+            legend.append((dashed, "its ceiling"))
+    if chance is not None:
+        legend.append((axes.axhline(100 * chance, color=INK, linestyle=":", zorder=1), "chance"))
+    counts = [stratum["n"] for stratum in results[0]["by"][column]]
+    axes.set_xticks(range(len(names)), [f"{_short(name)}\n(n={n})" for name, n in zip(names, counts)])
+    axes.set_ylim(0, 104)
+    axes.set_xlabel(f"{_plain(column)} (column of the data)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(_plain(title), fontsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*zip(*legend), loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -150,7 +199,7 @@ def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
     """A cut's name; that of whole videos with their mean length, where a row shows every frame."""
     if name != "all":
         return str(name)
-    dense = [row for row in results if row["frames"] == "all" and row["sampling"] == "dense"]
+    dense = [row for row in results if row["frames"] == "all" and way(row) == "dense"]
     return f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if dense else "all"
 
 

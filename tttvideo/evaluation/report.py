@@ -4,11 +4,12 @@ import csv
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttvideo.evaluation.checkpoint import selection_sentence
-from tttvideo.evaluation.plots import plot_accuracy, plot_confusion
+from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +23,8 @@ COLUMNS = (
         "end",
         "frames",
         "sampling",
+        "views",
+        "control",
         "label",
         "prediction",
         "correct",
@@ -34,7 +37,8 @@ COLUMNS = (
 
 
 def write_report(evaluation: "Evaluation", out: str | Path) -> None:
-    """Write metrics.json, predictions.csv, accuracy_vs_frames.png and (one label per video) confusion.png."""
+    """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png and (one label per video)
+    confusion.png."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
@@ -42,7 +46,8 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
     with replacing(out / "metrics.json") as path:
         path.write_text(as_json(metrics), encoding="utf-8")
     with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        more = list(metrics["results"][0].get("by", {}))
+        writer = csv.DictWriter(file, fieldnames=[*COLUMNS, *more], lineterminator="\n")
         writer.writeheader()
         writer.writerows(evaluation.predictions)
     multi_label = metrics["multi_label"]
@@ -55,10 +60,12 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
             title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
             + ("mean average precision" if multi_label else "bars: one standard error"),
         )
+    for column in metrics["results"][0].get("by", {}):
+        with replacing(out / f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png") as path:
+            title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
+            plot_strata(path, column, metrics["results"], chance=metrics["chance"], title=title)
     if not multi_label:
-        # The whole video is what most readers mean; otherwise the longest cut that was asked for.
-        rows = metrics["results"]
-        row = max(rows, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+        row = main_row(metrics["results"])
         with replacing(out / "confusion.png") as path:
             plot_confusion(
                 path,
@@ -67,6 +74,12 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
                 f"split {metrics['split']}, {row['frames']} frames, {row['sampling']}\n"
                 f"top-1 {row['top1']:.1%} of {row['n']} videos",
             )
+
+
+def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row that most readers mean: nothing taken away, the whole video, else the longest cut that was asked for."""
+    plain = [row for row in rows if not row["control"]]
+    return max(plain, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
 
 
 def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
@@ -90,7 +103,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     for row in metrics["results"]:
         cells = [
             str(row["frames"]),
-            row["sampling"],
+            way(row),
             *(f"{row[k]:.3f}" for k in ("top1", "top5", "mean_class")),
         ]
         cells += [f"{row['map']:.3f}"] if multi_label else []
@@ -98,11 +111,17 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
         table.add_row(*cells, str(row["n"]), f"{row['frames_per_second']:,.0f}")
     console.print(table)
 
+    for column in metrics["results"][0].get("by", {}):
+        console.print(_strata_table(column, metrics["results"]))
+
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"split: {metrics['split_rule']}")
     say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
+    if ceiling and metrics["ceilings_are"] != "exact":
+        say(f"ceiling: {metrics['ceilings_are']}")
+    say_streaming(metrics.get("streaming"), say)
     for note in metrics["notes"]:
         say(f"note: {note}")
     for warning in metrics["warnings"]:
@@ -111,6 +130,32 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
         say(f"{metrics['n_failed']} of {metrics['n_videos']} videos failed and count as wrong:")
         for failure in metrics["failures"]:
             say(f"  {failure['path']}{_span(failure)}: {failure['reason']}")
+
+
+def say_streaming(found: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    """What `--check-streaming` found."""
+    if found and found["videos"]:
+        say(
+            f"streaming: {found['same_class']} of {found['videos']} videos get the class of the whole clip when read "
+            f"{found['segment']} frames at a time; probabilities differ by at most "
+            f"{found['max_probability_difference']:.1e}; state {found['state_bytes_first']:,} bytes after the first "
+            f"segment, {found['state_bytes_last']:,} after the last"
+        )
+
+
+def _strata_table(column: str, results: list[dict[str, Any]]):
+    from rich.table import Table
+
+    table = Table(title=f"top-1 by {column}", title_justify="left")
+    for name in (column, "videos"):
+        table.add_column(name, justify="right")
+    for row in results:
+        table.add_column(f"{row['frames']}\n{way(row)}", justify="right")
+    for strata in zip(*(row["by"][column] for row in results)):
+        cells = [f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "") for s in strata]
+        table.add_row(strata[0]["value"], str(strata[0]["n"]), *cells)
+    table.caption = "in brackets: what the best observer reaches on these videos" if "(" in cells[0] else None
+    return table
 
 
 def _span(row: dict[str, Any]) -> str:
