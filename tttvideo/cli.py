@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tttvideo.comparing import compare, position
 from tttvideo.options import (
     Parser,
     UsageError,
     add_checkpoint,
+    add_data,
     add_fields,
     add_prediction,
     add_settings,
@@ -36,18 +38,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "instead.",
     )
     add_checkpoint(parser)
-    parser.add_argument("--data", required=True, help="folder of class folders, or list file")
-    parser.add_argument(
-        "--split",
-        help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
-        "of which no video was trained on)",
-    )
-    parser.add_argument(
-        "--root",
-        default=None,
-        help="folder that a list's relative paths count from (default: as in training for the list trained with; "
-        "else the list's own folder)",
-    )
+    add_data(parser)
     classifying = add_settings(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side in each process")
     parser.add_argument(
@@ -85,6 +76,7 @@ def evaluate(argv: Sequence[str]) -> int:
         controls=args.controls or [],
         by=args.by,
         check_streaming=args.check_streaming or 0,
+        samples=6,
         batch_size=args.batch_size,
         segment=args.segment,
         workers=args.workers,
@@ -98,7 +90,7 @@ def evaluate(argv: Sequence[str]) -> int:
             print("not written to files: an export has no run folder, so give --out DIR for that")
         else:
             write_report(evaluation, out)
-            print(f"written to {out}: metrics.json, predictions.csv and figures")
+            print(f"written to {out}: report.html, metrics.json, predictions.csv and figures")
     return 0
 
 
@@ -298,6 +290,8 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", train),
     Command("evaluate", evaluate),
+    Command("compare", compare),
+    Command("position", position),
     Command("predict", predict),
     Command("export", export),
     Command("classify", classify),

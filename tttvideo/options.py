@@ -66,6 +66,10 @@ def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
+    add_device(parser, device)
+
+
+def add_device(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -73,6 +77,21 @@ def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None
     )
     if device:
         parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="folder of class folders, or list file")
+    parser.add_argument(
+        "--split",
+        help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
+        "of which no video was trained on)",
+    )
+    parser.add_argument(
+        "--root",
+        default=None,
+        help="folder that a list's relative paths count from (default: as in training for the list trained with; "
+        "else the list's own folder)",
+    )
 
 
 def make_folder(out: Path) -> None:
@@ -110,8 +129,9 @@ def add_settings(parser: Parser) -> tuple[str, ...]:
     parser.add_argument(
         "--controls",
         metavar="NAME",
-        help="further rows with something taken away: inner-rate-0 (no learning at test time), reset (state thrown "
-        "away after each chunk), shuffled (frames in a random order; holds whole videos), or all that apply",
+        help="further rows, of the first sampling rule, with something taken away: inner-rate-0 (no learning at test "
+        "time), reset (state thrown away after each chunk), shuffled (frames in a random order; holds whole videos), "
+        "or all that apply",
         **several,
     )
     parser.add_argument(

@@ -57,6 +57,7 @@ def test_views_and_controls_have_rows_and_passes_of_their_own():
         "all frames, dense, spans=60:30",
         "8 frames, dense, reset",
     ]
-    assert passes(settings, 1) == [[0, 1], [2], [3], [4], [5], [6], [7]]
+    assert len(settings) == 6
+    assert passes(settings, 1) == [[0, 1], [2], [3], [4], [5]]
     assert parse_controls(["reset,shuffled"], []) == ["reset", "shuffled"]
     assert parse_controls(["all"], ["reset"]) == ["reset"]

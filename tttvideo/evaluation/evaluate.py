@@ -13,11 +13,12 @@ import torch
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from tttvideo.evaluation.controls import applicable
 from tttvideo.evaluation.overlap import count_seen
+from tttvideo.evaluation.samples import collect
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import all_settings, parse_controls
 from tttvideo.evaluation.strata import choose_columns, read_columns
 from tttvideo.evaluation.streaming import compare_streaming
-from tttvideo.evaluation.summary import Evaluation, summarise
+from tttvideo.evaluation.summary import Evaluation, main_row, summarise
 from tttvideo.evaluation.views import Clips, Views, Whole
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.video.decode import open_video
@@ -39,6 +40,7 @@ def evaluate(
     controls: Sequence[str] = (),
     by: Sequence[str] | None = None,
     check_streaming: int = 0,
+    samples: int = 0,
     batch_size: int = 8,
     segment: int | None = None,
     workers: int = 0,
@@ -62,6 +64,7 @@ def evaluate(
         by: columns of meta.csv or of the list that accuracy is reported against ("depth:8": in eight bins); None: those
             that a generated suite names.
         check_streaming: number of videos that are also read whole in one call, to compare.
+        samples: videos to be shown at length in the report, with the frames of wrong answers.
         batch_size: videos read side by side (per process).
         segment: frames of each video that are read, encoded and scored at a time; the state is carried on. Not
             for models that do not stream.
@@ -122,13 +125,14 @@ def evaluate(
         "selection": source.selection,
         "device": device_name(place),
         "processes": state.num_processes,
+        "clip_frames": source.provenance.get("clip_frames"),
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
     if check_streaming:
         context["streaming"] = compare_streaming(model.to(place), index.videos[:check_streaming])
     grid = model.encoder.grid[0] * model.encoder.grid[1]
-    return summarise(
+    evaluation = summarise(
         context,
         gathered,
         settings,
@@ -141,6 +145,12 @@ def evaluate(
         rows_of=rows,
         tokens_per_frame=grid / model.encoder.stride,
     )
+    if not samples:
+        return evaluation
+    number = evaluation.metrics["results"].index(main_row(evaluation.metrics["results"]))
+    own = evaluation.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
+    shown, wrong = collect(model.to(place), index, own, settings[number], samples)
+    return evaluation._replace(samples=shown, failures_shown=wrong)
 
 
 def _with_length(views: Views, source: Checkpoint, model: VideoModel) -> Views:

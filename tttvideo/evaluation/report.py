@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttvideo.evaluation.checkpoint import selection_sentence
+from tttvideo.evaluation.html import render
 from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
+from tttvideo.evaluation.summary import main_row, same_length
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,9 +39,10 @@ COLUMNS = (
 
 
 def write_report(evaluation: "Evaluation", out: str | Path) -> None:
-    """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png and (one label per video)
-    confusion.png."""
+    """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png, (one label per video)
+    confusion.png, and report.html with all of it."""
     out = Path(out)
+    figures = {"accuracy_vs_frames.png": "Accuracy against the length of the video, with the ceiling dashed"}
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
     # The figures come last: whatever a plot may meet, the numbers are kept.
@@ -61,11 +64,15 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
             + ("mean average precision" if multi_label else "bars: one standard error"),
         )
     for column in metrics["results"][0].get("by", {}):
-        with replacing(out / f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png") as path:
+        name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
+        figures[name] = f"Accuracy by {column}"
+        with replacing(out / name) as path:
             title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
-            plot_strata(path, column, metrics["results"], chance=metrics["chance"], title=title)
+            rows = same_length(metrics["results"])
+            plot_strata(path, column, rows, chance=metrics["chance"], title=title)
+    row = main_row(metrics["results"])
     if not multi_label:
-        row = main_row(metrics["results"])
+        figures["confusion.png"] = "Confusion matrix: rows are true classes"
         with replacing(out / "confusion.png") as path:
             plot_confusion(
                 path,
@@ -75,11 +82,9 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
                 f"top-1 {row['top1']:.1%} of {row['n']} videos",
             )
 
-
-def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row that most readers mean: nothing taken away, the whole video, else the longest cut that was asked for."""
-    plain = [row for row in rows if not row["control"]]
-    return max(plain, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+    with replacing(out / "report.html") as path:
+        pictures = {caption: (out / name).read_bytes() for name, caption in figures.items()}
+        path.write_text(render(evaluation, pictures, row), encoding="utf-8")
 
 
 def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
@@ -96,7 +101,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     )
     top_k = f"top-{min(5, len(metrics['labels']))}"
     for name in ("frames", "sampling", "top-1", top_k, "mean class"):
-        table.add_column(name, justify="left" if name == "sampling" else "right")
+        table.add_column(name, justify="left" if name == "sampling" else "right", overflow="fold")
     for name, shown in (("mAP", multi_label), ("ceiling", ceiling), ("videos", True), ("frames/s", True)):
         if shown:
             table.add_column(name, justify="right")
@@ -112,7 +117,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     console.print(table)
 
     for column in metrics["results"][0].get("by", {}):
-        console.print(_strata_table(column, metrics["results"]))
+        console.print(_strata_table(column, same_length(metrics["results"])))
 
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -147,14 +152,18 @@ def _strata_table(column: str, results: list[dict[str, Any]]):
     from rich.table import Table
 
     table = Table(title=f"top-1 by {column}", title_justify="left")
-    for name in (column, "videos"):
-        table.add_column(name, justify="right")
+    table.add_column("frames", justify="right")
+    table.add_column("sampling", overflow="fold")
+    for stratum in results[0]["by"][column]:
+        table.add_column(f"{stratum['value']}\n(n={stratum['n']})", justify="right")
     for row in results:
-        table.add_column(f"{row['frames']}\n{way(row)}", justify="right")
-    for strata in zip(*(row["by"][column] for row in results)):
-        cells = [f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "") for s in strata]
-        table.add_row(strata[0]["value"], str(strata[0]["n"]), *cells)
-    table.caption = "in brackets: what the best observer reaches on these videos" if "(" in cells[0] else None
+        cells = [
+            f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
+            for s in row["by"][column]
+        ]
+        table.add_row(str(row["frames"]), way(row), *cells)
+    known = any(s["ceiling"] is not None for s in results[0]["by"][column])
+    table.caption = "in brackets: what the best observer reaches on these videos" if known else None
     return table
 
 

@@ -85,15 +85,10 @@ def all_settings(
     views: Sequence[Views] = (Whole(),),
     controls: Sequence[str] = (),
 ) -> list[Setting]:
-    """Every combination, one row each: all cuts of the first rule, then of the second, and so on; the same for each way
-    to divide the videos, and then under each control."""
-    return [
-        Setting(cut, rule, way, control)
-        for control in ("", *controls)
-        for way in views
-        for rule in rules
-        for cut in cuts
-    ]
+    """Every combination of cut, rule and way to divide the videos, one row each: all cuts of the first rule, then of
+    the second, and so on. Controls have rows for all cuts with the first rule and the first way."""
+    plain = [Setting(cut, rule, way) for way in views for rule in rules for cut in cuts]
+    return plain + [Setting(cut, rules[0], views[0], control) for control in controls for cut in cuts]
 
 
 def passes(settings: Sequence[Setting], frame_multiple: int, streams: bool = True) -> list[list[int]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tttvideo.evaluation.samples import Sample
 from tttvideo.evaluation.scoring import Score, Scores
 from tttvideo.evaluation.settings import Setting
 from tttvideo.evaluation.strata import Column, Stratum, strata
@@ -15,10 +16,24 @@ from tttvideo.video.index import Index, Video
 
 
 class Evaluation(NamedTuple):
-    """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv."""
+    """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv; `samples` and
+    `failures_shown` (wrong answers) are pictures for the report."""
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]
+    samples: Sequence[Sample] = ()
+    failures_shown: Sequence[Sample] = ()
+
+
+def main_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row that most readers mean: nothing taken away, the whole video, else the longest cut that was asked for."""
+    plain = [row for row in rows if not row["control"]]
+    return max(plain, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+
+
+def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows cut as the main one is: what strata are shown of."""
+    return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
 
 
 def summarise(
