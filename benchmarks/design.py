@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,10 +44,19 @@ STUDY = ROOT / "configs" / "study" / "design.yaml"
 VAL_SEED = 1_000_000  # clips are measured that no training seed draws
 CURVE = 8  # points of the curve of training accuracy
 
+Work = Callable[[dict[str, Any], str, str, int], dict[str, Any]]
+Tabulate = Callable[[dict[str, Any], list[dict[str, Any]], Path | None], str]
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: seeds, base, tasks, variants")
+    run_study(__doc__, STUDY, train_row, table)
+
+
+def run_study(description: str | None, default: Path, work: Work, tabulate: Tabulate) -> None:
+    """The command line of a study: ``work`` trains and measures a row, ``tabulate`` makes the table (and figures, into
+    the folder that it is given)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=default, help="YAML file: seeds, base, tasks, variants")
     parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--task", help="only this task of the study")
@@ -65,7 +74,8 @@ def main() -> None:
         if name not in known:
             parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
     if options.table:
-        options.table.write_text(table(study, read_rows(rows_file)), encoding="utf-8")
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(tabulate(study, read_rows(rows_file), options.table.parent), encoding="utf-8")
         return
     if options.list:
         list_variants(study, tasks, variants)
@@ -76,8 +86,8 @@ def main() -> None:
     wanted = [(task, variant, seed) for seed in seeds for task in tasks for variant in variants]
     todo = [row for row in wanted if row not in done]
     print(f"{len(wanted) - len(todo)} rows finished, {len(todo)} to do", flush=True)
-    failed = run_all(study, todo, rows_file, options.jobs)
-    print(table(study, read_rows(rows_file)))
+    failed = run_all(study, todo, rows_file, options.jobs, work)
+    print(tabulate(study, read_rows(rows_file), None))
     if failed:
         raise SystemExit(f"{len(failed)} rows failed:\n" + "\n".join(failed))
 
@@ -86,13 +96,15 @@ def read_study(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-def run_all(study: dict[str, Any], todo: list[tuple[str, str, int]], rows_file: Path, jobs: int) -> list[str]:
+def run_all(
+    study: dict[str, Any], todo: list[tuple[str, str, int]], rows_file: Path, jobs: int, work: Work | None = None
+) -> list[str]:
     """Trains the rows and appends each as it is finished; returns the ones that could not be run, with the reason."""
     failed = []
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read by the workers as they start
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        running = {pool.submit(train_row, study, *row): row for row in todo}
+        running = {pool.submit(work or train_row, study, *row): row for row in todo}
         for future in as_completed(running):
             try:
                 found = future.result()
@@ -193,7 +205,16 @@ def hidden_width(config: RunConfig) -> int:
 
 def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict[str, Any]:
     """Trains and measures one row."""
+    model, about = fit(study, task, variant, seed)
+    val_loss, top1 = measure(model, study, task)
+    row: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "val_top1": top1, "val_loss": val_loss}
+    if study["variants"][variant].get("controls"):
+        row["controls"] = {name: measure(model, study, task)[1] for name in controls(model)}
+    return row | about
 
+
+def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[VideoModel, dict[str, Any]]:
+    """Trains one model; returns it and what its row says of the training."""
     options = study["variants"][variant]
     config = plan(study, task, variant)
     steps, batch = study["tasks"][task]["steps"], config.data.batch_size
@@ -207,8 +228,10 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
     right: list[float] = []
     spent, begin = 0.0, time.process_time()
+    seen = suite.sampled(options.get("sampling", "dense"))
     for step in range(steps):
         frames, labels = clips(suite, "train", range(step * batch, (step + 1) * batch))
+        frames = frames if len(seen) == suite.frames else frames[:, seen]
         start = time.perf_counter()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
@@ -225,12 +248,8 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     cpu = time.process_time() - begin
     model.set_inner_rate(1.0)
     model.eval()
-    val_loss, top1 = measure(model, study, task)
-    row: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "val_top1": top1, "val_loss": val_loss}
-    if options.get("controls"):
-        row["controls"] = {name: measure(model, study, task)[1] for name in controls(model)}
     part = max(1, steps // CURVE)
-    return row | {
+    return model, {
         "curve": [round(statistics.mean(right[i : i + part]), 3) for i in range(0, len(right), part)],
         "diverged_at": None if len(right) == steps else len(right),
         "parameters": count(model),
@@ -299,7 +318,7 @@ def _swapped(model: VideoModel) -> Iterator[None]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = None) -> str:
     """Markdown: a line per variant; per task mean and range of validation top-1 over the seeds, mean
     loss, and processor time of a training (wall time depends on what else the machine does)."""
     tasks = list(study["tasks"])

@@ -15,7 +15,7 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
     """The content of compare.json.
 
     Raises:
-        ValueError: for a folder without an evaluation, damaged files, or if the runs have no setting in common.
+        ValueError: for a folder without an evaluation, damaged files, or evaluations that vary nothing.
     """
     names = data_names([folder for run in runs for folder in run.folders])
     measured = {run.name: [read_run(folder, names) for folder in run.folders] for run in runs}
@@ -31,7 +31,10 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
             protocols[name + suffix] = protocol
     protocols |= _positions(measured)
     if not protocols:
-        raise ValueError("these runs have no setting in common; evaluate them with the same --frames and --sampling")
+        raise ValueError(
+            "these evaluations vary nothing; give tttvideo evaluate several --frames, --sampling or --views, "
+            "--controls, or a column for --by"
+        )
     return {
         "runs": {
             run.name: {

@@ -79,6 +79,8 @@ def evaluate(
     """
     from accelerate.utils import gather_object
 
+    if check_streaming < 0:
+        raise ValueError(f"--check-streaming must be a number of videos, got {check_streaming}")
     wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust)
@@ -129,8 +131,8 @@ def evaluate(
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
-    if check_streaming:
-        context["streaming"] = compare_streaming(model.to(place), index.videos[:check_streaming])
+    compared = index.videos[:check_streaming]
+    context["streaming"] = compare_streaming(model.to(place), compared) if compared else None
     grid = model.encoder.grid[0] * model.encoder.grid[1]
     evaluation = summarise(
         context,

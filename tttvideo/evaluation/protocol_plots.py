@@ -15,8 +15,8 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
     numeric = protocol["x"] if protocol["numeric"] else list(range(len(protocol["x"])))
     entries = []
     for number, (name, line) in enumerate(series.items()):
-        colour = COLOURS[runs.index(line["run"]) % len(COLOURS)]
-        marker = MARKERS[runs.index(line["run"]) % len(MARKERS)]
+        turn, place = divmod(runs.index(line["run"]), len(COLOURS))
+        colour, marker = COLOURS[place], MARKERS[(place + turn) % len(MARKERS)]  # no pair occurs twice
         shift = 0.5 * (number / max(1, len(series) - 1) - 0.5) if len(series) > 1 else 0.0
         at = [x * 1.03 ** (4 * shift) if protocol["numeric"] else x + 0.6 * shift for x in numeric]
         points = [
