@@ -64,7 +64,7 @@ def run(config: RunConfig, yaml: str) -> None:
     from tttvideo.training.validation import score
     from tttvideo.video.index import save_labels
     from tttvideo.video.loader import EpochSampler, train_loader, val_loader
-    from tttvideo.video.reading import usual_rate
+    from tttvideo.video.reading import usual_length, usual_rate
 
     # Wrong input is found before anything is written, and by every process alike.
     resume = config.resume == "auto"
@@ -95,9 +95,17 @@ def run(config: RunConfig, yaml: str) -> None:
         videos=fingerprint(val or train),
     )
     marks = training_marks(train.videos) if leader else None  # by which evaluation knows them again
-    rate = usual_rate([video.path for video in train.videos], config.data.preprocessing) if leader else None
+    paths = [video.path for video in train.videos] if leader else []
+    rate, length = (usual(paths, config.data.preprocessing) for usual in (usual_rate, usual_length))
+    if length and config.data.max_frames:
+        length = min(length, config.data.max_frames)
     checkpoints = Checkpoints(
-        folder.checkpoints, keep=config.checkpoint.keep, rule=rule, trained_on=marks, frame_rate=rate
+        folder.checkpoints,
+        keep=config.checkpoint.keep,
+        rule=rule,
+        trained_on=marks,
+        frame_rate=rate,
+        clip_frames=length,
     )
     fixed = {
         "processes": world,

@@ -15,7 +15,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,29 @@ from benchmarks.small import (
     read_study,
     run_all,
 )
-from tttvideo.backbone import BackboneStack, BlockState
+from tttvideo.evaluation.controls import Forgetful
 from tttvideo.model import VideoModel
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
-from tttvideo.ttt.interface import Layout
 from tttvideo.video.synthetic import ClassificationSuite, find_suite
 from tttvideo.video.transforms import Preprocessing
 
 STUDY = ROOT / "configs" / "study" / "design.yaml"
 CURVE = 8  # points of the curve of training accuracy
 
+Work = Callable[[dict[str, Any], str, str, int], dict[str, Any]]
+Tabulate = Callable[[dict[str, Any], list[dict[str, Any]], Path | None], str]
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: seeds, base, tasks, variants")
+    run_study(__doc__, STUDY, train_row, table)
+
+
+def run_study(description: str | None, default: Path, work: Work, tabulate: Tabulate) -> None:
+    """The command line of a study: ``work`` trains and measures a row, ``tabulate`` makes the table (and figures, into
+    the folder that it is given)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=default, help="YAML file: seeds, base, tasks, variants")
     parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--task", help="only this task of the study")
@@ -67,7 +75,8 @@ def main() -> None:
         if name not in known:
             parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
     if options.table:
-        options.table.write_text(table(study, read_rows(rows_file)), encoding="utf-8")
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(tabulate(study, read_rows(rows_file), options.table.parent), encoding="utf-8")
         return
     if options.list:
         list_variants(study, tasks, variants)
@@ -78,8 +87,8 @@ def main() -> None:
     wanted = [(task, variant, seed) for seed in seeds for task in tasks for variant in variants]
     todo = [row for row in wanted if row not in done]
     print(f"{len(wanted) - len(todo)} rows finished, {len(todo)} to do", flush=True)
-    failed = run_all(train_row, study, todo, rows_file, options.jobs)
-    print(table(study, read_rows(rows_file)))
+    failed = run_all(work, study, todo, rows_file, options.jobs)
+    print(tabulate(study, read_rows(rows_file), None))
     if failed:
         raise SystemExit(f"{len(failed)} rows failed:\n" + "\n".join(failed))
 
@@ -131,7 +140,16 @@ def list_variants(study: dict[str, Any], tasks: list[str], variants: list[str]) 
 
 def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict[str, Any]:
     """Trains and measures one row."""
+    model, about = fit(study, task, variant, seed)
+    val_loss, top1 = measure(model, study, task)
+    row: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "val_top1": top1, "val_loss": val_loss}
+    if study["variants"][variant].get("controls"):
+        row["controls"] = {name: measure(model, study, task)[1] for name in controls(model)}
+    return row | about
 
+
+def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[VideoModel, dict[str, Any]]:
+    """Trains one model; returns it and what its row says of the training."""
     options = study["variants"][variant]
     config = plan(study, task, variant)
     steps, batch = study["tasks"][task]["steps"], config.data.batch_size
@@ -145,8 +163,10 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
     right: list[float] = []
     spent, begin = 0.0, time.process_time()
+    seen = suite.sampled(options.get("sampling", "dense"))
     for step in range(steps):
         frames, labels = clips(suite, "train", range(step * batch, (step + 1) * batch))
+        frames = frames if len(seen) == suite.frames else frames[:, seen]
         start = time.perf_counter()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
@@ -163,12 +183,8 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     cpu = time.process_time() - begin
     model.set_inner_rate(1.0)
     model.eval()
-    val_loss, top1 = measure(model, study, task)
-    row: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "val_top1": top1, "val_loss": val_loss}
-    if options.get("controls"):
-        row["controls"] = {name: measure(model, study, task)[1] for name in controls(model)}
     part = max(1, steps // CURVE)
-    return row | {
+    return model, {
         "curve": [round(statistics.mean(right[i : i + part]), 3) for i in range(0, len(right), part)],
         "diverged_at": None if len(right) == steps else len(right),
         "parameters": count(model),
@@ -206,31 +222,6 @@ def measure(model: VideoModel, study: dict[str, Any], task: str, batch: int = 64
 # --- controls -------------------------------------------------------------------------------------
 
 
-class Forgetful(nn.Module):
-    """A backbone whose state is thrown away after every so many frames; what follows it still pools the whole clip.
-
-    The pieces of a clip lie side by side in the batch, which is the same as reading one after the other, each with
-    the state at the start.
-    """
-
-    def __init__(self, backbone: nn.Module, frames: int):
-        super().__init__()
-        self.backbone = backbone
-        self.frames = frames
-
-    def init_state(self, batch: int) -> tuple[BlockState, ...]:
-        assert isinstance(self.backbone, BackboneStack)
-        return self.backbone.init_state(batch)
-
-    def forward(
-        self, x: Tensor, state: tuple[BlockState, ...], layout: Layout
-    ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        piece = self.frames * layout.tokens_per_frame
-        pieces = x.reshape(-1, piece, x.shape[-1])  # a clip is a whole number of pieces, or this raises
-        mixed, _ = self.backbone(pieces, None, layout)
-        return mixed.reshape(x.shape), state
-
-
 def controls(model: VideoModel) -> Iterator[str]:
     """Takes one thing away from a trained model at a time; it is whole again afterwards."""
     with _swapped(model):
@@ -261,7 +252,7 @@ def _swapped(model: VideoModel) -> Iterator[None]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = None) -> str:
     """Markdown: a line per variant; per task mean and range of validation top-1 over the seeds, mean
     loss, and processor time of a training (wall time depends on what else the machine does)."""
     tasks = list(study["tasks"])

@@ -21,7 +21,8 @@ LAYERS = {
     "evaluation": {"ttt", "tasks", "serialize", "video", "model"},
     "export": {"tasks", "serialize", "video", "model", "evaluation"},
     "options": set(),
-    "cli": {"options", "video", "model", "training", "evaluation", "export"},
+    "comparing": {"options", "evaluation"},
+    "cli": {"options", "comparing", "video", "model", "training", "evaluation", "export"},
     "__main__": {"cli"},
     "__init__": {"model"},
 }

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tttvideo.comparing import compare, position
 from tttvideo.options import (
     Parser,
     UsageError,
     add_checkpoint,
+    add_data,
     add_fields,
     add_frame_metrics,
     add_prediction,
+    add_settings,
     make_folder,
     nearest,
     prediction_settings,
@@ -29,33 +32,15 @@ def evaluate(argv: Sequence[str]) -> int:
     """measure a checkpoint: accuracy at several lengths and samplings, or the error of predictions by horizon"""
     parser = Parser(
         prog="tttvideo evaluate",
-        description="Measure a checkpoint on a split. Every combination of --frames and --sampling is a row: "
-        "first the video is cut to its first n frames, then the sampling rule is applied. Videos that cannot "
-        "be read count as wrong and are listed. Runs on several processes under torchrun. A checkpoint trained for "
-        "Prediction reads --context frames of each video and predicts the next --horizon instead.",
+        description="Measure a checkpoint on a split. Every combination of --frames, --sampling and --views is a "
+        "row: first the video is cut to its first n frames, then divided into views, then the sampling rule is "
+        "applied. Videos that cannot be read count as wrong and are listed. Runs on several processes under torchrun. "
+        "A checkpoint trained for Prediction reads --context frames of each video and predicts the next --horizon "
+        "instead.",
     )
     add_checkpoint(parser)
-    parser.add_argument("--data", required=True, help="folder of class folders, or list file")
-    parser.add_argument(
-        "--split",
-        help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
-        "of which no video was trained on)",
-    )
-    parser.add_argument(
-        "--root",
-        default=None,
-        help="folder that a list's relative paths count from (default: as in training for the list trained with; "
-        "else the list's own folder)",
-    )
-    parser.add_argument("--frames", default=None, help="cuts with commas, e.g. 16,64,256,all (default: all)")
-    parser.add_argument(
-        "--sampling",
-        action="extend",
-        nargs="+",
-        default=None,
-        metavar="RULE",
-        help="dense, fps=R, uniform=N, segments=N, window=SECONDS; several allowed (default: as in training)",
-    )
+    add_data(parser)
+    classifying = add_settings(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side in each process")
     parser.add_argument(
         "--segment",
@@ -69,15 +54,15 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parser.read(argv)
 
     from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation import parse_frames, parse_samplings, print_report, write_report
+    from tttvideo.evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report
     from tttvideo.evaluation.checkpoint import inspect_checkpoint
 
     source = inspect_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else source.run
     if out is not None:
         make_folder(out)  # now: nobody wants to hear of it after hours of measuring
-    foreign = ("frames", "sampling") if source.task == "Prediction" else predicting
-    if given := [name for name in foreign if getattr(args, name) is not None]:
+    foreign = classifying if source.task == "Prediction" else predicting
+    if given := [name.replace("_", "-") for name in foreign if getattr(args, name) is not None]:
         raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
     if source.task == "Prediction":
         return evaluate_prediction(args, out)
@@ -86,8 +71,13 @@ def evaluate(argv: Sequence[str]) -> int:
         args.data,
         split=args.split,
         root=args.root,
-        frames=parse_frames(args.frames or "all"),
+        frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
         samplings=parse_samplings(args.sampling or []),
+        views=parse_all_views(args.views or ["whole"]),
+        controls=args.controls or [],
+        by=args.by,
+        check_streaming=args.check_streaming or 0,
+        samples=6,
         batch_size=args.batch_size,
         segment=args.segment,
         workers=args.workers,
@@ -101,7 +91,7 @@ def evaluate(argv: Sequence[str]) -> int:
             print("not written to files: an export has no run folder, so give --out DIR for that")
         else:
             write_report(evaluation, out)
-            print(f"written to {out}: metrics.json, predictions.csv and figures")
+            print(f"written to {out}: report.html, metrics.json, predictions.csv and figures")
     return 0
 
 
@@ -301,6 +291,8 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", train),
     Command("evaluate", evaluate),
+    Command("compare", compare),
+    Command("position", position),
     Command("predict", predict),
     Command("export", export),
     Command("classify", classify),

@@ -57,7 +57,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
     for field in dataclasses.fields(cls):
         name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
-        kind = kinds[0] if kinds else hints[field.name]
+        kind = (str if str in kinds else kinds[0]) if kinds else hints[field.name]
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
@@ -66,6 +66,10 @@ def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
+    add_device(parser, device)
+
+
+def add_device(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -73,6 +77,21 @@ def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None
     )
     if device:
         parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="folder of class folders, or list file")
+    parser.add_argument(
+        "--split",
+        help="part of the data, `all` for everything (default: val, or all of data that has no splits of its own and "
+        "of which no video was trained on)",
+    )
+    parser.add_argument(
+        "--root",
+        default=None,
+        help="folder that a list's relative paths count from (default: as in training for the list trained with; "
+        "else the list's own folder)",
+    )
 
 
 def make_folder(out: Path) -> None:
@@ -84,6 +103,52 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
     if not os.access(out, os.W_OK):
         raise UsageError(f"--out {out} cannot be written to")
+
+
+def add_settings(parser: Parser) -> tuple[str, ...]:
+    """What the accuracy of a classifier is measured under; returns the names."""
+    several: dict[str, typing.Any] = {"action": "extend", "nargs": "+", "default": None}
+    parser.add_argument(
+        "--frames",
+        default=None,
+        help="cuts with commas, e.g. 16,64,256,all; 2x is twice the length of a training clip (default: all)",
+    )
+    parser.add_argument(
+        "--sampling",
+        metavar="RULE",
+        help="dense, fps=R, uniform=N, segments=N, window=SECONDS, last=N; several allowed (default: as in training)",
+        **several,
+    )
+    parser.add_argument(
+        "--views",
+        metavar="RULE",
+        help="whole, clips=CLIPSxCROPS[:FRAMES], spans=SECONDS[:STEP]: read clips and crops, or sliding spans, and "
+        "average their probabilities; several allowed (default: whole)",
+        **several,
+    )
+    parser.add_argument(
+        "--controls",
+        metavar="NAME",
+        help="further rows, of the first sampling rule, with something taken away: inner-rate-0 (no learning at test "
+        "time), reset (state thrown away after each chunk), shuffled (frames in a random order; holds whole videos), "
+        "or all that apply",
+        **several,
+    )
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="report accuracy against a column of meta.csv or of the list, e.g. depth, or depth:8 for eight bins "
+        "(default: what a generated suite names)",
+        **several,
+    )
+    parser.add_argument(
+        "--check-streaming",
+        type=int,
+        default=None,
+        metavar="N",
+        help="read N videos whole in one call, too, and compare with the stream (default: none)",
+    )
+    return ("frames", "sampling", "views", "controls", "by", "check_streaming")
 
 
 def add_prediction(parser: Parser) -> tuple[str, ...]:

@@ -136,6 +136,10 @@ def test_labels_are_matched_by_name(data, tmp_path):
     other = small_run(tmp_path / "b", small_model(["red-blue", "cat"]))
     with pytest.raises(ValueError, match=r"has the label '.*', which is not known"):
         evaluate(other, data)
+    foreign = small_run(tmp_path / "c", small_model(["cat", "dog"]))
+    common = "no class in common: the data have blue-green, .* and 2 more, the model knows cat, dog"
+    with pytest.raises(ValueError, match=common):
+        evaluate(foreign, data)
 
 
 def test_several_labels(data, tmp_path):

@@ -1,6 +1,14 @@
 import pytest
 
-from tttvideo.evaluation.settings import Setting, all_settings, parse_frames, parse_samplings, passes
+from tttvideo.evaluation.settings import (
+    Setting,
+    all_settings,
+    parse_controls,
+    parse_frames,
+    parse_samplings,
+    passes,
+)
+from tttvideo.evaluation.views import Spans, Whole
 from tttvideo.video.sampling import Dense, Uniform
 
 
@@ -34,3 +42,22 @@ def test_dense_cuts_at_whole_encoder_steps_share_a_pass():
     assert passes(settings, 1) == [[0, 1, 2], [3], [4], [5]]
     assert passes(settings, 2) == [[0, 2], [1], [3], [4], [5]]
     assert passes([Setting(8, Uniform(4))], 1) == [[0]]
+
+
+def test_lengths_can_be_counted_in_training_clips():
+    assert parse_frames("1x,2x,8x,all", trained=32) == [32, 64, 256, None]
+    with pytest.raises(ValueError, match="--frames 2x counts in lengths of training clips"):
+        parse_frames("2x")
+
+
+def test_views_and_controls_have_rows_and_passes_of_their_own():
+    settings = all_settings([8, None], [Dense()], [Whole(), Spans(60, 30)], ["reset"])
+    assert [str(setting) for setting in settings[2:5]] == [
+        "8 frames, dense, spans=60:30",
+        "all frames, dense, spans=60:30",
+        "8 frames, dense, reset",
+    ]
+    assert len(settings) == 6
+    assert passes(settings, 1) == [[0, 1], [2], [3], [4], [5]]
+    assert parse_controls(["reset,shuffled"], []) == ["reset", "shuffled"]
+    assert parse_controls(["all"], ["reset"]) == ["reset"]

@@ -170,6 +170,7 @@ def test_flashes_survive_the_codec(tmp_path):
     ("parameters", "sentence"),
     [
         ({"pairs": 0}, "pairs=0: a video shows at least one pair"),
+        ({"pairs": "1,four"}, "several with commas, e.g. 1,4,16"),
         ({"pairs": 5, "keys": 4}, "no key twice \\(keys=4\\)"),
         ({"keys": 31}, "between 1 and 30"),
         ({"duration": 0}, "at least one frame"),
@@ -187,3 +188,30 @@ def test_wrong_settings(parameters, sentence):
 
 def test_it_is_a_suite_by_name():
     assert find_suite("flash-recall") is FlashRecall
+
+
+def test_several_numbers_of_pairs_are_shared_evenly(tmp_path):
+    suite = FlashRecall(pairs="16,1,4", split="val=48", frames=80)
+    assert suite.describe()["parameters"]["pairs"] == "1,4,16"
+    plans = [suite.plan("val", i) for i in range(48)]
+    assert set(Counter((plan.label, plan.cause["pairs"]) for plan in plans).values()) == {2}
+    assert len({tuple(plan.cause) for plan in plans}) == 1  # the same columns
+    one = [suite.plan("val", i).cause for i in range(48) if suite.pairs_of("val", i) == 1]
+    assert {cause["key_2"] for cause in one} == {""}
+    make(FlashRecall(pairs="1,2", split="val=16", frames=48), tmp_path / "set")
+    with (tmp_path / "set" / "meta.csv").open(newline="", encoding="utf-8") as file:
+        assert Counter(row["pairs"] for row in csv.DictReader(file)) == {"1": 8, "2": 8}
+
+
+@pytest.mark.parametrize("sampling", ["fps=1", "uniform=8"])
+def test_the_ceiling_of_a_mixture_is_that_of_its_parts(sampling):
+    suite, n = FlashRecall(pairs="1,4"), 1600
+    parts = [FlashRecall(pairs=k).ceiling_under(sampling) for k in (1, 4)]
+    ceiling = suite.ceiling_under(sampling)
+    assert ceiling == pytest.approx(sum(parts) / 2)
+    indices = suite.sampled(sampling)
+    right = 0
+    for index in range(n):
+        label, cause = suite.plan("val", index)
+        right += suite.oracle({key: str(value) for key, value in cause.items()}, indices) == label
+    assert abs(right / n - ceiling) <= 3.5 * math.sqrt(ceiling * (1 - ceiling) / n)

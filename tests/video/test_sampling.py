@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tttvideo.video.sampling import Dense, Segments, Uniform, Window, parse_sampling
+from tttvideo.video.sampling import Dense, Last, Segments, Uniform, Window, parse_sampling
 
 CONSTANT = torch.arange(100, dtype=torch.float64) / 25  # 4 s at 25 frames/s
 MILLISECONDS = torch.round(torch.arange(90, dtype=torch.float64) * 1000 / 30) / 1000  # 30 frames/s as Matroska says it
@@ -9,7 +9,7 @@ MILLISECONDS = torch.round(torch.arange(90, dtype=torch.float64) * 1000 / 30) / 
 VARIABLE = torch.cat([torch.arange(20) / 10, 2 + torch.arange(100) / 50]).double()
 ALL_RULES = [
     Dense(), Dense(1), Dense(7.3), Dense(1000), Uniform(1), Uniform(16), Segments(8), Segments(1),
-    Window(1.5),
+    Window(1.5), Last(1), Last(30),
 ]  # fmt: skip
 ALL_TIMES = [CONSTANT, MILLISECONDS, VARIABLE, CONSTANT[:1], CONSTANT[:2], CONSTANT[:5]]
 
@@ -34,6 +34,14 @@ def test_dense_is_every_frame():
 @pytest.mark.parametrize("rate", [30, 45, 60, 240, 1e9])
 def test_fps_at_or_above_the_rate_gives_each_frame_once(rate):
     assert Dense(rate).indices(MILLISECONDS).tolist() == list(range(90))
+
+
+def test_last_is_the_end():
+    assert Last(3).indices(CONSTANT).tolist() == [97, 98, 99]
+    assert Last(300).indices(CONSTANT).tolist() == list(range(100))
+    assert parse_sampling("last=64") == Last(64)
+    with pytest.raises(ValueError, match="last must be above 0"):
+        parse_sampling("last=0")
 
 
 def test_fps_counts_seconds_not_frames():

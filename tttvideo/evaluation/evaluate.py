@@ -2,20 +2,29 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
+from tttvideo.evaluation.controls import applicable
 from tttvideo.evaluation.overlap import count_seen
+from tttvideo.evaluation.samples import collect
 from tttvideo.evaluation.scoring import score_videos
-from tttvideo.evaluation.settings import all_settings
-from tttvideo.evaluation.summary import Evaluation, summarise
-from tttvideo.model import from_pretrained
+from tttvideo.evaluation.settings import all_settings, parse_controls
+from tttvideo.evaluation.strata import choose_columns, read_columns
+from tttvideo.evaluation.streaming import compare_streaming
+from tttvideo.evaluation.summary import Evaluation, main_row, summarise
+from tttvideo.evaluation.views import Clips, Views, Whole
+from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.video.decode import open_video
 from tttvideo.video.index import Index, build_index, split_names
+from tttvideo.video.reader import VideoError
+from tttvideo.video.reading import within
 from tttvideo.video.sampling import Sampling, parse_sampling
 
 
@@ -27,6 +36,11 @@ def evaluate(
     root: str | Path | None = None,
     frames: Sequence[int | None] = (None,),
     samplings: Sequence[Sampling] = (),
+    views: Sequence[Views] = (Whole(),),
+    controls: Sequence[str] = (),
+    by: Sequence[str] | None = None,
+    check_streaming: int = 0,
+    samples: int = 0,
     batch_size: int = 8,
     segment: int | None = None,
     workers: int = 0,
@@ -45,6 +59,12 @@ def evaluate(
             as it was then; for others, the list's own folder.
         frames: cuts; each video is first cut to its first n frames. None: whole videos.
         samplings: rules applied after the cut; without any, the rule the model was trained with.
+        views: ways to divide videos; the probabilities of the views are averaged.
+        controls: what to take away from the model, each in a row of its own; "all" for those that apply.
+        by: columns of meta.csv or of the list that accuracy is reported against ("depth:8": in eight bins); None: those
+            that a generated suite names.
+        check_streaming: number of videos that are also read whole in one call, to compare.
+        samples: videos to be shown at length in the report, with the frames of wrong answers.
         batch_size: videos read side by side (per process).
         segment: frames of each video that are read, encoded and scored at a time; the state is carried on. Not
             for models that do not stream.
@@ -59,6 +79,8 @@ def evaluate(
     """
     from accelerate.utils import gather_object
 
+    if check_streaming < 0:
+        raise ValueError(f"--check-streaming must be a number of videos, got {check_streaming}")
     wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust)
@@ -71,7 +93,12 @@ def evaluate(
     split = split or default_split(data, root, source, read)
     index = read(split)
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
-    settings = all_settings(list(frames), samplings)
+    views = [_with_length(way, source, model) for way in views]
+    settings = all_settings(list(frames), samplings, views, parse_controls(controls, applicable(model)))
+    _long_enough(index, max((cut for cut in frames if cut), default=0))
+    suite = described_suite(Path(data), index)
+    rows = read_columns(Path(data), root, index) if by or suite else [{} for _ in index.videos]
+    columns = choose_columns(_strata(suite, rows) if by is None else by, rows)
 
     state = _processes(wanted)
     own: torch.device = state.device  # type: ignore[assignment]  # with the index of this very process
@@ -100,11 +127,78 @@ def evaluate(
         "selection": source.selection,
         "device": device_name(place),
         "processes": state.num_processes,
+        "clip_frames": source.provenance.get("clip_frames"),
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
-    suite = described_suite(Path(data), index)
-    return summarise(context, gathered, settings, index, model.labels, suite, model.multi_label, notes)
+    compared = index.videos[:check_streaming]
+    context["streaming"] = compare_streaming(model.to(place), compared) if compared else None
+    grid = model.encoder.grid[0] * model.encoder.grid[1]
+    evaluation = summarise(
+        context,
+        gathered,
+        settings,
+        index,
+        model.labels,
+        suite,
+        model.multi_label,
+        notes,
+        columns=columns,
+        rows_of=rows,
+        tokens_per_frame=grid / model.encoder.stride,
+    )
+    if not samples:
+        return evaluation
+    number = evaluation.metrics["results"].index(main_row(evaluation.metrics["results"]))
+    own = evaluation.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
+    shown, wrong = collect(model.to(place), index, own, settings[number], samples)
+    return evaluation._replace(samples=shown, failures_shown=wrong)
+
+
+def _with_length(views: Views, source: Checkpoint, model: VideoModel) -> Views:
+    """Clips without a length get that of a training clip. Raises ValueError where views cannot be made."""
+    if not isinstance(views, Clips):
+        return views
+    if views.places > 1 and model.preprocessing.fit != "crop":
+        raise ValueError(
+            f"--views {views} asks for several crops, but this model never crops (fit: {model.preprocessing.fit}); "
+            f"write clips={views.count}"
+        )
+    if views.frames is None:
+        if not (trained := source.provenance.get("clip_frames")):
+            raise ValueError(
+                f"--views {views} needs a length, as this checkpoint does not say how long its training clips were; "
+                f"write {views}:FRAMES"
+            )
+        views = replace(views, frames=trained)
+    return views
+
+
+def _long_enough(index: Index, frames: int) -> None:
+    """Raises ValueError if no video of the split has so many frames."""
+    longest, broken = 0, False
+    for video in index.videos if frames else ():
+        try:
+            with open_video(video.path) as reader:
+                longest = max(longest, len(within(reader, video.start, video.end)))
+        except (VideoError, OSError):
+            broken = True
+        if longest >= frames:
+            return
+    if frames and (longest or not broken):
+        raise ValueError(
+            f"--frames {frames} is longer than every video of split {index.split} (the longest has {longest} frames); "
+            "give at most that, or all"
+        )
+
+
+def _strata(suite: dict[str, Any] | None, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns that a generated suite names, as far as they are there."""
+    from tttvideo.video.synthetic import SUITES, ClassificationSuite
+
+    known = SUITES.get(suite.get("name", "")) if suite else None
+    named = known.strata if known and issubclass(known, ClassificationSuite) else ()
+    return [name for name in named if any(row.get(name) for row in rows)]
 
 
 def default_split(

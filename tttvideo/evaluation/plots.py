@@ -9,9 +9,11 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"
+LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": (0, (1, 3)), "shuffled": (0, (5, 2, 1, 2))}
+"""Controls are drawn in the colour of what they take something away from, with empty markers."""
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     # Imported where it is used: `import tttvideo` stays cheap. A Figure of its own needs no display and
     # leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,7 +27,7 @@ def _figure(width: float, height: float):
 def plot_accuracy(
     path: Path, results: Sequence[dict[str, Any]], *, metric: str, chance: float | None, title: str
 ) -> None:
-    """Accuracy against the number of frames, a line for each sampling rule.
+    """Accuracy against the number of frames, a line for each sampling rule, way to divide the videos, and control.
 
     `results` are rows of metrics.json; `metric` is "top1" or "map". Bars are one standard error of `metric`
     where the row gives it; a row's "ceiling" is drawn dashed in its rule's colour, chance as a dotted line.
@@ -33,17 +35,20 @@ def plot_accuracy(
     names: list[Any] = sorted({row["frames"] for row in results if row["frames"] != "all"})
     names += ["all"] if any(row["frames"] == "all" for row in results) else []
     place = {name: position for position, name in enumerate(names)}
-    rules = list(dict.fromkeys(row["sampling"] for row in results))
-    figure = _figure(6.4, 4.2)
+    rules = list(dict.fromkeys(way(row) for row in results))
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     legend = []
+    bases = list(dict.fromkeys(way(row | {"control": ""}) for row in results))
     for number, rule in enumerate(rules):
-        rows = [row for row in results if row["sampling"] == rule]
+        rows = [row for row in results if way(row) == rule]
+        control = rows[0].get("control") or ""
         rows.sort(key=lambda row: place[row["frames"]])
         # Lines of several rules are set slightly apart, so that equal figures hide neither.
         shift = 0.1 * (number - (len(rules) - 1) / 2)
         at = [place[row["frames"]] + shift for row in rows]
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        base = bases.index(way(rows[0] | {"control": ""}))
+        colour, marker = COLOURS[base % len(COLOURS)], MARKERS[base % len(MARKERS)]
         errors = [100 * (row.get(f"{metric}_se") or 0.0) for row in rows]
         shown = axes.errorbar(
             at,
@@ -51,10 +56,14 @@ def plot_accuracy(
             yerr=errors if any(errors) else None,
             color=colour,
             marker=marker,
+            markerfacecolor="white" if control else colour,
+            linestyle=LINES[control],
             capsize=3,
             zorder=3,
         )
         legend.append((shown, rule))
+        if control:  # its ceiling is that of the whole model
+            continue
         limits = [(x, 100 * row["ceiling"]) for x, row in zip(at, rows) if row.get("ceiling") is not None]
         if limits:
             xs, ys = map(list, zip(*limits))
@@ -69,16 +78,63 @@ def plot_accuracy(
     axes.set_ylim(0, 104)
     axes.set_xlabel("length of video: its first n frames (all: the whole video)")
     axes.set_ylabel("mean average precision (%)" if metric == "map" else "top-1 accuracy (%)")
-    axes.set_title(_plain(title), fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
+
+
+def way(row: dict[str, Any]) -> str:
+    """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
+    views = row.get("views", "whole")
+    return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
+
+
+def plot_strata(
+    path: Path, column: str, results: Sequence[dict[str, Any]], *, chance: float | None, title: str
+) -> None:
+    """Top-1 against a column of the data, a line for each row of metrics.json (without controls; the first seven)."""
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    legend = []
+    results = [row for row in results if not row["control"]][: len(COLOURS)]
+    names = [stratum["value"] for stratum in results[0]["by"][column]]
+    for number, row in enumerate(results):
+        found = row["by"][column]
+        at = [i + 0.06 * (number - (len(results) - 1) / 2) for i in range(len(found))]
+        shown = axes.errorbar(
+            at,
+            [100 * s["top1"] for s in found],
+            yerr=[100 * s["top1_se"] for s in found],
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            capsize=3,
+            zorder=3,
+        )
+        legend.append((shown, f"{row['frames']} frames, {way(row)}"))
+        if all(s["ceiling"] is not None for s in found):
+            (dashed,) = axes.plot(
+                at, [100 * s["ceiling"] for s in found], color=COLOURS[number], linestyle="--", linewidth=1.2, zorder=2
+            )
+            legend.append((dashed, "its ceiling"))
+    if chance is not None:
+        legend.append((axes.axhline(100 * chance, color=INK, linestyle=":", zorder=1), "chance"))
+    counts = [stratum["n"] for stratum in results[0]["by"][column]]
+    axes.set_xticks(range(len(names)), [f"{short(name)}\n(n={n})" for name, n in zip(names, counts)])
+    axes.set_ylim(0, 104)
+    axes.set_xlabel(f"{plain(column)} (column of the data)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(plain(title), fontsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*zip(*legend), loc="outside right center", frameon=False, fontsize=9)
+    save(figure, path)
 
 
 def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, space: str, title: str) -> None:
     """Mean squared error by horizon, a line for each method; the model's comes first."""
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for number, (name, values) in enumerate(errors.items()):
         axes.plot(
@@ -92,16 +148,16 @@ def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, space: st
     axes.set_xlabel("horizon: frames after the context")
     axes.set_ylabel(f"squared error of a frame (sum over its {'pixels in 0..1' if space == 'pixels' else 'features'})")
     axes.set_ylim(bottom=0)
-    axes.set_title(_plain(title), fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
     """Errors of revealed pixels by group (``revealed`` of metrics.json), bounds as horizontal lines."""
-    figure = _figure(6.8, 4.2)
+    figure = new_figure(6.8, 4.2)
     axes = figure.subplots()
     groups = range(len(revealed["values"]))
     for number, (name, values) in enumerate(revealed["mse"].items()):
@@ -120,11 +176,11 @@ def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
     axes.set_xlabel(revealed["by"])
     axes.set_ylabel("squared error of newly revealed pixels (mean, pixels in 0..1)")
     axes.set_ylim(bottom=0)
-    axes.set_title(_plain(title), fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
@@ -137,17 +193,17 @@ def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence
     failed = any(row[-1] for row in counts)
     cells = [list(row) if failed else list(row[:-1]) for row in counts]
     shares = [[100 * cell / max(sum(row), 1) for cell in row] for row in cells]
-    columns = [_short(label) for label in labels] + (["(failed)"] if failed else [])
+    columns = [short(label) for label in labels] + (["(failed)"] if failed else [])
     n = len(labels)
     side = max(3.6, 0.62 * n) if n <= 15 else max(9.3, 0.28 * n) if n <= 60 else 9
-    figure = _figure(side + 1.6, side + 0.6)
+    figure = new_figure(side + 1.6, side + 0.6)
     axes = figure.subplots()
     blues = LinearSegmentedColormap.from_list("white-blue", ["#FFFFFF", COLOURS[0], "#00304D"])
     image = axes.imshow(shares, vmin=0, vmax=100, cmap=blues, aspect="auto" if n > 60 else "equal")
     if n <= 60:
         size = 9 if n <= 25 else 7
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
-        axes.set_yticks(range(n), [_short(label) for label in labels], fontsize=size)
+        axes.set_yticks(range(n), [short(label) for label in labels], fontsize=size)
     if n <= 15:
         for y, row in enumerate(cells):
             for x, count in enumerate(row):
@@ -157,19 +213,19 @@ def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence
     numbers = " (number in the list of labels)" if n > 60 else ""
     axes.set_xlabel(f"predicted class{numbers}")
     axes.set_ylabel(f"true class{numbers}")
-    axes.set_title(_plain(title), fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the true class's videos (%)", shrink=0.8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     with warnings.catch_warnings():
         # Names in a script that the font lacks are boxes in the figure; metrics.json has them in full.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(path, dpi=150)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text with its dollars as such: matplotlib would read what stands between two of them as mathematics."""
     return text.replace("$", r"\$")
 
@@ -178,9 +234,9 @@ def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
     """A cut's name; that of whole videos with their mean length, where a row shows every frame."""
     if name != "all":
         return str(name)
-    dense = [row for row in results if row["frames"] == "all" and row["sampling"] == "dense"]
+    dense = [row for row in results if row["frames"] == "all" and way(row) == "dense"]
     return f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if dense else "all"
 
 
-def _short(label: str, limit: int = 22) -> str:
-    return _plain(label if len(label) <= limit else label[: limit - 1] + "…")
+def short(label: str, limit: int = 22) -> str:
+    return plain(label if len(label) <= limit else label[: limit - 1] + "…")

@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttvideo.evaluation.checkpoint import selection_sentence
-from tttvideo.evaluation.plots import plot_accuracy, plot_confusion
+from tttvideo.evaluation.html import render
+from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
+from tttvideo.evaluation.summary import main_row, same_length
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +25,8 @@ COLUMNS = (
         "end",
         "frames",
         "sampling",
+        "views",
+        "control",
         "label",
         "prediction",
         "correct",
@@ -34,15 +39,18 @@ COLUMNS = (
 
 
 def write_report(evaluation: "Evaluation", out: str | Path) -> None:
-    """Write metrics.json, predictions.csv, accuracy_vs_frames.png and (one label per video) confusion.png."""
+    """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png, (one label per video)
+    confusion.png, and report.html with all of it."""
     out = Path(out)
+    figures = {"accuracy_vs_frames.png": "Accuracy against the length of the video, with the ceiling dashed"}
     out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
     # The figures come last: whatever a plot may meet, the numbers are kept.
     with replacing(out / "metrics.json") as path:
         path.write_text(as_json(metrics), encoding="utf-8")
     with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        more = list(metrics["results"][0].get("by", {}))
+        writer = csv.DictWriter(file, fieldnames=[*COLUMNS, *more], lineterminator="\n")
         writer.writeheader()
         writer.writerows(evaluation.predictions)
     multi_label = metrics["multi_label"]
@@ -55,10 +63,16 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
             title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
             + ("mean average precision" if multi_label else "bars: one standard error"),
         )
+    for column in metrics["results"][0].get("by", {}):
+        name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
+        figures[name] = f"Accuracy by {column}"
+        with replacing(out / name) as path:
+            title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
+            rows = same_length(metrics["results"])
+            plot_strata(path, column, rows, chance=metrics["chance"], title=title)
+    row = main_row(metrics["results"])
     if not multi_label:
-        # The whole video is what most readers mean; otherwise the longest cut that was asked for.
-        rows = metrics["results"]
-        row = max(rows, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+        figures["confusion.png"] = "Confusion matrix: rows are true classes"
         with replacing(out / "confusion.png") as path:
             plot_confusion(
                 path,
@@ -67,6 +81,10 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
                 f"split {metrics['split']}, {row['frames']} frames, {row['sampling']}\n"
                 f"top-1 {row['top1']:.1%} of {row['n']} videos",
             )
+
+    with replacing(out / "report.html") as path:
+        pictures = {caption: (out / name).read_bytes() for name, caption in figures.items()}
+        path.write_text(render(evaluation, pictures, row), encoding="utf-8")
 
 
 def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
@@ -83,14 +101,14 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     )
     top_k = f"top-{min(5, len(metrics['labels']))}"
     for name in ("frames", "sampling", "top-1", top_k, "mean class"):
-        table.add_column(name, justify="left" if name == "sampling" else "right")
+        table.add_column(name, justify="left" if name == "sampling" else "right", overflow="fold")
     for name, shown in (("mAP", multi_label), ("ceiling", ceiling), ("videos", True), ("frames/s", True)):
         if shown:
             table.add_column(name, justify="right")
     for row in metrics["results"]:
         cells = [
             str(row["frames"]),
-            row["sampling"],
+            way(row),
             *(f"{row[k]:.3f}" for k in ("top1", "top5", "mean_class")),
         ]
         cells += [f"{row['map']:.3f}"] if multi_label else []
@@ -98,11 +116,17 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
         table.add_row(*cells, str(row["n"]), f"{row['frames_per_second']:,.0f}")
     console.print(table)
 
+    for column in metrics["results"][0].get("by", {}):
+        console.print(_strata_table(column, same_length(metrics["results"])))
+
     def say(text: str) -> None:
         console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"split: {metrics['split_rule']}")
     say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
+    if ceiling and metrics["ceilings_are"] != "exact":
+        say(f"ceiling: {metrics['ceilings_are']}")
+    say_streaming(metrics.get("streaming"), say)
     for note in metrics["notes"]:
         say(f"note: {note}")
     for warning in metrics["warnings"]:
@@ -111,6 +135,36 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
         say(f"{metrics['n_failed']} of {metrics['n_videos']} videos failed and count as wrong:")
         for failure in metrics["failures"]:
             say(f"  {failure['path']}{_span(failure)}: {failure['reason']}")
+
+
+def say_streaming(found: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    """What `--check-streaming` found."""
+    if found and found["videos"]:
+        say(
+            f"streaming: {found['same_class']} of {found['videos']} videos get the class of the whole clip when read "
+            f"{found['segment']} frames at a time; probabilities differ by at most "
+            f"{found['max_probability_difference']:.1e}; state {found['state_bytes_first']:,} bytes after the first "
+            f"segment, {found['state_bytes_last']:,} after the last"
+        )
+
+
+def _strata_table(column: str, results: list[dict[str, Any]]):
+    from rich.table import Table
+
+    table = Table(title=f"top-1 by {column}", title_justify="left")
+    table.add_column("frames", justify="right")
+    table.add_column("sampling", overflow="fold")
+    for stratum in results[0]["by"][column]:
+        table.add_column(f"{stratum['value']}\n(n={stratum['n']})", justify="right")
+    for row in results:
+        cells = [
+            f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
+            for s in row["by"][column]
+        ]
+        table.add_row(str(row["frames"]), way(row), *cells)
+    known = any(s["ceiling"] is not None for s in results[0]["by"][column])
+    table.caption = "in brackets: what the best observer reaches on these videos" if known else None
+    return table
 
 
 def _span(row: dict[str, Any]) -> str:

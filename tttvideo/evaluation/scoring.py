@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tttvideo.evaluation.controls import without
 from tttvideo.evaluation.settings import Setting, passes
+from tttvideo.evaluation.views import View, Whole, averaged, expand
 from tttvideo.model import VideoModel
 from tttvideo.video.index import Video
 from tttvideo.video.sampling import Sampling
@@ -22,7 +24,7 @@ class Score(NamedTuple):
     video: int  # position in the list given to score_videos
     setting: int
     logits: list[float] | None
-    frames: int  # frames the model saw
+    frames: int  # frames the model saw, in all views together
     failure: str  # why there are no logits; "" where there are
 
 
@@ -56,17 +58,19 @@ class _Pieces(IterableDataset):
 
     def __init__(
         self,
-        batches: list[list[Video]],
+        batches: list[list[View]],
         preprocessing: Preprocessing,
         segment: int,
         max_frames: int | None,
         sampling: Sampling,
+        shuffled: bool,
     ):
         self.batches = batches
         self.preprocessing = preprocessing
         self.segment = segment
         self.max_frames = max_frames
         self.sampling = sampling
+        self.shuffled = shuffled
 
     def __iter__(self) -> Iterator[_Piece]:
         worker = get_worker_info()
@@ -75,7 +79,7 @@ class _Pieces(IterableDataset):
             yield from self._read(batch)
 
     def _read(self, batch: int) -> Iterator[_Piece]:
-        videos = self.batches[batch]
+        videos = [view.source for view in self.batches[batch]]
         segments = read_segments(
             [video.path for video in videos],
             self.preprocessing,
@@ -83,6 +87,8 @@ class _Pieces(IterableDataset):
             max_frames=self.max_frames,
             sampling=self.sampling,
             spans=[(video.start, video.end) for video in videos],
+            crops=[view.crop for view in self.batches[batch]],
+            shuffled=self.shuffled,
             prefetch=False,  # the workers of the loader are what reads ahead
         )
         # Warnings raised in a worker would be lost: they travel with the frames. One segment is read ahead,
@@ -150,7 +156,7 @@ def score_videos(
     segment: int | None = None,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Scores:
     """Score every video in every setting.
 
@@ -170,44 +176,58 @@ def score_videos(
         raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    batches = [list(videos[start : start + batch_size]) for start in range(0, len(videos), batch_size)]
     scores: list[Score] = []
     costs: list[Pass] = []
     notes: dict[str, None] = {}  # ordered, without repetitions: later passes meet the same files
     for group in passes(settings, multiple, model.streams):
-        cuts = [settings[position].frames for position in group]
+        cut, rule, ways, control = settings[group[0]]
+        if ways == Whole():
+            views = [View(number, video) for number, video in enumerate(videos)]
+            cuts = [settings[position].frames for position in group]
+        else:  # what is divided is cut already
+            views, cuts = expand(videos, ways, cut), [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
-        pieces = _Pieces(batches, model.preprocessing, segment, longest, settings[group[0]].sampling)
+        batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
+        pieces = _Pieces(batches, model.preprocessing, segment, longest, rule, control == "shuffled")
         loader = DataLoader(
             pieces, batch_size=None, num_workers=min(workers, len(batches)), generator=torch.Generator()
         )
         begun, read = time.perf_counter(), 0
-        for batch, rows, messages in _run(model, loader, batches, cuts, torch.device(device)):
-            notes.update(dict.fromkeys(messages))
-            if rows is None:
-                continue
-            for row, position, logits, frames, failure in rows.results():
-                scores.append(
-                    Score(
-                        batch * batch_size + row,
-                        group[position],
-                        None if logits is None else logits.tolist(),
-                        frames,
-                        # the path stands beside it wherever it is shown
-                        failure.removeprefix(f"{batches[batch][row].path}: "),
-                    )
-                )
-            read += int(rows.seen.sum())
-            if progress is not None:
-                progress(len(batches[batch]) * len(group))
+        found: dict[tuple[int, int], list[Score]] = {}  # the views of each video and setting
+        with without(model, control):
+            for batch, rows, messages in _run(model, loader, batches, cuts, torch.device(device)):
+                notes.update(dict.fromkeys(messages))
+                if rows is None:
+                    continue
+                for row, place, logits, frames, failure in rows.results():
+                    view, position = batches[batch][row], group[place]
+                    # the path stands beside the reason wherever it is shown
+                    reason = failure.removeprefix(f"{view.source.path}: ")
+                    score = Score(view.video, position, None if logits is None else logits.tolist(), frames, reason)
+                    found.setdefault((view.video, position), []).append(score)
+                read += int(rows.seen.sum())
+                if progress is not None:
+                    progress(len(batches[batch]) * len(group) * len(videos) / len(views))
+        scores += [_joined(own, model.multi_label) for own in found.values()]
         costs.append(Pass(group, read, time.perf_counter() - begun))
     return Scores(scores, costs, list(notes))
+
+
+def _joined(views: list[Score], several: bool) -> Score:
+    """One score from those of a video's views; a video of which a view cannot be scored is a failure."""
+    if len(views) == 1:
+        return views[0]
+    failed = next((score for score in views if score.logits is None), None)
+    if failed is not None:
+        return failed
+    logits = averaged(torch.tensor([score.logits for score in views]), several)
+    return views[0]._replace(logits=logits.tolist(), frames=sum(score.frames for score in views))
 
 
 def _run(
     model: VideoModel,
     loader: DataLoader,
-    batches: list[list[Video]],
+    batches: list[list[View]],
     cuts: list[int | None],
     device: torch.device,
 ):

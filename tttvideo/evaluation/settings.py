@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tttvideo.evaluation.controls import CONTROLS
+from tttvideo.evaluation.views import Views, Whole, parse_views
 from tttvideo.video.sampling import Dense, Sampling, parse_sampling
 
 
 class Setting(NamedTuple):
-    """One row: first the video is cut to its first `frames` frames (None: all), then `sampling` picks."""
+    """One row: the video is cut to its first `frames` frames (None: all), divided into `views`, and `sampling` picks
+    from each of them; `control` is what was taken away from the model ("": nothing)."""
 
     frames: int | None
     sampling: Sampling
+    views: Views = Whole()
+    control: str = ""
 
     @property
     def frames_name(self) -> int | str:
@@ -18,11 +23,13 @@ class Setting(NamedTuple):
         return "all" if self.frames is None else self.frames
 
     def __str__(self) -> str:
-        return f"{self.frames_name} frames, {self.sampling}"
+        more = [str(self.views)] * (self.views != Whole()) + [self.control] * bool(self.control)
+        return ", ".join([f"{self.frames_name} frames", str(self.sampling), *more])
 
 
-def parse_frames(text: str) -> list[int | None]:
-    """Read "16,64,256,all" as numbers of frames, None for all; ValueError names the part that is neither."""
+def parse_frames(text: str, trained: int | None = None) -> list[int | None]:
+    """Read "16,64,2x,all" as numbers of frames, None for all, 2x for twice the length `trained` of a training clip.
+    ValueError names the part that is none of these."""
     cuts: list[int | None] = []
     for part in text.split(","):
         word = part.strip()
@@ -30,8 +37,18 @@ def parse_frames(text: str) -> list[int | None]:
             cut = None
         elif word.isdecimal() and int(word) > 0:
             cut = int(word)
+        elif word.endswith("x") and word[:-1].isdecimal() and int(word[:-1]) > 0:
+            if not trained:
+                raise ValueError(
+                    f"--frames {word} counts in lengths of training clips, and this checkpoint does not say how long "
+                    "those were; give numbers of frames"
+                )
+            cut = int(word[:-1]) * trained
         else:
-            raise ValueError(f"--frames takes positive numbers and 'all', with commas, e.g. 16,64,all; got {word!r}")
+            raise ValueError(
+                "--frames takes positive numbers and 'all', with commas, e.g. 16,64,all, and 2x for twice the length "
+                f"of a training clip; got {word!r}"
+            )
         if cut not in cuts:
             cuts.append(cut)
     return cuts
@@ -48,9 +65,30 @@ def parse_samplings(texts: Sequence[str]) -> list[Sampling]:
     return rules
 
 
-def all_settings(cuts: Sequence[int | None], rules: Sequence[Sampling]) -> list[Setting]:
-    """Every combination, one row each: all cuts of the first rule, then of the second, and so on."""
-    return [Setting(cut, rule) for rule in rules for cut in cuts]
+def parse_all_views(texts: Sequence[str]) -> list[Views]:
+    """Read rules that divide videos, several per string allowed ("whole,spans=60")."""
+    return list(dict.fromkeys(parse_views(part.strip()) for text in texts for part in text.split(",")))
+
+
+def parse_controls(texts: Sequence[str], possible: Sequence[str]) -> list[str]:
+    """Read names of controls, several per string allowed; "all" stands for those `possible`."""
+    names = [part.strip() for text in texts for part in text.split(",")]
+    for name in names:
+        if name not in (*CONTROLS, "all"):
+            raise ValueError(f"there is no control {name!r}; there are: {', '.join(CONTROLS)} (and all)")
+    return list(possible) if "all" in names else list(dict.fromkeys(names))
+
+
+def all_settings(
+    cuts: Sequence[int | None],
+    rules: Sequence[Sampling],
+    views: Sequence[Views] = (Whole(),),
+    controls: Sequence[str] = (),
+) -> list[Setting]:
+    """Every combination of cut, rule and way to divide the videos, one row each: all cuts of the first rule, then of
+    the second, and so on. Controls have rows for all cuts with the first rule and the first way."""
+    plain = [Setting(cut, rule, way) for way in views for rule in rules for cut in cuts]
+    return plain + [Setting(cut, rules[0], views[0], control) for control in controls for cut in cuts]
 
 
 def passes(settings: Sequence[Setting], frame_multiple: int, streams: bool = True) -> list[list[int]]:
@@ -62,7 +100,8 @@ def passes(settings: Sequence[Setting], frame_multiple: int, streams: bool = Tru
     pass each. A model that does not stream has seen the end of the video at every time step: a pass each, too.
     """
     shared, alone = [], []
-    for position, (cut, rule) in enumerate(settings):
-        exact = streams and rule == Dense() and (cut is None or cut % frame_multiple == 0)
+    for position, (cut, rule, views, control) in enumerate(settings):
+        plain = rule == Dense() and views == Whole() and not control
+        exact = streams and plain and (cut is None or cut % frame_multiple == 0)
         (shared if exact else alone).append(position)
     return [group for group in (shared, *([position] for position in alone)) if group]

@@ -1,22 +1,39 @@
 """From what the model said of every video to the rows of metrics.json and predictions.csv."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from tttvideo.evaluation.samples import Sample
 from tttvideo.evaluation.scoring import Score, Scores
 from tttvideo.evaluation.settings import Setting
+from tttvideo.evaluation.strata import Column, Stratum, strata
+from tttvideo.evaluation.views import Whole
 from tttvideo.tasks.accuracy import confusion_matrix, multi_label, single_label
 from tttvideo.video.index import Index, Video
 
 
 class Evaluation(NamedTuple):
-    """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv."""
+    """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv; `samples` and
+    `failures_shown` (wrong answers) are pictures for the report."""
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]
+    samples: Sequence[Sample] = ()
+    failures_shown: Sequence[Sample] = ()
+
+
+def main_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row that most readers mean: nothing taken away, the whole video, else the longest cut that was asked for."""
+    plain = [row for row in rows if not row["control"]]
+    return max(plain, key=lambda r: (r["frames"] == "all", r["frames"] if r["frames"] != "all" else 0))
+
+
+def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows cut as the main one is: what strata are shown of."""
+    return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
 
 
 def summarise(
@@ -28,8 +45,12 @@ def summarise(
     suite: dict[str, Any] | None,
     several: bool,
     remarks: Sequence[str] = (),
+    columns: Sequence[Column] = (),
+    rows_of: Sequence[Mapping[str, str]] = (),
+    tokens_per_frame: float = 1.0,
 ) -> Evaluation:
-    """All figures of an evaluation; `remarks` come first among its notes."""
+    """All figures of an evaluation; `remarks` come first among its notes. `columns` are what accuracy is reported
+    against, `rows_of` what meta.csv says of each video, for the oracle of a generated set."""
     n_videos, n_classes = len(index.videos), len(labels)
     by_setting: list[list[Score | None]] = [[None] * n_videos for _ in settings]
     for scores in gathered:
@@ -39,7 +60,8 @@ def summarise(
     truth = _truth(index, n_classes, several)
     if several and not truth.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
-    results, predictions, failures, notes = [], [], {}, list(remarks)
+    results, predictions, failures = [], [], {}
+    groups = {column.name: strata(column) for column in columns}
     for number, (setting, row) in enumerate(zip(settings, by_setting)):
         row = [score for score in row if score is not None]
         assert len(row) == n_videos, "a video was not counted"
@@ -61,17 +83,23 @@ def summarise(
             "n_failed": int((~scored).sum()),
             "mean_frames_used": sum(seen) / len(seen) if seen else 0.0,
             "per_class": dict(zip(labels, figures.per_class)),
+            "views": str(setting.views),
+            "control": setting.control,
+            "mean_tokens_used": tokens_per_frame * sum(seen) / len(seen) if seen else 0.0,
         }
+        if groups:
+            hits = [_hit(score, truth, several) for score in row]
+            best = _oracle_hits(suite, setting, rows_of)
+            result["by"] = {name: [_stratum(s, hits, best) for s in found] for name, found in groups.items()}
         if several:
             result["map"] = figures.map
         else:
             result["confusion"] = confusion_matrix(logits, truth, scored).tolist()
         results.append(result)
-        predictions += [_prediction(index, setting, score, truth[score.video], labels, several) for score in row]
+        for score in row:
+            known = {column.name: column.values[score.video] for column in columns}
+            predictions.append(_prediction(index, setting, score, truth[score.video], labels, several) | known)
         failures |= {score.video: score.failure for score in row if score.failure}
-        dense = str(setting.sampling) == "dense"
-        if dense and setting.frames is not None and seen and max(seen) < setting.frames:
-            notes.append(f"no video has {setting.frames} frames (the longest has {max(seen)}): whole videos were used")
     metrics = {
         "checkpoint": context.pop("checkpoint"),
         "data": context.pop("data"),
@@ -81,13 +109,14 @@ def summarise(
         # Of guessing a class at random; for several labels also the mean average precision of random scores.
         "chance": float(truth.float().mean()) if several else 1 / n_classes,
         "results": results,
+        "ceilings_are": None if suite is None else suite.get("ceilings_are", "exact"),
         "labels": labels,
         "multi_label": several,
         "split_rule": index.rule,
         **context,
         "failures": [{**where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
         "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
-        "notes": list(dict.fromkeys(notes)),
+        "notes": list(dict.fromkeys(remarks)),
         "versions": versions(),
     }
     return Evaluation(metrics, predictions)
@@ -108,6 +137,8 @@ def _prediction(
         **where(video),
         "frames": setting.frames_name,
         "sampling": str(setting.sampling),
+        "views": str(setting.views),
+        "control": setting.control,
         "label": ";".join(labels[i] for i in right),
         "correct": 0,
         "frames_used": score.frames,
@@ -142,8 +173,9 @@ def _truth(index: Index, n_classes: int, several: bool) -> torch.Tensor:
 
 
 def _ceiling(suite: dict[str, Any] | None, setting: Setting) -> float | None:
-    """The best top-1 that can be reached by a model that sees no more than this setting shows."""
-    if suite is None:
+    """The best top-1 that can be reached by a model that sees no more than this setting shows; None also for videos
+    in views, whose answers are averaged."""
+    if suite is None or setting.views != Whole():
         return None
     from tttvideo.video.synthetic import SuiteError, ceiling_for
 
@@ -151,6 +183,46 @@ def _ceiling(suite: dict[str, Any] | None, setting: Setting) -> float | None:
         return ceiling_for(suite, str(setting.sampling), setting.frames)
     except SuiteError:  # a suite of another version: its videos are good, its ceilings are not known here
         return None
+
+
+def _hit(score: Score, truth: torch.Tensor, several: bool) -> bool:
+    """Whether the first class is (one of) the video's."""
+    if score.logits is None:
+        return False
+    first = max(range(len(score.logits)), key=score.logits.__getitem__)
+    return bool(truth[score.video, first]) if several else first == int(truth[score.video])
+
+
+def _oracle_hits(
+    suite: dict[str, Any] | None, setting: Setting, rows: Sequence[Mapping[str, str]]
+) -> list[bool] | None:
+    """Whether the best observer of these frames, who reads meta.csv, is right about each of these very videos."""
+    if suite is None or setting.views != Whole() or not all(rows):
+        return None
+    from tttvideo.video.synthetic import ClassificationSuite, SuiteError, suite_from
+
+    try:
+        made = suite_from(suite)
+        if not isinstance(made, ClassificationSuite):
+            return None
+        indices = made.sampled(str(setting.sampling), setting.frames)
+        return [made.oracle(row, indices) == row["label"] for row in rows]
+    except (SuiteError, KeyError):  # a suite of another version
+        return None
+
+
+def _stratum(stratum: Stratum, hits: list[bool], best: list[bool] | None) -> dict[str, Any]:
+    n = len(stratum.videos)
+    top1 = sum(hits[i] for i in stratum.videos) / n
+    ceiling = None if best is None else sum(best[i] for i in stratum.videos) / n
+    return {
+        "value": stratum.name,
+        "centre": stratum.centre,
+        "n": n,
+        "top1": top1,
+        "top1_se": (top1 * (1 - top1) / n) ** 0.5,
+        "ceiling": ceiling,
+    }
 
 
 def _throughput(gathered: list[Scores], setting: int) -> float:

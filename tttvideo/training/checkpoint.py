@@ -83,6 +83,7 @@ class Checkpoints:
         rule: how the best is chosen.
         trained_on: marks of the training videos (`training_marks`); evaluation knows them again by these.
         frame_rate: at which those were read, in Hz, where that is known.
+        clip_frames: frames of a usual training clip; evaluation counts lengths in it.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Checkpoints:
         rule: Rule,
         trained_on: str | None = None,
         frame_rate: float | None = None,
+        clip_frames: int | None = None,
     ):
         self.folder = folder
         self.keep = keep
         self.rule = rule
         self.trained_on = trained_on
         self.frame_rate = frame_rate
+        self.clip_frames = clip_frames
 
     def last(self) -> Path | None:
         """The latest complete checkpoint."""
@@ -169,6 +172,7 @@ class Checkpoints:
                 "split_rule": self.rule.split_rule,
                 "trained_on": self.trained_on,
                 "frame_rate": self.frame_rate,
+                "clip_frames": self.clip_frames,
             }
             save_model(temporary, provenance)
             write_atomically(temporary / "progress.json", json.dumps(asdict(progress), indent=2))

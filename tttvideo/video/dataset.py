@@ -37,7 +37,7 @@ class DataConfig:
             comparable.
         size: height and width of the frames, in pixels.
         fit: crop, pad or stretch frames of another shape.
-        sampling: which frames are used: dense, fps=R, uniform=N, segments=N or window=SECONDS.
+        sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
         max_frames: train on a random window of at most this many consecutive (sampled) frames; null: whole
             videos.
         batch_size: videos per process and step.

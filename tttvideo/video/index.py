@@ -86,6 +86,12 @@ def build_index(
         raise DataError(f"{several.where} has several labels but the model gives one; use a multi-label model")
     names = list(labels) if labels is not None else _class_names(source, rows, chosen, split, multi_label)
     numbers = {name: i for i, name in enumerate(names)}
+    here = {name for row in chosen for name in row.labels or ()}
+    if len(here) > 1 and here.isdisjoint(numbers):
+        raise DataError(
+            f"{source} and the model have no class in common: the data have {_some(sorted(here))}, the model knows "
+            f"{_some(names)}"
+        )
     if len(numbers) < len(names):
         raise DataError("the given class names contain the same name twice")
     return Index([_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule)
@@ -172,6 +178,10 @@ def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tupl
     if not found:
         raise DataError(f"{row.where} has no label; write path,label")
     return found[0]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _video(row: Row, label: int | tuple[int, ...] | None) -> Video:

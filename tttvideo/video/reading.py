@@ -38,6 +38,16 @@ def usual_rate(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5
     return known[len(known) // 2] if known else None
 
 
+def usual_length(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5) -> int | None:
+    """The median number of frames that the sampling rule leaves of ``most`` of the videos, evenly spaced in the list;
+    None if it is unknown."""
+    rule, lengths = parse_sampling(preprocessing.sampling), []
+    for path in paths[:: max(1, len(paths) // most)][:most]:
+        with suppress(VideoError, OSError), open_video(path) as reader:
+            lengths.append(len(rule.indices(reader.times - reader.times[0], None)))
+    return sorted(lengths)[len(lengths) // 2] if lengths else None
+
+
 def within(reader: Reader, start: float | None, end: float | None) -> Tensor:
     """int64 indices of the frames shown in [start, end) seconds. Raises VideoError if there are none."""
     times = reader.times

@@ -130,11 +130,27 @@ class Window(Sampling):
         return torch.arange(first, max(stop, first + 1))  # at least a frame, however short the window
 
 
-_RULES = "dense, fps=<frames per second>, uniform=<frames>, segments=<frames>, window=<seconds>"
+@dataclass(frozen=True)
+class Last(Sampling):
+    """The last n frames (all, if there are fewer): truncation, as by a sliding window of memory."""
+
+    n: int
+
+    def __post_init__(self):
+        _require_positive("last", self.n)
+
+    def __str__(self) -> str:
+        return f"last={self.n}"
+
+    def indices(self, times: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.arange(max(0, len(times) - self.n), len(times))
+
+
+_RULES = "dense, fps=<frames per second>, uniform=<frames>, segments=<frames>, window=<seconds>, last=<frames>"
 
 
 def parse_sampling(text: str) -> Sampling:
-    """ "dense", "fps=1", "uniform=16", "segments=8" or "window=2.5" -> the rule. ValueError for anything
+    """ "dense", "fps=1", "uniform=16", "segments=8", "window=2.5" or "last=64" -> the rule. ValueError for anything
     else.
     """
     rules = [part for part in re.split(r"[,;+\s]+", str(text).strip()) if part]
@@ -154,6 +170,8 @@ def parse_sampling(text: str) -> Sampling:
                 return Segments(_whole(name, value))
             case "window", _:
                 return Window(_number(name, value))
+            case "last", _:
+                return Last(_whole(name, value))
     except ValueError as error:
         raise ValueError(f"{text!r} is not a sampling rule ({error}); give exactly one of: {_RULES}") from error
     raise ValueError(f"{text!r} is not a sampling rule; give exactly one of: {_RULES}")

@@ -35,6 +35,8 @@ def read_segments(
     max_frames: int | None = None,
     sampling: Sampling | None = None,
     spans: Sequence[tuple[float | None, float | None]] | None = None,
+    crops: Sequence[float] | None = None,
+    shuffled: bool = False,
     prefetch: bool = True,
 ) -> Iterator[Segment]:
     """Reads B videos in lockstep, `segment` frames at a time, until all have ended; at least one Segment
@@ -47,14 +49,18 @@ def read_segments(
     Args:
         sampling: by default the preprocessing's rule.
         spans: per video (start, end) in seconds; None: from the beginning, to the end.
+        crops: per video, as in ``Preprocessing.apply``; by default the centre.
+        shuffled: give the frames of each video in a random order, always the same one; holds whole videos.
         prefetch: False: decode when asked, in the calling thread.
     """
     if segment < 1 or (max_frames is not None and max_frames < 1):
         raise ValueError(f"segment ({segment}) and max_frames ({max_frames}) must be at least 1")
     rule = sampling if sampling is not None else parse_sampling(preprocessing.sampling)
     spans = spans or [(None, None)] * len(paths)
+    crops = crops or [0.5] * len(paths)
     rows = [
-        _row(path, preprocessing, segment, max_frames, rule, *span) for path, span in zip(paths, spans, strict=True)
+        _row(path, preprocessing, segment, max_frames, rule, *span, crop, shuffled)
+        for path, span, crop in zip(paths, spans, crops, strict=True)
     ]
     segments = _lockstep(rows, preprocessing.size)
     return _ahead(segments) if prefetch else segments
@@ -68,16 +74,22 @@ def _row(
     rule: Sampling,
     start: float | None,
     end: float | None,
+    crop: float,
+    shuffled: bool,
 ) -> Iterator[Tensor]:
     """Pieces uint8 [<=segment, 3, H, W] of one video. Raises VideoError or OSError when it cannot be read."""
     with open_sized(path, preprocessing) as reader:
         inside = within(reader, start, end)[:max_frames]
         times = reader.times[inside]
         wanted = inside[rule.indices(times - times[0], None)]
+        if shuffled:
+            whole = preprocessing.apply(reader.read(wanted), crop)
+            yield from whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))].split(segment)
+            return
         held: list[Tensor] = []
         count = 0
         for frames in reader.stream(wanted, batch=min(segment, 64)):
-            held.append(preprocessing.apply(frames))
+            held.append(preprocessing.apply(frames, crop))
             count += len(frames)
             if count >= segment:  # once at most, as no more than a segment comes at a time
                 whole = torch.cat(held)

@@ -33,7 +33,7 @@ class Preprocessing:
         size: height and width of the frames, in pixels.
         fit: how a frame of another shape comes to `size`: `crop` its centre (edges are lost), `pad` it with
             black, or `stretch` it.
-        sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N or window=SECONDS.
+        sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
     """
 
     size: tuple[int, int] = (64, 64)
@@ -53,14 +53,18 @@ class Preprocessing:
         the video's own shape; `margin` times larger in both directions leaves room for random crops."""
         return self._fitted(info.height, info.width, *(round(n * margin) for n in self.size))
 
-    def apply(self, frames: Tensor) -> Tensor:
+    def apply(self, frames: Tensor, crop: float = 0.5) -> Tensor:
         """uint8 [F, 3, h, w] of any size -> uint8 [F, 3, H, W]; every frame by itself, so pieces of a clip
-        may be treated one after the other."""
+        may be treated one after the other. `crop` is where `fit: crop` cuts: 0 at the top or left, 0.5 the centre, 1 at
+        the bottom or right."""
         height, width = self.size
         h, w = frames.shape[-2:]
         frames = _resize(frames, *self._fitted(h, w, height, width))
-        if self.fit == "crop":
+        if self.fit == "crop" and crop == 0.5:
             return F.center_crop(frames, [height, width])
+        if self.fit == "crop":
+            top, left = (round(crop * (have - want)) for have, want in zip(frames.shape[-2:], self.size, strict=True))
+            return F.crop(frames, top, left, height, width)
         top, left = (height - frames.shape[-2]) // 2, (width - frames.shape[-1]) // 2
         bottom, right = height - frames.shape[-2] - top, width - frames.shape[-1] - left
         return F.pad(frames, [left, top, right, bottom])

@@ -7,6 +7,7 @@ import difflib
 from typing import Any
 
 from tttvideo.video.synthetic.classification import ClassificationSuite
+from tttvideo.video.synthetic.count_events import CountEvents
 from tttvideo.video.synthetic.flash_order import FlashOrder
 from tttvideo.video.synthetic.flash_recall import FlashRecall
 from tttvideo.video.synthetic.moving_digits import MovingDigits
@@ -14,12 +15,14 @@ from tttvideo.video.synthetic.moving_shapes import MovingShapes
 from tttvideo.video.synthetic.occlusion import Occlusion
 from tttvideo.video.synthetic.prediction import PredictionSuite
 from tttvideo.video.synthetic.revisit import Revisit
+from tttvideo.video.synthetic.shell_game import ShellGame
 from tttvideo.video.synthetic.suite import Suite, SuiteError
 from tttvideo.video.synthetic.writing import Made, make
 
 __all__ = [
     "SUITES",
     "ClassificationSuite",
+    "CountEvents",
     "FlashOrder",
     "FlashRecall",
     "Made",
@@ -28,6 +31,7 @@ __all__ = [
     "Occlusion",
     "PredictionSuite",
     "Revisit",
+    "ShellGame",
     "Suite",
     "SuiteError",
     "ceiling_for",
@@ -37,7 +41,8 @@ __all__ = [
 ]
 
 SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (FlashOrder, FlashRecall, MovingShapes, MovingDigits, Occlusion, Revisit)
+    suite.name: suite
+    for suite in (FlashOrder, FlashRecall, ShellGame, CountEvents, MovingShapes, MovingDigits, Occlusion, Revisit)
 }
 
 

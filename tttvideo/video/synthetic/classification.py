@@ -16,7 +16,9 @@ class ClassificationSuite(Suite):
     Labels are balanced: each block of as many videos as there are classes holds every class once, in random order.
     """
 
-    samplings: ClassVar[tuple[str, ...]] = ("dense", "fps=1", "uniform=16", "uniform=8", "segments=8")
+    samplings: ClassVar[tuple[str, ...]] = ("dense", "fps=1", "uniform=16", "uniform=8", "segments=8", "last=16")
+    ceilings_are: ClassVar[str] = "exact"  # or how they were measured
+    strata: ClassVar[tuple[str, ...]] = ()  # columns of meta.csv that accuracy is worth reporting against
 
     @property
     def chance(self) -> float:
@@ -30,8 +32,8 @@ class ClassificationSuite(Suite):
 
     @abstractmethod
     def ceiling(self, indices: Sequence[int]) -> float:
-        """Exact accuracy of the best possible observer who sees the frames `indices` (increasing) and no
-        others."""
+        """Accuracy of the best possible observer who sees the frames `indices` (increasing) and no others: exact, or
+        what `ceilings_are` says."""
 
     @abstractmethod
     def oracle(self, row: Mapping[str, str], indices: Sequence[int]) -> str:
@@ -46,6 +48,7 @@ class ClassificationSuite(Suite):
         return {
             "classes": list(self.classes),
             "chance": self.chance,
+            "ceilings_are": self.ceilings_are,
             "ceilings": [{"sampling": s, "top1": self.ceiling_under(s)} for s in self.samplings],
         }
 

@@ -56,7 +56,7 @@ class FlashRecall(ClassificationSuite):
     """Key -> value flashes among moving grey shapes, then one key alone; the class is its value.
 
     Args:
-        pairs: key -> value flashes in a video
+        pairs: key -> value flashes in a video; several numbers, "1,4,16", are shared evenly by the videos
         keys: number of different keys that occur in the set
         duration: frames that a flash lasts
         query: frames at the end that show the queried key
@@ -65,7 +65,7 @@ class FlashRecall(ClassificationSuite):
     """
 
     frames: int = 96
-    pairs: int = 4
+    pairs: int | str = 4
     keys: int = 16
     duration: int = 2
     query: int = 32
@@ -73,26 +73,32 @@ class FlashRecall(ClassificationSuite):
     distractors: int = 4
 
     name: ClassVar[str] = "flash-recall"
+    strata: ClassVar[tuple[str, ...]] = ("pairs", "depth")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        try:
+            counts = sorted({int(part) for part in str(self.pairs).split(",")})
+        except ValueError:
+            raise SuiteError(f"pairs={self.pairs!r}: give a number, or several with commas, e.g. 1,4,16.") from None
+        object.__setattr__(self, "pairs", counts[0] if len(counts) == 1 else ",".join(map(str, counts)))
         if self.duration < 1 or self.query < 1:
             raise SuiteError(
                 f"duration={self.duration}, query={self.query}: a flash and the query last at least one frame each."
             )
         if not 1 <= self.keys <= len(KEYS):
             raise SuiteError(f"keys={self.keys}: there are between 1 and {len(KEYS)} different keys.")
-        if not 1 <= self.pairs <= self.keys:
+        if not 1 <= min(self.counts) <= max(self.counts) <= self.keys:
             raise SuiteError(
                 f"pairs={self.pairs}: a video shows at least one pair, and no key twice (keys={self.keys})."
             )
         if self.gap < 0 or self.distractors < 0:
             raise SuiteError(f"gap={self.gap}, distractors={self.distractors}: neither can be negative.")
-        need = self.pairs * self.duration + self.gap + self.query
+        need = max(self.counts) * self.duration + self.gap + self.query
         if self.frames < need:
             raise SuiteError(
-                f"frames={self.frames}: {self.pairs} flashes of {self.duration} frames, a gap of {self.gap} and a "
-                f"query of {self.query} need at least {need} frames."
+                f"frames={self.frames}: {max(self.counts)} flashes of {self.duration} frames, a gap of {self.gap} and "
+                f"a query of {self.query} need at least {need} frames."
             )
         if self.size % 4:
             raise SuiteError(f"size={self.size}: a key has 4 x 4 cells, so the size must divide by 4.")
@@ -107,34 +113,49 @@ class FlashRecall(ClassificationSuite):
         return self.frames - self.query - self.gap
 
     @property
-    def slots(self) -> int:
+    def counts(self) -> list[int]:
+        """Numbers of pairs that a video of this set can have."""
+        return [int(part) for part in str(self.pairs).split(",")]
+
+    def slots(self, pairs: int) -> int:
         """Different numbers out of so many stand for exactly one admissible set of onsets: the flashes as one
         frame each."""
-        return self.room - self.pairs * (self.duration - 1)
+        return self.room - pairs * (self.duration - 1)
+
+    def pairs_of(self, split: str, index: int) -> int:
+        """How many pairs a video has: equally many videos of each label have each number, up to one."""
+        block, place = divmod(index // len(self.classes), len(self.counts))
+        # One order for each label, so that number and label are independent.
+        label = self.classes.index(self.balanced_label(split, index))
+        order = self.rng(f"count of pairs {label}", split, block).permutation(len(self.counts))
+        return self.counts[order[place]]
 
     def plan(self, split: str, index: int) -> Plan:
         label = self.balanced_label(split, index)
         rng = self.rng("pairs", split, index)
-        places = sorted(rng.choice(self.slots, self.pairs, replace=False).tolist())
+        pairs = self.pairs_of(split, index)
+        places = sorted(rng.choice(self.slots(pairs), pairs, replace=False).tolist())
         onsets = [place + i * (self.duration - 1) for i, place in enumerate(places)]
-        keys = rng.choice(self.keys, self.pairs, replace=False).tolist()
-        values = [self.classes[i] for i in rng.integers(0, len(COLOURS), self.pairs).tolist()]
-        needle = int(rng.integers(self.pairs))
+        keys = rng.choice(self.keys, pairs, replace=False).tolist()
+        values = [self.classes[i] for i in rng.integers(0, len(COLOURS), pairs).tolist()]
+        needle = int(rng.integers(pairs))
         values[needle] = label
         cause: dict[str, int | str] = {
-            "pairs": self.pairs,
+            "pairs": pairs,
             "duration": self.duration,
             "needle": needle + 1,
             "depth": self.frames - self.query - onsets[needle] - self.duration,
         }
         for i, (key, value, onset) in enumerate(zip(keys, values, onsets, strict=True), 1):
             cause |= {f"key_{i}": key, f"value_{i}": value, f"onset_{i}": onset}
+        for i in range(pairs + 1, max(self.counts) + 1):  # every row of meta.csv has the same columns
+            cause |= {f"key_{i}": "", f"value_{i}": "", f"onset_{i}": ""}
         return Plan(label, cause)
 
     def draw(self, plan: Plan, rng: np.random.Generator) -> np.ndarray:
         video = grey_scene(rng, self.frames, self.size, self.distractors)
         cause = plan.cause
-        for i in range(1, self.pairs + 1):
+        for i in range(1, int(cause["pairs"]) + 1):
             onset = int(cause[f"onset_{i}"])
             video[onset : onset + self.duration] = self.flash(int(cause[f"key_{i}"]), COLOURS[str(cause[f"value_{i}"])])
         video[self.frames - self.query :] = self.flash(int(cause[f"key_{cause['needle']}"]), WHITE)
@@ -152,40 +173,46 @@ class FlashRecall(ClassificationSuite):
     # the commonest of the m values seen, right if the needle is one of those (expected commonest count / pairs), and
     # in one of eight cases if it is none of the m.
 
+    # In a set with several numbers of pairs the number is no secret once the query has been seen; before, it is taken
+    # to be known too, which makes no difference to the answer.
+
     def ceiling(self, indices: Sequence[int]) -> float:
+        return sum(self._ceiling(indices, pairs) for pairs in self.counts) / len(self.counts)
+
+    def _ceiling(self, indices: Sequence[int], pairs: int) -> float:
         seen_at = self.seen_at(indices)
-        placements = comb(self.slots, self.pairs)
+        placements = comb(self.slots(pairs), pairs)
         if self.query_seen(indices):
-            needles = placements * self.pairs
-            seen = sum(self.needles_at(onset) for onset in np.flatnonzero(seen_at).tolist())
+            needles = placements * pairs
+            seen = sum(self.needles_at(onset, pairs) for onset in np.flatnonzero(seen_at).tolist())
             return float(Fraction(seen, needles) + Fraction(needles - seen, 8 * needles))
         right = Fraction(0)
-        for m, count in enumerate(self.placements_by_seen(seen_at)):
-            expected = commonest(m, len(COLOURS)) + Fraction(self.pairs - m, len(COLOURS))
-            right += count * expected / self.pairs
+        for m, count in enumerate(self.placements_by_seen(seen_at, pairs)):
+            expected = commonest(m, len(COLOURS)) + Fraction(pairs - m, len(COLOURS))
+            right += count * expected / pairs
         return float(right / placements)
 
-    def needles_at(self, onset: int) -> int:
+    def needles_at(self, onset: int, pairs: int) -> int:
         """In how many of all (placement, which flash is the needle) the needle starts at frame `onset`."""
         found = 0
-        for earlier in range(self.pairs):
+        for earlier in range(pairs):
             place = onset - earlier * (self.duration - 1)
             if place >= earlier:
-                found += comb(place, earlier) * comb(max(self.slots - 1 - place, 0), self.pairs - 1 - earlier)
+                found += comb(place, earlier) * comb(max(self.slots(pairs) - 1 - place, 0), pairs - 1 - earlier)
         return found
 
-    def placements_by_seen(self, seen_at: np.ndarray) -> list[int]:
+    def placements_by_seen(self, seen_at: np.ndarray, pairs: int) -> list[int]:
         """Number of placements of all flashes in which m of them are seen, for m = 0 ... pairs."""
         # ways[t][k][m]: k flashes, m of them seen, in the frames before t
-        ways = np.zeros((self.room + 1, self.pairs + 1, self.pairs + 1), dtype=object)
+        ways = np.zeros((self.room + 1, pairs + 1, pairs + 1), dtype=object)
         ways[0, 0, 0] = 1
         for t in range(1, self.room + 1):
             ways[t] = ways[t - 1]
             onset = t - self.duration
             if onset >= 0:
                 m = int(seen_at[onset])
-                ways[t, 1:, m:] += ways[onset, :-1, : self.pairs + 1 - m]
-        return ways[self.room, self.pairs].tolist()
+                ways[t, 1:, m:] += ways[onset, :-1, : pairs + 1 - m]
+        return ways[self.room, pairs].tolist()
 
     def seen_at(self, indices: Sequence[int]) -> np.ndarray:
         """For every possible onset, whether a flash that starts there is seen: bool [room - duration + 1]."""
@@ -198,7 +225,8 @@ class FlashRecall(ClassificationSuite):
 
     def oracle(self, row: Mapping[str, str], indices: Sequence[int]) -> str:
         seen_at = self.seen_at(indices)
-        values = {i: row[f"value_{i}"] for i in range(1, self.pairs + 1) if seen_at[int(row[f"onset_{i}"])]}
+        numbers = range(1, int(row["pairs"]) + 1)
+        values = {i: row[f"value_{i}"] for i in numbers if seen_at[int(row[f"onset_{i}"])]}
         if self.query_seen(indices):
             return values.get(int(row["needle"]), self.classes[0])
         shown = list(values.values())

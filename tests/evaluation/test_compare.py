@@ -1,0 +1,157 @@
+"""Runs side by side: the figures are those of the evaluations, intervals cover, mistakes are one sentence."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.evaluation.small import small_model, small_run, small_set
+from tttvideo.cli import main
+from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, write_report
+from tttvideo.evaluation.comparison import _Builder, compare_runs
+from tttvideo.evaluation.named import parse_named
+from tttvideo.mixers import LSTM
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Two models, two data sets, and a third folder that is another seed of the first model."""
+    base = tmp_path_factory.mktemp("compare")
+    sets = {frames: small_set(base / f"set{frames}", count=12, frames=frames) for frames in (10, 20)}
+    models = {"ttt": small_model(), "lstm": small_model(mixer=LSTM())}
+    for name, model in models.items():
+        run = small_run(base / name, model)
+        for frames, data in sets.items():
+            long = frames == 20
+            found = evaluate(
+                run,
+                data,
+                frames=parse_frames("8,all" if long else "all"),
+                samplings=parse_samplings(["dense", "uniform=4", "last=4"] if long else ["dense"]),
+                controls=["all"] if long else [],
+                by=["first_colour"] if long else None,
+            )
+            write_report(found, base / "eval" / name / str(frames))
+    other = base / "eval" / "ttt-seed1"
+    shutil.copytree(base / "eval" / "ttt", other)
+    file = other / "20" / "predictions.csv"
+    rows = list(csv.DictReader(file.open(newline="")))
+    for row in rows:
+        row["correct"] = "1"
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return base / "eval"
+
+
+def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["compare", str(evaluated / "ttt"), f"LSTM={evaluated / 'lstm'}", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((out / "compare.json").read_text())
+    names = ["length", "frames, set20", "sampling, set20", "tokens, set20", "by first_colour, set20", "controls, set20"]
+    assert list(found["protocols"]) == names
+    metrics = {
+        name: json.loads((evaluated / name / "20" / "metrics.json").read_text())["results"] for name in ("ttt", "lstm")
+    }
+
+    def top1(name, **wanted):
+        wanted = {"frames": "all", "sampling": "dense", "control": ""} | wanted
+        (row,) = [row for row in metrics[name] if all(row[key] == value for key, value in wanted.items())]
+        return row
+
+    frames = found["protocols"]["frames, set20"]
+    assert frames["x"] == [8.0, 20.0]
+    assert frames["ceiling"] == [top1("ttt", frames=8)["ceiling"], 1.0]
+    assert set(frames["series"]) == {
+        *("ttt", "ttt, inner-rate-0", "ttt, reset", "ttt, shuffled", "LSTM", "LSTM, reset", "LSTM, shuffled")
+    }
+    for series, name, control in (("ttt", "ttt", ""), ("LSTM, reset", "lstm", "reset")):
+        line = frames["series"][series]
+        expected = [top1(name, frames=n, control=control)["top1"] for n in (8, "all")]
+        assert line["mean"] == pytest.approx(expected)
+        assert all(low <= mean <= high for low, mean, high in zip(line["low"], line["mean"], line["high"]))
+        assert line["n"] == [12, 12]
+    assert found["protocols"]["length"]["x"] == [10.0, 20.0]
+    assert found["protocols"]["sampling, set20"]["x"] == ["dense", "uniform=4", "last=4"]
+    tokens = found["protocols"]["tokens, set20"]
+    assert (tokens["x"], tokens["point_names"]) == ([16, 16, 80], ["last=4", "uniform=4", "dense"])
+    assert tokens["series"]["ttt"]["mean"][2] == pytest.approx(top1("ttt")["top1"])
+    strata = found["protocols"]["by first_colour, set20"]
+    assert strata["x"] == ["blue", "green", "red"]
+    assert strata["series"]["LSTM"]["mean"] == pytest.approx([s["top1"] for s in top1("lstm")["by"]["first_colour"]])
+    controls = found["protocols"]["controls, set20"]
+    assert controls["x"] == ["nothing", "inner-rate-0", "reset", "shuffled"]
+    assert controls["series"]["LSTM"]["mean"][1] is None
+    for name in ("length", "frames_set20", "tokens_set20", "by_first_colour_set20", "controls_set20"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "| ceiling |" in (out / "compare.md").read_text()
+    assert "set20: which frames" in shown
+
+
+def test_seeds_are_averaged_and_resampled(evaluated):
+    one = compare_runs(parse_named([f"TTT={evaluated / 'ttt'}"]))
+    two = compare_runs(parse_named([f"TTT={evaluated / 'ttt'},{evaluated / 'ttt-seed1'}"]))
+    lines = [found["protocols"]["frames, set20"]["series"]["TTT"] for found in (one, two)]
+    assert [line["seeds"] for line in lines] == [1, 2]
+    assert lines[1]["mean"] == pytest.approx([(mean + 1) / 2 for mean in lines[0]["mean"]])
+    assert lines[1]["high"][1] == 1.0  # both drawn seeds the perfect one
+    assert lines[1]["low"][1] < lines[1]["mean"][1] - 0.2  # or both the other
+    assert one == compare_runs(parse_named([f"TTT={evaluated / 'ttt'}"]))  # seeded
+
+
+def test_intervals_cover_the_truth():
+    """Of 200 samples of 60 videos with known accuracy, about 95 % of the intervals hold it."""
+    rng = np.random.default_rng(0)
+    builder = _Builder({}, rng, 400)
+    held = 0
+    for _ in range(200):
+        hits = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(60) < 0.7)}
+        mean, low, high, n = builder._interval([hits])
+        assert n == 60
+        assert mean == pytest.approx(sum(hits.values()) / 60)
+        held += low <= 0.7 <= high
+    assert 178 <= held <= 200
+
+
+def test_names():
+    with pytest.raises(ValueError, match="there is no folder nowhere"):
+        parse_named(["a=nowhere"])
+    assert [run.name for run in parse_named(["tests/evaluation", "tests/video", "x=tests/ttt"])] == [
+        "evaluation",
+        "video",
+        "x",
+    ]
+    assert [run.name for run in parse_named(["tests/video", "tttvideo/video"])] == ["tests/video", "tttvideo/video"]
+    with pytest.raises(ValueError, match="two runs are called 'a'"):
+        parse_named(["a=tests", "a=tttvideo"])
+    with pytest.raises(ValueError, match="names no run"):
+        parse_named(["a="])
+
+
+def test_mistakes_are_one_sentence(evaluated, tmp_path, capsys):
+    def error(*words):
+        assert main(["compare", *map(str, words)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.count("\n") == 1
+        return shown
+
+    out = ["--out", tmp_path / "out"]
+    (tmp_path / "empty").mkdir()
+    assert "holds no evaluation of a classifier" in error(tmp_path / "empty", *out)
+    assert "there is no folder" in error(tmp_path / "missing", *out)
+    assert "--resamples must be at least 1" in error(evaluated / "ttt", *out, "--resamples", 0)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(evaluated / "ttt" / "10", damaged)
+    (damaged / "predictions.csv").write_text("")
+    assert "nothing in common" not in error(damaged, *out)
+    (damaged / "metrics.json").write_text("{")
+    assert "metrics.json is damaged" in error(damaged, *out)
+    alone = tmp_path / "alone"
+    shutil.copytree(evaluated / "ttt" / "10", alone)
+    assert "vary nothing" in error(alone, *out)
+    shutil.copytree(evaluated / "ttt" / "10", alone / "again")
+    assert "holds two evaluations of" in error(alone, *out)

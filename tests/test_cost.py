@@ -1,0 +1,34 @@
+"""The benchmark of cost: every layer has every figure, states are what they should be, and it is drawn."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import cost
+
+
+def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
+    files = [tmp_path / "cost.json", tmp_path / "cost.png"]
+    words = ["cost", "--frames", "4,8", "--rounds", "1", "--json", str(files[0]), "--figure", str(files[1])]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(cost, "keep_memory", lambda: False)  # it would stay so for the other tests of this process
+    cost.main()
+    rows = json.loads(files[0].read_text())["rows"]
+    assert len(rows) == 2 * len(cost.NAMES)
+    by_mixer = {name: [row for row in rows if row["mixer"] == name] for name in cost.NAMES}
+    for name, (short, long) in by_mixer.items():
+        assert all(row[key] > 0 for row in (short, long) for key in (*cost.PANELS, "step_flops")), name
+        grows = name in ("attention", "attention_window")  # both still fill their caches
+        assert (long["state_bytes"] > short["state_bytes"]) == grows, name
+        if not grows:  # linear in length: the same per frame
+            assert long["prefill_flops_per_frame"] == pytest.approx(short["prefill_flops_per_frame"], rel=0.01), name
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+    assert "TTT-MLP" in capsys.readouterr().out
+
+
+def test_a_prefill_that_would_take_too_long_is_skipped():
+    layers = {"lstm": cost.MIXERS["lstm"].build(cost.DIM)}
+    before = [{"mixer": "lstm", "frames": 4, "prefill_seconds_per_frame": 1.0}]
+    (row,) = cost.measure(layers, 8, 1, cost.torch.device("cpu"), 10.0, before)
+    assert "skipped" in row  # 4 s, growing to 16 s at worst

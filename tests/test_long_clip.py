@@ -1,0 +1,71 @@
+"""The study of long clips: a row has every measurement, and is tabled and drawn."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import design, long_clip, small
+
+STUDY = small.read_study(long_clip.STUDY)
+SMALL = STUDY | {
+    "rows": "unused",
+    "lengths": [1, 2],
+    "samplings": ["fps=10", "last=6"],
+    "base": STUDY["base"] | {"data": {"batch_size": 4}},
+    "tasks": {
+        "flash-recall": {
+            "suite": "flash-recall",
+            "parameters": {"frames": 12, "query": 4, "pairs": "1,2"},
+            "steps": 2,
+            "val": 16,
+            "by": "pairs",
+        }
+    },
+    "variants": {
+        "TTT-MLP": {"controls": True},
+        "sparse": {"sampling": "fps=10", "settings": {"model.backbone.mixer": "LSTM"}},
+    },
+}
+
+
+def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
+    found = [long_clip.train_row(SMALL, "flash-recall", variant, 0) for variant in SMALL["variants"]]
+    rows = {row["variant"]: row for row in json.loads(json.dumps(found))}
+    measured = rows["TTT-MLP"]["measured"]
+    assert [(m["frames"], m["sampling"], m.get("control")) for m in measured] == [
+        (12, "dense", None),
+        (24, "dense", None),
+        (12, "fps=10", None),
+        (12, "last=6", None),
+        *((12, "dense", control) for control in ("inner-rate-0", "reset", "shuffled")),
+    ]
+    assert [m["frames_read"] for m in measured[:4]] == [12, 24, 4, 6]
+    assert [m["tokens_read"] for m in measured[:4]] == [48, 96, 16, 24]
+    assert set(measured[0]["by"]) == {"1", "2"}
+    assert sum(measured[0]["by"].values()) / 2 == pytest.approx(measured[0]["top1"], abs=1e-3)  # as many of each
+    assert measured[0]["ceiling"] == 1.0 > measured[2]["ceiling"]
+    assert [(m["frames"], m["frames_read"]) for m in rows["sparse"]["measured"]] == [(12, 4), (24, 8)]
+    text = long_clip.table(SMALL, list(rows.values()), tmp_path)
+    assert "| variant | 12 frames | 24 frames |" in text
+    assert "| variant | pairs 1, 12 frames | pairs 2, 12 frames | pairs 1, 24 frames | pairs 2, 24 frames |" in text
+    assert "| ceiling | 1.000 | 1.000 |" in text
+    assert (tmp_path / "long-clip-flash-recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_long_clips_are_read_as_a_stream():
+    suite = design.suite_of(SMALL, "flash-recall", 0)
+    model = design.build(design.settings(SMALL, "flash-recall", "TTT-MLP"), suite).double().eval()
+    frames = torch.randint(0, 256, (2, 150, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(long_clip._logits(model, frames), model(frames)[0].logits.float())
+
+
+def test_every_variant_of_the_study_can_be_built_at_equal_parameters():
+    counts = {
+        variant: small.count(
+            design.build(design.plan(STUDY, "flash-recall", variant), design.suite_of(STUDY, "flash-recall", 0))
+        )
+        for variant in STUDY["variants"]
+    }
+    assert counts == pytest.approx(dict.fromkeys(counts, counts["TTT-MLP"]), rel=0.002)

@@ -1,0 +1,84 @@
+"""The commands that put several runs side by side: `tttvideo compare` and `tttvideo position`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tttvideo.options import Parser, UsageError, add_data, add_device, make_folder
+
+
+def compare(argv: Sequence[str]) -> int:
+    """put evaluations of several runs side by side: a table and a figure for each protocol, with intervals"""
+    parser = Parser(
+        prog="tttvideo compare",
+        description="Read what `tttvideo evaluate` (and `tttvideo position`) left in the folders, and write "
+        "compare.json, tables (compare.md) and a figure for each protocol: accuracy against length, sampling, tokens, "
+        "views, strata and controls. Intervals are bootstrapped over videos, and over seeds where a run has several.",
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="folder with a metrics.json in it or below it (evaluations on several data sets: in one folder each), or "
+        "NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model",
+    )
+    parser.add_argument("--out", required=True, help="folder for the results")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap samples")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    args = parser.read(argv)
+    if args.resamples < 1:
+        raise UsageError(f"--resamples must be at least 1, got {args.resamples}")
+
+    from tttvideo.evaluation.comparison import compare_runs
+    from tttvideo.evaluation.comparison_report import print_comparison, write_comparison
+    from tttvideo.evaluation.named import parse_named
+
+    runs = parse_named(args.runs)
+    make_folder(Path(args.out))
+    found = compare_runs(runs, resamples=args.resamples, seed=args.seed)
+    print_comparison(found)
+    files = write_comparison(found, Path(args.out))
+    print(f"written to {args.out}: {', '.join(files)}")
+    return 0
+
+
+def position(argv: Sequence[str]) -> int:
+    """loss against the number of frames read, for one checkpoint or several"""
+    parser = Parser(
+        prog="tttvideo position",
+        description="Loss after each frame: of the class, had the video ended there, or of the next frame. Writes "
+        "position.json and position.png, a line for each checkpoint.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder, checkpoint or export, or NAME=FOLDER")
+    add_data(parser)
+    parser.add_argument("--frames", type=int, default=None, help="only the first frames of each video (default: all)")
+    parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side")
+    parser.add_argument("--segment", type=int, default=None, help="frames held at a time (default: about 64)")
+    parser.add_argument("--out", required=True, help="folder for the results")
+    add_device(parser)
+    args = parser.read(argv)
+
+    from tttvideo.evaluation.comparison_report import write_positions
+    from tttvideo.evaluation.named import parse_named
+    from tttvideo.evaluation.position import compare_positions
+
+    runs = parse_named(args.runs)
+    make_folder(Path(args.out))
+    found = compare_positions(
+        runs,
+        args.data,
+        split=args.split,
+        root=args.root,
+        frames=args.frames,
+        batch_size=args.batch_size,
+        segment=args.segment,
+        device=args.device,
+        trust=args.trust,
+    )
+    write_positions(found, Path(args.out))
+    for name, curve in found["series"].items():
+        first, last = curve["frames"][0], curve["frames"][-1]
+        print(f"{name}: {curve['loss'][0]:.4g} after {first:g} frames, {curve['loss'][-1]:.4g} after {last:g}")
+    for failure in found["failures"]:
+        print(f"not read: {failure['path']}: {failure['reason']}")
+    print(f"written to {args.out}: position.json and position.png")
+    return 0

@@ -1,0 +1,302 @@
+"""Several evaluations side by side: for each protocol that they share, what varies, every run's accuracy with an
+interval, and the ceiling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tttvideo.evaluation.measured import Cell, Measured, Video, data_names, notes_of, read_run
+from tttvideo.evaluation.named import Named
+from tttvideo.evaluation.strata import Column, strata
+
+
+def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """The content of compare.json.
+
+    Raises:
+        ValueError: for a folder without an evaluation, damaged files, or evaluations that vary nothing.
+    """
+    names = data_names([folder for run in runs for folder in run.folders])
+    measured = {run.name: [read_run(folder, names) for folder in run.folders] for run in runs}
+    notes = notes_of(measured)
+    builder = _Builder(measured, np.random.default_rng(seed), resamples)
+    protocols: dict[str, Any] = {}
+    sets = list(dict.fromkeys(cell.data for seeds in measured.values() for one in seeds for cell in one.rows))
+    if len(sets) > 1:
+        protocols |= builder.length(sets)
+    for data in sets:
+        suffix = f", {data}" if len(sets) > 1 else ""
+        for name, protocol in builder.of_one_set(data).items():
+            protocols[name + suffix] = protocol
+    protocols |= _positions(measured)
+    if not protocols:
+        raise ValueError(
+            "these evaluations vary nothing; give tttvideo evaluate several --frames, --sampling or --views, "
+            "--controls, or a column for --by"
+        )
+    return {
+        "runs": {
+            run.name: {
+                "folders": [str(folder) for folder in run.folders],
+                "checkpoints": [about["checkpoint"] for one in measured[run.name] for about in one.about],
+                "weights_sha256": [about["weights_sha256"] for one in measured[run.name] for about in one.about],
+            }
+            for run in runs
+        },
+        "interval": f"95 % percentiles of {resamples} bootstrap samples of the videos (and of the seeds, where a run "
+        "has several)",
+        "protocols": protocols,
+        "notes": notes,
+    }
+
+
+# --- protocols ------------------------------------------------------------------------------------
+
+
+class _Builder:
+    def __init__(self, measured: dict[str, list[Measured]], rng: np.random.Generator, resamples: int):
+        self.measured, self.rng, self.resamples = measured, rng, resamples
+        self.controls = list(
+            dict.fromkeys(cell.control for seeds in measured.values() for one in seeds for cell in one.rows)
+        )
+
+    def length(self, sets: list[str]) -> dict[str, Any]:
+        """Whole videos of several data sets, in order of their length."""
+        frames = {data: self._mean(Cell(data, "all", "dense", "whole", ""), "mean_frames_used") for data in sets}
+        known = sorted((x, data) for data, x in frames.items() if x is not None)
+        if len(known) < 2:
+            return {}
+        cells = [Cell(data, "all", "dense", "whole", "") for _, data in known]
+        title = "Accuracy against length: whole videos, every frame"
+        return self._protocol("length", title, "frames of a video", [x for x, _ in known], cells, trained=True)
+
+    def of_one_set(self, data: str) -> dict[str, Any]:
+        """Everything that was varied on one data set."""
+        cells = [cell for cell in self._cells() if cell.data == data and not cell.control]
+        found: dict[str, Any] = {}
+
+        def vary(name: str, field: str, label: str, title: str, fixed: dict[str, str], **how: Any) -> None:
+            mine = [cell for cell in cells if all(getattr(cell, key) == value for key, value in fixed.items())]
+            values = list(dict.fromkeys(getattr(cell, field) for cell in mine))
+            if field == "frames":
+                mine.sort(key=lambda cell: self._frames(cell))
+                xs: list[Any] = [self._frames(cell) for cell in mine]
+            else:
+                xs = values
+            if len(values) > 1:
+                found.update(self._protocol(name, title, label, xs, mine, **how))
+
+        vary(
+            "frames",
+            "frames",
+            "frames of a video: its first n",
+            f"{data}: accuracy against the number of frames, every frame of them",
+            {"sampling": "dense", "views": "whole"},
+            trained=True,
+        )
+        vary("sampling", "sampling", "sampling rule", f"{data}: which frames", {"frames": "all", "views": "whole"})
+        vary("views", "views", "how a video is divided", f"{data}: views", {"frames": "all", "sampling": "dense"})
+        found |= self._tokens(data, cells)
+        whole = Cell(data, "all", "dense", "whole", "")
+        if whole in cells:
+            found |= self._strata(whole)
+        if whole in cells and any(self._rows(whole._replace(control=name)) for name in self.controls if name):
+            found |= self._control(whole)
+        return found
+
+    def _tokens(self, data: str, cells: list[Cell]) -> dict[str, Any]:
+        """Accuracy against what the model had to read: rules and models meet at equal tokens, or frames, per video."""
+        mine = [cell for cell in cells if cell.frames == "all" and cell.views == "whole"]
+        points = {
+            (self._mean(cell, "mean_tokens_used", run), self._mean(cell, "mean_frames_used", run), cell)
+            for run in self.measured
+            for cell in mine
+            if self._rows(cell, run)
+        }
+        if len({cell for _, _, cell in points}) < 2:
+            return {}
+        ordered = sorted(points, key=lambda point: (point[0], point[2].sampling))
+        series = {
+            run: self._line(
+                run,
+                "",
+                [cell if self._mean(cell, "mean_tokens_used", run) == tokens else None for tokens, _, cell in ordered],
+            )
+            for run in self.measured
+        }
+        return {
+            "tokens": {
+                "title": f"{data}: accuracy against what is read of a video",
+                "x_label": "tokens per video",
+                "x": [tokens for tokens, _, _ in ordered],
+                "x_names": [f"{tokens:g}: {cell.sampling}, {frames:g} frames" for tokens, frames, cell in ordered],
+                "point_names": [cell.sampling for _, _, cell in ordered],
+                "numeric": True,
+                "joined": False,
+                "series": series,
+                "ceiling": [self._mean(cell, "ceiling") for _, _, cell in ordered],
+                "chance": self._chance(data),
+            }
+        }
+
+    def _strata(self, whole: Cell) -> dict[str, Any]:
+        found = {}
+        names = dict.fromkeys(
+            name for seeds in self.measured.values() for one in seeds for name in one.columns[whole.data]
+        )
+        for name in names:
+            values: dict[Video, str] = {}
+            bins = 0
+            for seeds in self.measured.values():
+                for one in seeds:
+                    values |= one.columns[whole.data].get(name, {})
+                    bins = max(bins, len(one.rows[whole].get("by", {}).get(name, [])) if whole in one.rows else 0)
+            videos = list(values)
+            groups = strata(Column(name, [values[video] for video in videos], bins))
+            if len(groups) < 2:
+                continue
+            lines = {}
+            for run, seeds in self.measured.items():
+                chosen = [{videos[i] for i in group.videos} for group in groups]
+                parts = [self._interval([self._correct(one, whole, own) for one in seeds]) for own in chosen]
+                lines[run] = self._series(run, "", parts)
+            stated = [row["by"].get(name, []) for row in self._rows(whole) if "by" in row]
+            tops = next(({s["value"]: s["ceiling"] for s in own} for own in stated if own), {})
+            ceiling = [tops.get(g.name) for g in groups]
+            found[f"by {name}"] = {
+                "title": f"{whole.data}: accuracy by {name}, whole videos, every frame",
+                "x_label": f"{name} (column of the data)",
+                "x": [g.name for g in groups],
+                "numeric": False,
+                "joined": all(g.centre is not None for g in groups),
+                "series": lines,
+                "ceiling": ceiling,
+                "chance": self._chance(whole.data),
+            }
+        return found
+
+    def _control(self, whole: Cell) -> dict[str, Any]:
+        names = [name for name in self.controls if name]
+        cells = [whole, *(whole._replace(control=name) for name in names)]
+        series = {run: self._line(run, "", cells) for run in self.measured}
+        return {
+            "controls": {
+                "title": f"{whole.data}: what is left with one thing taken away",
+                "x_label": "taken away",
+                "x": ["nothing", *names],
+                "numeric": False,
+                "joined": False,
+                "series": series,
+                "ceiling": [self._mean(whole, "ceiling"), *(None for _ in names)],
+                "chance": self._chance(whole.data),
+            }
+        }
+
+    def _protocol(
+        self, name: str, title: str, label: str, xs: list[Any], cells: list[Cell], *, trained: bool = False
+    ) -> dict[str, Any]:
+        lines = self._lines(*cells) if trained else [(run, "") for run in self.measured]  # controls: against length
+        series = {
+            _title(run, control): self._line(run, control, [cell._replace(control=control) for cell in cells])
+            for run, control in lines
+        }
+        ceiling = [self._mean(cell, "ceiling") for cell in cells]
+        numeric = all(isinstance(x, float | int) for x in xs)
+        lengths = {about.get("clip_frames") for seeds in self.measured.values() for one in seeds for about in one.about}
+        return {
+            name: {
+                "title": title,
+                "x_label": label,
+                "x": xs,
+                "numeric": numeric,
+                "joined": numeric,
+                "series": series,
+                "ceiling": ceiling,
+                "chance": self._chance(cells[0].data),
+            }
+            | ({"trained": sorted(filter(None, lengths))} if trained and len(lengths) == 1 else {})
+        }
+
+    def _lines(self, *cells: Cell) -> list[tuple[str, str]]:
+        """Runs and controls that have at least one of the cells."""
+        return [
+            (run, control)
+            for run, seeds in self.measured.items()
+            for control in self.controls
+            if any(cell._replace(control=control) in one.correct for one in seeds for cell in cells)
+        ]
+
+    def _line(self, run: str, control: str, cells: Sequence[Cell | None]) -> dict[str, Any]:
+        parts = [
+            None if cell is None else self._interval([self._correct(one, cell, None) for one in self.measured[run]])
+            for cell in cells
+        ]
+        return self._series(run, control, parts)
+
+    def _series(
+        self, run: str, control: str, parts: Sequence[tuple[float, float, float, int] | None]
+    ) -> dict[str, Any]:
+        columns = zip(*((None,) * 4 if part is None else part for part in parts))
+        found = dict(zip(("mean", "low", "high", "n"), map(list, columns)))
+        return {"run": run, "control": control, "seeds": len(self.measured[run])} | found
+
+    @staticmethod
+    def _correct(one: Measured, cell: Cell, videos: set[Video] | None) -> dict[Video, bool]:
+        found = one.correct.get(cell, {})
+        return found if videos is None else {video: hit for video, hit in found.items() if video in videos}
+
+    def _interval(self, seeds: list[dict[Video, bool]]) -> tuple[float, float, float, int] | None:
+        """Mean, low, high and number of videos; None where there is nothing."""
+        seeds = [seed for seed in seeds if seed]
+        if not seeds:
+            return None
+        shared = sorted(set.intersection(*(set(seed) for seed in seeds)))
+        if not shared:
+            return None
+        hits = np.array([[seed[video] for video in shared] for seed in seeds], dtype=np.float64)
+        weights = self.rng.multinomial(len(shared), [1 / len(shared)] * len(shared), self.resamples) / len(shared)
+        means = weights @ hits.T  # [resamples, seeds]
+        if len(seeds) > 1:
+            drawn = self.rng.integers(len(seeds), size=(self.resamples, len(seeds)))
+            means = np.take_along_axis(means, drawn, axis=1)
+        low, high = np.percentile(means.mean(1), [2.5, 97.5])
+        return float(hits.mean()), float(low), float(high), len(shared)
+
+    def _cells(self) -> list[Cell]:
+        return list(dict.fromkeys(cell for seeds in self.measured.values() for one in seeds for cell in one.rows))
+
+    def _rows(self, cell: Cell, run: str | None = None) -> list[dict[str, Any]]:
+        runs = self.measured.values() if run is None else [self.measured[run]]
+        return [one.rows[cell] for seeds in runs for one in seeds if cell in one.rows]
+
+    def _mean(self, cell: Cell | None, key: str, run: str | None = None) -> float | None:
+        rows = [] if cell is None else self._rows(cell, run)
+        return rows[0].get(key) if rows else None
+
+    def _frames(self, cell: Cell) -> float:
+        return self._mean(cell, "mean_frames_used") or 0.0 if cell.frames == "all" else float(cell.frames)
+
+    def _chance(self, data: str) -> float | None:
+        for seeds in self.measured.values():
+            for one in seeds:
+                if data in one.columns:
+                    return one.about[list(one.columns).index(data)]["chance"]
+        return None
+
+
+def _title(run: str, control: str) -> str:
+    return f"{run}, {control}" if control else run
+
+
+def _positions(measured: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Loss by position, from files with a single curve each."""
+    curves: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    for name, seeds in measured.items():
+        for one in seeds:
+            for found in one.positions:
+                if len(found["series"]) == 1 and name not in curves:
+                    curves[name] = next(iter(found["series"].values()))
+                    about = {key: found[key] for key in ("task", "unit")}
+    return {"position": about | {"title": "Loss by position", "series": curves}} if curves else {}

@@ -1,0 +1,96 @@
+"""Accuracy against what is known of each video: the depth of a needle, the number of pairs, any column of its list."""
+
+import csv
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tttvideo.video.index import Index
+
+BINS = 4
+"""Bins of a column with many numbers, each with about as many videos."""
+VALUES = 8
+"""A column with no more different numbers than this has a stratum for each of them."""
+
+
+class Column(NamedTuple):
+    """One column that accuracy is reported against."""
+
+    name: str
+    values: list[str]  # of each video; "" where there is none
+    bins: int
+
+
+class Stratum(NamedTuple):
+    """Videos with similar values in a column."""
+
+    name: str  # "4", or "0-15" (both included)
+    centre: float | None  # mean of the values, where they are numbers
+    videos: list[int]
+
+
+def read_columns(data: Path, root: str | Path | None, index: Index) -> list[Mapping[str, str]]:
+    """The row of every video in `meta.csv` of a generated folder, or in the list itself; {} where there is none."""
+    file = data / "meta.csv" if data.is_dir() else data
+    if not file.is_file():
+        return [{} for _ in index.videos]
+    base = file.parent if root is None or data.is_dir() else Path(root)
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or "path" not in rows[0]:
+        return [{} for _ in index.videos]
+    known = {_key(os.path.join(base, row["path"] or ""), row.get("start"), row.get("end")): row for row in rows}
+    return [known.get(_key(video.path, video.start, video.end), {}) for video in index.videos]
+
+
+def _key(path: str, start: Any, end: Any) -> tuple[str, float | None, float | None]:
+    span = (None if value in (None, "") else float(value) for value in (start, end))
+    return os.path.realpath(path), *span  # type: ignore[return-value]
+
+
+def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[Column]:
+    """Columns as asked for, "depth" or "depth:8" for eight bins. Raises ValueError with those that there are."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("path", "label", "split", "index")))
+    columns = []
+    for text in wanted:
+        match = re.fullmatch(r"(.+?)(?::([1-9]\d*))?", text)
+        name, bins = (match[1], int(match[2] or BINS)) if match else (text, BINS)
+        if name not in names:
+            there = (
+                f"there are: {', '.join(names[:12])}" if names else "a list or a meta.csv with such a column is needed"
+            )
+            raise ValueError(f"--by {text}: the data have no column {name!r}; {there}")
+        columns.append(Column(name, [row.get(name) or "" for row in rows], bins))
+    return columns
+
+
+def strata(column: Column) -> list[Stratum]:
+    """Videos by value, in order: each number or word by itself, or bins of equal size where there are many numbers.
+    Videos without a value are in none. Raises ValueError for many different words."""
+    present = [(number, value) for number, value in enumerate(column.values) if value != ""]
+    try:
+        numbers = {i: float(value) for i, value in present}
+    except ValueError:
+        words = sorted({value for _, value in present})
+        if len(words) > 3 * VALUES:
+            raise ValueError(
+                f"--by {column.name}: {len(words)} different words are no strata; take another column"
+            ) from None
+        return [Stratum(word, None, [i for i, value in present if value == word]) for word in words]
+    distinct = sorted(set(numbers.values()))
+    if len(distinct) <= max(VALUES, column.bins):
+        groups = [[value] for value in distinct]
+    else:  # equal values stay together
+        ranked = sorted(numbers.values())
+        edges = [ranked[math.ceil(len(ranked) * k / column.bins) - 1] for k in range(1, column.bins + 1)]
+        lows = [-math.inf, *edges[:-1]]
+        groups = [[v for v in distinct if low < v <= high] for low, high in zip(lows, edges)]
+    found = []
+    for group in filter(None, groups):
+        videos = [i for i, value in numbers.items() if group[0] <= value <= group[-1]]
+        name = f"{group[0]:g}" if len(group) == 1 else f"{group[0]:g}-{group[-1]:g}"
+        found.append(Stratum(name, sum(numbers[i] for i in videos) / len(videos), videos))
+    return found
