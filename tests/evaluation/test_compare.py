@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, write_report
+from tttvideo.evaluation import comparison, evaluate, parse_frames, parse_samplings, write_report
 from tttvideo.evaluation.comparison import _Builder, compare_runs
 from tttvideo.evaluation.named import parse_named
 from tttvideo.mixers import LSTM
@@ -115,6 +115,13 @@ def test_intervals_cover_the_truth():
         assert mean == pytest.approx(sum(hits.values()) / 60)
         held += low <= 0.7 <= high
     assert 178 <= held <= 200
+
+
+def test_large_sets_are_resampled_in_parts(monkeypatch):
+    hits = {("v", str(i), ""): i % 3 == 0 for i in range(50)}
+    whole = _Builder({}, np.random.default_rng(1), 300)._interval([hits])
+    monkeypatch.setattr(comparison, "LARGEST", 1000)
+    assert _Builder({}, np.random.default_rng(1), 300)._interval([hits]) == whole
 
 
 def test_names():

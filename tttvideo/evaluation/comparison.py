@@ -11,6 +11,10 @@ from tttvideo.evaluation.named import Named
 from tttvideo.evaluation.strata import Column, strata
 
 
+LARGEST = 4_000_000
+"""Weights of bootstrap samples that are held at a time."""
+
+
 def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The content of compare.json.
 
@@ -255,13 +259,16 @@ class _Builder:
         if not shared:
             return None
         hits = np.array([[seed[video] for video in shared] for seed in seeds], dtype=np.float64)
-        weights = self.rng.multinomial(len(shared), [1 / len(shared)] * len(shared), self.resamples) / len(shared)
-        means = weights @ hits.T  # [resamples, seeds]
+        count = len(shared)
+        at_once = max(1, LARGEST // count)
+        parts = [min(at_once, self.resamples - done) for done in range(0, self.resamples, at_once)]
+        # [resamples, seeds]
+        means = np.concatenate([self.rng.multinomial(count, [1 / count] * count, n) @ hits.T / count for n in parts])
         if len(seeds) > 1:
             drawn = self.rng.integers(len(seeds), size=(self.resamples, len(seeds)))
             means = np.take_along_axis(means, drawn, axis=1)
         low, high = np.percentile(means.mean(1), [2.5, 97.5])
-        return float(hits.mean()), float(low), float(high), len(shared)
+        return float(hits.mean()), float(low), float(high), count
 
     def _cells(self) -> list[Cell]:
         return list(dict.fromkeys(cell for seeds in self.measured.values() for one in seeds for cell in one.rows))
