@@ -10,7 +10,6 @@ from tttvideo.evaluation.measured import Cell, Measured, Video, data_names, note
 from tttvideo.evaluation.named import Named
 from tttvideo.evaluation.strata import Column, strata
 
-
 LARGEST = 4_000_000
 """Weights of bootstrap samples that are held at a time."""
 
