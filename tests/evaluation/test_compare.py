@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, write_report
+from tttvideo.evaluation import comparison, evaluate, parse_frames, parse_samplings, write_report
 from tttvideo.evaluation.comparison import _Builder, compare_runs
 from tttvideo.evaluation.named import parse_named
 from tttvideo.mixers import LSTM
@@ -92,6 +92,27 @@ def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, 
     assert "set20: which frames" in shown
 
 
+def test_runs_need_not_have_measured_the_same(evaluated, tmp_path):
+    """One run has a data set, strata and rules that the other lacks."""
+    shutil.copytree(evaluated / "lstm" / "10", tmp_path / "lstm")
+    found = compare_runs(parse_named([str(evaluated / "ttt"), str(tmp_path / "lstm")]))["protocols"]
+    assert found["length"]["series"]["lstm"]["mean"][1] is None
+    assert found["by first_colour, set20"]["series"]["lstm"]["mean"] == [None] * 3
+    assert found["length"]["series"]["ttt"]["n"] == [12, 12]
+
+
+def test_without_dense_rows_the_first_rule_is_the_main_one(tmp_path):
+    data = small_set(tmp_path / "set", count=6)
+    run = small_run(tmp_path / "run", small_model())
+    found = evaluate(
+        run, data, frames=parse_frames("8,all"), samplings=parse_samplings(["uniform=4"]), by=["first_colour"]
+    )
+    write_report(found, run)
+    protocols = compare_runs(parse_named([str(run)]))["protocols"]
+    assert list(protocols) == ["frames", "by first_colour"]
+    assert protocols["frames"]["title"] == "set: accuracy against the number of frames, uniform=4"
+
+
 def test_seeds_are_averaged_and_resampled(evaluated):
     one = compare_runs(parse_named([f"TTT={evaluated / 'ttt'}"]))
     two = compare_runs(parse_named([f"TTT={evaluated / 'ttt'},{evaluated / 'ttt-seed1'}"]))
@@ -115,6 +136,13 @@ def test_intervals_cover_the_truth():
         assert mean == pytest.approx(sum(hits.values()) / 60)
         held += low <= 0.7 <= high
     assert 178 <= held <= 200
+
+
+def test_large_sets_are_resampled_in_parts(monkeypatch):
+    hits = {("v", str(i), ""): i % 3 == 0 for i in range(50)}
+    whole = _Builder({}, np.random.default_rng(1), 300)._interval([hits])
+    monkeypatch.setattr(comparison, "LARGEST", 1000)
+    assert _Builder({}, np.random.default_rng(1), 300)._interval([hits]) == whole
 
 
 def test_names():

@@ -119,3 +119,24 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--out", str(out), "--frames", "0"]) == 2
     assert "--frames (0) must be at least 1" in capsys.readouterr().err
+
+
+def test_the_command_on_predictions(tmp_path, capsys):
+    model = VideoModel(
+        ModelConfig(Patches(16), Backbone(32, 1), Prediction()), preprocessing=Preprocessing(size=(32, 32)), labels=[]
+    )
+    run = small_run(tmp_path / "run", model)
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    for n in (6, 9):
+        noise_video(folder / f"{n}.mp4", n, seed=n)
+    words = ["position", str(run), "--data", str(folder), "--split", "all", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out" / "position.json").read_text())
+    assert found["task"] == "Prediction"
+    assert found["series"]["run"]["frames"] == [float(n) for n in range(1, 9)]
+    assert found["series"]["run"]["videos"] == [2] * 5 + [1] * 3
+    capsys.readouterr()
+    classifier = small_run(tmp_path / "classifier", small_model())
+    assert main([*words[:2], str(classifier), *words[2:]]) == 2
+    assert "compare equal tasks" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting
 from tttvideo.evaluation.views import Clips, Spans, View, Whole, averaged, expand, parse_views
 from tttvideo.video.index import Video
+from tttvideo.video.reading import usual_length
 from tttvideo.video.sampling import Dense
 from tttvideo.video.transforms import Preprocessing
 
@@ -138,6 +139,14 @@ def test_evaluation_with_views_controls_strata_and_streaming(tmp_path, capsys):
     )
     assert "counts in lengths of training clips" in error("--frames", "2x")
     assert "--views takes whole" in error("--views", "spans=x")
+
+
+def test_the_usual_length_is_that_after_sampling(videos, tmp_path):
+    paths = [video.path for video in videos]
+    assert usual_length(paths, Preprocessing()) == 23
+    assert usual_length([*paths, paths[1]], Preprocessing()) == 12
+    assert usual_length(paths, Preprocessing(sampling="uniform=6")) == 6
+    assert usual_length([str(tmp_path / "missing.mp4")], Preprocessing()) is None
 
 
 def test_whole_is_a_view():

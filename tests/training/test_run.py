@@ -98,6 +98,7 @@ def test_the_saved_model_is_the_moving_average(whole, arguments):
     provenance = from_pretrained(run).provenance
     assert provenance["split"] == "val"
     assert 0 <= provenance["metrics"]["top1"] <= 1
+    assert provenance["clip_frames"] == 5  # data.max_frames
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from tttvideo.evaluation.measured import Cell, Measured, Video, data_names, note
 from tttvideo.evaluation.named import Named
 from tttvideo.evaluation.strata import Column, strata
 
+LARGEST = 4_000_000
+"""Weights of bootstrap samples that are held at a time."""
+
 
 def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The content of compare.json.
@@ -51,10 +54,9 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
     }
 
 
-# --- protocols ------------------------------------------------------------------------------------
-
-
 class _Builder:
+    """Makes the protocols of ``measured`` runs (their seeds by name)."""
+
     def __init__(self, measured: dict[str, list[Measured]], rng: np.random.Generator, resamples: int):
         self.measured, self.rng, self.resamples = measured, rng, resamples
         self.controls = list(
@@ -63,51 +65,48 @@ class _Builder:
 
     def length(self, sets: list[str]) -> dict[str, Any]:
         """Whole videos of several data sets, in order of their length."""
-        frames = {data: self._mean(Cell(data, "all", "dense", "whole", ""), "mean_frames_used") for data in sets}
-        known = sorted((x, data) for data, x in frames.items() if x is not None)
+        mains = [self._main(data) for data in sets]
+        if len({cell.sampling for cell in mains}) > 1:
+            return {}
+        known = sorted((self._frames(cell), cell) for cell in mains if cell.frames == "all")
         if len(known) < 2:
             return {}
-        cells = [Cell(data, "all", "dense", "whole", "") for _, data in known]
-        title = "Accuracy against length: whole videos, every frame"
-        return self._protocol("length", title, "frames of a video", [x for x, _ in known], cells, trained=True)
+        title = f"Accuracy against length: whole videos, {known[0][1].sampling}"
+        xs, cells = zip(*known)
+        return self._protocol("length", title, "frames of a video", list(xs), list(cells), trained=True)
 
     def of_one_set(self, data: str) -> dict[str, Any]:
-        """Everything that was varied on one data set."""
+        """Everything that was varied on one data set; what is not varied is as in the main setting."""
         cells = [cell for cell in self._cells() if cell.data == data and not cell.control]
+        main = self._main(data)
         found: dict[str, Any] = {}
 
-        def vary(name: str, field: str, label: str, title: str, fixed: dict[str, str], **how: Any) -> None:
-            mine = [cell for cell in cells if all(getattr(cell, key) == value for key, value in fixed.items())]
-            values = list(dict.fromkeys(getattr(cell, field) for cell in mine))
+        def vary(field: str, label: str, title: str, **how: Any) -> None:
+            mine = [cell for cell in cells if cell._replace(**{field: getattr(main, field)}) == main]
             if field == "frames":
-                mine.sort(key=lambda cell: self._frames(cell))
-                xs: list[Any] = [self._frames(cell) for cell in mine]
-            else:
-                xs = values
-            if len(values) > 1:
-                found.update(self._protocol(name, title, label, xs, mine, **how))
+                mine.sort(key=self._frames)
+            if len(mine) > 1:
+                xs = [self._frames(cell) if field == "frames" else getattr(cell, field) for cell in mine]
+                found.update(self._protocol(field, f"{data}: {title}", label, xs, mine, **how))
 
-        vary(
-            "frames",
-            "frames",
-            "frames of a video: its first n",
-            f"{data}: accuracy against the number of frames, every frame of them",
-            {"sampling": "dense", "views": "whole"},
-            trained=True,
-        )
-        vary("sampling", "sampling", "sampling rule", f"{data}: which frames", {"frames": "all", "views": "whole"})
-        vary("views", "views", "how a video is divided", f"{data}: views", {"frames": "all", "sampling": "dense"})
-        found |= self._tokens(data, cells)
-        whole = Cell(data, "all", "dense", "whole", "")
-        if whole in cells:
-            found |= self._strata(whole)
-        if whole in cells and any(self._rows(whole._replace(control=name)) for name in self.controls if name):
-            found |= self._control(whole)
+        rule = main.sampling
+        vary("frames", "frames of a video: its first n", f"accuracy against the number of frames, {rule}", trained=True)
+        vary("sampling", "sampling rule", "which frames")
+        vary("views", "how a video is divided", "views")
+        found |= self._tokens(cells, main) | self._strata(main)
+        if any(self._rows(main._replace(control=name)) for name in self.controls if name):
+            found |= self._control(main)
         return found
 
-    def _tokens(self, data: str, cells: list[Cell]) -> dict[str, Any]:
+    def _main(self, data: str) -> Cell:
+        """What the other settings of a data set are held against: whole videos, undivided, every frame, as far as that
+        was measured."""
+        cells = [cell for cell in self._cells() if cell.data == data and not cell.control]
+        return max(cells, key=lambda c: (c.frames == "all", c.views == "whole", c.sampling == "dense"))
+
+    def _tokens(self, cells: list[Cell], main: Cell) -> dict[str, Any]:
         """Accuracy against what the model had to read: rules and models meet at equal tokens, or frames, per video."""
-        mine = [cell for cell in cells if cell.frames == "all" and cell.views == "whole"]
+        mine = [cell for cell in cells if cell._replace(sampling=main.sampling) == main]
         points = {
             (self._mean(cell, "mean_tokens_used", run), self._mean(cell, "mean_frames_used", run), cell)
             for run in self.measured
@@ -127,7 +126,7 @@ class _Builder:
         }
         return {
             "tokens": {
-                "title": f"{data}: accuracy against what is read of a video",
+                "title": f"{main.data}: accuracy against what is read of a video",
                 "x_label": "tokens per video",
                 "x": [tokens for tokens, _, _ in ordered],
                 "x_names": [f"{tokens:g}: {cell.sampling}, {frames:g} frames" for tokens, frames, cell in ordered],
@@ -136,21 +135,21 @@ class _Builder:
                 "joined": False,
                 "series": series,
                 "ceiling": [self._mean(cell, "ceiling") for _, _, cell in ordered],
-                "chance": self._chance(data),
+                "chance": self._chance(main.data),
             }
         }
 
     def _strata(self, whole: Cell) -> dict[str, Any]:
         found = {}
         names = dict.fromkeys(
-            name for seeds in self.measured.values() for one in seeds for name in one.columns[whole.data]
+            name for seeds in self.measured.values() for one in seeds for name in one.columns.get(whole.data, {})
         )
         for name in names:
             values: dict[Video, str] = {}
             bins = 0
             for seeds in self.measured.values():
                 for one in seeds:
-                    values |= one.columns[whole.data].get(name, {})
+                    values |= one.columns.get(whole.data, {}).get(name, {})
                     bins = max(bins, len(one.rows[whole].get("by", {}).get(name, [])) if whole in one.rows else 0)
             videos = list(values)
             groups = strata(Column(name, [values[video] for video in videos], bins))
@@ -165,7 +164,7 @@ class _Builder:
             tops = next(({s["value"]: s["ceiling"] for s in own} for own in stated if own), {})
             ceiling = [tops.get(g.name) for g in groups]
             found[f"by {name}"] = {
-                "title": f"{whole.data}: accuracy by {name}, whole videos, every frame",
+                "title": f"{whole.data}: accuracy by {name}, {whole.frames} frames, {whole.sampling}",
                 "x_label": f"{name} (column of the data)",
                 "x": [g.name for g in groups],
                 "numeric": False,
@@ -255,13 +254,16 @@ class _Builder:
         if not shared:
             return None
         hits = np.array([[seed[video] for video in shared] for seed in seeds], dtype=np.float64)
-        weights = self.rng.multinomial(len(shared), [1 / len(shared)] * len(shared), self.resamples) / len(shared)
-        means = weights @ hits.T  # [resamples, seeds]
+        count = len(shared)
+        at_once = max(1, LARGEST // count)
+        parts = [min(at_once, self.resamples - done) for done in range(0, self.resamples, at_once)]
+        # [resamples, seeds]
+        means = np.concatenate([self.rng.multinomial(count, [1 / count] * count, n) @ hits.T / count for n in parts])
         if len(seeds) > 1:
             drawn = self.rng.integers(len(seeds), size=(self.resamples, len(seeds)))
             means = np.take_along_axis(means, drawn, axis=1)
         low, high = np.percentile(means.mean(1), [2.5, 97.5])
-        return float(hits.mean()), float(low), float(high), len(shared)
+        return float(hits.mean()), float(low), float(high), count
 
     def _cells(self) -> list[Cell]:
         return list(dict.fromkeys(cell for seeds in self.measured.values() for one in seeds for cell in one.rows))
@@ -290,7 +292,7 @@ def _title(run: str, control: str) -> str:
 
 
 def _positions(measured: dict[str, list[Measured]]) -> dict[str, Any]:
-    """Loss by position, from files with a single curve each."""
+    """Loss by position, from files with a single curve each; of several seeds the first one's."""
     curves: dict[str, Any] = {}
     about: dict[str, Any] = {}
     for name, seeds in measured.items():

@@ -150,8 +150,8 @@ def evaluate(
     if not samples:
         return evaluation
     number = evaluation.metrics["results"].index(main_row(evaluation.metrics["results"]))
-    own = evaluation.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
-    shown, wrong = collect(model.to(place), index, own, settings[number], samples)
+    answers = evaluation.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
+    shown, wrong = collect(model.to(place), index, answers, settings[number], samples)
     return evaluation._replace(samples=shown, failures_shown=wrong)
 
 

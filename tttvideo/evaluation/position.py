@@ -4,7 +4,7 @@ Classification: the loss of the answer that the model gives had the video ended 
 the next time step, predicted from all true frames before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.segments import read_segments
 
+Segments = Iterable[tuple[Tensor, Tensor]]
 POINTS = 512
 """Positions of a curve, at most; longer ones are averaged."""
 UNITS = {"Classification": "nats", "Prediction": "squared error of a frame (sum over its pixels in 0..1)"}
@@ -57,7 +58,6 @@ def loss_by_position(
     failures: dict[int, str] = {}
     for start in range(0, len(index.videos), batch_size):
         videos = index.videos[start : start + batch_size]
-        own: list[Tensor] = []
 
         def pieces(videos=videos, start=start):
             spans = [(video.start, video.end) for video in videos]
@@ -69,8 +69,8 @@ def loss_by_position(
                 if part.lengths.any():
                     yield part.frames, part.lengths
 
-        losses = _classification if isinstance(model.config.task, Classification) else _prediction
-        own = list(losses(model, pieces(), _labels(model, index, start, len(videos))))
+        labels = _labels(model, index, start, len(videos))
+        own = list(_prediction(model, pieces()) if labels is None else _classification(model, pieces(), labels))
         if own:
             joined = torch.cat(own, 1)
             bad = [i for i in range(len(videos)) if start + i in failures]
@@ -96,7 +96,7 @@ def _labels(model: VideoModel, index: Index, start: int, count: int) -> Tensor |
     return truth
 
 
-def _classification(model: VideoModel, segments, labels: Tensor):
+def _classification(model: VideoModel, segments: Segments, labels: Tensor) -> Iterator[Tensor]:
     """Loss [B, S] of the timeline of each segment; NaN in padding, and where a time step has not seen what the answer
     of a video that ends there would have."""
     stride, multiple, read = model.encoder.stride, model.frame_multiple, 0
@@ -113,7 +113,7 @@ def _classification(model: VideoModel, segments, labels: Tensor):
         read += frames.shape[1]
 
 
-def _prediction(model: VideoModel, segments, labels: None):
+def _prediction(model: VideoModel, segments: Segments) -> Iterator[Tensor]:
     """Squared error [B, S] of each time step of each segment, summed over pixels and channels, mean over its frames;
     NaN in padding and for the first of the video."""
     stride, pending = model.encoder.stride, None

@@ -1,5 +1,6 @@
 """Figures that put several runs side by side: a protocol of `tttvideo compare`, and loss by position."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
     save(figure, path)
 
 
-def _ceiling(axes, protocol: dict[str, Any], at: list[float]) -> list[tuple[Any, str]]:
+def _ceiling(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[Any, str]]:
     """Dashed: a line where the points of a run are joined, else a bar for each."""
     points = [(x, 100 * c) for x, c in zip(at, protocol["ceiling"]) if c is not None]
     if not points:
@@ -88,7 +89,7 @@ def _ceiling(axes, protocol: dict[str, Any], at: list[float]) -> list[tuple[Any,
     return [(dashed, "ceiling")]
 
 
-def _name_points(axes, protocol: dict[str, Any], at: list[float]) -> None:
+def _name_points(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
     """What each point is, where its place on the axis does not say; written beside the best run's."""
     for place, name in enumerate(protocol.get("point_names", [])):
         means = [line["mean"][place] for line in protocol["series"].values() if line["mean"][place] is not None]

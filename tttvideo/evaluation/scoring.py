@@ -183,9 +183,10 @@ def score_videos(
         cut, rule, ways, control = settings[group[0]]
         if ways == Whole():
             views = [View(number, video) for number, video in enumerate(videos)]
-            cuts = [settings[position].frames for position in group]
+            cuts: list[int | None] = [settings[position].frames for position in group]
         else:  # what is divided is cut already
-            views, cuts = expand(videos, ways, cut), [None]
+            views = expand(videos, ways, cut)
+            cuts = [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
         pieces = _Pieces(batches, model.preprocessing, segment, longest, rule, control == "shuffled")
