@@ -32,7 +32,8 @@ TOKEN_CASES = [
             (Linear(), 32, 64, (70,), (0,)),
             (Linear(), 64, 32, (65, 1), (63, 63)),
             (Linear(), 16, 128, (17,), (1,)),
-            (Linear(), 16, 16, (200,), None),
+            (Linear(), 16, 16, (200,), (5,)),
+            (MLP(expansion=2), 16, 16, (100,), (5,)),
             (MLP(expansion=2), 16, 16, (200,), None),
         )
     ),
@@ -86,8 +87,8 @@ def test_half_precision_tokens_keep_the_state_in_float32():
 @pytest.mark.kernels
 def test_the_operator_keeps_its_promises():
     """Schema, fake tensors, autograd registration and what compilers trace are checked by PyTorch itself."""
-    one = case(Linear(), TokenCausal(16), lengths=(17, 3), position=(2, 0))
+    one = case(Linear(), TokenCausal(16), lengths=(17, 3), position=(2, 1))
     x = one.tensors
     weights, pending = (torch.randn(2, 2, 16 * 17).double().requires_grad_() for _ in range(2))
     tokens = (x["q"], x["k"], x["v"], x["rate"], x["scale"], x["gamma"][:, 0], x["beta"][:, 0])
-    torch.library.opcheck(token_causal, (*tokens, weights, pending, one.position, one.lengths, 0, "ieee", True))
+    torch.library.opcheck(token_causal, (*tokens, weights, pending, one.position, one.lengths, 0, True, "ieee", True))

@@ -15,16 +15,6 @@ def load_block(state, f, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_block_if(wanted, state, f, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
-    """The same, or zeros, for which nothing is read."""
-    col, hidden = tl.arange(0, D), f + tl.arange(0, BLOCK)
-    a1 = tl.load(state + col[:, None] * F + hidden[None, :], mask=wanted, other=0.0)
-    b1 = tl.load(state + D * F + hidden, mask=wanted, other=0.0)[None, :]
-    a2 = tl.load(state + D * F + F + hidden[:, None] * D + col[None, :], mask=wanted, other=0.0)
-    return a1, b1, a2
-
-
-@triton.jit
 def store_block(state, f, a1, b1, a2, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     col, hidden = tl.arange(0, D), f + tl.arange(0, BLOCK)
     tl.store(state + col[:, None] * F + hidden[None, :], a1)

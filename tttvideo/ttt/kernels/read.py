@@ -53,8 +53,11 @@ def read(
         return out, unpack(packed, weights), zeros_like(weights)
     from .token_causal import token_causal
 
+    carried, position = bool(position.any()), position.to(device, non_blocking=True)
+    held = pack(pending)
+    if carried:  # a row that has read nothing of its chunk has no gradients, whatever stands there
+        held = torch.where(position[:, None, None] > 0, held, 0.0)
     out, packed, opened, _ = token_causal(
-        *(q, k, v, rate, scale, *norm, packed, pack(pending)),
-        *(position.to(device, non_blocking=True), read, hidden, mode, keep),
+        *(q, k, v, rate, scale, *norm, packed, held, position, read, hidden, carried, mode, keep)
     )
     return out, unpack(packed, weights), unpack(opened, weights)

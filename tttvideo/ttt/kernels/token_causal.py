@@ -32,6 +32,7 @@ def token_causal(
     position: Tensor,
     lengths: Tensor,
     hidden: int,
+    carried: bool,
     mode: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,11 +44,12 @@ def token_causal(
         scale: of the step at each position of a chunk, [K].
         gamma: scale of the inner LayerNorm, [H, d]; beta, its shift, likewise.
         weights: at the start of the open chunk, packed, [B, H, size], float32 (float64 in tests).
-        pending: sum of rate * gradient over the tokens that the open chunk has read, [B, H, size]; ignored in rows
-            whose ``position`` is 0.
+        pending: sum of rate * gradient over the tokens that the open chunk has read, [B, H, size]; zero in rows whose
+            ``position`` is 0.
         position: tokens that the open chunk has read, integers [B].
         lengths: tokens that each row reads now, integers [B]; the rest is padding.
         hidden: width of the MLP; 0: the inner model is linear.
+        carried: whether any ``position`` is above 0; otherwise ``pending`` is not read.
         mode: "ieee", "tf32" or "bf16": what the matrix products read; see ``pointwise.mm``.
         keep: whether a derivative will be wanted.
 
@@ -61,17 +63,21 @@ def token_causal(
     chunks, group = chunking(tokens, scale.shape[0])
     state, opened, out = weights.clone(), torch.zeros_like(pending), torch.zeros_like(q)
     starts = weights.new_empty(-(-chunks // group) if keep else 0, *weights.shape)
-    kernels.forward_kernel[(batch * heads,)](
-        *(q, k, v, rate, *contiguous(scale, gamma, beta, position, lengths), pending),
-        *(state, opened, out, starts, weights, heads, tokens, hidden, 0, chunks, group if keep else 0),
-        **_constants(q, scale, weights, hidden, mode, backward=False),
-        SAVE=False,
-    )
+    tensors = (q, k, v, rate, *contiguous(scale, gamma, beta, position, lengths), pending)
+    constants = _constants(q, scale, weights, hidden, mode, backward=False)
+    for begin, end, some in _spans(0, chunks, carried):
+        kernels.forward_kernel[(batch * heads,)](
+            *(*tensors, state, opened, out, starts, weights),  # weights: in the place of what is not written
+            *(heads, tokens, hidden, begin, end, 0, group if keep else 0),
+            **constants,
+            CARRIED=some,
+            SAVE=False,
+        )
     return out, state, opened, starts
 
 
 @token_causal.register_fake
-def _(q, k, v, rate, scale, gamma, beta, weights, pending, position, lengths, hidden, mode, keep):
+def _(q, k, v, rate, scale, gamma, beta, weights, pending, position, lengths, hidden, carried, mode, keep):
     chunks, group = chunking(q.shape[2], scale.shape[0])
     starts = weights.new_empty(-(-chunks // group) if keep else 0, *weights.shape)
     return q.new_empty(q.shape), weights.new_empty(weights.shape), weights.new_empty(weights.shape), starts
@@ -94,6 +100,7 @@ def token_causal_backward(
     lengths: Tensor,
     starts: Tensor,
     hidden: int,
+    carried: bool,
     mode: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of ``token_causal`` at q, k, v, rate, scale, gamma, beta, weights and pending."""
@@ -112,37 +119,62 @@ def token_causal_backward(
     dscale = starts.new_zeros(programs, size)
     dgamma, dbeta = starts.new_zeros(2, batch, heads, dim)
     fixed = (q, k, v, rate, scale, gamma, beta, position, lengths, pending, states)
+    given = (dout, dopened, dstate, dpending, dq, dk, dv, drate, dscale, dgamma, dbeta, bent)
     for number in reversed(range(len(starts))):
-        span = (heads, tokens, hidden, number * group, min((number + 1) * group, chunks))
+        origin = number * group
+        spans = _spans(origin, min(origin + group, chunks), carried)
         states[0].copy_(starts[number])
-        kernels.forward_kernel[(programs,)](
-            *(*fixed, states, dq, starts, saved, *span, 0),  # in the places of what is not written: any tensors
-            **_constants(q, scale, starts, hidden, mode, backward=False),
-            SAVE=True,
-        )
-        kernels.backward_kernel[(programs,)](
-            *(*fixed, saved, dout, dopened, dstate, dpending, dq, dk, dv, drate, dscale, dgamma, dbeta, bent, *span),
-            **_constants(q, scale, starts, hidden, mode, backward=True),
-        )
+        for begin, end, some in spans:
+            kernels.forward_kernel[(programs,)](
+                *(*fixed, states, dq, starts, saved),  # states, dq, starts: in the places of what is not written
+                *(heads, tokens, hidden, begin, end, origin, 0),
+                **_constants(q, scale, starts, hidden, mode, backward=False),
+                CARRIED=some,
+                SAVE=True,
+            )
+        for begin, end, some in reversed(spans):
+            kernels.backward_kernel[(programs,)](
+                *(*fixed, saved, *given, heads, tokens, hidden, begin, end, origin),
+                **_constants(q, scale, starts, hidden, mode, backward=True),
+                CARRIED=some,
+            )
     dscale, dgamma, dbeta = dscale.sum(0).to(scale), dgamma.sum(0).to(gamma), dbeta.sum(0).to(beta)
     return dq, dk, dv, drate, dscale, dgamma, dbeta, dstate, dpending
 
 
 @token_causal_backward.register_fake
-def _(dout, dweights, dopened, q, k, v, rate, scale, gamma, beta, pending, position, lengths, starts, hidden, mode):
+def _(
+    dout,
+    dweights,
+    dopened,
+    q,
+    k,
+    v,
+    rate,
+    scale,
+    gamma,
+    beta,
+    pending,
+    position,
+    lengths,
+    starts,
+    hidden,
+    carried,
+    mode,
+):
     like = (q, k, v, rate, scale, gamma, beta, dweights, pending)
     return tuple(x.new_empty(x.shape) for x in like)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, rate, scale, gamma, beta, _, pending, position, lengths, ctx.hidden, ctx.mode, keep = inputs
+    q, k, v, rate, scale, gamma, beta, _, pending, position, lengths, ctx.hidden, ctx.carried, ctx.mode, keep = inputs
     assert keep, "token_causal was told that no derivative would be wanted"
     ctx.save_for_backward(q, k, v, rate, scale, gamma, beta, pending, position, lengths, output[3])
 
 
 def _backward(ctx: Any, dout: Tensor, dweights: Tensor, dopened: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    found = token_causal_backward(dout, dweights, dopened, *ctx.saved_tensors, ctx.hidden, ctx.mode)
-    return *found, None, None, None, None, None
+    found = token_causal_backward(dout, dweights, dopened, *ctx.saved_tensors, ctx.hidden, ctx.carried, ctx.mode)
+    return *found, None, None, None, None, None, None
 
 
 token_causal.register_autograd(_backward, setup_context=_setup_context)
@@ -152,6 +184,14 @@ def chunking(tokens: int, size: int) -> tuple[int, int]:
     """Chunks that T tokens can touch, wherever in a chunk they begin; and chunks per group."""
     chunks = (tokens + 2 * size - 2) // size
     return chunks, math.ceil(math.sqrt(chunks))
+
+
+def _spans(begin: int, end: int, carried: bool) -> list[tuple[int, int, bool]]:
+    """Chunks ``begin`` ... ``end`` - 1 as launches. A chunk that was open before has one of its own: what it needs more
+    takes registers from all chunks otherwise."""
+    if begin > 0 or not carried:
+        return [(begin, end, False)]
+    return [(0, 1, True), (1, end, False)]
 
 
 def _kernels(hidden: int) -> ModuleType:

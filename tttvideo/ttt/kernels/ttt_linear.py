@@ -32,6 +32,7 @@ def forward_kernel(
     width,  # of no use here
     begin,  # chunks begin ... end - 1 are read
     end,
+    origin,  # the chunk that the first slot of state and saved belongs to, where SAVE
     group,  # chunks per group; 0: starts is not wanted
     D: tl.constexpr,
     F: tl.constexpr,
@@ -39,6 +40,7 @@ def forward_kernel(
     K: tl.constexpr,
     ACC: tl.constexpr,
     MODE: tl.constexpr,
+    CARRIED: tl.constexpr,  # this is chunk 0 alone, and it may have been open before
     SAVE: tl.constexpr,
 ):
     SIZE: tl.constexpr = D * D + D
@@ -56,7 +58,10 @@ def forward_kernel(
     last = tl.load(scale + K - 1).to(ACC)
     seen = tl.where(slot[:, None] >= slot[None, :], size_of[:, None], 0.0)  # e[t, s]
     state += program * SIZE
-    a, b = tl.load(state + at_a), tl.load(state + at_b)
+    before_begin = state
+    if SAVE:
+        before_begin += (begin - origin) * programs * SIZE
+    a, b = tl.load(before_begin + at_a), tl.load(before_begin + at_b)
     q += program * tokens * D
     k += program * tokens * D
     v += program * tokens * D
@@ -72,7 +77,6 @@ def forward_kernel(
                 tl.store(start + at_a, a)
                 tl.store(start + at_b, b)
         closes = (c + 1) * K <= first + length
-        carried = (c == 0) & (first > 0)  # the chunk was open before
         t = c * K + slot - first
         valid = (t >= 0) & (t < length)
         at, some = t[:, None] * D + col[None, :], valid[:, None]
@@ -85,13 +89,16 @@ def forward_kernel(
             q_tile = tl.load(q + at, mask=some, other=0.0).to(ACC)
             weight = seen * (mm(q_tile, tl.trans(k_tile), MODE) + 1.0)
             zq = mm(q_tile, a, MODE) + b[None, :] - mm(weight, g, MODE)
-            if carried:
+            if CARRIED:
                 before = tl.load(pending + at_b)[None, :]
-                zq -= size_of[:, None] * (mm(q_tile, tl.load(pending + at_a), MODE) + before)
+                before += mm(q_tile, tl.load(pending + at_a), MODE)
+                zq -= size_of[:, None] * before
             h, _ = standardised(zq, D)
             tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
-        sum_a = mm(tl.trans(k_tile), g, MODE) + tl.load(pending + at_a, mask=carried, other=0.0)
-        sum_b = tl.sum(g, 0) + tl.load(pending + at_b, mask=carried, other=0.0)
+        sum_a, sum_b = mm(tl.trans(k_tile), g, MODE), tl.sum(g, 0)
+        if CARRIED:
+            sum_a += tl.load(pending + at_a)
+            sum_b += tl.load(pending + at_b)
         if closes:
             a -= last * sum_a
             b -= last * sum_b
@@ -99,7 +106,7 @@ def forward_kernel(
             tl.store(opened + at_a, sum_a)
             tl.store(opened + at_b, sum_b)
         if SAVE:
-            after = state + (c - begin + 1) * programs * SIZE
+            after = state + (c - origin + 1) * programs * SIZE
             tl.store(after + at_a, a)
             tl.store(after + at_b, b)
     if not SAVE:
@@ -138,12 +145,14 @@ def backward_kernel(
     width,
     begin,
     end,
+    origin,
     D: tl.constexpr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     ACC: tl.constexpr,
     MODE: tl.constexpr,
+    CARRIED: tl.constexpr,
 ):
     SIZE: tl.constexpr = D * D + D
     program = tl.program_id(0).to(tl.int64)
@@ -182,9 +191,8 @@ def backward_kernel(
     stop = tl.minimum(end, (first + length + K - 1) // K)
     for back_to in range(0, stop - begin):
         c = stop - 1 - back_to
-        here = state + (c - begin) * programs * SIZE
+        here = state + (c - origin) * programs * SIZE
         closes = (c + 1) * K <= first + length
-        carried = (c == 0) & (first > 0)
         # The gradient at the chunk's sum of rate * gradient is step * (u, u_b).
         u, u_b, step = da, db, -last
         if not closes:
@@ -203,8 +211,9 @@ def backward_kernel(
         g = rates * slope
         products = mm(q_tile, tl.trans(k_tile), MODE) + 1.0
         zq = mm(q_tile, a, MODE) + b[None, :] - mm(seen * products, g, MODE)
-        if carried:
-            p_a, p_b = tl.load(pending + at_a), tl.load(pending + at_b)[None, :]
+        if CARRIED:
+            p_a = tl.load(pending + at_a)
+            p_b = tl.load(pending + at_b)[None, :]
             zq -= size_of[:, None] * (mm(q_tile, p_a, MODE) + p_b)
 
         # read: out = q + gamma h(zq) + beta
@@ -222,8 +231,9 @@ def backward_kernel(
         of_last = tl.sum(tl.sum(moved * g, 1), 0)
         dg = step * moved - mm(tl.trans(seen * products), dzq, MODE)
         to_k = step * mm(g, tl.trans(u), MODE) + mm(tl.trans(to_products), q_tile, MODE)
-        if carried:
-            p_a, p_b = tl.load(pending + at_a), tl.load(pending + at_b)[None, :]
+        if CARRIED:
+            p_a = tl.load(pending + at_a)
+            p_b = tl.load(pending + at_b)[None, :]
             scaled = size_of[:, None] * dzq
             to_q -= mm(scaled, tl.trans(p_a), MODE)
             of_scale -= tl.sum((mm(q_tile, p_a, MODE) + p_b) * dzq, 1)
