@@ -246,8 +246,8 @@ class TTTLayer(SequenceLayer):
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
         views = views._replace(rate=views.rate * self._rate_scale(x, layout))
         views, tails = self._with_past(views, tails, layout)
-        fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, views.q.dtype)
         mode = mode_of(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
+        fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, mode)
         with torch.autocast(x.device.type, enabled=False):
             state = state._replace(tails=tails)
             out, after = self._read_fused(views, state, layout, mode) if fused else self._scan(views, state, layout)

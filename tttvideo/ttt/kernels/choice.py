@@ -19,8 +19,9 @@ from ..optimizer import SGD
 if TYPE_CHECKING:
     from ..layer import TTT
 
-CHUNKS = (16, 32, 64)
-"""Tokens of a token-causal chunk."""
+CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
+"""Tokens of a token-causal chunk, by what the products read (``mode_of``): 64 tokens in float32 need more shared memory
+than there is, or spill without measure (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
@@ -30,15 +31,15 @@ HEAD_DIMS = (16, 32, 64, 128)
 log = logging.getLogger("tttvideo.ttt")
 
 
-def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute this layer on this device, in inner weights of ``dtype``. Says so once in the log.
+def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch.device, mode: str) -> bool:
+    """Whether the kernels compute this layer on this device, with products in ``mode``. Says so once in the log.
 
     Raises:
         ValueError: if the configuration requires kernels where there are none.
     """
     if config.fused == "never":
         return False
-    why = not_here(device, dtype, config.fused == "require") or not_for(config, head_dim, tokens_per_frame)
+    why = not_here(device, mode, config.fused == "require") or not_for(config, head_dim, tokens_per_frame, mode)
     if why is not None and config.fused == "require":
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if device.type != "cpu" or why is None:
@@ -46,7 +47,7 @@ def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch
     return why is None
 
 
-def not_here(device: torch.device, dtype: torch.dtype, interpreted: bool) -> str | None:
+def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
     """Why no kernel runs on this device, or None; ``interpreted``: Triton's interpreter will do."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -54,16 +55,16 @@ def not_here(device: torch.device, dtype: torch.dtype, interpreted: bool) -> str
         return None
     if device.type != "cuda":
         return f"kernels run on GPUs, not on {device.type} (Triton's interpreter runs them there: TRITON_INTERPRET=1)"
-    return "kernels keep the hidden state in float32, not float64" if dtype == torch.float64 else None
+    return "kernels keep the hidden state in float32, not float64" if mode == "ieee" else None
 
 
-def not_for(config: TTT, head_dim: int, tokens_per_frame: int) -> str | None:
+def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
     """Why no kernel computes this configuration, or None."""
     inner, chunk, optimizer = config.inner, config.chunk, config.optimizer
     if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
         return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
-    if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS:
-        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(CHUNKS)}"
+    if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS[mode]:
+        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(CHUNKS[mode])} ({mode} products)"
     if isinstance(chunk, FrameCausal) and tokens_per_frame > LARGEST_FRAME:
         return f"frames have {tokens_per_frame} tokens; kernels read frames of up to {LARGEST_FRAME}"
     if type(inner) not in (MLP, Linear) or (isinstance(inner, Linear) and not inner.bias):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import contiguous, frame_grid, frame_tiles, triton_name
+from .launch import BACKWARD_PHASES, FORWARD_PHASES, RECOMPUTED_PHASES, contiguous, frame_constants, frame_grid
 
 
 @torch.library.custom_op("tttvideo::frame_causal", mutates_args=())
@@ -94,7 +94,7 @@ def frame_causal_backward(
     derrors = starts.new_empty(2, batch, heads, frame, dim)
     dstate = dweights.clone(memory_format=torch.contiguous_format)
     dq, dk, dv, drate = (torch.zeros_like(x) for x in (q, k, v, rate))
-    tiles = math.ceil(frame / frame_tiles(dim, hidden, frame, mode)["TILE"])
+    tiles = math.ceil(frame / frame_constants(dim, hidden, frame, mode, starts.dtype)["TILE"])
     dgamma, dbeta = starts.new_zeros(2, batch, heads, tiles, dim)
     given = (q, k, v, rate, starts.new_full((1,), step), gamma, beta, lengths, states, errors)
     for number in reversed(range(len(starts))):
@@ -150,10 +150,10 @@ def _forward(
     save: bool,
 ) -> None:
     """Frames ``span[0]`` ... ``span[1]`` - 1; ``span[2]`` is the one whose state stands in the first slot."""
-    batch, heads, tokens, _ = tensors[0].shape
-    constants = _constants(tensors[0], tensors[8], hidden, frame, mode)
-    phases = (1, 2) if save else (1, 2, 4)
-    for begin, end, some, grid in frame_grid(batch * heads, phases, span, frame, hidden, constants):
+    batch, heads, tokens, dim = tensors[0].shape
+    constants = frame_constants(dim, hidden, frame, mode, tensors[8].dtype)
+    phases = RECOMPUTED_PHASES if save else FORWARD_PHASES
+    for begin, end, some, grid in frame_grid(batch * heads, phases, span[:2], frame, constants):
         _kernels().forward_kernel[grid](
             *(*tensors, heads, tokens, hidden, frame, begin, end, span[2], group),
             **constants,
@@ -163,15 +163,10 @@ def _forward(
 
 
 def _backward_frames(tensors: tuple[Tensor, ...], span: tuple[int, int], frame: int, hidden: int, mode: str) -> None:
-    batch, heads, tokens, _ = tensors[0].shape
-    constants = _constants(tensors[0], tensors[8], hidden, frame, mode)
-    launches = frame_grid(batch * heads, (1, 2, 4, 8), (*span, span[0]), frame, hidden, constants, backwards=True)
+    batch, heads, tokens, dim = tensors[0].shape
+    constants = frame_constants(dim, hidden, frame, mode, tensors[8].dtype)
+    launches = frame_grid(batch * heads, BACKWARD_PHASES, span, frame, constants)
     for begin, end, some, grid in launches:
         _kernels().backward_kernel[grid](
             *(*tensors, heads, tokens, hidden, frame, begin, end, span[0]), **constants, PHASES=some
         )
-
-
-def _constants(q: Tensor, state: Tensor, hidden: int, frame: int, mode: str) -> dict[str, Any]:
-    tiles = frame_tiles(q.shape[-1], hidden, frame, mode)
-    return {"D": q.shape[-1], "F": hidden, **tiles, "ACC": triton_name(state.dtype), "MODE": mode, "num_stages": 1}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import block_of, contiguous, triton_name, warps_of
+from .launch import contiguous, token_constants
 
 
 @torch.library.custom_op("tttvideo::token_causal", mutates_args=())
@@ -59,16 +59,16 @@ def token_causal(
     """
     kernels = _kernels(hidden)
     q, k, v, rate, weights, pending = contiguous(q, k, v, rate, weights, pending)
-    batch, heads, tokens, _ = q.shape
+    batch, heads, tokens, dim = q.shape
     chunks, group = chunking(tokens, scale.shape[0])
     state, opened, out = weights.clone(), torch.zeros_like(pending), torch.zeros_like(q)
     starts = weights.new_empty(-(-chunks // group) if keep else 0, *weights.shape)
     tensors = (q, k, v, rate, *contiguous(scale, gamma, beta, position, lengths), pending)
-    constants = _constants(q, scale, weights, hidden, mode, backward=False)
+    constants = token_constants(dim, hidden, scale.shape[0], mode, weights.dtype)
     for begin, end, some in _spans(0, chunks, carried):
         kernels.forward_kernel[(batch * heads,)](
             *(*tensors, state, opened, out, starts, weights),  # weights: in the place of what is not written
-            *(heads, tokens, hidden, begin, end, 0, group if keep else 0),
+            *(heads, tokens, hidden or dim, begin, end, 0, group if keep else 0),
             **constants,
             CARRIED=some,
             SAVE=False,
@@ -119,6 +119,7 @@ def token_causal_backward(
     dscale = starts.new_zeros(programs, size)
     dgamma, dbeta = starts.new_zeros(2, batch, heads, dim)
     fixed = (q, k, v, rate, scale, gamma, beta, position, lengths, pending, states)
+    constants = token_constants(dim, hidden, size, mode, starts.dtype)
     given = (dout, dopened, dstate, dpending, dq, dk, dv, drate, dscale, dgamma, dbeta, bent)
     for number in reversed(range(len(starts))):
         origin = number * group
@@ -127,15 +128,15 @@ def token_causal_backward(
         for begin, end, some in spans:
             kernels.forward_kernel[(programs,)](
                 *(*fixed, states, dq, starts, saved),  # states, dq, starts: in the places of what is not written
-                *(heads, tokens, hidden, begin, end, origin, 0),
-                **_constants(q, scale, starts, hidden, mode, backward=False),
+                *(heads, tokens, hidden or dim, begin, end, origin, 0),
+                **constants,
                 CARRIED=some,
                 SAVE=True,
             )
         for begin, end, some in reversed(spans):
             kernels.backward_kernel[(programs,)](
-                *(*fixed, saved, *given, heads, tokens, hidden, begin, end, origin),
-                **_constants(q, scale, starts, hidden, mode, backward=True),
+                *(*fixed, saved, *given, heads, tokens, hidden or dim, begin, end, origin),
+                **constants,
                 CARRIED=some,
             )
     dscale, dgamma, dbeta = dscale.sum(0).to(scale), dgamma.sum(0).to(gamma), dbeta.sum(0).to(beta)
@@ -199,18 +200,3 @@ def _kernels(hidden: int) -> ModuleType:
     from . import ttt_linear, ttt_mlp
 
     return ttt_mlp if hidden else ttt_linear
-
-
-def _constants(q: Tensor, scale: Tensor, state: Tensor, hidden: int, mode: str, backward: bool) -> dict[str, Any]:
-    """What the kernel is compiled for."""
-    dim, size = q.shape[-1], scale.shape[0]
-    return {
-        "D": dim,
-        "F": hidden,
-        "BLOCK": block_of(dim, hidden, size, backward),
-        "K": size,
-        "ACC": triton_name(state.dtype),
-        "MODE": mode,
-        "num_warps": warps_of(dim, hidden, size, backward),
-        "num_stages": 1,  # loads of a block must not overtake the stores of the one before
-    }

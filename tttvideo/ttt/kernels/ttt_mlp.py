@@ -117,7 +117,8 @@ def forward_kernel(
             if CARRIED:
                 zq2 -= size_of[:, None] * mm(xq, p_a2, MODE)
             products2 += mm(xq, tl.trans(x), MODE)
-            sum_a1, sum_b1, sum_a2 = mm(tl.trans(k_tile), g1, MODE), column_sum(g1), mm(tl.trans(x), g2, MODE)
+            sum_a1, sum_b1 = tl.trans(mm(tl.trans(g1), k_tile, MODE)), column_sum(g1)
+            sum_a2 = mm(tl.trans(x), g2, MODE)
             if CARRIED:
                 sum_a1, sum_b1, sum_a2 = sum_a1 + p_a1, sum_b1 + p_b1, sum_a2 + p_a2
             tl.debug_barrier()  # all have read the block before any writes it
@@ -314,7 +315,7 @@ def backward_kernel(
             dg2 += step * moved2 + mm(dback, a2, MODE)
             tl.store(bent + at_tile, dx * slope1 + dg1 * back * gelu_bend(z1))
             da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
-            da1, db1 = da1 + mm(tl.trans(q_tile), dzq1, MODE), db1 + column_sum(dzq1)
+            da1, db1 = da1 + tl.trans(mm(tl.trans(dzq1), q_tile, MODE)), db1 + column_sum(dzq1)
             da2 += mm(tl.trans(xq), dzq2, MODE) + mm(tl.trans(dback), g2, MODE)
             tl.debug_barrier()  # all have read the block before any writes it
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
@@ -346,7 +347,7 @@ def backward_kernel(
             dz1 = tl.load(bent + at_tile) + mm(dz2, tl.trans(a2), MODE) * gelu_slope(z1)
             to_k += mm(dz1, tl.trans(a1), MODE)
             da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
-            da1, db1 = da1 + mm(tl.trans(k_tile), dz1, MODE), db1 + column_sum(dz1)
+            da1, db1 = da1 + tl.trans(mm(tl.trans(dz1), k_tile, MODE)), db1 + column_sum(dz1)
             da2 += mm(tl.trans(gelu(z1)), dz2, MODE)
             tl.debug_barrier()
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
