@@ -77,13 +77,14 @@ def frame_configurations(dim: int, frame: int, mode: str) -> Iterator[Configurat
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 
 
-def configurations(dims: Sequence[int] = HEAD_DIMS) -> Iterator[Configuration]:
-    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads."""
+def configurations(capability: int, dims: Sequence[int] = HEAD_DIMS) -> Iterator[Configuration]:
+    """All that the launchers choose on a GPU of this compute capability, for MLPs four times as wide as their heads."""
     for dim in dims:
         for mode, sizes in CHUNKS.items():
             if mode != "ieee":
                 for size in sizes:
-                    yield from token_configurations(dim, size, mode)
+                    if size < 64 or mode != "tf32" or capability >= 90:  # as in choice._not_enough_memory
+                        yield from token_configurations(dim, size, mode)
                 for frame in (16, 32, 196):  # a tile of 16, of 32 and of 64 tokens
                     yield from frame_configurations(dim, frame, mode)
 

@@ -19,9 +19,9 @@ from ..optimizer import SGD
 if TYPE_CHECKING:
     from ..layer import TTT
 
-CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
-"""Tokens of a token-causal chunk, by what the products read (``mode_of``): 64 tokens in float32 need more shared memory
-than there is, or spill without measure (README.md)."""
+CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32, 64), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
+"""Tokens of a token-causal chunk, by what the products read (``mode_of``): with three products in place of one, 64
+tokens spill too much (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
@@ -40,6 +40,8 @@ def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch
     if config.fused == "never":
         return False
     why = not_here(device, mode, config.fused == "require") or not_for(config, head_dim, tokens_per_frame, mode)
+    if why is None and device.type == "cuda":
+        why = _not_enough_memory(config, mode, device)
     if why is not None and config.fused == "require":
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if device.type != "cpu" or why is None:
@@ -56,6 +58,14 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
     if device.type != "cuda":
         return f"kernels run on GPUs, not on {device.type} (Triton's interpreter runs them there: TRITON_INTERPRET=1)"
     return "kernels keep the hidden state in float32, not float64" if mode == "ieee" else None
+
+
+def _not_enough_memory(config: TTT, mode: str, device: torch.device) -> str | None:
+    """Chunks of 64 tokens in TensorFloat-32 take 184 kB of shared memory; Ampere has 163, Hopper 227."""
+    large = isinstance(config.chunk, TokenCausal) and config.chunk.tokens == 64 and mode == "tf32"
+    if not large or torch.cuda.get_device_capability(device) >= (9, 0):
+        return None
+    return "chunks of 64 tokens need more shared memory than this GPU has, but with bfloat16 products"
 
 
 def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
@@ -96,12 +106,14 @@ def _say(message: str) -> None:
 def mode_of(dtype: torch.dtype) -> str:
     """What the matrix products inside the kernels read where the layer around them computes in ``dtype``.
 
-    bfloat16 keeps 8 bits of a number and float16 11, as TensorFloat-32 does, whose range is that of float32: gradients
-    of the inner loss pass beyond the range of float16. Float32 is split into three TensorFloat-32 products, nearly
-    as exact as its own, unless PyTorch has been allowed to round.
+    The eager scan's are in float32 whatever ``dtype``, and PyTorch's own switch for float32 products decides here, too:
+    "highest" splits each into three of TensorFloat-32, nearly as exact as float32, "high" takes TensorFloat-32,
+    "medium" bfloat16. A layer in half precision has rounded its tokens to 8 or 11 bits before, so that the 11 bits of
+    TensorFloat-32 (whose range is that of float32; gradients of the inner loss leave float16's) add next to nothing.
     """
-    if dtype == torch.bfloat16:
+    if dtype == torch.float64:
+        return "ieee"
+    allowed = torch.get_float32_matmul_precision()
+    if allowed == "medium":
         return "bf16"
-    if dtype == torch.float16 or (dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32):
-        return "tf32"
-    return "tf32x3" if dtype == torch.float32 else "ieee"
+    return "tf32" if allowed == "high" or dtype in (torch.bfloat16, torch.float16) else "tf32x3"

@@ -46,7 +46,7 @@ def store_rows(x, t, valid, rows, D: tl.constexpr):
     tl.store(x + t[:, None] * D + col[None, :], rows, mask=valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame", "group"])
 def forward_kernel(
     q,  # [programs, T, D], as k, v and out; programs = B * H
     k,
@@ -161,7 +161,7 @@ def forward_kernel(
             tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame"])
 def backward_kernel(
     q,  # as in forward_kernel
     k,

@@ -22,12 +22,13 @@ def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dt
     return {
         "D": dim,
         "F": hidden,
-        "BLOCK": _block(dim, hidden),
+        # Narrower than dim, so that a block's gradient is wider than high: Triton then puts the warps of all products
+        # of the walk side by side. Otherwise it stacks them, and each holds all columns of the chunk's few rows.
+        "BLOCK": 16,
         "K": size,
         "ACC": _accumulator(dtype),
         "MODE": mode,
-        # Four warps side by side suffice for the columns of 16 rows; more would repeat each other's products.
-        "num_warps": 4 if size == 16 and mode == "bf16" else 8,
+        "num_warps": 8,
         "num_stages": 1,  # loads of a block must not overtake the stores of the one before
     }
 
@@ -38,7 +39,7 @@ def frame_constants(dim: int, hidden: int, frame: int, mode: str, dtype: torch.d
     return {
         "D": dim,
         "F": hidden,
-        "BLOCK": _block(dim, hidden),
+        "BLOCK": 32 if dim < 128 else 16,
         "TILE": tile,
         "ACC": _accumulator(dtype),
         "MODE": mode,
@@ -64,15 +65,6 @@ def frame_grid(
 
 def contiguous(*tensors: Tensor) -> list[Tensor]:
     return [x.contiguous() for x in tensors]
-
-
-def _block(dim: int, hidden: int) -> int:
-    """Hidden units per block, a power of two that divides ``hidden``; of a linear map: rows of A.
-
-    At most half of ``dim``: a block's gradient is then wider than high, which makes Triton put the warps of all products
-    of the walk side by side. Otherwise it stacks them, and each holds all columns of the 16 tokens (README.md).
-    """
-    return max(16, dim // 2 if not hidden else min(hidden & -hidden, 16 if dim == 128 else 32, dim // 2))
 
 
 def _accumulator(dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
 """TTT-Linear, token-causal: one program reads the whole sequence of one (row, head), chunk after chunk.
 
-As in ``ttt_mlp`` the state, A [D, D] and b [D], stays in global memory and is walked in blocks, here of BLOCK rows of A,
-twice a chunk. A walk reads the same columns of the tokens. The backward kernel recomputes all of a chunk from the
+As in ``ttt_mlp`` the state, A [D, D] and b [D], stays in global memory and is walked in blocks, here of BLOCK rows of
+A, twice a chunk. A walk reads the same columns of the tokens. The backward kernel recomputes all of a chunk from the
 state before it, so that nothing but states is saved.
 """
 
@@ -12,7 +12,7 @@ from .blocks import column_sum
 from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "group"])
 def forward_kernel(
     q,  # [programs, T, D], as k, v and out; programs = B * H
     k,
@@ -131,7 +131,7 @@ def forward_kernel(
         tl.debug_barrier()  # the next chunk reads what this one wrote
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin"])
 def backward_kernel(
     q,  # as in forward_kernel, down to pending
     k,

@@ -16,7 +16,7 @@ from .blocks import column_sum, load_block, store_block
 from .pointwise import across, gelu, gelu_bend, gelu_slope, loss_gradient, loss_gradient_backward, mm, standardised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "group"])
 def forward_kernel(
     q,  # [programs, T, D], as k, v and out; programs = B * H
     k,
@@ -154,7 +154,7 @@ def forward_kernel(
         tl.debug_barrier()  # the next chunk reads what this one wrote
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin"])
 def backward_kernel(
     q,  # as in forward_kernel, down to pending
     k,
