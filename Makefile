@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu test-kernels lint bench clean
+.PHONY: help env demo test test-slow test-gpu test-kernels lint bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -37,9 +37,9 @@ test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: env  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
-test-kernels: env  ## ahead-of-time compilation of every kernel configuration
+test-kernels: env  ## kernels at many shapes through the interpreter; compilation of every configuration
 	$(BIN)/python -m pytest -m kernels
 
 lint: env  ## ruff and pyright, as pre-commit runs them
@@ -48,6 +48,9 @@ lint: env  ## ruff and pyright, as pre-commit runs them
 
 bench: env  ## side-by-side measurements of the layer on this machine
 	$(BIN)/python -m benchmarks.layer --json runs/bench-layer.json
+
+bench-gpu: env  ## the kernels against everything else, on a GPU
+	$(BIN)/python -m benchmarks.kernels --gpu --json runs/bench-gpu.json
 
 clean:  ## removes the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

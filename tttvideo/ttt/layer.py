@@ -16,6 +16,8 @@ from .grid import Grid, chunk_ends, chunks_begun
 from .inner.base import InnerModel
 from .inner.mlp import MLP
 from .interface import Layout, Mixer, SequenceLayer, merge_heads
+from .kernels import mode_of, use_kernels
+from .kernels import read as read_fused
 from .objective import EPS, L2, Norm, Objective, ResidualL2
 from .optimizer import SGD, InnerOptimizer, Moments
 from .scan import Fast, Views, is_cumulative, scan
@@ -49,7 +51,10 @@ class TTT(Mixer):
         rope: rotary positions within the chunk (token-causal) or the frame; none: on, except for convolutional
             inner models, which see positions by themselves.
         rope_theta: base of the rotary wavelengths.
-        checkpoint_group: chunks per activation checkpoint of the scan; 0 stores everything.
+        checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
+            by themselves.)
+        fused: Triton kernels in place of the eager scan: ``auto`` on GPUs where there are kernels for the
+            configuration, ``never``, or ``require``, an error where there are none.
     """
 
     inner: InnerModel = field(default_factory=MLP)
@@ -68,6 +73,7 @@ class TTT(Mixer):
     rope: bool | None = None
     rope_theta: float = 10000.0
     checkpoint_group: int = 0
+    fused: Literal["auto", "never", "require"] = "auto"
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -97,6 +103,8 @@ class TTT(Mixer):
             raise ValueError("TTT.share_qk makes q and k the same but for their convolutions; set short_conv: raster.")
         if self.tanh_gate is not None and not math.isfinite(self.tanh_gate):
             raise ValueError(f"TTT.tanh_gate is {self.tanh_gate}; it is where alpha starts: 0, or 0.1, or none.")
+        if self.fused not in ("auto", "never", "require"):
+            raise ValueError(f"TTT.fused is {self.fused!r}; it must be auto, never or require.")
         if self.rope_theta <= 0 or self.checkpoint_group < 0:
             raise ValueError(
                 f"TTT.rope_theta must be above 0 and checkpoint_group at least 0, not {self.rope_theta} and "
@@ -238,8 +246,11 @@ class TTTLayer(SequenceLayer):
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
         views = views._replace(rate=views.rate * self._rate_scale(x, layout))
         views, tails = self._with_past(views, tails, layout)
+        mode = mode_of(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
+        fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, mode)
         with torch.autocast(x.device.type, enabled=False):
-            out, after = self._scan(views, state._replace(tails=tails), layout)
+            state = state._replace(tails=tails)
+            out, after = self._read_fused(views, state, layout, mode) if fused else self._scan(views, state, layout)
         y = self.post_norm(merge_heads(out).to(x.dtype))
         if self.g_proj is not None:
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
@@ -320,6 +331,19 @@ class TTTLayer(SequenceLayer):
             weights, pending, fading, moments, ends if chunk.size(1) is None else ends % full, state.tails
         )
 
+    def _read_fused(self, views: Views, state: TTTState, layout: Layout, mode: str) -> tuple[Tensor, TTTState]:
+        """``_scan`` by Triton kernels."""
+        per_frame, length = layout.tokens_per_frame, views.v.shape[3]
+        size = self.config.chunk.size(per_frame)
+        assert size is not None
+        read = torch.full_like(state.position, length) if layout.lengths is None else layout.lengths
+        scale = self._scale(size, per_frame, views.q.device, views.q.dtype)[:, 0]
+        given = (state.weights, state.pending, self._position(state.position, read, per_frame), layout.lengths)
+        frame = per_frame if self.config.chunk.whole else None
+        out, weights, pending = read_fused(views, self._norm(views), scale, *given, frame, mode)
+        position = (state.position + read) % size
+        return out, state._replace(weights=weights, pending=pending, position=position)
+
     def _position(self, position: Tensor, read: Tensor, tokens_per_frame: int) -> Tensor:
         """Tokens of the open chunk that each row has read before.
 
@@ -342,13 +366,15 @@ class TTTLayer(SequenceLayer):
         return position
 
     def _problem(self, views: Views, layout: Layout) -> Problem:
-        config = self.config
-        norm = Norm(views.q.new_ones(()), views.q.new_zeros(()))
-        if self.norm_scale is not None and self.norm_shift is not None:
-            norm = Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
+        config, norm = self.config, self._norm(views)
         return Problem(
             config.inner, config.objective, config.optimizer, norm, self._start(), layout.grid, self.rate_warmup
         )
+
+    def _norm(self, views: Views) -> Norm:
+        if self.norm_scale is None or self.norm_shift is None:
+            return Norm(views.q.new_ones(()), views.q.new_zeros(()))
+        return Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
 
     def _scale(self, size: int, tokens_per_frame: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[K, 1]: 1/(t+1) + delta_t, at least 0, by token (paper, appendix); the mean over a frame by frame.

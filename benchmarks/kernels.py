@@ -1,0 +1,90 @@
+"""The kernels: their error through the interpreter, what they need of a GPU, and how fast they are on one.
+
+    python -m benchmarks.kernels --interpret [--json FILE]   errors against the eager scan in float64, without a GPU
+    python -m benchmarks.kernels --aot [--dims 64] [--json FILE]    registers, stack, shared memory on sm_80 and sm_90
+    python -m benchmarks.kernels --gpu [--json FILE]         times on a GPU (benchmarks/gpu.py)
+
+The JSON has ``rows`` and ``summary``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    for name in ("interpret", "aot", "gpu"):
+        what.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--dims", default="64", help="head dimensions to compile for, separated by commas")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    # Triton decides when it is imported
+    os.environ["TRITON_INTERPRET"] = "1" if options.interpret else "0"
+    if options.interpret:
+        found = interpret()
+    elif options.aot:
+        found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
+    else:
+        from benchmarks import gpu
+
+        found = gpu.measure()
+    print(json.dumps(found["summary"], indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def interpret() -> Figures:
+    """Outputs, states and all gradients of a few odd shapes."""
+    from tests.ttt.kernels.cases import case, eager, fused, gradients, worst
+    from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+
+    rows = []
+    for model, chunk, frame, lengths, position in (
+        (Linear(), TokenCausal(16), 1, (37, 5), (3, 9)),
+        (MLP(), TokenCausal(16), 1, (37, 5), (3, 9)),
+        (MLP(2), TokenCausal(32), 1, (65, 0), (31, 4)),
+        (MLP(), FrameCausal(), 21, (63, 21), None),
+        (MLP(), FrameCausal(), 70, (140,), None),
+    ):
+        one = case(model, chunk, lengths=lengths, position=position, frame=frame)
+        error, whose = worst(gradients(fused, one), gradients(eager, one))
+        rows.append({"model": str(model), "chunk": str(chunk), "frame": frame, "lengths": lengths, "error": error})
+        print(f"{model} {chunk} rows of {lengths}: {error:.1e} ({whose})")
+    return {
+        "rows": rows,
+        "summary": {"worst_relative_error": max(row["error"] for row in rows), "configurations": len(rows)},
+    }
+
+
+def ahead_of_time(dims: list[int]) -> Figures:
+    """Compiles every configuration; a line each."""
+    from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, STACK, compiled, configurations
+
+    rows: list[Figures] = []
+    for capability, limit in SHARED_MEMORY.items():
+        for one in configurations(capability, dims):
+            needs = compiled(one, capability)
+            rows.append({"name": one.name, "kind": one.kind, "sm": capability, **needs._asdict()})
+            flag = " TOO MUCH" if needs.shared > limit or needs.stack > STACK[one.kind] else ""
+            said = f"{needs.registers} registers, {needs.stack} B stack, {needs.shared} B shared{flag}"
+            print(f"sm_{capability} {one.name}: {said}", flush=True)
+    summary = {
+        "configurations": len(rows),
+        "worst_stack_bytes": {kind: max(r["stack"] for r in rows if r["kind"] == kind) for kind in STACK},
+        "over_shared_memory": sum(row["shared"] > SHARED_MEMORY[row["sm"]] for row in rows),
+        "over_stack": sum(row["stack"] > STACK[row["kind"]] for row in rows),
+    }
+    return {"rows": rows, "summary": summary}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Random problems for the kernels, and the eager scan on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttvideo.ttt import SGD, FrameCausal, ResidualL2, TokenCausal
+from tttvideo.ttt.dual import Problem
+from tttvideo.ttt.grid import Grid, chunk_ends, chunks_begun
+from tttvideo.ttt.kernels import read
+from tttvideo.ttt.objective import Norm
+from tttvideo.ttt.scan import Fast, Views, scan
+from tttvideo.ttt.weights import Map, Weights, where, zeros_like
+
+
+class Case(NamedTuple):
+    """Arguments of a kernel, as leaves that ask for gradients, and what decides the shapes."""
+
+    model: object
+    chunk: TokenCausal | FrameCausal
+    frame: int
+    tensors: dict[str, Tensor]
+    weights: Weights
+    pending: Weights
+    position: Tensor
+    lengths: Tensor
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        found = {name: x for name, x in self.tensors.items() if name != "scale" or not self.chunk.whole}
+        for kind, weights in (("W_0", self.weights), ("pending", self.pending)):
+            for name, map in weights.items():
+                found |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
+        return found
+
+
+def case(
+    model,
+    chunk,
+    *,
+    dim=16,
+    heads=2,
+    lengths=(37,),
+    position=None,
+    frame=1,
+    seed=0,
+    dtype=torch.float64,
+    device="cpu",
+) -> Case:
+    """``lengths`` and ``position`` of the rows; every tensor is random and asks for its gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    batch, tokens = len(lengths), max(lengths)
+    read = torch.zeros(batch, dtype=torch.int64) if position is None else torch.tensor(position)
+    kept = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def leaf(*shape, std=1.0, about=0.0, dtype=kept):
+        x = about + std * torch.randn(*shape, generator=rng, dtype=torch.float64)
+        return x.to(device, dtype).requires_grad_()
+
+    def fast(std):
+        return {
+            name: type(one)(
+                leaf(batch, heads, *one.weight.shape[1:], std=std), leaf(batch, heads, *one.bias.shape[1:], std=std)
+            )
+            for name, one in shapes.items()
+        }
+
+    shapes = {name: Map(*pair) for name, pair in model.init(dim, heads).items()}
+    tensors = {name: leaf(batch, heads, tokens, dim, dtype=dtype) for name in "qkv"}
+    size = chunk.size(frame)
+    tensors |= {
+        "rate": (0.3 * torch.rand(batch, heads, tokens, generator=rng, dtype=torch.float64))
+        .to(device, kept)
+        .requires_grad_(),
+        "scale": leaf(size, std=0.05, about=0.3)
+        if isinstance(chunk, TokenCausal)
+        else leaf(1, std=0.0, about=1 / frame),
+        "gamma": leaf(heads, 1, dim, std=0.2, about=1.0),
+        "beta": leaf(heads, 1, dim, std=0.2),
+    }
+    return Case(model, chunk, frame, tensors, fast(0.3), fast(0.1), read, torch.tensor(lengths))
+
+
+def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
+    """The scan: outputs (zero in padding), weights and pending gradients after."""
+    x = one.tensors
+    size = one.chunk.size(one.frame)
+    device = x["q"].device
+    norm = Norm(x["gamma"], x["beta"])
+    problem = Problem(one.model, ResidualL2(), SGD(), norm, one.weights, (1, one.frame))
+    fast = Fast(one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), SGD().init_state(one.weights))
+    ends = one.position + one.lengths
+    views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
+    open_ = (one.position > 0).to(device)[:, None, None, None]  # a chunk that has read nothing has no gradients
+    fast = fast._replace(pending=where(open_, one.pending, zeros_like(one.pending)))
+    grid = Grid(one.position, ends, size, device)
+    closes = chunks_begun if one.chunk.whole else chunk_ends
+    out, after = scan(
+        problem,
+        fast._replace(pending=None) if one.chunk.whole else fast,
+        grid.gather(views),
+        size=size,
+        scale=x["scale"].expand(size)[:, None],
+        mask=one.chunk.mask(one.frame, size, device),
+        closes=closes(ends, size, device),
+    )
+    out = grid.scatter(out, x["q"].shape[2])
+    valid = (torch.arange(out.shape[2]) < one.lengths[:, None]).to(device)[:, None, :, None]
+    pending = zeros_like(one.weights) if after.pending is None else after.pending
+    return torch.where(valid, out, 0.0), after.weights, pending
+
+
+def fused(one: Case, mode: str = "ieee") -> tuple[Tensor, Weights, Weights]:
+    """The same by the kernels."""
+    x = one.tensors
+    views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
+    norm, frame = Norm(x["gamma"], x["beta"]), one.frame if one.chunk.whole else None
+    return read(views, norm, x["scale"], one.weights, one.pending, one.position, one.lengths, frame, mode)
+
+
+def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:
+    """Everything that ``run`` puts out, and the gradients of a random sum of it at every leaf, by name."""
+    out, weights, pending = run(one)
+    found = {"out": out}
+    for kind, fast in (("W", weights), ("opened", pending)):
+        for name, map in fast.items():
+            found |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
+    rng = torch.Generator().manual_seed(seed)
+    total = sum((x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)).sum() for x in found.values())
+    leaves = one.leaves
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    found |= {
+        f"gradient at {name}": torch.zeros_like(leaf) if g is None else g
+        for (name, leaf), g in zip(leaves.items(), grads, strict=True)
+    }
+    return {name: x.detach() for name, x in found.items()}
+
+
+def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest error relative to the largest entry of its tensor, and whose it is."""
+    assert found.keys() == expected.keys()
+    errors = {}
+    for name, x in expected.items():
+        error = (found[name].double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1e-3)
+        errors[name] = float("inf") if error.isnan() else float(error)
+    name = max(errors, key=lambda n: errors[n])
+    return errors[name], name

@@ -1,0 +1,93 @@
+"""What needs a GPU: `make test-gpu`. Kernels are compiled here, not interpreted."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.ttt.kernels.cases import case, eager, fused, gradients
+from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt.kernels import mode_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted: use make test-gpu"),
+]
+
+CASES = [
+    (Linear(), TokenCausal(16), 1, (1000, 37)),
+    (MLP(), TokenCausal(16), 1, (1000, 37)),
+    (MLP(), TokenCausal(32), 1, (1000, 37)),
+    (MLP(), FrameCausal(), 196, (5 * 196, 196)),
+    (MLP(), FrameCausal(), 1024, (2 * 1024,)),
+    (MLP(), TokenCausal(16), 1, (65536,)),
+    (MLP(), FrameCausal(), 256, (65536,)),
+]
+
+
+def rounded(one, dtype):
+    """The same case in float32, its tokens rounded to ``dtype``."""
+
+    def leaf(x):
+        return x.detach().float().requires_grad_()
+
+    def weights(fast):
+        return {name: type(map)(*(leaf(x) for x in map)) for name, map in fast.items()}
+
+    tokens = {name: leaf(x.detach().to(dtype) if name in "qkv" else x) for name, x in one.tensors.items()}
+    return one._replace(tensors=tokens, weights=weights(one.weights), pending=weights(one.pending))
+
+
+def error(found, exact):
+    """Root mean square, by tensor."""
+    return {name: (found[name].double() - x).square().mean().sqrt() for name, x in exact.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES)
+def test_the_error_is_at_most_twice_that_of_the_eager_scan(model, chunk, frame, lengths, dtype):
+    """Both against float64, on tokens of ``dtype``; outputs, states and all gradients."""
+    exact = case(model, chunk, dim=64, heads=2, lengths=lengths, frame=frame, device="cuda")
+    expected = gradients(eager, exact)
+    plain = error(gradients(eager, rounded(exact, dtype)), expected)
+    found = error(gradients(lambda one: fused(one, mode_of(dtype)), rounded(exact, dtype)), expected)
+    for name, mine in found.items():
+        assert mine <= 2 * plain[name] + 1e-7 * expected[name].square().mean().sqrt(), name
+
+
+@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES[:5])
+def test_two_runs_give_the_same_bits(model, chunk, frame, lengths):
+    one = rounded(case(model, chunk, dim=64, lengths=lengths, frame=frame, device="cuda"), torch.bfloat16)
+    first, second = (gradients(lambda one: fused(one, "tf32"), one) for _ in range(2))
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
+
+
+@pytest.mark.parametrize("chunk", [TokenCausal(16), FrameCausal()])
+def test_training_curves_overlap(chunk):
+    """200 steps of recalling the token sixteen before, in bfloat16: with and without kernels."""
+    config = TTT(MLP(), heads=2, chunk=chunk)
+    curves = []
+    for how in ("require", "never"):
+        torch.manual_seed(0)
+        layer = replace(config, fused=how).build(64).cuda()
+        into, out = nn.Embedding(16, 64).cuda(), nn.Linear(64, 16).cuda()
+        parameters = [p for module in (layer, into, out) for p in module.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+        draw, losses = torch.Generator().manual_seed(1), []
+        for _ in range(200):
+            tokens = torch.randint(16, (8, 128), generator=draw).cuda()
+            with torch.autocast("cuda", torch.bfloat16):
+                y = out(layer(into(tokens), None, Layout((4, 4)))[0])
+            loss = nn.functional.cross_entropy(y[:, 16:].float().flatten(0, 1), tokens[:, :-16].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        curves.append(torch.tensor(losses))
+    kernels, plain = curves
+    assert plain[-20:].mean() < plain[:20].mean()
+    assert (kernels - plain).abs().mean() <= 0.02 * plain.mean()

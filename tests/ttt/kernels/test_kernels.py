@@ -1,0 +1,94 @@
+"""Every kernel, forward and backward, against the eager scan in float64: outputs, states and all gradients.
+
+A few cases belong to the quick suite, the others to `make test-kernels`.
+"""
+
+import pytest
+import torch
+
+from tests.helpers import name
+from tests.ttt.kernels.cases import case, eager, fused, gradients, worst
+from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+from tttvideo.ttt.kernels import launch
+from tttvideo.ttt.kernels.token_causal import token_causal
+
+TOLERANCE = 1e-10
+
+TOKEN_CASES = [
+    # model, chunk, head dimension, lengths and positions of the rows
+    (Linear(), 16, 16, (21, 2), (9, 3)),
+    (MLP(), 16, 16, (14, 0), (9, 0)),
+    *(
+        pytest.param(*arguments, marks=pytest.mark.kernels)
+        for arguments in (
+            (MLP(), 16, 16, (37, 5), (3, 9)),
+            (MLP(), 16, 32, (32,), None),
+            (MLP(), 16, 16, (16, 0, 3), (0, 5, 13)),
+            (MLP(), 32, 32, (33, 70), (31, 0)),
+            (MLP(expansion=8), 64, 32, (65,), (0,)),
+            (MLP(), 16, 64, (20,), (15,)),
+            (MLP(expansion=1), 16, 128, (17,), (1,)),
+            (Linear(), 16, 16, (16, 0, 3), (0, 5, 13)),
+            (Linear(), 32, 64, (70,), (0,)),
+            (Linear(), 64, 32, (65, 1), (63, 63)),
+            (Linear(), 16, 128, (17,), (1,)),
+            (Linear(), 16, 16, (200,), (5,)),
+            (MLP(expansion=2), 16, 16, (100,), (5,)),
+            (MLP(expansion=2), 16, 16, (200,), None),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "size", "dim", "lengths", "position"), TOKEN_CASES, ids=name)
+def test_token_causal_kernels_are_the_eager_scan(model, size, dim, lengths, position):
+    one = case(model, TokenCausal(size), dim=dim, lengths=lengths, position=position)
+    error, whose = worst(gradients(fused, one), gradients(eager, one))
+    assert error <= TOLERANCE, whose
+
+
+FRAME_CASES = [
+    # expansion, tokens of a frame, head dimension, tokens of the rows
+    (4, 5, 16, (10,)),
+    *(
+        pytest.param(*arguments, marks=pytest.mark.kernels)
+        for arguments in (
+            (2, 5, 16, (10, 5)),
+            (4, 21, 16, (63, 21)),
+            (4, 70, 32, (140, 0)),
+            (4, 16, 64, (16,)),
+            (2, 196, 16, (392,)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("heads_fill_the_device", [True, False])
+@pytest.mark.parametrize(("expansion", "frame", "dim", "lengths"), FRAME_CASES, ids=name)
+def test_frame_kernels_are_the_eager_scan(expansion, frame, dim, lengths, heads_fill_the_device, monkeypatch):
+    """In one launch, and phase by phase."""
+    monkeypatch.setattr(launch, "FEW_PROGRAMS", 1 if heads_fill_the_device else 64)
+    one = case(MLP(expansion), FrameCausal(), dim=dim, lengths=lengths, frame=frame, heads=1)
+    error, whose = worst(gradients(fused, one), gradients(eager, one))
+    assert error <= TOLERANCE, whose
+
+
+@pytest.mark.kernels
+def test_half_precision_tokens_keep_the_state_in_float32():
+    one = case(MLP(2), TokenCausal(16), lengths=(21,), dtype=torch.float16)
+    found, expected = gradients(fused, one), gradients(fused, case(MLP(2), TokenCausal(16), lengths=(21,)))
+    assert found["out"].dtype == torch.float16
+    assert found["W 1.weight"].dtype == torch.float32
+    assert found["gradient at k"].dtype == torch.float16
+    error, whose = worst(found, expected)
+    assert error <= 1e-2, whose
+
+
+@pytest.mark.kernels
+def test_the_operator_keeps_its_promises():
+    """Schema, fake tensors, autograd registration and what compilers trace are checked by PyTorch itself."""
+    one = case(Linear(), TokenCausal(16), lengths=(17, 3), position=(2, 1))
+    x = one.tensors
+    weights, pending = (torch.randn(2, 2, 16 * 17).double().requires_grad_() for _ in range(2))
+    tokens = (x["q"], x["k"], x["v"], x["rate"], x["scale"], x["gamma"][:, 0], x["beta"][:, 0])
+    torch.library.opcheck(token_causal, (*tokens, weights, pending, one.position, one.lengths, 0, True, "ieee", True))

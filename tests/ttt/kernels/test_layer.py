@@ -1,0 +1,119 @@
+"""Properties of the layer, held by its kernels too: `fused: require` through Triton's interpreter."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.helpers import name
+from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt.convert import from_ttt_lm, our_name
+
+DIM, GRID = 32, (2, 3)
+N = GRID[0] * GRID[1]
+
+LAYERS = [
+    TTT(Linear(), 2, TokenCausal(16), fused="require"),
+    *(
+        pytest.param(config, marks=pytest.mark.kernels)
+        for config in (
+            TTT(MLP(2), 2, TokenCausal(16), fused="require", short_conv="raster", share_qk=True, gate=True),
+            TTT(MLP(2), 2, FrameCausal(), fused="require"),
+        )
+    ),
+]
+
+
+def build(config):
+    """A layer in float64 whose steps have learned sizes."""
+    torch.manual_seed(0)
+    layer = config.build(DIM).double()
+    if layer.scale_shift is not None:
+        torch.nn.init.normal_(layer.scale_shift, std=0.1)
+    return layer
+
+
+@pytest.mark.parametrize("config", LAYERS, ids=name)
+def test_the_layer_is_the_eager_one(config):
+    """Outputs, state and gradients of all parameters, with padding, reading on after a first call."""
+    x = torch.randn(2, 5 * N, DIM, generator=torch.Generator().manual_seed(1)).double()
+    results = []
+    for how in ("require", "never"):
+        layer = build(dataclasses.replace(config, fused=how))
+        first, state = layer(x[:, : 3 * N], None, Layout(GRID, torch.tensor([3 * N, N])))
+        second, state = layer(x[:, 3 * N :], state, Layout(GRID))
+        (first.square().sum() + second.square().sum()).backward()
+        parameters = dict(layer.named_parameters())
+        pending = [map.weight for map in state.pending.values()]
+        weights = [map.weight for map in state.weights.values()]
+        results.append([first, second, *weights, *pending, *(p.grad for p in parameters.values())])
+        assert state.position.tolist() == ([0, 0] if config.chunk.whole else [5 * N % 16, 3 * N % 16])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("config", LAYERS, ids=name)
+@torch.no_grad()
+def test_streamed_is_whole(config):
+    layer = build(config)
+    x = torch.randn(1, 6 * N, DIM).double()
+    whole, end = layer(x, None, Layout(GRID))
+    splits = [0, 2 * N, 3 * N, 6 * N] if config.chunk.whole else [0, 1, 16, 21, 6 * N]
+    state, pieces = None, []
+    for a, b in pairwise(splits):
+        y, state = layer(x[:, a:b], state, Layout(GRID if config.chunk.whole else (1, 1)))
+        pieces.append(y)
+    assert (torch.cat(pieces, 1) - whole).abs().max() <= 1e-12
+    for key, map in end.weights.items():
+        assert (state.weights[key].weight - map.weight).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("config", LAYERS, ids=name)
+@torch.no_grad()
+def test_packed_sequences_are_sequences_and_the_future_is_unseen(config):
+    layer = build(config)
+    x = torch.randn(1, 5 * N, DIM).double()
+    y, _ = layer(x, None, Layout(GRID, cu_seqlens=torch.tensor([0, 2 * N, 5 * N])))
+    changed = x.clone()
+    changed[:, 4 * N :] += 1.0
+    for a, b in ((0, 2 * N), (2 * N, 5 * N)):
+        assert (y[:, a:b] - layer(x[:, a:b], None, Layout(GRID))[0]).abs().max() <= 1e-12
+    early, _ = layer(changed, None, Layout(GRID, cu_seqlens=torch.tensor([0, 2 * N, 5 * N])))
+    assert (early[:, : 4 * N] - y[:, : 4 * N]).abs().max() <= 1e-12
+
+
+REFERENCE = Path(__file__).resolve().parents[3] / ".." / "shared" / "reference" / "ttt_lm"
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("recording", ["ttt_linear", "ttt_mlp", "ttt_mlp_mamba"])
+def test_the_authors_recorded_layers_through_the_kernels(recording):
+    """Outputs to 1e-6, all gradients to 1e-5, as the eager scan (tests/ttt/test_reference.py)."""
+    path = REFERENCE / f"{recording}.safetensors"
+    if not path.exists():
+        pytest.skip("recorded reference tensors are not here (../shared/reference)")
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    layer = from_ttt_lm(
+        parameters,
+        num_heads=int(meta["H"]),
+        mini_batch_size=int(meta["mini_batch_size"]),
+        base_lr=float(meta["ttt_base_lr"]),
+        rope_theta=float(meta["rope_theta"]),
+    )
+    layer.layer.config = dataclasses.replace(layer.layer.config, fused="require")
+    x = tensors["x"].clone().requires_grad_()
+    y = layer(x)
+    assert (y - tensors["y"]).abs().max() <= 1e-6
+    (y * tensors["loss_weight"]).sum().backward()
+    assert (x.grad - tensors["grad.x"]).abs().max() <= 1e-5
+    found = dict(layer.layer.named_parameters())
+    for theirs in parameters:
+        grad = found[our_name(theirs)].grad.reshape(parameters[theirs].shape)
+        expected = tensors[f"grad.{theirs}"]
+        assert (grad - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item()), theirs

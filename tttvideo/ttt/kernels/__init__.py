@@ -1,0 +1,9 @@
+"""Triton kernels behind the same call as the eager scan: ``read``. README.md derives and measures them.
+
+Nothing here imports Triton before a kernel is launched: it exists on Linux only.
+"""
+
+from .choice import mode_of, use_kernels
+from .read import read
+
+__all__ = ["mode_of", "read", "use_kernels"]

@@ -1,0 +1,127 @@
+"""Ahead-of-time compilation: what every kernel configuration needs of a device, found without having one."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .choice import CHUNKS, HEAD_DIMS
+from .launch import BACKWARD_PHASES, FORWARD_PHASES, RECOMPUTED_PHASES, frame_constants, token_constants
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+"""Bytes that one program may take, by compute capability (CUDA C++ Programming Guide, table 'Technical
+Specifications per Compute Capability')."""
+
+_INTEGERS = {"heads", "tokens", "width", "frame", "begin", "end", "origin", "group"}
+_INDICES = {"position", "lengths"}
+
+
+STACK = {"token": 4096, "frame": 1024}
+"""Bytes of stack per thread that a kernel may spill. README.md says why these."""
+
+
+class Needs(NamedTuple):
+    """Of one thread (registers, stack bytes: what spills) and of one program (bytes of shared memory)."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+class Configuration(NamedTuple):
+    """One kernel as a launcher may choose it."""
+
+    name: str
+    kind: str  # token or frame
+    kernel: Any
+    constants: dict[str, Any]
+
+
+def token_configurations(dim: int, size: int, mode: str) -> Iterator[Configuration]:
+    """All that ``token_causal`` launches for heads of ``dim``, chunks of ``size`` and an MLP four times as wide."""
+    from . import ttt_linear, ttt_mlp
+
+    for kernels, hidden in ((ttt_mlp, 4 * dim), (ttt_linear, 0)):
+        constants = token_constants(dim, hidden, size, mode, torch.float32)
+        label = f"{'MLP' if hidden else 'Linear'} K={size} d={dim} {mode}"
+        for carried in (False, True):
+            some = {**constants, "CARRIED": carried}
+            end = ", chunk open before" if carried else ""
+            yield Configuration(f"{label} forward{end}", "token", kernels.forward_kernel, {**some, "SAVE": False})
+            yield Configuration(f"{label} recompute{end}", "token", kernels.forward_kernel, {**some, "SAVE": True})
+            yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
+
+
+def frame_configurations(dim: int, frame: int, mode: str) -> Iterator[Configuration]:
+    """All that ``frame_causal`` launches for heads of ``dim``, frames of ``frame`` tokens, an MLP of 4 * ``dim``."""
+    from . import frame_mlp
+
+    constants = frame_constants(dim, 4 * dim, frame, mode, torch.float32)
+    for way, phases, more in (
+        ("forward", FORWARD_PHASES, {"SAVE": False}),
+        ("recompute", RECOMPUTED_PHASES, {"SAVE": True}),
+        ("backward", BACKWARD_PHASES, {}),
+    ):
+        kernel = frame_mlp.backward_kernel if way == "backward" else frame_mlp.forward_kernel
+        for some in (*phases, sum(phases)):
+            label = (
+                f"MLP frames of {frame} d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
+            )
+            yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
+
+
+def configurations(capability: int, dims: Sequence[int] = HEAD_DIMS) -> Iterator[Configuration]:
+    """All that the launchers choose on a GPU of this compute capability, for MLPs four times as wide as their heads."""
+    for dim in dims:
+        for mode, sizes in CHUNKS.items():
+            if mode != "ieee":
+                for size in sizes:
+                    if size < 64 or mode != "tf32" or capability >= 90:  # as in choice._not_enough_memory
+                        yield from token_configurations(dim, size, mode)
+                for frame in (16, 32, 196):  # a tile of 16, of 32 and of 64 tokens
+                    yield from frame_configurations(dim, frame, mode)
+
+
+def compiled(configuration: Configuration, capability: int) -> Needs:
+    """Compiles for sm_``capability`` and asks the binary what it needs."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, constants = configuration.kernel, dict(configuration.constants)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    types = {name: _type(name) for name in kernel.arg_names if name not in constants}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    # tensors begin at multiples of 16 bytes, as the launcher finds at run time
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+    }
+    source = ASTSource(kernel, signature, constants, aligned)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        report = subprocess.run([_cuobjdump(), "-res-usage", file.name], check=True, capture_output=True, text=True)
+    registers, stack = (int(re.search(rf"{word}:(\d+)", report.stdout)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
+    return Needs(registers, stack, binary.metadata.shared)
+
+
+def _type(name: str) -> str:
+    """Tensors are float32, as the layer hands them over."""
+    return "i32" if name in _INTEGERS else "*i64" if name in _INDICES else "*fp32"
+
+
+@functools.cache
+def _cuobjdump() -> str:
+    """The one that Triton brings."""
+    import triton
+
+    (found,) = Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump")
+    return str(found)

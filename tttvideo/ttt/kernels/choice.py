@@ -1,0 +1,119 @@
+"""Which layers the kernels can compute, and where. The eager scan computes the others."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..chunk import FrameCausal, TokenCausal
+from ..inner.linear import Linear
+from ..inner.mlp import MLP
+from ..objective import ResidualL2
+from ..optimizer import SGD
+
+if TYPE_CHECKING:
+    from ..layer import TTT
+
+CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32, 64), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
+"""Tokens of a token-causal chunk, by what the products read (``mode_of``): with three products in place of one, 64
+tokens spill too much (README.md)."""
+
+LARGEST_FRAME = 1024
+"""Tokens of a frame, where a frame is a chunk."""
+
+HEAD_DIMS = (16, 32, 64, 128)
+
+log = logging.getLogger("tttvideo.ttt")
+
+
+def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch.device, mode: str) -> bool:
+    """Whether the kernels compute this layer on this device, with products in ``mode``. Says so once in the log.
+
+    Raises:
+        ValueError: if the configuration requires kernels where there are none.
+    """
+    if config.fused == "never":
+        return False
+    why = not_here(device, mode, config.fused == "require") or not_for(config, head_dim, tokens_per_frame, mode)
+    if why is None and device.type == "cuda":
+        why = _not_enough_memory(config, mode, device)
+    if why is not None and config.fused == "require":
+        raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
+    if device.type != "cpu" or why is None:
+        _say(f"TTT {type(config.inner).__name__}: " + ("fused kernels" if why is None else f"the eager scan: {why}"))
+    return why is None
+
+
+def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
+    """Why no kernel runs on this device, or None; ``interpreted``: Triton's interpreter will do."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu" and interpreted and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"kernels run on GPUs, not on {device.type} (Triton's interpreter runs them there: TRITON_INTERPRET=1)"
+    return "kernels keep the hidden state in float32, not float64" if mode == "ieee" else None
+
+
+def _not_enough_memory(config: TTT, mode: str, device: torch.device) -> str | None:
+    """Chunks of 64 tokens in TensorFloat-32 take 184 kB of shared memory; Ampere has 163, Hopper 227."""
+    large = isinstance(config.chunk, TokenCausal) and config.chunk.tokens == 64 and mode == "tf32"
+    if not large or torch.cuda.get_device_capability(device) >= (9, 0):
+        return None
+    return "chunks of 64 tokens need more shared memory than this GPU has, but with bfloat16 products"
+
+
+def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
+    """Why no kernel computes this configuration, or None."""
+    inner, chunk, optimizer = config.inner, config.chunk, config.optimizer
+    if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
+        return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
+    if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS[mode]:
+        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(CHUNKS[mode])} ({mode} products)"
+    if isinstance(chunk, FrameCausal) and tokens_per_frame > LARGEST_FRAME:
+        return f"frames have {tokens_per_frame} tokens; kernels read frames of up to {LARGEST_FRAME}"
+    if type(inner) not in (MLP, Linear) or (isinstance(inner, Linear) and not inner.bias):
+        return f"there is no kernel for the inner model {inner}, only for MLP and Linear with a bias"
+    if isinstance(inner, Linear) and isinstance(chunk, FrameCausal):
+        return "there is no kernel for Linear in FrameCausal chunks, only in TokenCausal ones"
+    if isinstance(inner, MLP) and round(inner.expansion * head_dim) % 32:
+        return f"the hidden width is {round(inner.expansion * head_dim)}; in kernels it is a multiple of 32"
+    if head_dim not in HEAD_DIMS:
+        return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS)}"
+    if type(config.objective) is not ResidualL2:
+        return f"there is no kernel for the objective {type(config.objective).__name__}, only for ResidualL2"
+    if type(optimizer) is not SGD or not optimizer.linear:
+        return f"there is no kernel for the optimizer {optimizer}, only for plain SGD"
+    if config.views > 1 or config.forget:
+        return f"there is no kernel for {'several views' if config.views > 1 else 'the forget gate'}"
+    return None
+
+
+def _either(sizes: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+
+
+@functools.cache
+def _say(message: str) -> None:
+    log.info(message)
+
+
+def mode_of(dtype: torch.dtype) -> str:
+    """What the matrix products inside the kernels read where the layer around them computes in ``dtype``.
+
+    The eager scan's are in float32 whatever ``dtype``, and PyTorch's own switch for float32 products decides here, too:
+    "highest" splits each into three of TensorFloat-32, nearly as exact as float32, "high" takes TensorFloat-32,
+    "medium" bfloat16. A layer in half precision has rounded its tokens to 8 or 11 bits before, so that the 11 bits of
+    TensorFloat-32 (whose range is that of float32; gradients of the inner loss leave float16's) add next to nothing.
+    """
+    if dtype == torch.float64:
+        return "ieee"
+    allowed = torch.get_float32_matmul_precision()
+    if allowed == "medium":
+        return "bf16"
+    return "tf32" if allowed == "high" or dtype in (torch.bfloat16, torch.float16) else "tf32x3"

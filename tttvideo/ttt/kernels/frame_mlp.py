@@ -1,0 +1,343 @@
+"""TTT-MLP on chunks of one frame, update then read: W' = W - size * sum of gradients, out = q + LN(g(q; W')).
+
+A frame is cut into tiles of TILE tokens, the hidden width into blocks of BLOCK units. Each kernel is a row of phases:
+
+    forward    1  tiles:   z2 = g(k; W), all hidden units of a tile             -> errors
+               2  blocks:  the block's gradient over all tokens; W' of the block
+               4  tiles:   read
+    backward   1  tiles:   from dout to dzq2 and dq
+               2  blocks:  dW' gains what reading contributes
+               4  tiles:   through the update: dz2, dk, dv, drate
+               8  blocks:  dW' becomes dW
+
+A phase needs all of the phase before. Where there are enough heads to fill the device one program per (row, head)
+runs all phases of all frames (``PHASES`` is their sum); otherwise each phase is a launch, with programs for every
+tile or block.
+
+State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, D], b2 [D].
+"""
+
+import triton
+import triton.language as tl
+
+from .blocks import column_sum, load_block, store_block
+from .pointwise import (
+    across,
+    gelu,
+    gelu_bend,
+    gelu_slope,
+    loss_gradient,
+    loss_gradient_backward,
+    mm,
+    standardised,
+)
+
+
+@triton.jit
+def load_rows(x, t, valid, D: tl.constexpr, ACC: tl.constexpr):
+    """Tokens ``t`` of x [T, D], zero where not ``valid``."""
+    col = tl.arange(0, D)
+    return tl.load(x + t[:, None] * D + col[None, :], mask=valid[:, None], other=0.0).to(ACC)
+
+
+@triton.jit
+def store_rows(x, t, valid, rows, D: tl.constexpr):
+    col = tl.arange(0, D)
+    tl.store(x + t[:, None] * D + col[None, :], rows, mask=valid[:, None])
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame", "group"])
+def forward_kernel(
+    q,  # [programs, T, D], as k, v and out; programs = B * H
+    k,
+    v,
+    rate,  # [programs, T]
+    step,  # [1]: size of a frame's step
+    gamma,  # [H, D], as beta
+    beta,
+    lengths,  # [B]: tokens read now
+    state,  # [programs, size], moved in place; where SAVE: one for every frame and one more
+    errors,  # [programs, N, D]: z2; where SAVE: for every frame
+    out,  # zero; padding is not written
+    starts,  # [groups, programs, size]: the state before every group of frames
+    heads,
+    tokens,  # T
+    width,  # F again, but not known to the compiler: it would unroll the walks, and spill
+    frame,  # N
+    begin,  # frames begin ... end - 1 are read
+    end,
+    origin,  # the frame that the first slot of state and errors belongs to, where SAVE
+    group,  # frames per group; 0: starts is not wanted
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+    MODE: tl.constexpr,
+    PHASES: tl.constexpr,
+    SAVE: tl.constexpr,
+):
+    SIZE: tl.constexpr = 2 * D * F + F + D
+    program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    head = program % heads
+    length = tl.load(lengths + program // heads).to(tl.int32)
+    col, row = tl.arange(0, D), tl.arange(0, TILE)
+    at_b2 = D * F + F + F * D + col
+    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
+    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    size = tl.load(step).to(ACC)
+    q += program * tokens * D
+    k += program * tokens * D
+    v += program * tokens * D
+    out += program * tokens * D
+    rate += program * tokens
+
+    for c in range(begin, end):
+        here = state + program * SIZE
+        z = errors + program * frame * D
+        if SAVE:
+            here += (c - origin) * programs * SIZE
+            z += (c - origin) * programs * frame * D
+        there = here
+        if SAVE:
+            there = here + programs * SIZE
+        if (PHASES & 1) > 0:
+            if (group > 0) & (part == 0):  # noqa: SIM102 - Triton's `and` evaluates both sides
+                if c % group == 0:
+                    start = starts + (c // group * programs + program) * SIZE
+                    for f in range(0, width, BLOCK):
+                        a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                        store_block(start, f, a1, b1, a2, D, F, BLOCK)
+                    tl.store(start + at_b2, tl.load(here + at_b2))
+            for tile in range(part * TILE, frame, parts * TILE):
+                i = tile + row
+                valid = (i < frame) & (c * frame + i < length)
+                k_tile = load_rows(k, c * frame + i, valid, D, ACC)
+                z2 = tl.zeros((TILE, D), ACC) + tl.load(here + at_b2)[None, :]
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                    z2 += mm(gelu(mm(k_tile, a1, MODE) + b1), a2, MODE)
+                store_rows(z, i, i < frame, z2, D)
+            tl.debug_barrier()
+        if (PHASES & 2) > 0:
+            for f in range(part * BLOCK, width, parts * BLOCK):
+                a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                sum_a1, sum_b1 = tl.zeros((D, BLOCK), ACC), tl.zeros((1, BLOCK), ACC)
+                sum_a2, sum_b2 = tl.zeros((BLOCK, D), ACC), tl.zeros((1, D), ACC)
+                for tile in range(0, frame, TILE):
+                    i = tile + row
+                    t = c * frame + i
+                    valid = (i < frame) & (t < length)
+                    k_tile = load_rows(k, t, valid, D, ACC)
+                    target = load_rows(v, t, valid, D, ACC) - k_tile
+                    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+                    z2 = load_rows(z, i, i < frame, D, ACC)
+                    g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
+                    z1 = mm(k_tile, a1, MODE) + b1
+                    g1 = mm(g2, tl.trans(a2), MODE) * gelu_slope(z1)
+                    sum_a1 += mm(tl.trans(k_tile), g1, MODE)
+                    sum_b1 += column_sum(g1)
+                    sum_a2 += mm(tl.trans(gelu(z1)), g2, MODE)
+                    sum_b2 += column_sum(g2)
+                tl.debug_barrier()  # all have read the block before any writes it
+                store_block(there, f, a1 - size * sum_a1, b1 - size * sum_b1, a2 - size * sum_a2, D, F, BLOCK)
+                if f == 0:
+                    b2 = tl.load(here + at_b2)
+                    tl.debug_barrier()
+                    tl.store(there + at_b2, b2 - tl.reshape(size * sum_b2, (D,)))
+            tl.debug_barrier()
+        if (PHASES & 4) > 0:
+            for tile in range(part * TILE, frame, parts * TILE):
+                i = tile + row
+                valid = (i < frame) & (c * frame + i < length)
+                q_tile = load_rows(q, c * frame + i, valid, D, ACC)
+                zq2 = tl.zeros((TILE, D), ACC) + tl.load(there + at_b2)[None, :]
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(there, f, D, F, BLOCK)
+                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
+                h, _ = standardised(zq2, D)
+                store_rows(out, c * frame + i, valid, q_tile + gamma_row * h + beta_row, D)
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame"])
+def backward_kernel(
+    q,  # as in forward_kernel
+    k,
+    v,
+    rate,
+    step,
+    gamma,
+    beta,
+    lengths,
+    state,  # [frames + 1, programs, size]: before every frame
+    errors,  # [frames, programs, N, D]
+    dout,
+    dstate,  # [programs, size]: of the weights after, in place of those before
+    dq,  # zero, as dk, dv and drate; padding is not written
+    dk,
+    dv,
+    drate,
+    dgamma,  # [programs, tiles, D]: added to, as dbeta
+    dbeta,
+    derrors,  # [2, programs, N, D]: dzq2 and dz2, from tiles to blocks
+    heads,
+    tokens,
+    width,
+    frame,
+    begin,
+    end,
+    origin,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+    MODE: tl.constexpr,
+    PHASES: tl.constexpr,
+):
+    SIZE: tl.constexpr = 2 * D * F + F + D
+    program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    head = program % heads
+    length = tl.load(lengths + program // heads).to(tl.int32)
+    col, row = tl.arange(0, D), tl.arange(0, TILE)
+    at_b2 = D * F + F + F * D + col
+    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
+    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    dstate += program * SIZE
+    size = tl.load(step).to(ACC)
+    q += program * tokens * D
+    k += program * tokens * D
+    v += program * tokens * D
+    dout += program * tokens * D
+    dq += program * tokens * D
+    dk += program * tokens * D
+    dv += program * tokens * D
+    rate += program * tokens
+    drate += program * tokens
+    dzq = derrors + program * frame * D
+    dz = derrors + (programs + program) * frame * D
+    tiles = (frame + TILE - 1) // TILE
+
+    for back_to in range(0, end - begin):
+        c = end - 1 - back_to
+        here = state + ((c - origin) * programs + program) * SIZE
+        there = here + programs * SIZE
+        z = errors + ((c - origin) * programs + program) * frame * D
+        if (PHASES & 1) > 0:
+            for tile in range(part * TILE, frame, parts * TILE):
+                i = tile + row
+                valid = (i < frame) & (c * frame + i < length)
+                q_tile = load_rows(q, c * frame + i, valid, D, ACC)
+                dout_tile = load_rows(dout, c * frame + i, valid, D, ACC)
+                zq2 = tl.zeros((TILE, D), ACC) + tl.load(there + at_b2)[None, :]
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(there, f, D, F, BLOCK)
+                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
+                h, r = standardised(zq2, D)
+                at = (program * tiles + tile // TILE) * D + col
+                tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(dout_tile * h, 0))
+                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(dout_tile, 0))
+                dzq2 = across(gamma_row * dout_tile, h, r, D)
+                store_rows(dzq, i, i < frame, dzq2, D)
+                to_q = dout_tile
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(there, f, D, F, BLOCK)
+                    zq1 = mm(q_tile, a1, MODE) + b1
+                    to_q += mm(mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1), tl.trans(a1), MODE)
+                store_rows(dq, c * frame + i, valid, to_q, D)
+            tl.debug_barrier()
+        if (PHASES & 2) > 0:
+            for f in range(part * BLOCK, width, parts * BLOCK):
+                a1, b1, a2 = load_block(there, f, D, F, BLOCK)
+                da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
+                db2 = tl.load(dstate + at_b2)[None, :]
+                for tile in range(0, frame, TILE):
+                    i = tile + row
+                    q_tile = load_rows(q, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
+                    dzq2 = load_rows(dzq, i, i < frame, D, ACC)
+                    zq1 = mm(q_tile, a1, MODE) + b1
+                    dzq1 = mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1)
+                    da1 += mm(tl.trans(q_tile), dzq1, MODE)
+                    db1 += column_sum(dzq1)
+                    da2 += mm(tl.trans(gelu(zq1)), dzq2, MODE)
+                    db2 += column_sum(dzq2)
+                tl.debug_barrier()
+                store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
+                if f == 0:
+                    tl.store(dstate + at_b2, tl.reshape(db2, (D,)))
+            tl.debug_barrier()
+        if (PHASES & 4) > 0:
+            for tile in range(part * TILE, frame, parts * TILE):
+                i = tile + row
+                t = c * frame + i
+                valid = (i < frame) & (t < length)
+                k_tile = load_rows(k, t, valid, D, ACC)
+                target = load_rows(v, t, valid, D, ACC) - k_tile
+                rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+                z2 = load_rows(z, i, i < frame, D, ACC)
+                slope2 = loss_gradient(z2, target, gamma_row, beta_row, D)
+                g2 = rates * slope2
+                # The gradient at the frame's sum of rate * gradient is -step * dW'.
+                dg2 = tl.zeros((TILE, D), ACC) - size * tl.load(dstate + at_b2)[None, :]
+                to_k = tl.zeros((TILE, D), ACC)
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                    u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
+                    z1 = mm(k_tile, a1, MODE) + b1
+                    slope1 = gelu_slope(z1)
+                    dback = (mm(k_tile, u_a1, MODE) + u_b1) * slope1
+                    dg2 -= size * (mm(gelu(z1), u_a2, MODE) + mm(dback, a2, MODE))
+                    g1 = mm(g2, tl.trans(a2), MODE) * slope1
+                    to_k -= size * mm(g1, tl.trans(u_a1), MODE)
+                dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
+                at = (program * tiles + tile // TILE) * D + col
+                tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(rows, 0))
+                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(derror, 0))
+                store_rows(dz, i, i < frame, dz2, D)
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                    u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
+                    z1 = mm(k_tile, a1, MODE) + b1
+                    moved1 = mm(k_tile, u_a1, MODE) + u_b1
+                    dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
+                    back = mm(g2, tl.trans(a2), MODE)
+                    dz1 = dx * gelu_slope(z1) - size * moved1 * back * gelu_bend(z1)
+                    to_k += mm(dz1, tl.trans(a1), MODE)
+                store_rows(dk, t, valid, to_k + derror, D)
+                store_rows(dv, t, valid, -derror, D)
+                tl.store(drate + t, tl.sum(dg2 * slope2, 1), mask=valid)
+            tl.debug_barrier()
+        if (PHASES & 8) > 0:
+            for f in range(part * BLOCK, width, parts * BLOCK):
+                a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
+                da1, db1, da2 = u_a1, u_b1, u_a2
+                db2 = tl.load(dstate + at_b2)[None, :]
+                for tile in range(0, frame, TILE):
+                    i = tile + row
+                    t = c * frame + i
+                    valid = (i < frame) & (t < length)
+                    k_tile = load_rows(k, t, valid, D, ACC)
+                    target = load_rows(v, t, valid, D, ACC) - k_tile
+                    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+                    z2 = load_rows(z, i, i < frame, D, ACC)
+                    dz2 = load_rows(dz, i, i < frame, D, ACC)
+                    g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
+                    z1 = mm(k_tile, a1, MODE) + b1
+                    slope1 = gelu_slope(z1)
+                    back = mm(g2, tl.trans(a2), MODE)
+                    dg1 = -size * (mm(k_tile, u_a1, MODE) + u_b1)
+                    dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
+                    dz1 = dx * slope1 + dg1 * back * gelu_bend(z1)
+                    da1 += mm(tl.trans(k_tile), dz1, MODE)
+                    db1 += column_sum(dz1)
+                    da2 += mm(tl.trans(dg1 * slope1), g2, MODE) + mm(tl.trans(gelu(z1)), dz2, MODE)
+                    db2 += column_sum(dz2)
+                tl.debug_barrier()
+                store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
+                if f == 0:
+                    tl.store(dstate + at_b2, tl.reshape(db2, (D,)))
+            tl.debug_barrier()

@@ -1,0 +1,302 @@
+"""TTT-Linear, token-causal: one program reads the whole sequence of one (row, head), chunk after chunk.
+
+As in ``ttt_mlp`` the state, A [D, D] and b [D], stays in global memory and is walked in blocks, here of BLOCK rows of
+A, twice a chunk. A walk reads the same columns of the tokens. The backward kernel recomputes all of a chunk from the
+state before it, so that nothing but states is saved.
+"""
+
+import triton
+import triton.language as tl
+
+from .blocks import column_sum
+from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "group"])
+def forward_kernel(
+    q,  # [programs, T, D], as k, v and out; programs = B * H
+    k,
+    v,
+    rate,  # [programs, T]
+    scale,  # [K]
+    gamma,  # [H, D], as beta
+    beta,
+    position,  # [B]: tokens of the open chunk read before
+    lengths,  # [B]: tokens read now
+    pending,  # [programs, size]
+    state,  # [programs, size], moved in place; where SAVE: one for every chunk and one more
+    opened,  # [programs, size]: pending after the call
+    out,  # zero; padding is not written
+    starts,  # [groups, programs, size]: the state before every group of chunks
+    saved,  # nothing: the backward kernel needs no more than the states
+    heads,
+    tokens,  # T
+    width,  # D again, but not known to the compiler: it would unroll the walks, and spill
+    begin,  # chunks begin ... end - 1 are read
+    end,
+    origin,  # the chunk that the first slot of state and saved belongs to, where SAVE
+    group,  # chunks per group; 0: starts is not wanted
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    ACC: tl.constexpr,
+    MODE: tl.constexpr,
+    CARRIED: tl.constexpr,  # this is chunk 0 alone, and it may have been open before
+    SAVE: tl.constexpr,
+):
+    SIZE: tl.constexpr = D * D + D
+    program = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(0)
+    head = program % heads
+    first = tl.load(position + program // heads).to(tl.int32)
+    length = tl.load(lengths + program // heads).to(tl.int32)
+    slot, col, some_rows = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
+    at_b = D * D + col
+    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
+    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    size_of = tl.load(scale + slot).to(ACC)
+    last = tl.load(scale + K - 1).to(ACC)
+    seen = tl.where(slot[:, None] >= slot[None, :], size_of[:, None], 0.0)  # e[t, s]
+    here = state + program * SIZE
+    if SAVE:
+        here += (begin - origin) * programs * SIZE
+    q += program * tokens * D
+    k += program * tokens * D
+    v += program * tokens * D
+    out += program * tokens * D
+    rate += program * tokens
+    pending += program * SIZE
+    opened += program * SIZE
+
+    for c in range(begin, tl.minimum(end, (first + length + K - 1) // K)):
+        if group > 0:  # noqa: SIM102 - Triton's `and` evaluates both sides, and group may be 0
+            if c % group == 0:
+                start = starts + (c // group * programs + program) * SIZE
+                for i in range(0, SIZE, 1024):
+                    inside = i + tl.arange(0, 1024)
+                    tl.store(start + inside, tl.load(here + inside, mask=inside < SIZE), mask=inside < SIZE)
+        there = here
+        if SAVE:
+            there = here + programs * SIZE
+        closes = (c + 1) * K <= first + length
+        t = c * K + slot - first
+        valid = (t >= 0) & (t < length)
+        at, some = t[:, None] * D + col[None, :], valid[:, None]
+        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - tl.load(k + at, mask=some, other=0.0).to(ACC)
+        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+        b = tl.load(here + at_b)[None, :]
+        z = tl.zeros((K, D), ACC) + b
+        for i in range(0, width, BLOCK):
+            k_part = tl.load(k + t[:, None] * D + i + some_rows[None, :], mask=some, other=0.0).to(ACC)
+            z += mm(k_part, tl.load(here + (i + some_rows)[:, None] * D + col[None, :]), MODE)
+        g = rates * loss_gradient(z, target, gamma_row, beta_row, D)
+
+        zq = tl.zeros((K, D), ACC) + b
+        products = tl.zeros((K, K), ACC)  # q . k
+        for i in range(0, width, BLOCK):
+            at_part = t[:, None] * D + i + some_rows[None, :]
+            at_a = (i + some_rows)[:, None] * D + col[None, :]
+            k_part = tl.load(k + at_part, mask=some, other=0.0).to(ACC)
+            a = tl.load(here + at_a)
+            sum_a = mm(tl.trans(k_part), g, MODE)
+            if CARRIED:
+                sum_a += tl.load(pending + at_a)
+            if not SAVE:
+                q_part = tl.load(q + at_part, mask=some, other=0.0).to(ACC)
+                zq += mm(q_part, a, MODE)
+                products += mm(q_part, tl.trans(k_part), MODE)
+                if CARRIED:
+                    zq -= size_of[:, None] * mm(q_part, tl.load(pending + at_a), MODE)
+            tl.debug_barrier()  # all have read the block before any writes it
+            if closes:
+                tl.store(there + at_a, a - last * sum_a)
+            elif not SAVE:
+                tl.store(opened + at_a, sum_a)
+        sum_b = column_sum(g)
+        if CARRIED:
+            p_b = tl.load(pending + at_b)[None, :]
+            zq -= size_of[:, None] * p_b
+            sum_b += p_b
+        tl.debug_barrier()
+        if closes:
+            tl.store(there + at_b, tl.reshape(b - last * sum_b, (D,)))
+        elif not SAVE:
+            tl.store(opened + at_b, tl.reshape(sum_b, (D,)))
+        if not SAVE:
+            h, _ = standardised(zq - mm(seen * (products + 1.0), g, MODE), D)
+            q_tile = tl.load(q + at, mask=some, other=0.0).to(ACC)
+            tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
+        here = there
+        tl.debug_barrier()  # the next chunk reads what this one wrote
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin"])
+def backward_kernel(
+    q,  # as in forward_kernel, down to pending
+    k,
+    v,
+    rate,
+    scale,
+    gamma,
+    beta,
+    position,
+    lengths,
+    pending,
+    state,  # [chunks + 1, programs, size]: before every chunk
+    saved,
+    dout,  # gradients that come in
+    dopened,
+    dstate,  # [programs, size]: of the weights after, in place of those before
+    dpending,  # gradients that go out
+    dq,  # zero, as dk, dv and drate; padding is not written
+    dk,
+    dv,
+    drate,
+    dscale,  # [programs, K]: added to, as dgamma and dbeta [programs, D]
+    dgamma,
+    dbeta,
+    bent,  # of no use here
+    heads,
+    tokens,
+    width,
+    begin,
+    end,
+    origin,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    ACC: tl.constexpr,
+    MODE: tl.constexpr,
+    CARRIED: tl.constexpr,
+):
+    SIZE: tl.constexpr = D * D + D
+    program = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(0)
+    head = program % heads
+    first = tl.load(position + program // heads).to(tl.int32)
+    length = tl.load(lengths + program // heads).to(tl.int32)
+    slot, col, some_rows = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
+    at_b = D * D + col
+    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
+    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    size_of = tl.load(scale + slot).to(ACC)
+    last = tl.load(scale + K - 1).to(ACC)
+    causal = slot[:, None] >= slot[None, :]
+    seen = tl.where(causal, size_of[:, None], 0.0)
+    of_gamma = tl.load(dgamma + program * D + col)
+    of_beta = tl.load(dbeta + program * D + col)
+    of_scale = tl.load(dscale + program * K + slot)
+    state += program * SIZE
+    pending += program * SIZE
+    dpending += program * SIZE
+    dopened += program * SIZE
+    dstate += program * SIZE
+    q += program * tokens * D
+    k += program * tokens * D
+    v += program * tokens * D
+    dout += program * tokens * D
+    dq += program * tokens * D
+    dk += program * tokens * D
+    dv += program * tokens * D
+    rate += program * tokens
+    drate += program * tokens
+
+    stop = tl.minimum(end, (first + length + K - 1) // K)
+    for back_to in range(0, stop - begin):
+        c = stop - 1 - back_to
+        here = state + (c - origin) * programs * SIZE
+        closes = (c + 1) * K <= first + length
+        # The gradient at the chunk's sum of rate * gradient is step * upon.
+        upon, step = dopened, last * 0.0 + 1.0
+        if closes:
+            upon, step = dstate, -last
+        t = c * K + slot - first
+        valid = (t >= 0) & (t < length)
+        at, some = t[:, None] * D + col[None, :], valid[:, None]
+        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - tl.load(k + at, mask=some, other=0.0).to(ACC)
+        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+        dout_tile = tl.load(dout + at, mask=some, other=0.0).to(ACC)
+        b = tl.load(here + at_b)[None, :]
+        z = tl.zeros((K, D), ACC) + b
+        zq = tl.zeros((K, D), ACC) + b
+        products = tl.zeros((K, K), ACC) + 1.0
+        u_b = tl.load(upon + at_b)[None, :]
+        moved = tl.zeros((K, D), ACC) + u_b
+        if CARRIED:
+            p_b = tl.load(pending + at_b)[None, :]
+            held = tl.zeros((K, D), ACC) + p_b  # q P + p
+        for i in range(0, width, BLOCK):
+            at_part = t[:, None] * D + i + some_rows[None, :]
+            at_a = (i + some_rows)[:, None] * D + col[None, :]
+            k_part = tl.load(k + at_part, mask=some, other=0.0).to(ACC)
+            q_part = tl.load(q + at_part, mask=some, other=0.0).to(ACC)
+            a = tl.load(here + at_a)
+            z += mm(k_part, a, MODE)
+            zq += mm(q_part, a, MODE)
+            products += mm(q_part, tl.trans(k_part), MODE)
+            moved += mm(k_part, tl.load(upon + at_a), MODE)
+            if CARRIED:
+                held += mm(q_part, tl.load(pending + at_a), MODE)
+        slope = loss_gradient(z, target, gamma_row, beta_row, D)
+        g = rates * slope
+        zq -= mm(seen * products, g, MODE)
+        if CARRIED:
+            zq -= size_of[:, None] * held
+
+        # read: out = q + gamma h(zq) + beta
+        h, r = standardised(zq, D)
+        of_gamma += tl.sum(dout_tile * h, 0)
+        of_beta += tl.sum(dout_tile, 0)
+        dzq = across(gamma_row * dout_tile, h, r, D)
+        # zq = q A + b - e (q k + 1) g
+        to_products = -mm(dzq, tl.trans(g), MODE)
+        of_scale += tl.sum(tl.where(causal, to_products * products, 0.0), 1)
+        to_products = seen * to_products
+        # the update
+        of_last = tl.sum(tl.sum(moved * g, 1), 0)
+        dg = step * moved - mm(tl.trans(seen * products), dzq, MODE)
+        if CARRIED:
+            of_scale -= tl.sum(held * dzq, 1)
+            of_last += tl.sum(tl.sum(u_b * p_b, 1), 0)
+            tl.store(dpending + at_b, tl.reshape(step * u_b - column_sum(size_of[:, None] * dzq), (D,)))
+        # g = rate * slope(z)
+        dz, derror, rows = loss_gradient_backward(rates * dg, z, target, gamma_row, beta_row, D)
+        of_gamma += tl.sum(rows, 0)
+        of_beta += tl.sum(derror, 0)
+        tl.store(dv + at, -derror, mask=some)
+        tl.store(dk + at, derror, mask=some)
+        tl.store(drate + t, tl.sum(dg * slope, 1), mask=valid)
+        db = tl.load(dstate + at_b)
+        tl.debug_barrier()  # all have read what is written now; dk is read again below
+        tl.store(dstate + at_b, db + tl.sum(dzq, 0) + tl.sum(dz, 0))
+
+        for i in range(0, width, BLOCK):
+            at_part = t[:, None] * D + i + some_rows[None, :]
+            at_a = (i + some_rows)[:, None] * D + col[None, :]
+            k_part = tl.load(k + at_part, mask=some, other=0.0).to(ACC)
+            q_part = tl.load(q + at_part, mask=some, other=0.0).to(ACC)
+            a, u, da = tl.load(here + at_a), tl.load(upon + at_a), tl.load(dstate + at_a)
+            to_q = mm(dzq, tl.trans(a), MODE) + mm(to_products, k_part, MODE)
+            to_k = mm(dz, tl.trans(a), MODE) + mm(tl.trans(to_products), q_part, MODE)
+            to_k += step * mm(g, tl.trans(u), MODE)
+            if CARRIED:
+                scaled = size_of[:, None] * dzq
+                p_a = tl.load(pending + at_a)
+                to_q -= mm(scaled, tl.trans(p_a), MODE)
+                of_last += tl.sum(tl.sum(u * p_a, 1), 0)
+                tl.store(dpending + at_a, step * u - mm(tl.trans(q_part), scaled, MODE))
+            to_q += tl.load(dout + at_part, mask=some, other=0.0).to(ACC)
+            to_k += tl.load(dk + at_part, mask=some, other=0.0).to(ACC)
+            da += mm(tl.trans(q_part), dzq, MODE) + mm(tl.trans(k_part), dz, MODE)
+            tl.debug_barrier()
+            tl.store(dq + at_part, to_q, mask=some)
+            tl.store(dk + at_part, to_k, mask=some)
+            tl.store(dstate + at_a, da)
+        of_scale -= tl.where((slot == K - 1) & closes, of_last, 0.0)
+        tl.debug_barrier()  # the chunk before reads what this one wrote
+
+    tl.store(dgamma + program * D + col, of_gamma)
+    tl.store(dbeta + program * D + col, of_beta)
+    tl.store(dscale + program * K + slot, of_scale)
