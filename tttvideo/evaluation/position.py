@@ -14,17 +14,22 @@ from torch import Tensor
 
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
 from tttvideo.evaluation.evaluate import best_device, choose_device, default_split, one_process
+from tttvideo.evaluation.forecasting import space_of
 from tttvideo.evaluation.named import Named
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Classification
-from tttvideo.tasks.prediction import in_unit
+from tttvideo.tasks.prediction import PredictionHead
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.segments import read_segments
 
 Segments = Iterable[tuple[Tensor, Tensor]]
 POINTS = 512
 """Positions of a curve, at most; longer ones are averaged."""
-UNITS = {"Classification": "nats", "Prediction": "squared error of a frame (sum over its pixels in 0..1)"}
+UNITS = {
+    "classes": "nats",
+    "pixels": "squared error of a frame (sum over its pixels in 0..1)",
+    "features": "squared error of a frame (sum over its features)",
+}
 
 
 class Curve(NamedTuple):
@@ -117,14 +122,15 @@ def _prediction(model: VideoModel, segments: Segments) -> Iterator[Tensor]:
     """Squared error [B, S] of each time step of each segment, summed over pixels and channels, mean over its frames;
     NaN in padding and for the first of the video."""
     stride, pending = model.encoder.stride, None
-    for frames, lengths, output in model.read_segments(segments):
-        truth = in_unit(frames, torch.float32)
+    assert isinstance(model.head, PredictionHead)
+    for _, lengths, output in model.read_segments(segments):
+        truth = model.head.pictures(output.seen).float()
         whole = truth.shape[1] // stride
         made = output.timeline[:, :whole].float()
         first = torch.full_like(made[:, :1], torch.nan) if pending is None else pending[:, None]
         made = torch.cat([first, made], 1)
         truth = truth[:, : whole * stride].unflatten(1, (whole, stride))
-        error = (made[:, :whole].clamp(0, 1) - truth).square().flatten(3).sum(3).mean(2).double().cpu()
+        error = (model.head.bounded(made[:, :whole]) - truth).square().flatten(3).sum(3).mean(2).double().cpu()
         valid = (torch.arange(whole) + 1) * stride <= lengths.cpu()[:, None]
         yield torch.where(valid, error, torch.nan)
         pending = made[:, -1]
@@ -171,7 +177,7 @@ def compare_positions(
         raise ValueError(f"--batch-size ({batch_size}) and --frames ({frames}) must be at least 1")
     place = choose_device(device) or best_device()
     series: dict[str, Any] = {}
-    task, rule, failed = "", "", []
+    task, kind, rule, failed = "", "", "", []
     for run in runs:
         source = inspect_checkpoint(run.folders[0])
         if task not in ("", source.task):
@@ -181,6 +187,10 @@ def compare_positions(
         task = source.task
         model = from_pretrained(source.folder, trust=trust).to(place)
         labelled = task == "Classification"
+        own = "classes" if labelled else space_of(model)
+        if kind not in ("", own):
+            raise ValueError(f"{run.name} predicts {own} and the first run {kind}, which cannot be compared")
+        kind = own
         chosen: dict[str, Any] = (
             {"labels": model.labels, "multi_label": model.multi_label} if labelled else {"labelled": False}
         )
@@ -196,6 +206,6 @@ def compare_positions(
         series[run.name] = curve._asdict() | {"weights_sha256": source.sha256}
         rule = index.rule
         failed = [{"path": index.videos[i].path, "reason": reason} for i, reason in sorted(failures.items())]
-    return {"task": task, "unit": UNITS.get(task, ""), "data": str(data), "split_rule": rule, "series": series} | {
+    return {"task": task, "unit": UNITS[kind], "data": str(data), "split_rule": rule, "series": series} | {
         "failures": failed
     }
