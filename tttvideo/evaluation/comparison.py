@@ -280,7 +280,7 @@ class _Builder:
             found.append(np.take_along_axis(means, drawn, axis=1).mean(1))
         return found
 
-    def _difference(self, run: str, first: str, cells: Sequence[Cell | None]) -> dict[str, Any]:
+    def _difference(self, run: str, first: str, cells: Sequence[Cell]) -> dict[str, Any]:
         """Top-1 of ``run`` minus that of ``first`` on the videos of both, with an interval of the paired difference."""
         parts: list[tuple[float, float, float] | None] = []
         for cell in cells:
