@@ -11,6 +11,7 @@ from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
 from tttvideo.evaluation import comparison, evaluate, parse_frames, parse_samplings, write_report
 from tttvideo.evaluation.comparison import _Builder, compare_runs
+from tttvideo.evaluation.measured import Cell, Measured
 from tttvideo.evaluation.named import parse_named
 from tttvideo.mixers import LSTM
 
@@ -88,7 +89,12 @@ def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, 
     assert controls["series"]["LSTM"]["mean"][1] is None
     for name in ("length", "frames_set20", "tokens_set20", "by_first_colour_set20", "controls_set20"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "| ceiling |" in (out / "compare.md").read_text()
+    assert frames["series"]["LSTM"]["difference"]["mean"] == pytest.approx(
+        [top1("lstm", frames=n)["top1"] - top1("ttt", frames=n)["top1"] for n in (8, "all")]
+    )
+    text = (out / "compare.md").read_text()
+    assert "| ceiling |" in text
+    assert "| LSTM - ttt |" in text
     assert "set20: which frames" in shown
 
 
@@ -136,6 +142,22 @@ def test_intervals_cover_the_truth():
         assert mean == pytest.approx(sum(hits.values()) / 60)
         held += low <= 0.7 <= high
     assert 178 <= held <= 200
+
+
+def test_differences_are_paired():
+    """Two runs that fail on nearly the same videos differ by less than their own intervals are wide."""
+    rng = np.random.default_rng(0)
+    first = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(200) < 0.5)}
+    flipped = [video for video, hit in first.items() if not hit][:8]
+    second = first | dict.fromkeys(flipped, True)
+    cell = Cell("set", "all", "dense", "whole", "")
+    runs = {name: [Measured({cell: hits}, {}, {}, [], [])] for name, hits in (("a", first), ("b", second))}
+    found = _Builder(runs, rng, 1000)._difference("b", "a", [cell, cell._replace(frames="8")])
+    assert found["to"] == "a"
+    assert found["mean"] == [pytest.approx(0.04), None]
+    assert 0.005 < found["low"][0] < 0.04 < found["high"][0] < 0.08
+    _, low, high, _ = _Builder({}, rng, 1000)._interval([first])
+    assert high - low > 0.1
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):

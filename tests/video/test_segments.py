@@ -148,12 +148,24 @@ def test_stopping_early_closes_thread_and_readers(paths, monkeypatch):
 
 def test_a_mistake_in_the_thread_reaches_the_caller(paths, monkeypatch):
     class Odd(Preprocessing):
-        def apply(self, frames):
+        def apply(self, frames, crop=0.5):
             raise ZeroDivisionError("here")
 
     with pytest.raises(ZeroDivisionError, match="here"):
         list(read_segments(paths, Odd((16, 16)), segment=4))
     assert not reading_threads()
+
+
+def test_shuffled_frames_are_the_same_ones_in_the_same_random_order(paths):
+    def whole(shuffled):
+        parts = list(read_segments(paths[:1], Preprocessing((16, 16)), segment=4, shuffled=shuffled))
+        return torch.cat([part.frames[0, : int(part.lengths[0])] for part in parts])
+
+    plain, mixed = whole(False), whole(True)
+    assert mixed.shape == plain.shape
+    assert not torch.equal(mixed, plain)
+    assert torch.equal(mixed, whole(True))
+    assert sorted(frame.numpy().tobytes() for frame in mixed) == sorted(frame.numpy().tobytes() for frame in plain)
 
 
 def test_never_more_than_three_pieces_ahead(monkeypatch):

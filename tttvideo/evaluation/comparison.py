@@ -195,11 +195,15 @@ class _Builder:
     def _protocol(
         self, name: str, title: str, label: str, xs: list[Any], cells: list[Cell], *, trained: bool = False
     ) -> dict[str, Any]:
-        lines = self._lines(*cells) if trained else [(run, "") for run in self.measured]  # controls: against length
+        lines = [(run, "") for run in self.measured]
+        lines += [line for line in self._lines(*cells) if line[1]] if trained else []  # controls: against length
         series = {
             _title(run, control): self._line(run, control, [cell._replace(control=control) for cell in cells])
             for run, control in lines
         }
+        first, *others = self.measured
+        for run in others:
+            series[run]["difference"] = self._difference(run, first, cells)
         ceiling = [self._mean(cell, "ceiling") for cell in cells]
         numeric = all(isinstance(x, float | int) for x in xs)
         lengths = {about.get("clip_frames") for seeds in self.measured.values() for one in seeds for about in one.about}
@@ -253,17 +257,44 @@ class _Builder:
         shared = sorted(set.intersection(*(set(seed) for seed in seeds)))
         if not shared:
             return None
-        hits = np.array([[seed[video] for video in shared] for seed in seeds], dtype=np.float64)
-        count = len(shared)
+        hits = [np.array([[seed[video] for video in shared] for seed in seeds], dtype=np.float64)]
+        (means,) = self._resampled(hits)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(hits[0].mean()), float(low), float(high), len(shared)
+
+    def _resampled(self, groups: list[np.ndarray]) -> list[np.ndarray]:
+        """Bootstrap means [resamples] of each group of hits [seeds, videos]: the same videos are drawn for all groups,
+        seeds for each by itself."""
+        count = groups[0].shape[1]
         at_once = max(1, LARGEST // count)
-        parts = [min(at_once, self.resamples - done) for done in range(0, self.resamples, at_once)]
-        # [resamples, seeds]
-        means = np.concatenate([self.rng.multinomial(count, [1 / count] * count, n) @ hits.T / count for n in parts])
-        if len(seeds) > 1:
-            drawn = self.rng.integers(len(seeds), size=(self.resamples, len(seeds)))
-            means = np.take_along_axis(means, drawn, axis=1)
-        low, high = np.percentile(means.mean(1), [2.5, 97.5])
-        return float(hits.mean()), float(low), float(high), count
+        sizes = [min(at_once, self.resamples - done) for done in range(0, self.resamples, at_once)]
+        parts: list[list[np.ndarray]] = [[] for _ in groups]
+        for size in sizes:
+            weights = self.rng.multinomial(count, [1 / count] * count, size) / count
+            for part, hits in zip(parts, groups, strict=True):
+                part.append(weights @ hits.T)
+        found = []
+        for part in parts:
+            means = np.concatenate(part)  # [resamples, seeds]
+            drawn = self.rng.integers(means.shape[1], size=means.shape)
+            found.append(np.take_along_axis(means, drawn, axis=1).mean(1))
+        return found
+
+    def _difference(self, run: str, first: str, cells: Sequence[Cell]) -> dict[str, Any]:
+        """Top-1 of ``run`` minus that of ``first`` on the videos of both, with an interval of the paired difference."""
+        parts: list[tuple[float, float, float] | None] = []
+        for cell in cells:
+            sides = [[one.correct[cell] for one in self.measured[r] if cell in one.correct] for r in (run, first)]
+            shared = sorted(set.intersection(*(set(seed) for side in sides for seed in side))) if all(sides) else []
+            if not shared:
+                parts.append(None)
+                continue
+            hits = [np.array([[seed[v] for v in shared] for seed in side], dtype=np.float64) for side in sides]
+            mine, other = self._resampled(hits)
+            low, high = np.percentile(mine - other, [2.5, 97.5])
+            parts.append((float(hits[0].mean() - hits[1].mean()), float(low), float(high)))
+        columns = zip(*((None,) * 3 if part is None else part for part in parts))
+        return {"to": first} | dict(zip(("mean", "low", "high"), map(list, columns)))
 
     def _cells(self) -> list[Cell]:
         return list(dict.fromkeys(cell for seeds in self.measured.values() for one in seeds for cell in one.rows))

@@ -99,12 +99,29 @@ def _markdown(found: dict[str, Any]) -> str:
             "|---" * len(header) + "|",
         ]
         lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+        lines += _differences(protocol)
         if protocol.get("chance") is not None:
             lines += ["", f"Chance {protocol['chance']:.3f}."]
         lines += ["", f"![{_cell(protocol['title'])}]({file_name(name)}.png)", ""]
     lines.append(f"In brackets: {found['interval']}.")
     lines += [f"Note: {note}." for note in found["notes"]]
     return "\n".join(lines) + "\n"
+
+
+def _differences(protocol: dict[str, Any]) -> list[str]:
+    """A table of the paired differences to the first run; nothing where there are none."""
+    found = {name: line["difference"] for name, line in protocol["series"].items() if "difference" in line}
+    if not found:
+        return []
+    header = [protocol["x_label"], *(f"{name} - {line['to']}" for name, line in found.items())]
+    lines = ["", "| " + " | ".join(map(_cell, header)) + " |", "|---" * len(header) + "|"]
+    for place, x in enumerate(protocol["x"]):
+        cells = [f"{x:g}" if isinstance(x, float | int) else x]
+        for line in found.values():
+            mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
+            cells.append("" if mean is None else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return lines
 
 
 def _cell(text: str) -> str:

@@ -11,7 +11,8 @@ pair of neighbours and the sense of rotation of each.
 
 There is no closed form of what the best observer reaches. The stated ceiling is that of a tracker that knows the exact
 places of all discs in the frames it sees and goes from each frame to the nearest disc in the next, measured on `DRAWN`
-clips drawn for the purpose. With the default duration it never errs at stride 1 and 2, and is near chance at stride 4.
+clips drawn for the purpose. With the default duration it never errs at stride 1 and 2, and is near chance from stride
+3 on.
 """
 
 from collections.abc import Mapping, Sequence
