@@ -23,7 +23,7 @@ _INTEGERS = {"heads", "tokens", "width", "frame", "begin", "end", "origin", "gro
 _INDICES = {"position", "lengths"}
 
 
-STACK = {"token": 4096, "frame": 1024}
+STACK = {"token": 8192, "frame": 2048}
 """Bytes of stack per thread that a kernel may spill. README.md says why these."""
 
 
@@ -77,15 +77,14 @@ def frame_configurations(dim: int, frame: int, mode: str) -> Iterator[Configurat
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 
 
-def configurations(capability: int, dims: Sequence[int] = HEAD_DIMS) -> Iterator[Configuration]:
-    """All that the launchers choose on a GPU of this compute capability, for MLPs four times as wide as their heads."""
+def configurations(dims: Sequence[int]) -> Iterator[Configuration]:
+    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads."""
     for dim in dims:
-        for mode, sizes in CHUNKS.items():
-            if mode != "ieee":
-                for size in sizes:
-                    if size < 64 or mode != "tf32" or capability >= 90:  # as in choice._not_enough_memory
-                        yield from token_configurations(dim, size, mode)
-                for frame in (16, 32, 196):  # a tile of 16, of 32 and of 64 tokens
+        for mode in ("bf16", "tf32", "tf32x3"):
+            if dim in HEAD_DIMS[mode]:
+                for size in CHUNKS[mode]:
+                    yield from token_configurations(dim, size, mode)
+                for frame in (32, 196):  # a tile of 32 and of 64 tokens
                     yield from frame_configurations(dim, frame, mode)
 
 

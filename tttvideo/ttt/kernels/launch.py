@@ -35,7 +35,7 @@ def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dt
 
 def frame_constants(dim: int, hidden: int, frame: int, mode: str, dtype: torch.dtype) -> dict[str, Any]:
     """What the frame kernels are compiled for: frames of ``frame`` tokens."""
-    tile = 16 if frame <= 16 else 32 if frame <= 32 else 64
+    tile = 32 if frame <= 32 or dim == 128 else 64
     return {
         "D": dim,
         "F": hidden,
