@@ -71,7 +71,7 @@ def ahead_of_time(dims: list[int]) -> Figures:
 
     rows: list[Figures] = []
     for capability, limit in SHARED_MEMORY.items():
-        for one in configurations(capability, dims):
+        for one in configurations(dims):
             needs = compiled(one, capability)
             rows.append({"name": one.name, "kind": one.kind, "sm": capability, **needs._asdict()})
             flag = " TOO MUCH" if needs.shared > limit or needs.stack > STACK[one.kind] else ""

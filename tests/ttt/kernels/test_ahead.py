@@ -8,13 +8,13 @@ import pytest
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("dim", [32, 64, 128])
-def test_all_configurations_fit(dim, tmp_path):
-    """In a process of its own: this one interprets kernels (conftest.py) and cannot compile them."""
+def test_all_configurations_fit(tmp_path):
+    """In a process of its own: this one interprets kernels (conftest.py) and cannot compile them. For heads of 64, the
+    paper's; `python -m benchmarks.kernels --aot --dims 32,64,128` takes three times as long."""
     file = tmp_path / "aot.json"
-    command = [sys.executable, "-m", "benchmarks.kernels", "--aot", "--dims", str(dim), "--json", str(file)]
+    command = [sys.executable, "-m", "benchmarks.kernels", "--aot", "--dims", "64", "--json", str(file)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads(file.read_text())["summary"]
-    assert summary["configurations"] > 100
+    assert summary["configurations"] > 200
     assert summary["over_shared_memory"] == 0
     assert summary["over_stack"] == 0

@@ -17,7 +17,7 @@ TOLERANCE = 1e-10
 TOKEN_CASES = [
     # model, chunk, head dimension, lengths and positions of the rows
     (Linear(), 16, 16, (21, 2), (9, 3)),
-    (MLP(), 16, 16, (14, 0), (9, 0)),
+    (MLP(2), 16, 16, (14, 0), (9, 0)),
     *(
         pytest.param(*arguments, marks=pytest.mark.kernels)
         for arguments in (
@@ -49,7 +49,7 @@ def test_token_causal_kernels_are_the_eager_scan(model, size, dim, lengths, posi
 
 FRAME_CASES = [
     # expansion, tokens of a frame, head dimension, tokens of the rows
-    (4, 5, 16, (10,)),
+    (4, 5, 16, (10,)),  # two blocks of hidden units
     *(
         pytest.param(*arguments, marks=pytest.mark.kernels)
         for arguments in (

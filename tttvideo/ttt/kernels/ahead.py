@@ -23,7 +23,7 @@ _INTEGERS = {"heads", "tokens", "width", "frame", "begin", "end", "origin", "gro
 _INDICES = {"position", "lengths"}
 
 
-STACK = {"token": 4096, "frame": 1024}
+STACK = {"token": 8192, "frame": 1024}
 """Bytes of stack per thread that a kernel may spill. README.md says why these."""
 
 
@@ -59,11 +59,11 @@ def token_configurations(dim: int, size: int, mode: str) -> Iterator[Configurati
             yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
 
 
-def frame_configurations(dim: int, frame: int, mode: str) -> Iterator[Configuration]:
-    """All that ``frame_causal`` launches for heads of ``dim``, frames of ``frame`` tokens, an MLP of 4 * ``dim``."""
+def frame_configurations(dim: int, mode: str) -> Iterator[Configuration]:
+    """All that ``frame_causal`` launches for heads of ``dim`` and an MLP four times as wide."""
     from . import frame_mlp
 
-    constants = frame_constants(dim, 4 * dim, frame, mode, torch.float32)
+    constants = frame_constants(dim, 4 * dim, mode, torch.float32)
     for way, phases, more in (
         ("forward", FORWARD_PHASES, {"SAVE": False}),
         ("recompute", RECOMPUTED_PHASES, {"SAVE": True}),
@@ -71,22 +71,18 @@ def frame_configurations(dim: int, frame: int, mode: str) -> Iterator[Configurat
     ):
         kernel = frame_mlp.backward_kernel if way == "backward" else frame_mlp.forward_kernel
         for some in (*phases, sum(phases)):
-            label = (
-                f"MLP frames of {frame} d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
-            )
+            label = f"MLP frames d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 
 
-def configurations(capability: int, dims: Sequence[int] = HEAD_DIMS) -> Iterator[Configuration]:
-    """All that the launchers choose on a GPU of this compute capability, for MLPs four times as wide as their heads."""
+def configurations(dims: Sequence[int]) -> Iterator[Configuration]:
+    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads."""
     for dim in dims:
-        for mode, sizes in CHUNKS.items():
-            if mode != "ieee":
-                for size in sizes:
-                    if size < 64 or mode != "tf32" or capability >= 90:  # as in choice._not_enough_memory
-                        yield from token_configurations(dim, size, mode)
-                for frame in (16, 32, 196):  # a tile of 16, of 32 and of 64 tokens
-                    yield from frame_configurations(dim, frame, mode)
+        for mode in ("bf16", "tf32", "tf32x3"):
+            if dim in HEAD_DIMS[mode]:
+                for size in CHUNKS[mode]:
+                    yield from token_configurations(dim, size, mode)
+                yield from frame_configurations(dim, mode)
 
 
 def compiled(configuration: Configuration, capability: int) -> Needs:

@@ -19,14 +19,15 @@ from ..optimizer import SGD
 if TYPE_CHECKING:
     from ..layer import TTT
 
-CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32, 64), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
-"""Tokens of a token-causal chunk, by what the products read (``mode_of``): with three products in place of one, 64
-tokens spill too much (README.md)."""
+CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
+"""Tokens of a token-causal chunk, by what the products read (``mode_of``): 64 tokens in more than bfloat16 need more
+shared memory than there is (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
 
-HEAD_DIMS = (16, 32, 64, 128)
+HEAD_DIMS = {"bf16": (16, 32, 64, 128), "tf32": (16, 32, 64, 128), "tf32x3": (16, 32, 64), "ieee": (16, 32, 64, 128)}
+"""Head dimensions, likewise."""
 
 log = logging.getLogger("tttvideo.ttt")
 
@@ -40,8 +41,6 @@ def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch
     if config.fused == "never":
         return False
     why = not_here(device, mode, config.fused == "require") or not_for(config, head_dim, tokens_per_frame, mode)
-    if why is None and device.type == "cuda":
-        why = _not_enough_memory(config, mode, device)
     if why is not None and config.fused == "require":
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if device.type != "cpu" or why is None:
@@ -60,14 +59,6 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
     return "kernels keep the hidden state in float32, not float64" if mode == "ieee" else None
 
 
-def _not_enough_memory(config: TTT, mode: str, device: torch.device) -> str | None:
-    """Chunks of 64 tokens in TensorFloat-32 take 184 kB of shared memory; Ampere has 163, Hopper 227."""
-    large = isinstance(config.chunk, TokenCausal) and config.chunk.tokens == 64 and mode == "tf32"
-    if not large or torch.cuda.get_device_capability(device) >= (9, 0):
-        return None
-    return "chunks of 64 tokens need more shared memory than this GPU has, but with bfloat16 products"
-
-
 def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
     """Why no kernel computes this configuration, or None."""
     inner, chunk, optimizer = config.inner, config.chunk, config.optimizer
@@ -83,8 +74,8 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
         return "there is no kernel for Linear in FrameCausal chunks, only in TokenCausal ones"
     if isinstance(inner, MLP) and round(inner.expansion * head_dim) % 32:
         return f"the hidden width is {round(inner.expansion * head_dim)}; in kernels it is a multiple of 32"
-    if head_dim not in HEAD_DIMS:
-        return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS)}"
+    if head_dim not in HEAD_DIMS[mode]:
+        return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS[mode])} ({mode} products)"
     if type(config.objective) is not ResidualL2:
         return f"there is no kernel for the objective {type(config.objective).__name__}, only for ResidualL2"
     if type(optimizer) is not SGD or not optimizer.linear:

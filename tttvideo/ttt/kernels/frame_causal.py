@@ -94,7 +94,7 @@ def frame_causal_backward(
     derrors = starts.new_empty(2, batch, heads, frame, dim)
     dstate = dweights.clone(memory_format=torch.contiguous_format)
     dq, dk, dv, drate = (torch.zeros_like(x) for x in (q, k, v, rate))
-    tiles = math.ceil(frame / frame_constants(dim, hidden, frame, mode, starts.dtype)["TILE"])
+    tiles = math.ceil(frame / frame_constants(dim, hidden, mode, starts.dtype)["TILE"])
     dgamma, dbeta = starts.new_zeros(2, batch, heads, tiles, dim)
     given = (q, k, v, rate, starts.new_full((1,), step), gamma, beta, lengths, states, errors)
     for number in reversed(range(len(starts))):
@@ -151,7 +151,7 @@ def _forward(
 ) -> None:
     """Frames ``span[0]`` ... ``span[1]`` - 1; ``span[2]`` is the one whose state stands in the first slot."""
     batch, heads, tokens, dim = tensors[0].shape
-    constants = frame_constants(dim, hidden, frame, mode, tensors[8].dtype)
+    constants = frame_constants(dim, hidden, mode, tensors[8].dtype)
     phases = RECOMPUTED_PHASES if save else FORWARD_PHASES
     for begin, end, some, grid in frame_grid(batch * heads, phases, span[:2], frame, constants):
         _kernels().forward_kernel[grid](
@@ -164,7 +164,7 @@ def _forward(
 
 def _backward_frames(tensors: tuple[Tensor, ...], span: tuple[int, int], frame: int, hidden: int, mode: str) -> None:
     batch, heads, tokens, dim = tensors[0].shape
-    constants = frame_constants(dim, hidden, frame, mode, tensors[8].dtype)
+    constants = frame_constants(dim, hidden, mode, tensors[8].dtype)
     launches = frame_grid(batch * heads, BACKWARD_PHASES, span, frame, constants)
     for begin, end, some, grid in launches:
         _kernels().backward_kernel[grid](
