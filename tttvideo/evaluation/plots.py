@@ -157,6 +157,8 @@ def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, space: st
 
 def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
     """Errors of revealed pixels by group (``revealed`` of metrics.json), bounds as horizontal lines."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(6.8, 4.2)
     axes = figure.subplots()
     groups = range(len(revealed["values"]))
@@ -172,9 +174,9 @@ def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
     for number, (name, value) in enumerate(revealed["bounds"].items()):
         style = (":", "-.", (0, (1, 3)))[number % 3]
         axes.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{name.replace('_', ' ')} (expected)")
-    axes.set_xticks(groups)
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_xlabel(revealed["by"])
-    axes.set_ylabel("squared error of newly revealed pixels (mean, pixels in 0..1)")
+    axes.set_ylabel("mean squared error, newly revealed pixels")
     axes.set_ylim(bottom=0)
     axes.set_title(plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)

@@ -53,8 +53,9 @@ class TTT(Mixer):
         rope_theta: base of the rotary wavelengths.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
-        fused: Triton kernels in place of the eager scan: ``auto`` on GPUs where there are kernels for the
-            configuration, ``never``, or ``require``, an error where there are none.
+        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` on GPUs where there are kernels for the
+            configuration, or ``require``, an error where there are none. Not the default before they have been measured
+            on a GPU.
     """
 
     inner: InnerModel = field(default_factory=MLP)
@@ -73,7 +74,7 @@ class TTT(Mixer):
     rope: bool | None = None
     rope_theta: float = 10000.0
     checkpoint_group: int = 0
-    fused: Literal["auto", "never", "require"] = "auto"
+    fused: Literal["auto", "never", "require"] = "never"
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
