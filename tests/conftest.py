@@ -1,8 +1,16 @@
-"""Fixtures of the whole suite."""
+"""Fixtures of the whole suite.
 
-import pytest
+Triton decides when it is imported whether kernels are interpreted, on CPU tensors, or compiled, and PyTorch imports it
+when it likes: so it is decided here, before either. Tests on a GPU set TRITON_INTERPRET=0 (`make test-gpu`).
+"""
 
-from tttvideo.video import reader
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest  # noqa: E402
+
+from tttvideo.video import reader  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def test_make_data(tmp_path, capsys):
     words = ["make-data", "flash-order", "--out", str(out), "--split", "train=4,val=2", "--frames", "8"]
     assert main([*words, "--seed", "5", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "6 videos written; train 4, val 2; 6 classes" in shown
+    assert "6 videos written; train 4, val 2\n6 classes; best possible top-1" in shown
     assert "best possible top-1: dense 1.000" in shown
     suite = json.loads((out / "suite.json").read_text())
     assert (suite["parameters"]["frames"], suite["parameters"]["seed"]) == (8, 5)

@@ -1,14 +1,8 @@
-"""Kernels run on CPU tensors here, through Triton's interpreter, and memory that nobody wrote holds NaN.
-
-Triton decides about the interpreter when it is imported; tests on a GPU set TRITON_INTERPRET=0 (`make test-gpu`).
-"""
-
-import os
+"""Kernels run on CPU tensors here, through Triton's interpreter (tests/conftest.py), and memory that nobody wrote holds
+NaN."""
 
 import pytest
 import torch
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
