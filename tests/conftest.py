@@ -8,9 +8,9 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from tttvideo.video import reader  # noqa: E402
+from tttvideo.video import reader
 
 
 @pytest.fixture(autouse=True)
