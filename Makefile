@@ -44,7 +44,7 @@ test-kernels: env  ## kernels at many shapes through the interpreter; compilatio
 
 lint: env  ## ruff and pyright, as pre-commit runs them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: env  ## side-by-side measurements of the layer on this machine
 	$(BIN)/python -m benchmarks.layer --json runs/bench-layer.json

@@ -96,7 +96,7 @@ def run(config: RunConfig, yaml: str) -> None:
     )
     marks = training_marks(train.videos) if leader else None  # by which evaluation knows them again
     paths = [video.path for video in train.videos] if leader else []
-    rate, length = (usual(paths, config.data.preprocessing) for usual in (usual_rate, usual_length))
+    rate, length = usual_rate(paths, config.data.preprocessing), usual_length(paths, config.data.preprocessing)
     if length and config.data.max_frames:
         length = min(length, config.data.max_frames)
     checkpoints = Checkpoints(
