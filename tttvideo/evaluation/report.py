@@ -101,7 +101,8 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     )
     top_k = f"top-{min(5, len(metrics['labels']))}"
     for name in ("frames", "sampling", "top-1", top_k, "mean class"):
-        table.add_column(name, justify="left" if name == "sampling" else "right", overflow="fold")
+        rule = name == "sampling"  # wide enough for uniform=16 where the output is 80 columns wide
+        table.add_column(name, justify="left" if rule else "right", overflow="fold", min_width=10 if rule else None)
     for name, shown in (("mAP", multi_label), ("ceiling", ceiling), ("videos", True), ("frames/s", True)):
         if shown:
             table.add_column(name, justify="right")
