@@ -1,5 +1,6 @@
 """The authors' recorded layers: outputs to 1e-6, all gradients to 1e-5 (shared/reference, when present)."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,16 @@ from tttvideo.ttt.convert import from_ttt_lm, our_name
 REFERENCE = Path(__file__).resolve().parents[2] / ".." / "shared" / "reference" / "ttt_lm"
 
 
-@pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp", "ttt_mlp_mamba"])
+RECORDINGS = ["ttt_linear", "ttt_mlp", "ttt_mlp_mamba"]
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
 def test_from_ttt_lm(name):
+    compare_with_recording(name)
+
+
+def compare_with_recording(name, **changed):
+    """The layer with the authors' weights, its configuration ``changed``, against what theirs put out."""
     path = REFERENCE / f"{name}.safetensors"
     if not path.exists():
         pytest.skip("recorded reference tensors are not here (../shared/reference)")
@@ -27,6 +36,7 @@ def test_from_ttt_lm(name):
         base_lr=float(meta["ttt_base_lr"]),
         rope_theta=float(meta["rope_theta"]),
     )
+    layer.layer.config = dataclasses.replace(layer.layer.config, **changed)
     x = tensors["x"].clone().requires_grad_()
     y = layer(x)
     assert (y - tensors["y"]).abs().max() <= 1e-6

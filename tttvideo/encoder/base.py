@@ -106,13 +106,17 @@ class FrameEncoder(nn.Module, ABC):
         return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
 
     def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        """Maps [B, F, *feature_shape] of frames [B, F, 3, H, W]; zeros where a row is padding."""
+        """Maps [B, F, *feature_shape] of frames [B, F, 3, H, W]; zeros where a row is padding.
+
+        Raises:
+            NotImplementedError: for an encoder without ``feature_shape``, as ``Prediction`` refuses it before.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no features of its own.")
 
     def embed(
         self, features: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
-        """As ``forward``, of frames whose ``features`` are at hand."""
+        """As ``forward``, of frames whose ``features`` [B, F, *feature_shape] are at hand; raises as they do."""
         raise NotImplementedError(f"{type(self).__name__} has no features of its own.")
 
     def _normalised(self, frames: Tensor) -> Tensor:

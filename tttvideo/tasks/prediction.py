@@ -166,7 +166,7 @@ class PredictionHead(TaskHead):
         pixels = config.space == "pixels"
         made = (3, *sizes.frame) if pixels else sizes.features
         assert made is not None  # Prediction.build refused it
-        self.generated = self.picture = made
+        self.generated = self.picture = made  # the base class's may be None, this one's is not
         self.patch = (made[1] // sizes.grid[0], made[2] // sizes.grid[1])
         self.to_pixels = nn.Linear(sizes.width, sizes.stride * made[0] * self.patch[0] * self.patch[1])
         if config.residual:

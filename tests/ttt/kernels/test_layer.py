@@ -2,15 +2,13 @@
 
 import dataclasses
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from tests.helpers import name
+from tests.ttt.test_reference import RECORDINGS, compare_with_recording
 from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear, TokenCausal
-from tttvideo.ttt.convert import from_ttt_lm, our_name
 
 DIM, GRID = 32, (2, 3)
 N = GRID[0] * GRID[1]
@@ -85,35 +83,7 @@ def test_packed_sequences_are_sequences_and_the_future_is_unseen(config):
     assert (early[:, : 4 * N] - y[:, : 4 * N]).abs().max() <= 1e-12
 
 
-REFERENCE = Path(__file__).resolve().parents[3] / ".." / "shared" / "reference" / "ttt_lm"
-
-
 @pytest.mark.kernels
-@pytest.mark.parametrize("recording", ["ttt_linear", "ttt_mlp", "ttt_mlp_mamba"])
+@pytest.mark.parametrize("recording", RECORDINGS)
 def test_the_authors_recorded_layers_through_the_kernels(recording):
-    """Outputs to 1e-6, all gradients to 1e-5, as the eager scan (tests/ttt/test_reference.py)."""
-    path = REFERENCE / f"{recording}.safetensors"
-    if not path.exists():
-        pytest.skip("recorded reference tensors are not here (../shared/reference)")
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
-    layer = from_ttt_lm(
-        parameters,
-        num_heads=int(meta["H"]),
-        mini_batch_size=int(meta["mini_batch_size"]),
-        base_lr=float(meta["ttt_base_lr"]),
-        rope_theta=float(meta["rope_theta"]),
-    )
-    layer.layer.config = dataclasses.replace(layer.layer.config, fused="require")
-    x = tensors["x"].clone().requires_grad_()
-    y = layer(x)
-    assert (y - tensors["y"]).abs().max() <= 1e-6
-    (y * tensors["loss_weight"]).sum().backward()
-    assert (x.grad - tensors["grad.x"]).abs().max() <= 1e-5
-    found = dict(layer.layer.named_parameters())
-    for theirs in parameters:
-        grad = found[our_name(theirs)].grad.reshape(parameters[theirs].shape)
-        expected = tensors[f"grad.{theirs}"]
-        assert (grad - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item()), theirs
+    compare_with_recording(recording, fused="require")

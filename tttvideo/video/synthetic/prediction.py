@@ -68,7 +68,7 @@ class PredictionSuite(Suite):
                 drawn = self.draw(plan, self.rng("drawing", "val", index))
                 file = Path(folder) / "video.mp4"
                 write_mp4(file, drawn, self.fps, self.quantiser)
-                squared = ((read_mp4(file).astype(np.float64) - drawn) / 255).__pow__(2)
+                squared = np.square((read_mp4(file).astype(np.float64) - drawn) / 255)
                 told = self.revealed({key: str(value) for key, value in plan.cause.items()})
                 counted = squared if told is None else squared[told.mask]
                 total, pixels = total + counted.sum(), pixels + counted.size
