@@ -92,8 +92,9 @@ def main() -> None:
 
 def suite_of(study: dict[str, Any], name: str, seed: int, frames: int | None = None) -> PredictionSuite:
     """The suite with its parameters; ``frames``: with so many frames instead."""
-    parameters = study["suites"][name]["parameters"]
-    suite = find_suite(name)(**parameters | ({"frames": frames} if frames else {}), seed=seed)
+    described = study["suites"][name]
+    parameters = described["parameters"]
+    suite = find_suite(described.get("suite", name))(**parameters | ({"frames": frames} if frames else {}), seed=seed)
     assert isinstance(suite, PredictionSuite)
     return suite
 

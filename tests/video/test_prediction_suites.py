@@ -192,6 +192,22 @@ def test_each_lap_shows_the_same_again():
             assert new == told.mask[t, 0, ::8].tolist()
 
 
+def test_laps_of_several_lengths():
+    suite = replace(REVISIT, columns="7,6,6")
+    assert suite.columns == "6,7"
+    lengths = []
+    for row, video in drawn(suite, 8):
+        length = int(row["columns"])
+        assert (video[length:] == video[:-length]).all()
+        assert len(np.unique(video[:length], axis=0)) == length
+        assert suite.revealed(row).group.tolist() == [-1, *((3 + t) // length for t in range(1, 24))]
+        lengths.append(length)
+    assert lengths == [6, 7] * 4
+    # Sets of one length do not need the column: they were made without it once.
+    row, _ = next(drawn(REVISIT, 1))
+    assert (REVISIT.revealed(row).group == REVISIT.revealed({"direction": row["direction"]}).group).all()
+
+
 # occlusion
 
 
@@ -217,6 +233,8 @@ def test_the_object_is_hidden_for_exactly_so_many_frames():
         (lambda: Revisit(cell=5), "cells have an even number of pixels"),
         (lambda: Revisit(direction="up"), "must be left, right or both"),
         (lambda: Revisit(columns=8), "a lap needs more than that"),
+        (lambda: Revisit(columns="16,8"), "a lap needs more than that"),
+        (lambda: Revisit(columns="six"), "columns='six': give a number, or several"),
         (lambda: Occlusion(hidden=0), "at least one frame"),
         (lambda: Occlusion(speed=17), "between 1 and 16"),
         (lambda: Occlusion(frames=10), "it may take 15 frames"),

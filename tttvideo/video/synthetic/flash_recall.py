@@ -24,7 +24,7 @@ import numpy as np
 
 from tttvideo.video.synthetic.classification import ClassificationSuite
 from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from tttvideo.video.synthetic.suite import Plan, SuiteError, parse_numbers
 
 # The hues at the corners of the colour cube and two that lie as far from them as they do from black and white.
 COLOURS = {
@@ -77,10 +77,7 @@ class FlashRecall(ClassificationSuite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            counts = sorted({int(part) for part in str(self.pairs).split(",")})
-        except ValueError:
-            raise SuiteError(f"pairs={self.pairs!r}: give a number, or several with commas, e.g. 1,4,16.") from None
+        counts = parse_numbers("pairs", self.pairs)
         object.__setattr__(self, "pairs", counts[0] if len(counts) == 1 else ",".join(map(str, counts)))
         if self.duration < 1 or self.query < 1:
             raise SuiteError(
@@ -115,7 +112,7 @@ class FlashRecall(ClassificationSuite):
     @property
     def counts(self) -> list[int]:
         """Numbers of pairs that a video of this set can have."""
-        return [int(part) for part in str(self.pairs).split(",")]
+        return parse_numbers("pairs", self.pairs)
 
     def slots(self, pairs: int) -> int:
         """Different numbers out of so many stand for exactly one admissible set of onsets: the flashes as one

@@ -106,6 +106,14 @@ class Suite(ABC):
         }
 
 
+def parse_numbers(name: str, value: int | str) -> list[int]:
+    """The numbers of a parameter that may have several, "1,4,16" -> [1, 4, 16], each once, in order. Raises SuiteError."""
+    try:
+        return sorted({int(part) for part in str(value).split(",")})
+    except ValueError:
+        raise SuiteError(f"{name}={value!r}: give a number, or several with commas, e.g. 1,4,16.") from None
+
+
 def parse_split(text: str) -> dict[str, int]:
     """ "train=3000,val=300" -> {"train": 3000, "val": 300}. Raises SuiteError."""
     sizes: dict[str, int] = {}
