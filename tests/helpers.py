@@ -101,6 +101,7 @@ TOKEN_BASELINES = [
     Attention(heads=2, causality="token", window=7),
     LinearAttention(heads=2, causality="token", feature_map="silu", rope_period=4, short_conv="raster", chunk=5),
     Mamba(heads=2, state_dim=3, chunk=5),
+    Mamba(heads=2, state_dim=3, short_conv="time"),
     LSTM(),
     NoMixer(),
 ]

@@ -278,6 +278,7 @@ def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
         (lambda: LinearAttention(heads=8).build(8), "even dimension"),
         (lambda: LinearAttention(heads=0).build(8), "into 0 heads"),
         (lambda: Mamba(state_dim=0), "at least 1"),
+        (lambda: Mamba(short_conv="none"), "must be raster or time"),
         (lambda: Mamba(heads=3).build(8), "2 x 8 channels into 3 heads"),
         (lambda: Attention(window=0), "at least its own frame"),
         (lambda: FrameAttention(heads=3).build(8), "into 3 heads"),

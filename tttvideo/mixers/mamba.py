@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,19 @@ class Mamba(Mixer):
         state_dim: S, columns of a head's state (128 in the paper).
         expand: inner channels as a multiple of the layer's.
         chunk: tokens per matrix product. It sets the speed and, but for rounding, no value.
+        short_conv: the convolution sees the last 4 tokens in ``raster`` order (the paper) or, along ``time``, those at
+            the same place of the last 4 frames.
     """
 
     heads: int = 4
     state_dim: int = 64
     expand: int = 2
     chunk: int = 64
+    short_conv: Literal["raster", "time"] = "raster"
 
     def __post_init__(self) -> None:
+        if self.short_conv not in ("raster", "time"):
+            raise ValueError(f"Mamba.short_conv is {self.short_conv!r}; it must be raster or time.")
         if min(self.state_dim, self.expand, self.chunk) < 1:
             raise ValueError(
                 "Mamba.state_dim, expand and chunk must be at least 1, not "
@@ -51,7 +56,7 @@ class Mamba(Mixer):
 
 class MambaState(NamedTuple):
     """``ssm`` [B, H, d, S] in float32 at least, and the convolution's last inputs ``tail``
-    [B, up to 3, expand * C + 2 S]."""
+    [B, up to 3 tokens or frames of tokens, expand * C + 2 S]."""
 
     ssm: Tensor
     tail: Tensor
@@ -91,7 +96,8 @@ class MambaLayer(SequenceLayer):
         if not x.shape[1]:
             return x, state
         z, xbc, dt = self.in_proj(x).split(self.sizes, dim=-1)
-        xbc, tail = self.conv(xbc, state.tail, layout.lengths)
+        step = layout.tokens_per_frame if self.config.short_conv == "time" else 1
+        xbc, tail = self.conv(xbc, state.tail, layout.lengths, step)
         with torch.autocast(x.device.type, enabled=False):
             z, xbc, dt = (at_least_float32(t) for t in (z, xbc, dt))
             inner, B, C = F.silu(xbc).split([self.sizes[0], *[self.config.state_dim] * 2], dim=-1)

@@ -3,8 +3,8 @@
 The texture is made of square cells of independent random colours, and it goes round: after `columns` columns it begins
 again. In every frame the camera is one column further, so exactly one column of cells is newly revealed at one edge,
 and all else merely moved by a cell. In the first lap the new column cannot be known; from the second lap on it has been
-seen before, by whoever remembers. (Where the laps of a set have several lengths, the first column of a second lap cannot
-be known either: nothing has shown yet that it is one.)
+seen before, by whoever remembers. (Where the laps of a set have several lengths, the first column of a second lap
+cannot be known either: nothing has shown yet that it is one.)
 """
 
 from collections.abc import Mapping
@@ -89,7 +89,9 @@ class Revisit(PredictionSuite):
         mask = np.zeros((self.frames, self.size, self.size), bool)
         edge = slice(self.size - self.cell, self.size) if row["direction"] == "right" else slice(0, self.cell)
         mask[1:, :, edge] = True
-        columns = int(row.get("columns") or self.columns)  # sets of one length, made before there were several, do not say
+        columns = int(
+            row.get("columns") or self.columns
+        )  # sets of one length, made before there were several, do not say
         # The new column of frame t is the t-th after those of the first frame.
         lap = (self.shown - 1 + np.arange(self.frames)) // columns
         return Revealed(np.where(np.arange(self.frames) > 0, lap, -1), mask)

@@ -107,7 +107,7 @@ class Suite(ABC):
 
 
 def parse_numbers(name: str, value: int | str) -> list[int]:
-    """The numbers of a parameter that may have several, "1,4,16" -> [1, 4, 16], each once, in order. Raises SuiteError."""
+    """The numbers of a parameter that may have several, "4,1,4" -> [1, 4]. Raises SuiteError."""
     try:
         return sorted({int(part) for part in str(value).split(",")})
     except ValueError:
