@@ -259,7 +259,10 @@ def run(config: RunConfig, yaml: str) -> None:
             pause = time.monotonic()
             if not progress.totals["videos"]:
                 if not unreadable:
-                    raise ValueError(f"each of the {len(train.videos)} training videos is too short to learn from")
+                    raise ValueError(
+                        f"each of the {len(train.videos)} training videos is too short to learn from: the task's "
+                        f"settings need {task.least_frames} frames or more; change them, and add --resume auto"
+                    )
                 first = f" (first: {unreadable[0].path}: {unreadable[0].reason})"
                 raise ValueError(f"none of the {len(train.videos)} training videos could be read{first}")
             final = number == epochs

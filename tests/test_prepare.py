@@ -39,6 +39,9 @@ def test_moving_mnist(tmp_path, capsys):
     with open_video(str(tmp_path / "videos" / "test" / "00001.mp4")) as reader:
         frames = reader.read().permute(0, 2, 3, 1).numpy().astype(int)
     assert abs(frames - test[:, 1, ..., None]).max() <= 2
+    np.save(tmp_path / "of_others.npy", test[:, ::-1])
+    assert script("moving-mnist").main([*words, "--test", str(tmp_path / "of_others.npy")]) == 2
+    assert "holds another test set (00000.mp4 differs)" in capsys.readouterr().err
     np.save(tmp_path / "other.npy", test[:10])
     assert script("moving-mnist").main([*words, "--test", str(tmp_path / "other.npy")]) == 2
     assert "not uint8 (20, videos, 64, 64)" in capsys.readouterr().err
@@ -70,8 +73,48 @@ def test_kth(tmp_path, capsys):
             )
             seen.append(int(clip[0, 0, 0, 0]))
         assert sorted(seen) == first
+    recording(tmp_path / "walking" / "person_walking", [1])
+    assert script("kth").main([str(tmp_path)]) == 0
+    assert "person_walking is left out" in capsys.readouterr().err
     assert script("kth").main([str(tmp_path / "nowhere")]) == 2
     assert "has no window of 30 frames" in capsys.readouterr().err
+
+
+def save_archive(file, video):
+    np.savez(file, video=video)
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file, video: b"", "it is no .npz archive"),
+        (
+            lambda file, video: (np.save(file.with_suffix(".npy"), video), file.with_suffix(".npy").read_bytes())[1],
+            "no .npz",
+        ),
+        (lambda file, video: save_archive(file, video[:, :, :15]), "of 16 x 15 are no H.264 video"),
+        (lambda file, video: save_archive(file, video[:0]), "0 frames of 16 x 16"),
+        (lambda file, video: save_archive(file, video)[:-100], "zip"),
+    ],
+    ids=["empty", "array", "odd", "no frames", "cut off"],
+)
+def test_teco_leaves_damaged_files_out(tmp_path, capsys, damage, said):
+    video = np.zeros((4, 16, 16, 3), np.uint8)
+    (tmp_path / "npz").mkdir()
+    (tmp_path / "npz" / "bad.npz").write_bytes(damage(tmp_path / "scratch.npz", video))
+    words = [str(tmp_path / "npz"), "--out", str(tmp_path / "mp4")]
+    assert script("teco").main(words) == 2  # nothing is left
+    shown = capsys.readouterr().err
+    assert "bad.npz is left out: " in shown
+    assert said in shown
+    save_archive(tmp_path / "npz" / "good.npz", video)
+    assert script("teco").main(words) == 0
+    assert "1 videos written, 0 were there, 1 left out" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "mp4").iterdir()] == ["good.mp4"]
+    for wrong in (["--quantiser", "99"], ["--out", str(tmp_path / "mp4" / "good.mp4")]):
+        with pytest.raises(SystemExit):
+            script("teco").main([*words, *wrong])
 
 
 def test_teco(tmp_path, capsys):

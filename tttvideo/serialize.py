@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
         parts: load these children of the model only, each of them whole; none: all there is.
 
     Raises:
-        ValueError: if the file is damaged or of another architecture.
+        ValueError: if the file is damaged or of another architecture than ``model``.
     """
     from safetensors.torch import load_file
 
@@ -110,10 +110,15 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
     shapes = [n for n in sorted(set(expected) & set(tensors)) if expected[n].shape != tensors[n].shape]
     if missing or unknown or shapes:
         first = (missing or unknown or shapes)[0]
-        raise ValueError(
-            f"{path} is of another architecture than its configuration says: {len(missing)} tensors missing, "
-            f"{len(unknown)} unknown, {len(shapes)} of another shape (first: {first})."
+        said = (
+            f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape (first: {first})"
         )
+        if parts:
+            raise ValueError(
+                f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
+                f"Give them the settings in {folder / 'config.json'}."
+            )
+        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
     model.load_state_dict(tensors, strict=not parts)
 
 

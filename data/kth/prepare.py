@@ -39,7 +39,11 @@ def windows(action: Path, step: int) -> list[tuple[str, str, str, str, str, str]
     """Rows of one action; start and end lie between frames, so that rounding moves no frame over them."""
     rows = []
     for folder in sorted(path for path in action.glob("person*") if path.is_dir()):
-        person = folder.name[len("person") : len("person") + 2]
+        named = re.match(r"person(\d\d)_", folder.name)
+        if named is None:
+            print(f"{folder} is left out: its name does not begin with person01_ or the like", file=sys.stderr)
+            continue
+        person = named[1]
         numbers = [int(found[1]) for file in sorted(folder.iterdir()) if (found := re.match(r"image_(\d+)", file.name))]
         for first in starts(numbers, step):
             span = (f"{max(0.0, (first - 0.5) / IMAGE_FPS):.2f}", f"{(first + WINDOW - 0.5) / IMAGE_FPS:.2f}")

@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs where tttvideo is not installed
 
 from tttvideo.video.synthetic import MovingDigits, SuiteError, make
-from tttvideo.video.synthetic.encode import write_mp4
+from tttvideo.video.synthetic.encode import read_mp4, write_mp4
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         made = make(MovingDigits(mnist=options.mnist, split=f"train={options.train},val={options.val}"), options.out)
         print(f"{made.out}: {made.written} videos written, {made.kept} were there")
         if test is not None:
-            print(f"{options.out / 'test'}: {write_test(test, options.out / 'test')} videos written")
+            written = write_test(test, options.out / "test")
+            print(f"{options.out / 'test'}: {written} videos written, {test.shape[1] - written} were there")
     except (SuiteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -39,16 +40,25 @@ def read_test(file: Path) -> np.ndarray:
     """The authors' test set, uint8 [20, videos, 64, 64], mapped into memory. Raises SuiteError."""
     try:
         videos = np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise SuiteError(f"--test {file} cannot be read ({error}).") from None
+    if not isinstance(videos, np.ndarray):
+        raise SuiteError(f"--test {file} is an archive; give the authors' file, mnist_test_seq.npy.")
     if videos.ndim != 4 or videos.shape[0] != 20 or videos.shape[2:] != (64, 64) or videos.dtype != np.uint8:
         raise SuiteError(f"--test {file} holds {videos.dtype} {videos.shape}, not uint8 (20, videos, 64, 64).")
     return videos
 
 
 def write_test(videos: np.ndarray, folder: Path) -> int:
-    """Writes those that are not there; returns how many that were."""
+    """Writes those that are not there; returns how many that were. Raises SuiteError where another set lies."""
     folder.mkdir(parents=True, exist_ok=True)
+    there = sorted(int(file.stem) for file in folder.glob("?????.mp4"))
+    for index in {*there[:1], *there[-1:]}:  # the first and the last, as a sample
+        found = read_mp4(folder / f"{index:05d}.mp4")
+        if index >= videos.shape[1] or abs(found - videos[:, index, ..., None].astype(int)).max() > 2:
+            raise SuiteError(
+                f"{folder} holds another test set ({index:05d}.mp4 differs); remove it, or give another --out."
+            )
     written = 0
     for index in range(videos.shape[1]):
         file = folder / f"{index:05d}.mp4"

@@ -6,6 +6,7 @@ python data/teco/prepare.py DMLAB_FOLDER --out data/teco/dmlab
 import argparse
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--quantiser", type=int, default=10, help="of H.264: 0 without loss (default: 10)")
     options = parser.parse_args(argv)
+    if not 0 <= options.quantiser <= 51:
+        parser.error(f"--quantiser {options.quantiser}: it lies between 0 (nothing lost) and 51")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is a file; give a folder")
     files = sorted(options.folder.rglob("*.npz"))
     if not files:
         print(f"error: {options.folder} holds no .npz files", file=sys.stderr)
@@ -35,18 +40,27 @@ def main(argv: list[str] | None = None) -> int:
         if out.exists():
             continue
         try:
-            video = np.load(file)["video"]
-            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-                raise ValueError(f"its video is {video.dtype} {video.shape}, not uint8 (frames, height, width, 3)")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            video = read_video(file)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_mp4(out, video, FPS, options.quantiser)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             refused += 1
-            print(f"{file} is left out: {error}", file=sys.stderr)
+            print(f"{file} is left out: {error or 'it is cut off'}", file=sys.stderr)
             continue
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_mp4(out, video, FPS, options.quantiser)
         written += 1
     print(f"{options.out}: {written} videos written, {len(files) - written - refused} were there, {refused} left out")
-    return 0
+    return 2 if refused == len(files) else 0
+
+
+def read_video(file: Path) -> np.ndarray:
+    """The frames of a file, uint8 [F, H, W, 3]. Raises ValueError, or what NumPy raises for damaged files."""
+    with file.open("rb") as opened:
+        if opened.read(2) != b"PK":
+            raise ValueError("it is no .npz archive")
+    video = np.load(file)["video"]
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"its video is {video.dtype} {video.shape}, not uint8 (frames, height, width, 3)")
+    return video
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def test_classification_starts_from_prediction(predict, arguments, videos, tmp_p
     assert tuned.labels == ["bright", "dark"]
     other = arguments(*words, out="other", model__backbone__width=8)
     assert train.main(other) == 2
-    assert "another architecture" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not fit this model's encoder and backbone, which have another architecture" in said
+    assert "Give them the settings in" in said
     assert train.main(arguments("--init_from", str(tmp_path / "none"), out="none")) == 2
     assert "does not exist" in capsys.readouterr().err
 
@@ -149,7 +151,11 @@ def test_settings_that_do_not_go_together(predict, capsys, settings, sentence):
 def test_videos_too_short_for_the_context(predict, capsys):
     argv = predict(**{"model.task.context": 20, "data.max_frames": "null"})
     assert train.main(argv) == 2
-    assert "each of the 11 training videos is too short to learn from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "each of the 11 training videos is too short to learn from: the task's settings need 21 frames or more" in said
+    )
+    assert train.main([*argv, "--model.task.context", "2", "--resume", "auto"]) == 0
 
 
 def test_tasks_are_chosen_in_yaml(tmp_path):

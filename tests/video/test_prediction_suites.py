@@ -158,7 +158,21 @@ def test_moving_digits_are_written_without_loss(tmp_path):
             lambda folder: (folder / "train-images-idx3-ubyte").write_bytes(b"x" * 40) and str(folder),
             "is not a file of",
         ),
+        (lambda folder: (folder / "train-images-idx3-ubyte").write_bytes(b"xyz") and str(folder), "is not a file of"),
+        (
+            lambda folder: (
+                (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 0, 28, 28)) and str(folder)
+            ),
+            "at least one",
+        ),
         (lambda folder: (folder / "train-images-idx3-ubyte.gz").write_bytes(b"x") and str(folder), "cannot be read"),
+        (
+            lambda folder: (
+                (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:10] + b"damaged")
+                and str(folder)
+            ),
+            "cannot be read",
+        ),
     ],
 )
 def test_mnist_files_that_are_not_there(damage, said, tmp_path):
@@ -232,6 +246,7 @@ def test_the_object_is_hidden_for_exactly_so_many_frames():
     [
         (lambda: Revisit(cell=5), "cells have an even number of pixels"),
         (lambda: Revisit(direction="up"), "must be left, right or both"),
+        (lambda: Revisit(frames=1), "two frames or more"),
         (lambda: Revisit(columns=8), "a lap needs more than that"),
         (lambda: Revisit(columns="16,8"), "a lap needs more than that"),
         (lambda: Revisit(columns="six"), "columns='six': give a number, or several"),

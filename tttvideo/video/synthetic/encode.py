@@ -20,9 +20,15 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quantiser: int =
 
     The file appears under its name only when it is complete. The same frames give the same bytes as long as
     PyAV and its FFmpeg stay the same (one encoder thread, no time stamps of the making). Raises OSError when
-    the folder cannot be written.
+    the folder cannot be written, ValueError when frames or quantiser are not such.
     """
-    _, height, width, _ = frames.shape
+    count, height, width, _ = frames.shape
+    if not count or not height or not width or height % 2 or width % 2:
+        raise ValueError(
+            f"{count} frames of {height} x {width} are no H.264 video: at least one, of even height and width"
+        )
+    if not 0 <= quantiser <= 51:
+        raise ValueError(f"a quantiser of {quantiser}: it lies between 0 (nothing lost) and 51")
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.part")
     with av.open(str(unfinished), "w", format="mp4", options={"fflags": "+bitexact"}) as container:

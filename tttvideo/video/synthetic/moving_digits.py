@@ -8,6 +8,7 @@ test images.
 """
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,14 +105,9 @@ def images(folder: str, training: bool) -> np.ndarray:
         raise SuiteError(f"{folder} has no {name} and no {name}.gz; --mnist names the folder of MNIST's image files.")
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SuiteError(f"{file} cannot be read ({error}).") from None
-    header = np.frombuffer(data[:16], ">i4")
-    if (
-        len(header) < 4
-        or header[0] != 2051
-        or tuple(header[2:]) != (SIDE, SIDE)
-        or len(data) != 16 + header[1] * SIDE**2
-    ):
-        raise SuiteError(f"{file} is not a file of MNIST images (idx3-ubyte, {SIDE} x {SIDE}).")
+    magic, count, *sides = np.frombuffer(data[:16].ljust(16, b"\0"), ">i4")
+    if magic != 2051 or sides != [SIDE, SIDE] or count < 1 or len(data) != 16 + count * SIDE**2:
+        raise SuiteError(f"{file} is not a file of MNIST images (idx3-ubyte, {SIDE} x {SIDE}, at least one).")
     return np.frombuffer(data, np.uint8, offset=16).reshape(-1, SIDE, SIDE)

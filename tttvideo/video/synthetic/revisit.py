@@ -38,6 +38,10 @@ class Revisit(PredictionSuite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.frames < 2:
+            raise SuiteError(
+                f"frames={self.frames}: something is revealed from the second frame on, so two frames or more."
+            )
         laps = parse_numbers("columns", self.columns)
         if self.cell < 2 or self.cell % 2 or self.size % self.cell:
             raise SuiteError(
