@@ -11,9 +11,11 @@ from tests.evaluation.small import noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.forecasting import METHODS, evaluate_prediction, forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.forecasting import evaluate_prediction
 from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.predicting import mismatches
+from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel, from_pretrained

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
 from tttvideo.evaluation.evaluate import best_device, choose_device, default_split, one_process
-from tttvideo.evaluation.forecasting import space_of
+from tttvideo.evaluation.forecaster import space_of
 from tttvideo.evaluation.named import Named
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Classification
