@@ -11,6 +11,8 @@ from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation import position
+from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.position_curves import _seed, curve_of
 from tttvideo.mixers import TTT, Bidirectional
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Prediction
@@ -37,8 +39,9 @@ def whole(video, model):
 @pytest.mark.parametrize("tubelets", [False, True])
 def test_classification_is_the_loss_of_videos_that_end_there(index, tubelets):
     model = small_model(tubelets=tubelets)
-    curve, failures = position.loss_by_position(model, index, segment=4, batch_size=2)
-    assert failures == {}
+    found = position.losses_by_position(model, index, segment=4, batch_size=2)
+    assert found.failures == {}
+    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames == [float(n) for n in range(stride, 14 - 13 % stride, stride)]
     for place, frames in enumerate(curve.frames):
@@ -61,7 +64,8 @@ def test_prediction_is_the_error_of_the_next_time_step(index, tubelets):
     model = VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=[]).eval()
     with torch.no_grad():
         model.head.to_pixels.weight.normal_(std=0.05)
-    curve, _ = position.loss_by_position(model, index, segment=4, batch_size=3)
+    found = position.losses_by_position(model, index, segment=4, batch_size=3)
+    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames[0] == stride
     for place, frames in enumerate(map(int, curve.frames)):
@@ -79,16 +83,16 @@ def test_prediction_is_the_error_of_the_next_time_step(index, tubelets):
 
 def test_long_curves_are_averaged(index, monkeypatch):
     model = small_model()
-    full, _ = position.loss_by_position(model, index, frames=12)
+    full = position.losses_by_position(model, index, frames=12).losses
     monkeypatch.setattr(position, "POINTS", 4)
-    short, _ = position.loss_by_position(model, index, frames=12)
+    short = position.losses_by_position(model, index, frames=12)
     assert short.frames == [2.0, 5.0, 8.0, 11.0]
-    assert short.loss[0] == pytest.approx(sum(full.loss[:3]) / 3)  # all three videos are so long
+    assert short.losses[:, 0] == pytest.approx(full[:, :3].mean(1))  # all three videos are so long
 
 
 def test_a_model_that_reads_backwards_has_no_such_curve(index):
     with pytest.raises(ValueError, match="needs a model that reads forwards"):
-        position.loss_by_position(small_model(mixer=Bidirectional(TTT())), index)
+        position.losses_by_position(small_model(mixer=Bidirectional(TTT())), index)
 
 
 def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
@@ -109,7 +113,10 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
     assert main([*evaluate, "--out", str(out)]) == 0
     assert main(["compare", str(out), "--out", str(tmp_path / "compared")]) == 0
     compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
-    assert compared["protocols"]["position"]["series"]["out"]["loss"] == found["series"]["A"]["loss"]
+    line = compared["protocols"]["position"]["series"]["out"]
+    assert compared["protocols"]["position"]["x"] == found["series"]["A"]["frames"]
+    assert line["mean"] == pytest.approx(found["series"]["A"]["loss"])
+    assert line["n"] == [6] * 20
     report = (out / "report.html").read_text()
     assert "broken.mp4" in report
     assert "http" not in report  # nothing comes from elsewhere

@@ -34,7 +34,7 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
         writer.writeheader()
         writer.writerows(found.predictions)
     with replacing(out / "per_video.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **found.per_video)
+        np.savez_compressed(file, **found.per_video)  # type: ignore[arg-type]
     pictures = {"error_by_horizon.png": "Error by horizon: of the model, and of predictions that need none"}
     with replacing(out / "error_by_horizon.png") as path:
         measured = metrics["n_videos"] - metrics["n_failed"]

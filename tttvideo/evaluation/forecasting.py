@@ -175,7 +175,7 @@ def evaluate_prediction(
         "mean": {name: _by_metric(names, row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, mean)},
         "per_horizon": {name: _by_metric(names, row) for name, row in zip(METHODS, mean)},
         "fvd": None if distance is None else distance.summary(),
-        "suite": None if known is None else {"name": known[0].name, "bounds": known[1]["bounds"]},
+        "suite": None if known is None else _bounds(model, *known[:2], grey=grey),
         "revealed": revealed,
         "split_rule": index.rule,
         "weights_sha256": source.sha256,
@@ -211,6 +211,15 @@ def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, A
     if description is None or not isinstance(suite, PredictionSuite):
         return None
     return suite, description, Path(data) if Path(data).is_dir() else Path(data).parent
+
+
+def _bounds(model: VideoModel, suite: PredictionSuite, description: dict[str, Any], *, grey: bool) -> dict[str, Any]:
+    """What can be reached: ``bounds`` as the suite states them, ``best_mse`` of a whole frame (sum over its pixels),
+    None where that is not known."""
+    bounds = description["bounds"]
+    known = "codec" in bounds and not suite.grouped and not grey and not _unlike(model, suite)
+    best = round(bounds["codec"] * 3 * suite.size**2, 6) if known else None
+    return {"name": suite.name, "bounds": bounds, "best_mse": best}
 
 
 def _unlike(model: VideoModel, suite: PredictionSuite) -> str:
