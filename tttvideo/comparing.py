@@ -12,7 +12,8 @@ def compare(argv: Sequence[str]) -> int:
         prog="tttvideo compare",
         description="Read what `tttvideo evaluate` (and `tttvideo position`) left in the folders, and write "
         "compare.json, tables (compare.md) and a figure for each protocol: accuracy against length, sampling, tokens, "
-        "views, strata and controls. Intervals are bootstrapped over videos, and over seeds where a run has several.",
+        "views, strata and controls; of predictions, error by horizon, context and on newly revealed pixels. Intervals "
+        "are bootstrapped over videos, and over seeds where a run has several.",
     )
     parser.add_argument(
         "runs",

@@ -143,6 +143,20 @@ def test_the_command_on_predictions(tmp_path, capsys):
     assert found["task"] == "Prediction"
     assert found["series"]["run"]["frames"] == [float(n) for n in range(1, 9)]
     assert found["series"]["run"]["videos"] == [2] * 5 + [1] * 3
+    with torch.no_grad():
+        model.head.to_pixels.weight.normal_(std=0.05)
+    other = small_run(tmp_path / "other", model)
+    out = tmp_path / "seeds"
+    assert main(["position", f"A={run},{other}", f"B={other}", *words[2:-1], str(out)]) == 0
+    both = json.loads((out / "position.json").read_text())["series"]
+    losses = [found["series"]["run"]["loss"], both["B"]["loss"]]
+    assert both["A"]["loss"] == pytest.approx([sum(pair) / 2 for pair in zip(*losses)])
+    assert (both["A"]["seeds"], len(both["A"]["weights_sha256"])) == (2, 2)
+    assert main(["position", f"A={other}", *words[2:-1], str(out)]) == 0
+    assert main(["compare", f"A={tmp_path / 'out'},{out}", "--out", str(tmp_path / "compared")]) == 0
+    line = json.loads((tmp_path / "compared" / "compare.json").read_text())["protocols"]["position"]["series"]["A"]
+    assert line["seeds"] == 2
+    assert line["mean"] == pytest.approx(both["A"]["loss"], rel=1e-5)
     capsys.readouterr()
     classifier = small_run(tmp_path / "classifier", small_model())
     assert main([*words[:2], str(classifier), *words[2:]]) == 2

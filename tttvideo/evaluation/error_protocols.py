@@ -49,12 +49,9 @@ class ErrorProtocols:
                 found[name + suffix] = self._horizon(data, context)
             if len(contexts) > 1:
                 found["context" + suffix] = self._context(data, contexts)
-            # Whole videos are read for this, whatever the context of the rollouts: one of them is enough.
-            revealed = [(c, e) for c in contexts for e in self._of(data, c) if e.revealed]
-            if revealed:
-                context, errors = revealed[0]
-                by = errors.metrics["revealed"]["by"]
-                found[f"by {by}{suffix}"] = self._revealed(data, context, errors)
+            if any(errors.revealed for context in contexts for errors in self._of(data, context)):
+                protocol = self._revealed(data, contexts)
+                found[f"by {protocol['x_label']}{suffix}"] = protocol
         return found
 
     def _horizon(self, data: str, context: int) -> dict[str, Any]:
@@ -70,7 +67,7 @@ class ErrorProtocols:
             "x_label": "frames after the context",
             "x": list(range(1, longest + 1)),
             "linear": True,
-            **self._protocol(data, [context], points, longest, known[0]),
+            **self._protocol(self._lines(data, [context], points), longest, known[0]),
         }
 
     def _context(self, data: str, contexts: list[int]) -> dict[str, Any]:
@@ -84,17 +81,24 @@ class ErrorProtocols:
             "title": f"{data}: error against context, mean of the next {horizon} frames",
             "x_label": "frames of context",
             "x": contexts,
-            **self._protocol(data, contexts, points, 1, known[0]),
+            **self._protocol(self._lines(data, contexts, points), 1, known[0]),
         }
 
-    def _revealed(self, data: str, context: int, first: Errors) -> dict[str, Any]:
-        told = first.metrics["revealed"]
-        groups = first.values.shape[1]
+    def _revealed(self, data: str, contexts: list[int]) -> dict[str, Any]:
+        known = [errors for context in contexts for errors in self._of(data, context) if errors.revealed]
+        told, groups = known[0].metrics["revealed"], max(errors.values.shape[1] for errors in known)
 
         def points(errors: Errors) -> Points:
             rows = np.flatnonzero(errors.values.sum(1))
-            sums = {name: errors.revealed[name][rows] for name in errors.revealed}
-            return Points([errors.videos[i] for i in rows], sums, errors.values[rows])
+            missing = ((0, 0), (0, groups - errors.values.shape[1]))
+            sums = {name: np.pad(own[rows], missing) for name, own in errors.revealed.items()}
+            return Points([errors.videos[i] for i in rows], sums, np.pad(errors.values[rows], missing))
+
+        # Whole videos are read, every frame predicted from true ones: context and writing make no difference.
+        every = self._lines(data, contexts, points)
+        lines: dict[tuple[str, str], list[list[Points]]] = {}
+        for (run, _), blocks in every.items():
+            lines.setdefault((run, ""), [next(filter(None, blocks))])
 
         bounds = dict(told["bounds"])
         best = bounds.pop("codec", None)
@@ -103,23 +107,27 @@ class ErrorProtocols:
             "x_label": told["by"],
             "x": list(range(groups)),
             "linear": True,
-            **self._protocol(data, [context], points, groups, first),
+            **self._protocol(lines, groups, known[0]),
             "unit": "mean squared error, newly revealed pixels",
             "ceiling": [best] * groups,
             "bounds": bounds,
         }
 
-    def _protocol(
-        self, data: str, contexts: Sequence[int], points: Callable[[Errors], Points], count: int, first: Errors
-    ) -> dict[str, Any]:
-        """What all have; the x are those of ``points``, ``count`` of them, for each of the contexts."""
+    def _lines(
+        self, data: str, contexts: Sequence[int], points: Callable[[Errors], Points]
+    ) -> dict[tuple[str, str], list[list[Points]]]:
+        """Of every run and control, for each of the contexts the ``points`` of every seed."""
         controls = list(dict.fromkeys(case.control for case in self.cases if case.data == data))
-        lines: dict[tuple[str, str], list[list[Points]]] = {}  # points of every seed, for each context
+        lines = {}
         for run in self.measured:
             for control in controls:
                 blocks = [[points(e) for e in self._seeds(run, Case(data, c, control))] for c in contexts]
                 if any(blocks):
                     lines[run, control] = blocks
+        return lines
+
+    def _protocol(self, lines: dict[tuple[str, str], list[list[Points]]], count: int, first: Errors) -> dict[str, Any]:
+        """What all have; each block of a line holds ``count`` of the x."""
         series: dict[str, Any] = {}
         for (run, control), blocks in lines.items():
             parts = [self._interval(block, "model") for block in blocks]
@@ -132,7 +140,7 @@ class ErrorProtocols:
                 parts = [self._difference(mine, other) for mine, other in sides]
                 found = _joined(parts, count)
                 series[run]["difference"] = {"to": first_run} | {name: found[name] for name in Interval._fields}
-        shown = [next((blocks[i] for blocks in lines.values() if blocks[i]), []) for i in range(len(contexts))]
+        shown = [next(filter(None, blocks), []) for blocks in zip(*lines.values())]
         for method in (name for name in first.mse if name != "model"):  # the same for every model
             parts = [self._interval(block[:1], method) for block in shown]
             name = method.replace("_", " ")
@@ -144,7 +152,7 @@ class ErrorProtocols:
             "unit": UNITS[first.metrics["space"]],
             "lower_is_better": True,
             "series": series,
-            "ceiling": [best] * (count * len(contexts)),
+            "ceiling": [best] * (count * len(shown)),
             "chance": None,
         }
 
