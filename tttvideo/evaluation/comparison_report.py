@@ -51,11 +51,14 @@ def print_comparison(found: dict[str, Any], console: "Console | None" = None) ->
     console = console or Console()
     for protocol in found["protocols"].values():
         header, rows = _table(protocol)
-        table = Table(title=Text(protocol["title"]), title_justify="left")
+        table = Table(
+            title=Text("; ".join(filter(None, (protocol["title"], protocol.get("unit"))))), title_justify="left"
+        )
         for place, name in enumerate(header):
             table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row))
+            # Of many columns intervals go below their means: they would be cut in 80 columns.
+            table.add_row(*(Text(cell.replace(" (", "\n(") if len(row) > 4 else cell) for cell in row))
         console.print(table)
     console.print(f"in brackets: {found['interval']}", highlight=False)
     for note in found["notes"]:
@@ -70,16 +73,16 @@ def _table(protocol: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a row for each x, a column for each series, the ceiling last."""
     series = protocol["series"]
     ceiling = protocol["ceiling"] if any(c is not None for c in protocol["ceiling"]) else None
+    # of a baseline the mean alone: compare.json has its interval
     form = "{:.4g}" if "unit" in protocol else "{:.3f}"
     best = "best possible" if protocol.get("lower_is_better") else "ceiling"
-    unit = f"; {protocol['unit']}" if "unit" in protocol else ""
-    header = [protocol["x_label"] + unit, *series, *([best] if ceiling else [])]
+    header = [protocol["x_label"], *series, *([best] if ceiling else [])]
     rows = []
     for place in _shown(protocol):
         cells = [_x_name(protocol, place)]
         for line in series.values():
             mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
-            spread = "" if mean is None else f" ({form.format(low)}-{form.format(high)})"
+            spread = "" if mean is None or line.get("baseline") else f" ({form.format(low)}-{form.format(high)})"
             cells.append("" if mean is None else form.format(mean) + spread)
         if ceiling:
             cells.append("" if ceiling[place] is None else form.format(ceiling[place]))
@@ -107,6 +110,7 @@ def _markdown(found: dict[str, Any]) -> str:
         lines += [
             f"## {protocol['title']}",
             "",
+            *([f"{protocol['unit'].capitalize()}.", ""] if "unit" in protocol else []),
             "| " + " | ".join(map(_cell, header)) + " |",
             "|---" * len(header) + "|",
         ]

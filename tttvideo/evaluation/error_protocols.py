@@ -98,7 +98,9 @@ class ErrorProtocols:
         every = self._lines(data, contexts, points)
         lines: dict[tuple[str, str], list[list[Points]]] = {}
         for (run, _), blocks in every.items():
-            lines.setdefault((run, ""), [next(filter(None, blocks))])
+            told_of = [block for block in blocks if any(seed.videos for seed in block)]
+            if told_of:
+                lines.setdefault((run, ""), told_of[:1])
 
         bounds = dict(told["bounds"])
         best = bounds.pop("codec", None)

@@ -8,7 +8,7 @@ from tttvideo.evaluation.plots import COLOURS, INK, LINES, MARKERS, new_figure, 
 
 BASELINES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 3)))
 BASELINE_INK = "#777777"
-CROWDED = 24
+CROWDED = 16
 """More x than these are drawn as lines with bands, fewer as points with bars."""
 LOST = 2.0
 """A baseline that errs more than so many times as much as all else may leave the figure: it would flatten the rest."""
