@@ -34,7 +34,7 @@ from benchmarks.small import (
     read_study,
     run_all,
 )
-from tttvideo.evaluation.forecasting import forecasts
+from tttvideo.evaluation.forecaster import forecasts
 from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.revealing import METHODS, RevealedErrors
 from tttvideo.model import VideoModel

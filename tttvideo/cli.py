@@ -109,6 +109,7 @@ def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
         grey=bool(args.grey),
         lpips=args.lpips,
         fvd=args.fvd,
+        samples=4,
         batch_size=args.batch_size,
         segment=args.segment,
         device=args.device,
@@ -120,7 +121,7 @@ def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
         print("not written to files: an export has no run folder, so give --out DIR for that")
     else:
         write_forecasts(found, out)
-        print(f"written to {out}: metrics.json, predictions.csv and figures")
+        print(f"written to {out}: report.html, metrics.json, predictions.csv and figures")
     return 0
 
 

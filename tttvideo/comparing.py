@@ -12,7 +12,8 @@ def compare(argv: Sequence[str]) -> int:
         prog="tttvideo compare",
         description="Read what `tttvideo evaluate` (and `tttvideo position`) left in the folders, and write "
         "compare.json, tables (compare.md) and a figure for each protocol: accuracy against length, sampling, tokens, "
-        "views, strata and controls. Intervals are bootstrapped over videos, and over seeds where a run has several.",
+        "views, strata and controls; of predictions, error by horizon, context and on newly revealed pixels. Intervals "
+        "are bootstrapped over videos, and over seeds where a run has several.",
     )
     parser.add_argument(
         "runs",
@@ -46,9 +47,14 @@ def position(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="tttvideo position",
         description="Loss after each frame: of the class, had the video ended there, or of the next frame. Writes "
-        "position.json and position.png, a line for each checkpoint.",
+        "position.json and position.png, a line for each model, with an interval over videos and seeds.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder, checkpoint or export, or NAME=FOLDER")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model",
+    )
     add_data(parser)
     parser.add_argument("--frames", type=int, default=None, help="only the first frames of each video (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side")
@@ -59,11 +65,11 @@ def position(argv: Sequence[str]) -> int:
 
     from tttvideo.evaluation.comparison_report import write_positions
     from tttvideo.evaluation.named import parse_named
-    from tttvideo.evaluation.position import compare_positions
+    from tttvideo.evaluation.position_curves import compare_positions
 
     runs = parse_named(args.runs)
     make_folder(Path(args.out))
-    found = compare_positions(
+    found, arrays = compare_positions(
         runs,
         args.data,
         split=args.split,
@@ -74,11 +80,11 @@ def position(argv: Sequence[str]) -> int:
         device=args.device,
         trust=args.trust,
     )
-    write_positions(found, Path(args.out))
+    write_positions(found, arrays, Path(args.out))
     for name, curve in found["series"].items():
         first, last = curve["frames"][0], curve["frames"][-1]
         print(f"{name}: {curve['loss'][0]:.4g} after {first:g} frames, {curve['loss'][-1]:.4g} after {last:g}")
     for failure in found["failures"]:
         print(f"not read: {failure['path']}: {failure['reason']}")
-    print(f"written to {args.out}: position.json and position.png")
+    print(f"written to {args.out}: position.json, position.npz and position.png")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from tttvideo.evaluation.forecasting import shown_horizons
+from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Prediction
 from tttvideo.video.index import save_labels

@@ -9,8 +9,10 @@ import pytest
 
 from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import comparison, evaluate, parse_frames, parse_samplings, write_report
-from tttvideo.evaluation.comparison import _Builder, compare_runs
+from tttvideo.evaluation import bootstrap, evaluate, parse_frames, parse_samplings, write_report
+from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols, _hits
+from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.comparison import compare_runs
 from tttvideo.evaluation.measured import Cell, Measured
 from tttvideo.evaluation.named import parse_named
 from tttvideo.mixers import LSTM
@@ -133,12 +135,11 @@ def test_seeds_are_averaged_and_resampled(evaluated):
 def test_intervals_cover_the_truth():
     """Of 200 samples of 60 videos with known accuracy, about 95 % of the intervals hold it."""
     rng = np.random.default_rng(0)
-    builder = _Builder({}, rng, 400)
+    drawn = Bootstrap(400)
     held = 0
     for _ in range(200):
         hits = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(60) < 0.7)}
-        mean, low, high, n = builder._interval([hits])
-        assert n == 60
+        (mean,), (low,), (high,) = drawn.interval(_hits([hits], list(hits)))
         assert mean == pytest.approx(sum(hits.values()) / 60)
         held += low <= 0.7 <= high
     assert 178 <= held <= 200
@@ -151,20 +152,21 @@ def test_differences_are_paired():
     flipped = [video for video, hit in first.items() if not hit][:8]
     second = first | dict.fromkeys(flipped, True)
     cell = Cell("set", "all", "dense", "whole", "")
-    runs = {name: [Measured({cell: hits}, {}, {}, [], [])] for name, hits in (("a", first), ("b", second))}
-    found = _Builder(runs, rng, 1000)._difference("b", "a", [cell, cell._replace(frames="8")])
+    runs = {name: [Measured({cell: hits}, {}, {}, {}, [])] for name, hits in (("a", first), ("b", second))}
+    found = AccuracyProtocols(runs, Bootstrap(1000))._difference("b", "a", [cell, cell._replace(frames="8")])
     assert found["to"] == "a"
     assert found["mean"] == [pytest.approx(0.04), None]
     assert 0.005 < found["low"][0] < 0.04 < found["high"][0] < 0.08
-    _, low, high, _ = _Builder({}, rng, 1000)._interval([first])
+    _, low, high = Bootstrap(1000).interval(_hits([first], list(first)))
     assert high - low > 0.1
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):
     hits = {("v", str(i), ""): i % 3 == 0 for i in range(50)}
-    whole = _Builder({}, np.random.default_rng(1), 300)._interval([hits])
-    monkeypatch.setattr(comparison, "LARGEST", 1000)
-    assert _Builder({}, np.random.default_rng(1), 300)._interval([hits]) == whole
+    samples = _hits([hits], list(hits))
+    whole = Bootstrap(300, seed=1).interval(samples)
+    monkeypatch.setattr(bootstrap, "LARGEST", 1000)
+    assert Bootstrap(300, seed=1).interval(samples) == whole
 
 
 def test_names():
@@ -191,7 +193,7 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path, capsys):
 
     out = ["--out", tmp_path / "out"]
     (tmp_path / "empty").mkdir()
-    assert "holds no evaluation of a classifier" in error(tmp_path / "empty", *out)
+    assert "holds no evaluation" in error(tmp_path / "empty", *out)
     assert "there is no folder" in error(tmp_path / "missing", *out)
     assert "--resamples must be at least 1" in error(evaluated / "ttt", *out, "--resamples", 0)
     damaged = tmp_path / "damaged"
@@ -204,4 +206,4 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path, capsys):
     shutil.copytree(evaluated / "ttt" / "10", alone)
     assert "vary nothing" in error(alone, *out)
     shutil.copytree(evaluated / "ttt" / "10", alone / "again")
-    assert "holds two evaluations of" in error(alone, *out)
+    assert "there are two evaluations of" in error(alone, *out)

@@ -11,9 +11,11 @@ from tests.evaluation.small import noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.forecasting import METHODS, evaluate_prediction, forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.forecasting import evaluate_prediction
 from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.predicting import mismatches
+from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel, from_pretrained
@@ -89,6 +91,18 @@ def test_metrics_by_horizon_for_the_model_and_every_trivial_prediction(run, data
     assert (tmp_path / "error_by_horizon.png").stat().st_size > 1000
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
     assert len(rows) == 6
+    arrays = np.load(tmp_path / "per_video.npz")
+    assert arrays["mse"].shape == (5, 4, 5)
+    measured = arrays["mse"][~np.isnan(arrays["mse"]).any((1, 2))]
+    assert len(measured) == 3
+    for i, name in enumerate(arrays["methods"]):
+        assert measured[:, i].mean(0) == pytest.approx(metrics["per_horizon"][name]["mse"], rel=1e-5)
+    page = (tmp_path / "report.html").read_text()
+    assert "http" not in page  # nothing comes from elsewhere
+    assert page.count("data:image/png;base64,") == 1 + 2 + 1  # a figure, usual videos, the worst
+    assert "it has 7 frames of the 11 that are needed" in page
+    assert all(title in page for title in ("Squared error of a frame", "PSNR (dB)", "SSIM"))
+    assert f"<b>{metrics['mean']['model']['mse']:.4g}</b> squared error" in page
     # by hand, one video after the other
     model = from_pretrained(run)
     errors = {method: torch.zeros(3, 5) for method in METHODS}

@@ -11,6 +11,8 @@ from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation import position
+from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.position_curves import _seed, curve_of
 from tttvideo.mixers import TTT, Bidirectional
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Prediction
@@ -37,8 +39,9 @@ def whole(video, model):
 @pytest.mark.parametrize("tubelets", [False, True])
 def test_classification_is_the_loss_of_videos_that_end_there(index, tubelets):
     model = small_model(tubelets=tubelets)
-    curve, failures = position.loss_by_position(model, index, segment=4, batch_size=2)
-    assert failures == {}
+    found = position.losses_by_position(model, index, segment=4, batch_size=2)
+    assert found.failures == {}
+    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames == [float(n) for n in range(stride, 14 - 13 % stride, stride)]
     for place, frames in enumerate(curve.frames):
@@ -61,7 +64,8 @@ def test_prediction_is_the_error_of_the_next_time_step(index, tubelets):
     model = VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=[]).eval()
     with torch.no_grad():
         model.head.to_pixels.weight.normal_(std=0.05)
-    curve, _ = position.loss_by_position(model, index, segment=4, batch_size=3)
+    found = position.losses_by_position(model, index, segment=4, batch_size=3)
+    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames[0] == stride
     for place, frames in enumerate(map(int, curve.frames)):
@@ -79,16 +83,16 @@ def test_prediction_is_the_error_of_the_next_time_step(index, tubelets):
 
 def test_long_curves_are_averaged(index, monkeypatch):
     model = small_model()
-    full, _ = position.loss_by_position(model, index, frames=12)
+    full = position.losses_by_position(model, index, frames=12).losses
     monkeypatch.setattr(position, "POINTS", 4)
-    short, _ = position.loss_by_position(model, index, frames=12)
+    short = position.losses_by_position(model, index, frames=12)
     assert short.frames == [2.0, 5.0, 8.0, 11.0]
-    assert short.loss[0] == pytest.approx(sum(full.loss[:3]) / 3)  # all three videos are so long
+    assert short.losses[:, 0] == pytest.approx(full[:, :3].mean(1))  # all three videos are so long
 
 
 def test_a_model_that_reads_backwards_has_no_such_curve(index):
     with pytest.raises(ValueError, match="needs a model that reads forwards"):
-        position.loss_by_position(small_model(mixer=Bidirectional(TTT())), index)
+        position.losses_by_position(small_model(mixer=Bidirectional(TTT())), index)
 
 
 def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
@@ -109,7 +113,10 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
     assert main([*evaluate, "--out", str(out)]) == 0
     assert main(["compare", str(out), "--out", str(tmp_path / "compared")]) == 0
     compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
-    assert compared["protocols"]["position"]["series"]["out"]["loss"] == found["series"]["A"]["loss"]
+    line = compared["protocols"]["position"]["series"]["out"]
+    assert compared["protocols"]["position"]["x"] == found["series"]["A"]["frames"]
+    assert line["mean"] == pytest.approx(found["series"]["A"]["loss"])
+    assert line["n"] == [6] * 20
     report = (out / "report.html").read_text()
     assert "broken.mp4" in report
     assert "http" not in report  # nothing comes from elsewhere
@@ -136,6 +143,20 @@ def test_the_command_on_predictions(tmp_path, capsys):
     assert found["task"] == "Prediction"
     assert found["series"]["run"]["frames"] == [float(n) for n in range(1, 9)]
     assert found["series"]["run"]["videos"] == [2] * 5 + [1] * 3
+    with torch.no_grad():
+        model.head.to_pixels.weight.normal_(std=0.05)
+    other = small_run(tmp_path / "other", model)
+    out = tmp_path / "seeds"
+    assert main(["position", f"A={run},{other}", f"B={other}", *words[2:-1], str(out)]) == 0
+    both = json.loads((out / "position.json").read_text())["series"]
+    losses = [found["series"]["run"]["loss"], both["B"]["loss"]]
+    assert both["A"]["loss"] == pytest.approx([sum(pair) / 2 for pair in zip(*losses)])
+    assert (both["A"]["seeds"], len(both["A"]["weights_sha256"])) == (2, 2)
+    assert main(["position", f"A={other}", *words[2:-1], str(out)]) == 0
+    assert main(["compare", f"A={tmp_path / 'out'},{out}", "--out", str(tmp_path / "compared")]) == 0
+    line = json.loads((tmp_path / "compared" / "compare.json").read_text())["protocols"]["position"]["series"]["A"]
+    assert line["seeds"] == 2
+    assert line["mean"] == pytest.approx(both["A"]["loss"], rel=1e-5)
     capsys.readouterr()
     classifier = small_run(tmp_path / "classifier", small_model())
     assert main([*words[:2], str(classifier), *words[2:]]) == 2

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
 from tttvideo.evaluation.report import as_json, replacing
 
@@ -21,14 +24,16 @@ def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
     for name, protocol in found["protocols"].items():
         names.append(f"{file_name(name)}.png")
         with replacing(out / names[-1]) as path:
-            (plot_positions if name == "position" else plot_protocol)(path, protocol)
+            plot_protocol(path, protocol)
     return names
 
 
-def write_positions(found: dict[str, Any], out: Path) -> None:
-    """Writes position.json and position.png."""
+def write_positions(found: dict[str, Any], arrays: dict[str, np.ndarray], out: Path) -> None:
+    """Writes position.json, position.npz (the losses of every video, for ``compare``) and position.png."""
     with replacing(out / "position.json") as path:
         path.write_text(as_json(found), encoding="utf-8")
+    with replacing(out / "position.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     with replacing(out / "position.png") as path:
         plot_positions(path, found)
 
@@ -46,46 +51,56 @@ def print_comparison(found: dict[str, Any], console: "Console | None" = None) ->
     console = console or Console()
     for protocol in found["protocols"].values():
         header, rows = _table(protocol)
-        table = Table(title=Text(protocol["title"]), title_justify="left")
+        table = Table(
+            title=Text("; ".join(filter(None, (protocol["title"], protocol.get("unit"))))), title_justify="left"
+        )
         for place, name in enumerate(header):
             table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row))
+            # Of many columns intervals go below their means: they would be cut in 80 columns.
+            table.add_row(*(Text(cell.replace(" (", "\n(") if len(row) > 4 else cell) for cell in row))
         console.print(table)
     console.print(f"in brackets: {found['interval']}", highlight=False)
     for note in found["notes"]:
         console.print(Text(f"note: {note}"), soft_wrap=True)
 
 
+MANY = 16
+"""Rows of a table at most; of more x, tables show 1, 2, 4, ... and the last."""
+
+
 def _table(protocol: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a row for each x, a column for each series, the ceiling last."""
     series = protocol["series"]
-    if "unit" in protocol:
-        return _position_table(protocol)
     ceiling = protocol["ceiling"] if any(c is not None for c in protocol["ceiling"]) else None
-    header = [protocol["x_label"], *series, *(["ceiling"] if ceiling else [])]
+    # of a baseline the mean alone: compare.json has its interval
+    form = "{:.4g}" if "unit" in protocol else "{:.3f}"
+    best = "best possible" if protocol.get("lower_is_better") else "ceiling"
+    header = [protocol["x_label"], *series, *([best] if ceiling else [])]
     rows = []
-    for place, x in enumerate(protocol.get("x_names", protocol["x"])):
-        cells = [f"{x:g}" if isinstance(x, float | int) else x]
+    for place in _shown(protocol):
+        cells = [_x_name(protocol, place)]
         for line in series.values():
             mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
-            cells.append("" if mean is None else f"{mean:.3f} ({low:.3f}-{high:.3f})")
+            spread = "" if mean is None or line.get("baseline") else f" ({form.format(low)}-{form.format(high)})"
+            cells.append("" if mean is None else form.format(mean) + spread)
         if ceiling:
-            cells.append("" if ceiling[place] is None else f"{ceiling[place]:.3f}")
+            cells.append("" if ceiling[place] is None else form.format(ceiling[place]))
         rows.append(cells)
     return header, rows
 
 
-def _position_table(protocol: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Losses after 1, 2, 4, ... frames, and after the last."""
-    series = protocol["series"]
-    longest = max((curve["frames"] for curve in series.values()), key=len)
-    wanted = sorted({2**i for i in range(len(longest).bit_length()) if 2**i <= len(longest)} | {len(longest)})
-    rows = []
-    for place in (number - 1 for number in wanted):
-        cells = [curve["loss"][place] if place < len(curve["loss"]) else None for curve in series.values()]
-        rows.append([f"{longest[place]:g}", *("" if loss is None else f"{loss:.4g}" for loss in cells)])
-    return [f"frames read; {protocol['unit']}", *series], rows
+def _shown(protocol: dict[str, Any]) -> list[int]:
+    """Places of the x that tables show."""
+    count = len(protocol["x"])
+    if count <= MANY or not protocol["numeric"]:
+        return list(range(count))
+    return [number - 1 for number in shown_horizons(count)]
+
+
+def _x_name(protocol: dict[str, Any], place: int) -> str:
+    x = protocol.get("x_names", protocol["x"])[place]
+    return f"{x:g}" if isinstance(x, float | int) else x
 
 
 def _markdown(found: dict[str, Any]) -> str:
@@ -95,6 +110,7 @@ def _markdown(found: dict[str, Any]) -> str:
         lines += [
             f"## {protocol['title']}",
             "",
+            *([f"{protocol['unit'].capitalize()}.", ""] if "unit" in protocol else []),
             "| " + " | ".join(map(_cell, header)) + " |",
             "|---" * len(header) + "|",
         ]
@@ -102,6 +118,9 @@ def _markdown(found: dict[str, Any]) -> str:
         lines += _differences(protocol)
         if protocol.get("chance") is not None:
             lines += ["", f"Chance {protocol['chance']:.3f}."]
+        if protocol.get("bounds"):
+            known = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in protocol["bounds"].items())
+            lines += ["", f"Expected: {known}."]
         lines += ["", f"![{_cell(protocol['title'])}]({file_name(name)}.png)", ""]
     lines.append(f"In brackets: {found['interval']}.")
     lines += [f"Note: {note}." for note in found["notes"]]
@@ -115,11 +134,13 @@ def _differences(protocol: dict[str, Any]) -> list[str]:
         return []
     header = [protocol["x_label"], *(f"{name} - {line['to']}" for name, line in found.items())]
     lines = ["", "| " + " | ".join(map(_cell, header)) + " |", "|---" * len(header) + "|"]
-    for place, x in enumerate(protocol["x"]):
-        cells = [f"{x:g}" if isinstance(x, float | int) else x]
+    form = "{:+.4g}" if "unit" in protocol else "{:+.3f}"
+    for place in _shown(protocol):
+        cells = [_x_name(protocol, place)]
         for line in found.values():
             mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
-            cells.append("" if mean is None else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+            spread = "" if mean is None else f" ({form.format(low)} to {form.format(high)})"
+            cells.append("" if mean is None else form.format(mean) + spread)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
 

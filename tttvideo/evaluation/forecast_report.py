@@ -1,13 +1,18 @@
-"""What an evaluation of predictions leaves behind: a table, metrics.json, predictions.csv and a figure."""
+"""What an evaluation of predictions leaves behind: a table on the screen, and files for people and for `compare`."""
 
 import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tttvideo.evaluation.checkpoint import selection_sentence
-from tttvideo.evaluation.forecasting import METHODS, Forecasts, shown_horizons
+from tttvideo.evaluation.forecast_html import render_forecasts
+from tttvideo.evaluation.forecaster import shown_horizons
+from tttvideo.evaluation.forecasting import Forecasts
 from tttvideo.evaluation.plots import plot_by_horizon, plot_revealed
 from tttvideo.evaluation.report import as_json, replacing
+from tttvideo.evaluation.revealing import METHODS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def write_forecasts(found: Forecasts, out: str | Path) -> None:
-    """Write metrics.json, predictions.csv, error_by_horizon.png, and revealed.png where a suite reveals something."""
+    """Write metrics.json, predictions.csv, per_video.npz (``Forecasts.per_video``, a row for each of predictions.csv),
+    error_by_horizon.png, revealed.png where a suite reveals something, and report.html with all of it."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     metrics = found.metrics
@@ -27,6 +33,9 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
         writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(found.predictions)
+    with replacing(out / "per_video.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **found.per_video)  # type: ignore[arg-type]
+    pictures = {"error_by_horizon.png": "Error by horizon: of the model, and of predictions that need none"}
     with replacing(out / "error_by_horizon.png") as path:
         measured = metrics["n_videos"] - metrics["n_failed"]
         title = f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context"
@@ -40,6 +49,10 @@ def write_forecasts(found: Forecasts, out: str | Path) -> None:
         with replacing(out / "revealed.png") as path:
             title = f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it"
             plot_revealed(path, metrics["revealed"], title=title)
+        pictures["revealed.png"] = f"Error on newly revealed pixels by {metrics['revealed']['by']}"
+    with replacing(out / "report.html") as path:
+        read = {caption: (out / name).read_bytes() for name, caption in pictures.items()}
+        path.write_text(render_forecasts(found, read), encoding="utf-8")
 
 
 def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:

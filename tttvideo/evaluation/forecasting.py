@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,27 +18,43 @@ from tttvideo.evaluation.evaluate import (
     one_process,
     progress_bar,
 )
+from tttvideo.evaluation.forecast_samples import Shown, collect
+from tttvideo.evaluation.forecaster import (
+    check_lengths,
+    forecasts,
+    prediction_model,
+    rate_mismatch,
+    read_clip,
+    space_of,
+)
 from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
 from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.revealing import METHODS, measure_revealed
 from tttvideo.evaluation.summary import versions, where
-from tttvideo.model import VideoModel, from_pretrained
-from tttvideo.tasks import Prediction, roll_out
-from tttvideo.tasks.prediction import PredictionHead
-from tttvideo.tasks.trivial import TRIVIAL, History
+from tttvideo.model import VideoModel
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.reader import VideoError
 from tttvideo.video.reading import usual_rate
-from tttvideo.video.segments import read_segments
 from tttvideo.video.synthetic import PredictionSuite, SuiteError, suite_from
-from tttvideo.video.transforms import Preprocessing
 
 
 class Forecasts(NamedTuple):
-    """``metrics`` is the content of metrics.json, ``predictions`` the rows of predictions.csv."""
+    """What an evaluation of predictions found.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        predictions: the rows of predictions.csv.
+        per_video: the arrays of per_video.npz, a row for each of ``predictions``: ``methods``, ``mse`` [V, methods,
+            horizon] (NaN for videos that were not measured), and where a suite reveals something
+            ``revealed_squared`` [V, methods, groups] and ``revealed_values`` [V, groups], sums over a video.
+        samples, worst: videos to look at, of the usual ones and of those with the largest errors.
+    """
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]
+    per_video: dict[str, np.ndarray]
+    samples: Sequence[Shown] = ()
+    worst: Sequence[Shown] = ()
 
 
 def evaluate_prediction(
@@ -52,6 +69,7 @@ def evaluate_prediction(
     grey: bool = False,
     lpips: str | Path | None = None,
     fvd: str | Path | None = None,
+    samples: int = 0,
     batch_size: int = 8,
     segment: int | None = None,
     device: str | None = None,
@@ -68,6 +86,7 @@ def evaluate_prediction(
         grey, lpips: as ``FrameMetrics`` has them.
         fvd: the user's I3D, as ``VideoDistance`` takes it, for the distance between true and predicted videos, their
             context included.
+        samples: videos to be shown at length in the report, and as many of those with the largest errors.
         segment: frames of the context that are held in the model's graph at a time; None: about 64.
         checkpoint, data, split, root, batch_size, device, trust, progress: as in ``evaluate``; labels are ignored.
 
@@ -130,12 +149,16 @@ def evaluate_prediction(
     notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
     rate = usual_rate([video.path for video in index.videos], model.preprocessing)
     notes += rate_mismatch("the data", rate, source.provenance.get("frame_rate"))
+    errors = torch.full((len(index.videos), len(METHODS), horizon), torch.nan)
+    errors[list(per_video)] = torch.stack(list(per_video.values()))[:, :, names.index("mse")]
+    arrays = {"methods": np.array(METHODS), "mse": errors.numpy()}
     known, revealed = _known(data, index), None
     if known is not None and known[0].grouped:
         if refused := _unlike(model, known[0]):
             notes.append(refused)
         else:
-            revealed = measure_revealed(model, index, *known, batch_size=batch_size, segment=segment)
+            revealed, *sums = measure_revealed(model, index, *known, batch_size=batch_size, segment=segment)
+            arrays |= {name: x.numpy() for name, x in zip(("revealed_squared", "revealed_values"), sums, strict=True)}
     metrics = {
         "task": "Prediction",
         "checkpoint": str(checkpoint),
@@ -152,7 +175,7 @@ def evaluate_prediction(
         "mean": {name: _by_metric(names, row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, mean)},
         "per_horizon": {name: _by_metric(names, row) for name, row in zip(METHODS, mean)},
         "fvd": None if distance is None else distance.summary(),
-        "suite": None if known is None else {"name": known[0].name, "bounds": known[1]["bounds"]},
+        "suite": None if known is None else _bounds(model, *known[:2], grey=grey),
         "revealed": revealed,
         "split_rule": index.rule,
         "weights_sha256": source.sha256,
@@ -169,7 +192,13 @@ def evaluate_prediction(
             means = per_video[i].mean(-1)
             row |= {f"{m}_{k}": f"{float(means[a, b]):.6g}" for a, m in enumerate(METHODS) for b, k in enumerate(names)}
         predictions.append(row)
-    return Forecasts(metrics, predictions)
+    shown, worst = [], []
+    if samples and measure.space == "pixels":
+        ranked = sorted(per_video, key=lambda i: float(errors[i, 0].mean()))
+        shown, worst = collect(
+            model, index, predictions, ranked, samples, context=context, horizon=horizon, write=write, segment=segment
+        )
+    return Forecasts(metrics, predictions, arrays, shown, worst)
 
 
 def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, Any], Path] | None:
@@ -182,6 +211,15 @@ def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, A
     if description is None or not isinstance(suite, PredictionSuite):
         return None
     return suite, description, Path(data) if Path(data).is_dir() else Path(data).parent
+
+
+def _bounds(model: VideoModel, suite: PredictionSuite, description: dict[str, Any], *, grey: bool) -> dict[str, Any]:
+    """What can be reached: ``bounds`` as the suite states them, ``best_mse`` of a whole frame (sum over its pixels),
+    None where that is not known."""
+    bounds = description["bounds"]
+    known = "codec" in bounds and not suite.grouped and not grey and not _unlike(model, suite)
+    best = round(bounds["codec"] * 3 * suite.size**2, 6) if known else None
+    return {"name": suite.name, "bounds": bounds, "best_mse": best}
 
 
 def _unlike(model: VideoModel, suite: PredictionSuite) -> str:
@@ -198,87 +236,7 @@ def _unlike(model: VideoModel, suite: PredictionSuite) -> str:
     )
 
 
-def prediction_model(folder: str | Path, *, trust: bool = False) -> VideoModel:
-    """``from_pretrained``, for a model that predicts frames.
-
-    Raises:
-        ValueError: if it was trained for something else.
-    """
-    model = from_pretrained(folder, trust=trust)
-    if not isinstance(model.config.task, Prediction):
-        raise ValueError(
-            f"{folder} was trained for {type(model.config.task).__name__} and predicts no frames; use a checkpoint "
-            "trained with model.task Prediction"
-        )
-    return model.eval()
-
-
-def space_of(model: VideoModel) -> str:
-    """What a model that predicts puts out, ``pixels`` or ``features``."""
-    assert isinstance(model.config.task, Prediction)
-    return model.config.task.space
-
-
-def rate_mismatch(what: str, rate: float | None, known: float | None) -> list[str]:
-    """A sentence if ``what`` is read at ``rate`` Hz and the model learned from videos at clearly another, ``known``."""
-    if not rate or not known or 0.9 <= rate / known <= 1.1:
-        return []
-    faster = f"motion looks {known / rate:.2g} times as fast to it"
-    return [f"{what} is read at {rate:.4g} frames a second and the model learned from {known:.4g}: {faster}"]
-
-
-def check_lengths(model: VideoModel, context: int, horizon: int) -> None:
-    """Raises ValueError where a model cannot read such a context, or there is nothing to predict."""
-    step = model.frame_multiple
-    if horizon < 1:
-        raise ValueError(f"--horizon is {horizon}, which leaves nothing to predict; give at least 1 frame")
-    if context < 1 or context % step:
-        of = f"a multiple of {step} frames, the model's time step" if step > 1 else "at least 1 frame"
-        raise ValueError(f"--context must be {of}; got {context}")
-
-
-def read_clip(
-    path: str, preprocessing: Preprocessing, frames: int, span: tuple[float | None, float | None] = (None, None)
-) -> Tensor:
-    """The first ``frames`` frames that the sampling rule takes, uint8 [n, 3, H, W]; n is less in a shorter video.
-
-    Raises:
-        VideoError: if the video cannot be read.
-    """
-    held: list[Tensor] = []
-    count = 0
-    for segment in read_segments([path], preprocessing, segment=64, spans=[span], prefetch=False):
-        if segment.failures:
-            raise VideoError(segment.failures[0])
-        held.append(segment.frames[0, : int(segment.lengths[0])])
-        count += len(held[-1])
-        if count >= frames:
-            break
-    return torch.cat(held)[:frames]
-
-
-@torch.no_grad()
-def forecasts(
-    model: VideoModel, context: Tensor, horizon: int, *, write: bool = True, segment: int | None = None
-) -> dict[str, Tensor]:
-    """The frames after ``context`` (uint8 [B, C, 3, H, W]) by the model and by what needs none: each of ``METHODS`` ->
-    [B, horizon, 3, H, W] in 0..1, or [B, horizon, E, rows, columns] of features."""
-    assert isinstance(model.head, PredictionHead)
-    pieces = context.split(model.segment_frames(segment or 64), dim=1)
-    made = {"model": roll_out(model, [(piece, None) for piece in pieces], horizon, write=write)}
-    history = History(len(context), model.truth(context[:, :1]))
-    for piece in pieces:
-        history.add(model.truth(piece), torch.ones(len(context), dtype=torch.bool, device=context.device))
-    guesses = [history.guesses(ahead) for ahead in range(1, horizon + 1)]
-    return made | {name: model.head.bounded(torch.stack([g[name] for g in guesses], 1)) for name in TRIVIAL}
-
-
 def _by_metric(names: Sequence[str], row: Tensor, one: bool = False) -> dict[str, Any]:
     """[metrics, horizon] -> a list by horizon for each metric (its only entry, if ``one``); None where undefined."""
     lists = [[None if x != x else round(x, 6) for x in values] for values in row.tolist()]
     return {name: values[0] if one else values for name, values in zip(names, lists, strict=True)}
-
-
-def shown_horizons(horizon: int) -> Sequence[int]:
-    """1, 2, 4, ... and the last."""
-    return sorted({h for h in (2**i for i in range(horizon.bit_length())) if h <= horizon} | {horizon})

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tttvideo.evaluation.samples import Sample
     from tttvideo.evaluation.summary import Evaluation
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
 WRONG_LISTED = 200
 """Wrong answers that are named, at most; predictions.csv has all."""
 
@@ -27,21 +26,13 @@ def render(evaluation: "Evaluation", figures: dict[str, bytes], main: dict[str, 
         figures: caption -> PNG.
         main: the row of metrics.json that classes and failures are shown of.
     """
-    from jinja2 import Environment, StrictUndefined
-
     metrics = evaluation.metrics
     own = [row for row in evaluation.predictions if _same(row, main)]
     wrong = [row for row in own if str(row["correct"]) != "1" and not row["failure"]]
     wrong.sort(key=lambda row: -float(row["probability"]))
     pictures = {_key(sample.row): uri(thumbnails(sample)) for sample in evaluation.failures_shown}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "uri": uri,
-        "way": way,
-        "percent": lambda share: "" if share is None else f"{100 * share:.1f}",
-    }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return page(
+        "report.html.jinja",
         metrics=metrics,
         main=main,
         figures=figures,
@@ -54,6 +45,27 @@ def render(evaluation: "Evaluation", figures: dict[str, bytes], main: dict[str, 
         wrong=[(row, pictures.get(_key(row))) for row in wrong[:WRONG_LISTED]],
         n_wrong=len(wrong),
     )
+
+
+def page(template: str, **content: Any) -> str:
+    """Fill a template of this folder; what comes from users is no markup."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "uri": uri,
+        "way": way,
+        "percent": lambda share: "" if share is None else f"{100 * share:.1f}",
+        "error": lambda value: "" if value is None else f"{float(value):.4g}",
+        "words": lambda name: name.replace("_", " "),
+    }
+    return environment.get_template(template).render(**content)
 
 
 def uri(png: bytes) -> str:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
 from tttvideo.evaluation.evaluate import best_device, choose_device
-from tttvideo.evaluation.forecasting import (
-    METHODS,
+from tttvideo.evaluation.forecaster import (
     check_lengths,
     forecasts,
     prediction_model,
@@ -16,6 +15,7 @@ from tttvideo.evaluation.forecasting import (
     space_of,
 )
 from tttvideo.evaluation.frame_metrics import FrameMetrics
+from tttvideo.evaluation.revealing import METHODS
 from tttvideo.evaluation.strips import write_film, write_strip
 from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.decode import open_video

@@ -22,13 +22,13 @@ METHODS = ("model", *TRIVIAL)
 class RevealedErrors:
     """Squared errors of revealed pixels, each frame predicted from all true frames before it.
 
-    ``squared`` [methods, groups] and ``values`` [groups] are sums over the videos: of the errors, and of how many
-    values (pixels times colours) were compared.
+    ``squared`` [V, methods, groups] and ``values`` [V, groups] are sums over each video, in the order of adding: of the
+    errors, and of how many values (pixels times colours) were compared.
     """
 
     def __init__(self, groups: int):
-        self.squared = torch.zeros(len(METHODS), groups, dtype=torch.float64)
-        self.values = torch.zeros(groups, dtype=torch.float64)
+        self.squared = torch.zeros(0, len(METHODS), groups, dtype=torch.float64)
+        self.values = torch.zeros(0, groups, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, model: VideoModel, segments: Iterable[tuple[Tensor, Tensor]], told: Sequence[Revealed]) -> None:
@@ -36,6 +36,8 @@ class RevealedErrors:
         device, stride = next(model.parameters()).device, model.encoder.stride
         mask = torch.stack([torch.from_numpy(t.mask) for t in told])  # [B, F, H, W]
         group = torch.stack([torch.from_numpy(t.group) for t in told])  # [B, F]
+        self.squared = torch.cat([self.squared, self.squared.new_zeros(len(told), *self.squared.shape[1:])])
+        self.values = torch.cat([self.values, self.values.new_zeros(len(told), self.values.shape[1])])
         history, pending, at = None, None, 0
         for frames, lengths, output in model.read_segments(segments):
             pixels = in_unit(frames)
@@ -54,16 +56,18 @@ class RevealedErrors:
                 at += stride
 
     def _count(self, squared: Tensor, pixels: Tensor, group: Tensor) -> None:
-        """Sums [methods, B, p] and numbers of pixels [B, p] under the groups [B, p]."""
-        some = (pixels > 0) & (group >= 0)
-        self.squared.index_add_(1, group[some], squared[:, some])
-        self.values.index_add_(0, group[some], 3.0 * pixels[some].double())
+        """Sums [methods, B, p] and numbers of pixels [B, p] under the groups [B, p], of the videos added last."""
+        video, frame = ((pixels > 0) & (group >= 0)).nonzero(as_tuple=True)
+        under = (len(self.values) - len(group) + video, group[video, frame])
+        self.squared.transpose(1, 2).index_put_(under, squared[:, video, frame].T, accumulate=True)
+        self.values.index_put_(under, 3.0 * pixels[video, frame].double(), accumulate=True)
 
     def summary(self, suite: PredictionSuite, bounds: dict[str, float]) -> dict[str, Any]:
         """What metrics.json says of it; None for groups that no frame fell under."""
-        means = (self.squared / self.values).tolist()
+        values = self.values.sum(0)
+        means = (self.squared.sum(0) / values).tolist()
         rows = {name: [None if x != x else round(x, 6) for x in row] for name, row in zip(METHODS, means, strict=True)}
-        return {"by": suite.grouped, "mse": rows, "values": [int(n) for n in self.values.tolist()], "bounds": bounds}
+        return {"by": suite.grouped, "mse": rows, "values": [int(n) for n in values.tolist()], "bounds": bounds}
 
 
 def _sums(error: Tensor, mask: Tensor) -> Tensor:
@@ -80,8 +84,11 @@ def measure_revealed(
     *,
     batch_size: int,
     segment: int | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Errors on the revealed pixels of a generated set, whole videos, by group.
+
+    Returns what metrics.json says of them, and ``squared`` and ``values`` of ``RevealedErrors`` for every video of the
+    index; zero for those of which nothing is known.
 
     Args:
         index: videos of the set; one that cannot be read to the end counts as far as it can.
@@ -90,15 +97,19 @@ def measure_revealed(
     """
     with (root / "meta.csv").open(newline="", encoding="utf-8") as file:
         rows = {str((root / row["path"]).resolve()): row for row in csv.DictReader(file)}
-    known: list[tuple[str, Revealed]] = []
-    for video in index.videos:
+    known: dict[int, Revealed] = {}
+    for place, video in enumerate(index.videos):
         row = rows.get(str(Path(video.path).resolve()))
         told = None if row is None else suite.revealed(row)
         if told is not None:
-            known.append((video.path, told))
-    found = RevealedErrors(1 + max((int(told.group.max()) for _, told in known), default=0))
+            known[place] = told
+    found = RevealedErrors(1 + max((int(told.group.max()) for told in known.values()), default=0))
     for start in range(0, len(known), batch_size):
-        paths, told = zip(*known[start : start + batch_size], strict=True)
+        places = list(known)[start : start + batch_size]
+        paths, told = [index.videos[place].path for place in places], [known[place] for place in places]
         pieces = read_segments(paths, model.preprocessing, segment=model.segment_frames(segment or 64))
         found.add(model, ((piece.frames, piece.lengths) for piece in pieces), told)
-    return found.summary(suite, description["bounds"])
+    squared = found.squared.new_zeros(len(index.videos), *found.squared.shape[1:])
+    values = found.values.new_zeros(len(index.videos), found.values.shape[1])
+    squared[list(known)], values[list(known)] = found.squared, found.values
+    return found.summary(suite, description["bounds"]), squared, values

@@ -1,7 +1,9 @@
 """Predictions to look at: a PNG strip and an MP4, truth above, prediction below, then where they differ."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,9 +11,16 @@ from torch import Tensor
 
 from tttvideo.video.synthetic.encode import write_mp4
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 BRIGHTEST = 0.5
 """The error that is drawn brightest: mean over the channels of |truth - prediction|, pixels in 0..1."""
 COLUMNS = 12
+LAST = 2
+"""Frames of the context that a strip begins with."""
+LARGEST = 160
+"""Pixels of the longer side of a frame in a report; larger ones are made smaller, which keeps reports small."""
 _GAP, _LINE, _LEFT = 4, 16, 84
 _PAPER, _INK, _EMPTY = (255, 255, 255), (51, 51, 51), (221, 221, 221)
 
@@ -26,16 +35,32 @@ def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, 
         first: the number of the first frame given.
         note: a line below.
     """
+    _strip(context, truth, made, first, note).save(path)
+
+
+def strip_png(context: Tensor, truth: Tensor, made: Tensor, first: int = 0) -> bytes:
+    """The same as a PNG file for a report."""
+    stream = io.BytesIO()
+    _strip(context, truth, made, first, largest=LARGEST).save(stream, format="png", optimize=True)
+    return stream.getvalue()
+
+
+def _strip(
+    context: Tensor, truth: Tensor, made: Tensor, first: int, note: str = "", largest: int | None = None
+) -> "Image.Image":
     from PIL import Image
 
     ahead = np.unique(np.linspace(0, len(made) - 1, min(len(made), COLUMNS - 2)).round().astype(int))
-    before = range(max(0, len(context) - 2), len(context))
+    before = range(max(0, len(context) - LAST), len(context))
     columns = [_column(context[i], context[i]) for i in before]
     columns += [_column(truth[i] if i < len(truth) else None, made[i]) for i in ahead]
     scale = _scale(made)
     cells = [[_enlarged(cell, scale) for cell in column] for column in columns]
+    if largest:
+        cells = [[_reduced(cell, largest) for cell in column] for column in cells]
     height, width = cells[0][1].shape[:2]
-    image = Image.new("RGB", (_LEFT + len(cells) * (width + _GAP), 3 * (height + _GAP) + 3 * _LINE), _PAPER)
+    lines = 3 if note else 2
+    image = Image.new("RGB", (_LEFT + len(cells) * (width + _GAP), 3 * (height + _GAP) + lines * _LINE), _PAPER)
     for at, (number, column) in enumerate(zip([*before, *(len(context) + ahead)], cells)):
         left = _LEFT + at * (width + _GAP)
         _write(image, (left, 1), f"{first + number}" + (" given" if number < len(context) else ""))
@@ -46,7 +71,7 @@ def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, 
     below = 3 * (height + _GAP) + _LINE
     _write(image, (4, below), f"error: mean of channels, black 0, brightest {BRIGHTEST:g} and more (pixels in 0..1)")
     _write(image, (4, below + _LINE), note)
-    image.save(path)
+    return image
 
 
 def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float, first: int = 0) -> None:
@@ -95,6 +120,13 @@ def _scale(frames: Tensor) -> int:
 
 def _enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
     return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def _reduced(picture: np.ndarray, largest: int) -> np.ndarray:
+    from PIL import Image
+
+    factor = -(-max(picture.shape[:2]) // largest)
+    return picture if factor <= 1 else np.asarray(Image.fromarray(picture).reduce(factor))
 
 
 def _write(image, at: tuple[int, int], text: str) -> None:
