@@ -129,8 +129,8 @@ def predict(argv: Sequence[str]) -> int:
     """predict the next frames of a video, beside what came: a film and a picture"""
     parser = Parser(
         prog="tttvideo predict",
-        description="Read the first frames of a video, generate the next ones, and show them: OUT/NAME.mp4 and "
-        "OUT/NAME.png have the truth above, the prediction below, then where they differ.",
+        description="Read the first frames of a video, generate the next ones, and show them: "
+        "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ.",
     )
     add_checkpoint(parser)
     parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")

@@ -65,8 +65,8 @@ def test_figures_by_hand():
     made = truth.clone()
     made[:, 1] += 0.1
     found = FrameMetrics()(made, truth)
-    assert found.shape == (2, 4, 3)
-    assert found[0, :, 0].tolist() == pytest.approx([0.0, 0.0, 100.0, 1.0])
+    assert found.shape == (2, 5, 3)
+    assert found[0, :, 0].tolist() == pytest.approx([0.0, 0.0, 100.0, 1.0, 1.0])
     pixels = 3 * 16 * 16
     assert found[0, :3, 1].tolist() == pytest.approx([0.01 * pixels, 0.1 * pixels, 20.0], rel=1e-4)
     assert 0 < found[0, 3, 1] < 1
@@ -86,7 +86,9 @@ def test_metrics_by_horizon_for_the_model_and_every_trivial_prediction(run, data
     assert (metrics["task"], metrics["n_videos"], metrics["n_failed"]) == ("Prediction", 5, 2)
     assert list(metrics["per_horizon"]) == ["model", "copy_last", "mean_frame", "linear"]
     assert all(
-        len(row[name]) == 5 for row in metrics["per_horizon"].values() for name in ("mse", "mae", "psnr", "ssim")
+        len(row[name]) == 5
+        for row in metrics["per_horizon"].values()
+        for name in ("mse", "mae", "psnr", "ssim", "ssim_openstl")
     )
     assert (tmp_path / "error_by_horizon.png").stat().st_size > 1000
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
@@ -140,7 +142,7 @@ def test_drawn_beside_the_truth(run, data, tmp_path, capsys):
     assert "written to" in shown.out
     assert "copy_last" in shown.out
     assert "ends after 20 frames: the last 4 have no truth beside" in shown.err
-    with open_video(tmp_path / "2.mp4") as reader:
+    with open_video(tmp_path / "2-predicted.mp4") as reader:
         assert (reader.info.frames, reader.info.fps) == (24, 25.0)
         film = reader.read()
     clip = read_clip(str(data / "2.mp4"), Preprocessing(size=(32, 32)), 20)
@@ -149,7 +151,7 @@ def test_drawn_beside_the_truth(run, data, tmp_path, capsys):
         assert np.allclose(film[frame, :, 16 + 48, middle], clip[frame, :, 16, 16], atol=12)
     from PIL import Image
 
-    with Image.open(tmp_path / "2.png") as strip:
+    with Image.open(tmp_path / "2-predicted.png") as strip:
         assert strip.width > 10 * 96
         assert strip.height > 3 * 96
 
@@ -158,7 +160,7 @@ def test_a_long_context_is_shown_from_its_end(run, tmp_path):
     noise_video(tmp_path / "long.mp4", 84)
     words = ["predict", run, tmp_path / "long.mp4", "--context", "80", "--horizon", "3", "--out", tmp_path / "out"]
     assert main([str(word) for word in words]) == 0
-    with open_video(tmp_path / "out" / "long.mp4") as reader:
+    with open_video(tmp_path / "out" / "long-predicted.mp4") as reader:
         assert reader.info.frames == 64 + 3
 
 
@@ -193,6 +195,46 @@ def test_videos_and_checkpoints_that_cannot_be(run, data, tmp_path, capsys):
     stepped = small_run(tmp_path / "tubelets", predictor(tubelets=True))
     said = error(capsys, "predict", stepped, data / "0.mp4", "--context", "5", "--out", tmp_path)
     assert "--context must be a multiple of 2 frames, the model's time step; got 5" in said
+
+
+def test_the_video_itself_stays(run, data, tmp_path):
+    film = shutil.copy(data / "0.mp4", tmp_path / "clip.mp4")
+    before = film.read_bytes()
+    assert main(["predict", str(run), str(film), "--out", str(tmp_path), "--horizon", "2"]) == 0
+    assert film.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "clip-predicted.mp4",
+        "clip-predicted.png",
+        "clip.mp4",
+    ]
+
+
+def test_a_video_shorter_than_a_time_step(tmp_path, capsys):
+    stepped = small_run(tmp_path / "tubelets", predictor(tubelets=True))
+    short = noise_video(tmp_path / "short.mp4", 2)
+    said = error(capsys, "predict", stepped, short, "--context", "2", "--out", tmp_path)
+    assert "short.mp4 has 2 frames; this model reads 2 at a time, so it needs 3" in said
+
+
+def test_damaged_weights_are_told(data, tmp_path, capsys):
+    model = predictor()
+    with torch.no_grad():
+        model.head.to_pixels.bias[0] = torch.nan
+    damaged = small_run(tmp_path / "damaged", model)
+    for words in (["predict", damaged, data / "0.mp4"], ["evaluate", damaged, "--data", data, "--split", "all"]):
+        assert "predictions are not numbers" in error(capsys, *words, "--context", "4", "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_legend_is_never_cut(run, data, tmp_path):
+    from PIL import Image
+
+    words = ["predict", run, data / "0.mp4", "--context", "1", "--horizon", "1", "--out", tmp_path]
+    assert main([str(word) for word in words]) == 0
+    with Image.open(tmp_path / "0-predicted.png") as strip:
+        below = np.asarray(strip.convert("L"))[-32:]
+    assert (below[:, -3:] == 255).all()
+    assert (below[:, 200:] < 128).any()
 
 
 def test_videos_unlike_those_of_the_training_get_a_sentence(tmp_path, capsys, data):

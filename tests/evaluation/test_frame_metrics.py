@@ -56,6 +56,30 @@ def test_grey_pictures_have_one_channel():
     assert torch.allclose(one[:, 2:], three[:, 2:], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_of_openstl_by_hand(channels):
+    """scikit-image's definition, window by window: uniform, 7 x 7, inside the frame, unbiased, a range of 2."""
+    made, truth = torch.rand(1, 1, 3, 9, 10), torch.rand(1, 1, 3, 9, 10)
+    metrics = FrameMetrics(grey=channels == 1)
+    pictures = made[0, 0].double(), truth[0, 0].double()
+    if channels == 1:
+        weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
+        pictures = [(x * weights).sum(0, keepdim=True) for x in pictures]
+    found = []
+    for x, y in zip(*pictures, strict=True):
+        for top in range(3):
+            for left in range(4):
+                pair = torch.stack([z[top : top + 7, left : left + 7].flatten() for z in (x, y)])
+                (a, b), cov = pair.mean(1), torch.cov(pair)
+                c1, c2 = 0.02**2, 0.06**2
+                found.append(
+                    (2 * a * b + c1) * (2 * cov[0, 1] + c2) / ((a**2 + b**2 + c1) * (cov[0, 0] + cov[1, 1] + c2))
+                )
+    at = metrics.names.index("ssim_openstl")
+    assert float(metrics(made, truth)[0, at, 0]) == pytest.approx(float(sum(found) / len(found)), rel=1e-5)
+    assert metrics(made[..., :6], truth[..., :6])[0, at].isnan().all()
+
+
 def test_lpips_by_hand(alexnet):
     made, truth = torch.rand(2, 2, 3, 64, 64), torch.rand(2, 2, 3, 64, 64)
     measure = FrameMetrics(lpips=alexnet)

@@ -1,6 +1,7 @@
 """Errors on newly revealed pixels: those of copy-last and the mean by hand, however the video is cut; reported."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,46 @@ def test_a_model_of_other_frames_is_told(data, tmp_path, capsys):
     assert metrics["revealed"] is None
     assert not (tmp_path / "revealed.png").exists()
     assert "note: errors by lap were not measured: revisit has frames of 32 x 32" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "meta.csv").unlink(), "meta.csv cannot be read (No such file"),
+        (
+            lambda folder: (folder / "meta.csv").write_text(
+                (folder / "meta.csv").read_text().replace("direction", "way")
+            ),
+            "meta.csv is damaged (KeyError: 'direction')",
+        ),
+        (
+            lambda folder: (folder / "suite.json").write_text(
+                (folder / "suite.json").read_text().replace('"bounds"', '"limits"')
+            ),
+            "",
+        ),
+    ],
+    ids=["gone", "another column", "no bounds"],
+)
+def test_damaged_side_files_cost_only_the_errors_by_lap(data, tmp_path, capsys, damage, said):
+    folder = tmp_path / "set"
+    shutil.copytree(data, folder)
+    damage(folder)
+    metrics, shown = evaluated(copier(), folder, tmp_path, capsys)
+    assert metrics["revealed"] is None
+    assert len(metrics["per_horizon"]["model"]["mse"]) == 4
+    assert said in shown
+
+
+def test_a_damaged_description_is_named(data, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(data, folder)
+    (folder / "suite.json").write_text("{")
+    run = small_run(tmp_path / "run", copier())
+    assert main(["evaluate", str(run), "--data", str(folder), "--split", "val", "--context", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "suite.json is damaged" in said
+    assert "make the set again" in said
 
 
 def test_what_is_never_revealed_has_no_figure(tmp_path, capsys):

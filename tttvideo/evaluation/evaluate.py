@@ -225,7 +225,12 @@ def described_suite(data: Path, index: Index) -> dict[str, Any] | None:
     if not data.is_dir() and data.name != "meta.csv":
         return None
     file = (data if data.is_dir() else data.parent) / "suite.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); make the set again, or take the file away") from None
 
 
 def _processes(place: torch.device | None):

@@ -16,6 +16,7 @@ TITLES = {
     "mae": "Absolute error of a frame (sum)",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
+    "ssim_openstl": "SSIM of OpenSTL",
     "lpips": "LPIPS",
     "cosine": "Cosine of features",
 }

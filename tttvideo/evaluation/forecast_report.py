@@ -82,7 +82,8 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
     learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"
     if metrics["fvd"]:
         distances = ", ".join(f"{m} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
-        say(f"Fréchet video distance, context included: {distances}")
+        why = "" if any(x is not None for x in metrics["fvd"].values()) else " (a single video has no covariance)"
+        say(f"Fréchet video distance, context included: {distances}{why}")
     if metrics["suite"]:
         bounds = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in metrics["suite"]["bounds"].items())
         where = "newly revealed pixels" if metrics["revealed"] else "all pixels"
@@ -112,4 +113,5 @@ def _revealed(revealed: dict[str, Any]) -> "Table":
 
 
 def _cell(row: dict[str, list], shown: str, at: int) -> str:
-    return f"{row['mse'][at]:.2f}  {row[shown][at]:5.2f}"
+    mse = row["mse"][at]
+    return f"{mse:.2f}  {row[shown][at]:5.2f}" if mse >= 1 else f"{mse:.3g}  {row[shown][at]:5.2f}"

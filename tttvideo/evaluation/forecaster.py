@@ -9,7 +9,7 @@ from torch import Tensor
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.prediction import PredictionHead
-from tttvideo.tasks.trivial import TRIVIAL, History
+from tttvideo.tasks.trivial import History
 from tttvideo.video.reader import VideoError
 from tttvideo.video.segments import read_segments
 from tttvideo.video.transforms import Preprocessing
@@ -79,16 +79,23 @@ def forecasts(
     model: VideoModel, context: Tensor, horizon: int, *, write: bool = True, segment: int | None = None
 ) -> dict[str, Tensor]:
     """The frames after ``context`` (uint8 [B, C, 3, H, W]) by the model and by what needs none: each of
-    ``METHODS`` ->
-    [B, horizon, 3, H, W] in 0..1, or [B, horizon, E, rows, columns] of features."""
+    ``METHODS`` -> [B, horizon, 3, H, W] in 0..1, or [B, horizon, E, rows, columns] of features.
+
+    Raises:
+        ValueError: if what the model makes is not finite.
+    """
     assert isinstance(model.head, PredictionHead)
     pieces = context.split(model.segment_frames(segment or 64), dim=1)
     made = {"model": roll_out(model, [(piece, None) for piece in pieces], horizon, write=write)}
+    if not made["model"].isfinite().all():
+        raise ValueError(
+            "the model's predictions are not numbers (NaN or infinite): its weights are damaged, or its training "
+            "diverged; use an earlier checkpoint"
+        )
     history = History(len(context), model.truth(context[:, :1]))
     for piece in pieces:
         history.add(model.truth(piece), torch.ones(len(context), dtype=torch.bool, device=context.device))
-    guesses = [history.guesses(ahead) for ahead in range(1, horizon + 1)]
-    return made | {name: model.head.bounded(torch.stack([g[name] for g in guesses], 1)) for name in TRIVIAL}
+    return made | {name: model.head.bounded(guess) for name, guess in history.guesses(horizon).items()}
 
 
 def shown_horizons(horizon: int) -> Sequence[int]:

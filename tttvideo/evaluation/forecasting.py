@@ -29,13 +29,14 @@ from tttvideo.evaluation.forecaster import (
 )
 from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
 from tttvideo.evaluation.overlap import count_seen
-from tttvideo.evaluation.revealing import METHODS, measure_revealed
+from tttvideo.evaluation.revealing import METHODS, measure_revealed, told_of
 from tttvideo.evaluation.summary import versions, where
 from tttvideo.model import VideoModel
 from tttvideo.video.index import Index, build_index
 from tttvideo.video.reader import VideoError
 from tttvideo.video.reading import usual_rate
 from tttvideo.video.synthetic import PredictionSuite, SuiteError, suite_from
+from tttvideo.video.synthetic.prediction import Revealed
 
 
 class Forecasts(NamedTuple):
@@ -101,8 +102,9 @@ def evaluate_prediction(
     measure = FrameMetrics(space_of(model), grey=grey, lpips=lpips)
     if fvd and measure.space == "features":
         raise ValueError("--fvd is of pixels, and this model predicts features; leave it out")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    for name, value in (("batch-size", batch_size), ("segment", segment)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     root = root or (source.root if source.data and Path(data).resolve() == Path(source.data).resolve() else None)
 
     def read(part: str) -> Index:
@@ -110,6 +112,10 @@ def evaluate_prediction(
 
     split = split or default_split(data, root, source, read, labelled=False)
     index = read(split)
+    seen = count_seen(index.videos, source.provenance.get("trained_on"))
+    notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
+    known = _known(data, index)
+    told = _told(model, index, known, notes)
     place = choose_device(device) or best_device()
     model.to(place)
     distance = None if fvd is None else VideoDistance(fvd, METHODS, context + horizon, place)
@@ -145,20 +151,18 @@ def evaluate_prediction(
             f"and {horizon} to predict (first: {first})"
         )
     mean, names = torch.stack([per_video[i] for i in sorted(per_video)]).mean(0), measure.names
-    seen = count_seen(index.videos, source.provenance.get("trained_on"))
-    notes = [f"{seen} of the {len(index.videos)} measured videos were trained on"] if seen else []
     rate = usual_rate([video.path for video in index.videos], model.preprocessing)
     notes += rate_mismatch("the data", rate, source.provenance.get("frame_rate"))
     errors = torch.full((len(index.videos), len(METHODS), horizon), torch.nan)
     errors[list(per_video)] = torch.stack(list(per_video.values()))[:, :, names.index("mse")]
     arrays = {"methods": np.array(METHODS), "mse": errors.numpy()}
-    known, revealed = _known(data, index), None
-    if known is not None and known[0].grouped:
-        if refused := _unlike(model, known[0]):
-            notes.append(refused)
-        else:
-            revealed, *sums = measure_revealed(model, index, *known, batch_size=batch_size, segment=segment)
-            arrays |= {name: x.numpy() for name, x in zip(("revealed_squared", "revealed_values"), sums, strict=True)}
+    revealed = None
+    if known is not None and told:
+        bounds = known.description["bounds"]
+        revealed, *sums = measure_revealed(
+            model, index, known.suite, told, bounds, batch_size=batch_size, segment=segment
+        )
+        arrays |= {name: x.numpy() for name, x in zip(("revealed_squared", "revealed_values"), sums, strict=True)}
     metrics = {
         "task": "Prediction",
         "checkpoint": str(checkpoint),
@@ -175,7 +179,7 @@ def evaluate_prediction(
         "mean": {name: _by_metric(names, row.mean(-1, keepdim=True), one=True) for name, row in zip(METHODS, mean)},
         "per_horizon": {name: _by_metric(names, row) for name, row in zip(METHODS, mean)},
         "fvd": None if distance is None else distance.summary(),
-        "suite": None if known is None else _bounds(model, *known[:2], grey=grey),
+        "suite": None if known is None else _bounds(model, known, grey=grey),
         "revealed": revealed,
         "split_rule": index.rule,
         "weights_sha256": source.sha256,
@@ -201,24 +205,46 @@ def evaluate_prediction(
     return Forecasts(metrics, predictions, arrays, shown, worst)
 
 
-def _known(data: str | Path, index: Index) -> tuple[PredictionSuite, dict[str, Any], Path] | None:
-    """The suite that made the data, its suite.json and its folder; None for other data."""
+class Known(NamedTuple):
+    """A suite that made the data, its suite.json and its folder."""
+
+    suite: PredictionSuite
+    description: dict[str, Any]
+    root: Path
+
+
+def _known(data: str | Path, index: Index) -> Known | None:
+    """None for other data."""
     description = described_suite(Path(data), index)
     try:
         suite = None if description is None else suite_from(description)
-    except SuiteError:  # of another version: its videos are good, what they reveal is not known here
+    except SuiteError:  # of another version, or its source files are gone: what its videos reveal is not known here
         return None
-    if description is None or not isinstance(suite, PredictionSuite):
+    if description is None or not isinstance(suite, PredictionSuite) or "bounds" not in description:
         return None
-    return suite, description, Path(data) if Path(data).is_dir() else Path(data).parent
+    return Known(suite, description, Path(data) if Path(data).is_dir() else Path(data).parent)
 
 
-def _bounds(model: VideoModel, suite: PredictionSuite, description: dict[str, Any], *, grey: bool) -> dict[str, Any]:
+def _told(model: VideoModel, index: Index, known: Known | None, notes: list[str]) -> dict[int, Revealed]:
+    """What the videos of a suite reveal; empty where they do not, or, with a note, where it cannot be measured."""
+    if known is None or not known.suite.grouped:
+        return {}
+    if refused := _unlike(model, known.suite):
+        notes.append(refused)
+        return {}
+    try:
+        return told_of(index, known.suite, known.root)
+    except SuiteError as error:
+        notes.append(f"errors by {known.suite.grouped} were not measured: {error}")
+        return {}
+
+
+def _bounds(model: VideoModel, known: Known, *, grey: bool) -> dict[str, Any]:
     """What can be reached: ``bounds`` as the suite states them, ``best_mse`` of a whole frame (sum over its pixels),
     None where that is not known."""
-    bounds = description["bounds"]
-    known = "codec" in bounds and not suite.grouped and not grey and not _unlike(model, suite)
-    best = round(bounds["codec"] * 3 * suite.size**2, 6) if known else None
+    suite, bounds = known.suite, known.description["bounds"]
+    reachable = "codec" in bounds and not suite.grouped and not grey and not _unlike(model, suite)
+    best = round(bounds["codec"] * 3 * suite.size**2, 6) if reachable else None
     return {"name": suite.name, "bounds": bounds, "best_mse": best}
 
 

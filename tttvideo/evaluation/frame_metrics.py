@@ -36,7 +36,7 @@ class FrameMetrics:
             raise ValueError("--grey and --lpips are of pixels, and this model predicts features; leave them out")
         self.space, self.grey = space, grey
         self.lpips = None if lpips is None else perceptual(Path(lpips))
-        self.names = ("mse", "mae", "cosine") if space == "features" else ("mse", "mae", "psnr", "ssim")
+        self.names = ("mse", "mae", "cosine") if space == "features" else ("mse", "mae", "psnr", "ssim", "ssim_openstl")
         self.names += () if self.lpips is None else ("lpips",)
         self.second = "cosine" if space == "features" else "psnr"
 
@@ -50,20 +50,21 @@ class FrameMetrics:
         where = "height and width of a grey frame" if self.grey else "channels, height and width of a frame"
         perceptual = "" if self.lpips is None else ", lpips of RGB frames as torchmetrics has it"
         return (
-            f"pixels in 0..1; mse and mae are summed over {where} (OpenSTL's convention), psnr is in dB (at most 100), "
-            f"ssim as torchmetrics has it{perceptual}; each is a mean over videos"
+            f"pixels in 0..1, predictions clipped to them; mse and mae are summed over {where} (OpenSTL's convention, "
+            f"which does not clip there), psnr is in dB (at most 100), ssim as torchmetrics has it, ssim_openstl as "
+            f"OpenSTL's tables have it{perceptual}; each is a mean over videos"
         )
 
     def __call__(self, made: Tensor, truth: Tensor) -> Tensor:
         """Predicted and true frames [B, K, 3, H, W] in 0..1, or maps of features -> [B, metrics, K]. SSIM is NaN for
-        frames smaller than its window of 11 pixels."""
+        frames smaller than its window of 11 pixels, OpenSTL's for those smaller than its 7."""
         if self.space == "features":
             cosine = nn.functional.cosine_similarity(made, truth, dim=2).flatten(2).mean(2)
             return torch.stack([*_sums(made - truth), cosine], 1).float()
         seen = [_grey(x) if self.grey else x for x in (made, truth)]
         error = seen[0] - seen[1]
         psnr = -10.0 * error.square().flatten(2).mean(2).log10()
-        found = [*_sums(error), psnr.clamp(max=PERFECT), _ssim(*seen)]
+        found = [*_sums(error), psnr.clamp(max=PERFECT), _ssim(*seen), _ssim_openstl(*seen)]
         if self.lpips is not None:
             network = self.lpips.to(made.device)
             # the network's own range is -1..1
@@ -91,6 +92,27 @@ def _ssim(made: Tensor, truth: Tensor) -> Tensor:
     )
     assert isinstance(found, Tensor)
     return found.unflatten(0, made.shape[:2])
+
+
+def _ssim_openstl(made: Tensor, truth: Tensor) -> Tensor:
+    """SSIM as the tables of OpenSTL have it, which call scikit-image's ``structural_similarity`` with what it took for
+    floats by itself: a uniform window of 7, unbiased variances, and a range of 2 (-1..1) although pixels lie in 0..1.
+    """
+    side, count = 7, 7 * 7
+    if min(truth.shape[-2:]) < side:
+        return truth.new_full(truth.shape[:2], torch.nan)
+    x, y = (z.flatten(0, 2)[:, None].double() for z in (made, truth))  # [B K channels, 1, H, W]
+
+    def windowed(z: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(z, side, stride=1)
+
+    mean_x, mean_y = windowed(x), windowed(y)
+    unbiased = count / (count - 1)
+    var_x, var_y = (unbiased * (windowed(z * z) - mean * mean) for z, mean in ((x, mean_x), (y, mean_y)))
+    cov = unbiased * (windowed(x * y) - mean_x * mean_y)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    each = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return each.flatten(1).mean(1).unflatten(0, made.shape[:3]).mean(2).float()
 
 
 def perceptual(file: Path) -> nn.Module:
@@ -177,4 +199,5 @@ class _I3D(nn.Module):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

@@ -67,9 +67,14 @@ def predict(
     if len(clip) < 2:
         raise ValueError(f"{video} has a single frame; a prediction needs one to read and one to compare with")
     if len(clip) <= context:
+        step = model.frame_multiple
+        if len(clip) <= step:
+            raise ValueError(
+                f"{video} has {len(clip)} frames; this model reads {step} at a time, so it needs {step + 1}"
+            )
         raise ValueError(
             f"{video} has {len(clip)} frames, which a context of {context} leaves nothing of; give --context "
-            f"{(len(clip) - 1) // model.frame_multiple * model.frame_multiple or 1} or less"
+            f"{(len(clip) - 1) // step * step} or less"
         )
     clip = clip.to(next(model.parameters()).device)
     made = forecasts(model, clip[None, :context], horizon, write=write)
@@ -77,7 +82,9 @@ def predict(
     before, truth = in_unit(clip[first:context]), in_unit(clip[context:])
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    film, strip = out / f"{Path(video).stem}.mp4", out / f"{Path(video).stem}.png"
+    name = Path(video).resolve().name if Path(video).is_dir() else Path(video).stem
+    # not the video's own name: people keep their films where the video lies
+    film, strip = out / f"{name}-predicted.mp4", out / f"{name}-predicted.png"
     with open_video(str(video)) as reader:
         size = (reader.info.height, reader.info.width)
         rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)

@@ -13,7 +13,7 @@ from tttvideo.tasks.prediction import in_unit
 from tttvideo.tasks.trivial import TRIVIAL, History
 from tttvideo.video.index import Index
 from tttvideo.video.segments import read_segments
-from tttvideo.video.synthetic import PredictionSuite
+from tttvideo.video.synthetic import PredictionSuite, SuiteError
 from tttvideo.video.synthetic.prediction import Revealed
 
 METHODS = ("model", *TRIVIAL)
@@ -47,9 +47,11 @@ class RevealedErrors:
                 valid = (step + 1) * stride <= lengths
                 here = slice(at, at + stride)
                 if pending is not None:
-                    guesses = [guess[:, None].expand_as(truth) for guess in history.guesses().values()]
                     counted = (mask[:, here] & valid[:, None, None, None]).to(device)
-                    found = [_sums(made.clamp(0, 1) - truth, counted) for made in (pending, *guesses)]
+                    found = [
+                        _sums(made.clamp(0, 1) - truth, counted)
+                        for made in (pending, *history.guesses(stride).values())
+                    ]
                     self._count(torch.stack(found).cpu(), counted.flatten(2).sum(2).cpu(), group[:, here])
                 history.add(truth, valid.to(device))
                 pending = output.timeline[:, step].to(pixels.dtype) if step < output.timeline.shape[1] else None
@@ -75,12 +77,37 @@ def _sums(error: Tensor, mask: Tensor) -> Tensor:
     return (error.square().sum(2) * mask).flatten(2).sum(2).double()
 
 
+def told_of(index: Index, suite: PredictionSuite, root: Path) -> dict[int, Revealed]:
+    """What is revealed in each video of a generated set, by its place in the index.
+
+    Args:
+        root: the set's folder.
+
+    Raises:
+        SuiteError: if meta.csv is missing or damaged.
+    """
+    file, found = root / "meta.csv", {}
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = {str((root / row["path"]).resolve()): row for row in csv.DictReader(opened)}
+        for place, video in enumerate(index.videos):
+            row = rows.get(str(Path(video.path).resolve()))
+            told = None if row is None else suite.revealed(row)
+            if told is not None:
+                found[place] = told
+    except OSError as error:
+        raise SuiteError(f"{file} cannot be read ({error.strerror})") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise SuiteError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+    return found
+
+
 def measure_revealed(
     model: VideoModel,
     index: Index,
     suite: PredictionSuite,
-    description: dict[str, Any],
-    root: Path,
+    known: dict[int, Revealed],
+    bounds: dict[str, float],
     *,
     batch_size: int,
     segment: int | None = None,
@@ -92,17 +119,9 @@ def measure_revealed(
 
     Args:
         index: videos of the set; one that cannot be read to the end counts as far as it can.
-        description: contents of the set's suite.json.
-        root: the set's folder.
+        known: what is revealed in them (``told_of``).
+        bounds: what the set's suite.json says of observers that are not perfect.
     """
-    with (root / "meta.csv").open(newline="", encoding="utf-8") as file:
-        rows = {str((root / row["path"]).resolve()): row for row in csv.DictReader(file)}
-    known: dict[int, Revealed] = {}
-    for place, video in enumerate(index.videos):
-        row = rows.get(str(Path(video.path).resolve()))
-        told = None if row is None else suite.revealed(row)
-        if told is not None:
-            known[place] = told
     found = RevealedErrors(1 + max((int(told.group.max()) for told in known.values()), default=0))
     for start in range(0, len(known), batch_size):
         places = list(known)[start : start + batch_size]
@@ -112,4 +131,4 @@ def measure_revealed(
     squared = found.squared.new_zeros(len(index.videos), *found.squared.shape[1:])
     values = found.values.new_zeros(len(index.videos), found.values.shape[1])
     squared[list(known)], values[list(known)] = found.squared, found.values
-    return found.summary(suite, description["bounds"]), squared, values
+    return found.summary(suite, bounds), squared, values

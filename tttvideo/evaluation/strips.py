@@ -1,6 +1,7 @@
 """Predictions to look at: a PNG strip and an MP4, truth above, prediction below, then where they differ."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from torch import Tensor
 from tttvideo.video.synthetic.encode import write_mp4
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 BRIGHTEST = 0.5
 """The error that is drawn brightest: mean over the channels of |truth - prediction|, pixels in 0..1."""
@@ -60,7 +61,9 @@ def _strip(
         cells = [[_reduced(cell, largest) for cell in column] for column in cells]
     height, width = cells[0][1].shape[:2]
     lines = 3 if note else 2
-    image = Image.new("RGB", (_LEFT + len(cells) * (width + _GAP), 3 * (height + _GAP) + lines * _LINE), _PAPER)
+    legend = f"error: mean of channels, black 0, brightest {BRIGHTEST:g} and more (pixels in 0..1)"
+    wide = max(_LEFT + len(cells) * (width + _GAP), *(8 + _length(text) for text in (legend, note)))
+    image = Image.new("RGB", (wide, 3 * (height + _GAP) + lines * _LINE), _PAPER)
     for at, (number, column) in enumerate(zip([*before, *(len(context) + ahead)], cells)):
         left = _LEFT + at * (width + _GAP)
         _write(image, (left, 1), f"{first + number}" + (" given" if number < len(context) else ""))
@@ -69,7 +72,7 @@ def _strip(
     for row, name in enumerate(("truth", "prediction", "error")):
         _write(image, (4, _LINE + row * (height + _GAP) + height // 2 - 7), name)
     below = 3 * (height + _GAP) + _LINE
-    _write(image, (4, below), f"error: mean of channels, black 0, brightest {BRIGHTEST:g} and more (pixels in 0..1)")
+    _write(image, (4, below), legend)
     _write(image, (4, below + _LINE), note)
     return image
 
@@ -129,7 +132,18 @@ def _reduced(picture: np.ndarray, largest: int) -> np.ndarray:
     return picture if factor <= 1 else np.asarray(Image.fromarray(picture).reduce(factor))
 
 
-def _write(image, at: tuple[int, int], text: str) -> None:
-    from PIL import ImageDraw, ImageFont
+def _write(image: "Image.Image", at: tuple[int, int], text: str) -> None:
+    from PIL import ImageDraw
 
-    ImageDraw.Draw(image).text(at, text, fill=_INK, font=ImageFont.load_default(size=12))
+    ImageDraw.Draw(image).text(at, text, fill=_INK, font=_font())
+
+
+def _length(text: str) -> int:
+    """Pixels that a line of text is wide."""
+    return math.ceil(_font().getlength(text))
+
+
+def _font() -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=12)

@@ -317,7 +317,7 @@ class PredictionHead(TaskHead):
                 valid = ((step + 1) * stride <= lengths).to(pixels.device)
                 if pending is not None:
                     scored = (valid & (history.count >= self.config.context)).to(total.dtype)[:, None]
-                    made = [pending, *(guess[:, None].expand_as(truth) for guess in history.guesses().values())]
+                    made = [pending, *history.guesses(stride).values()]
                     errors = [(self.bounded(x) - truth).flatten(2) for x in made]
                     sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
                     frames_here = torch.full_like(sums[0], float(stride))

@@ -33,8 +33,10 @@ class History:
             self.total = self.total + torch.where(at, frame, 0.0)
             self.count = self.count + valid
 
-    def guesses(self, ahead: int = 1) -> dict[str, Tensor]:
-        """The frame ``ahead`` frames after the last one as each of ``TRIVIAL`` has it, [B, 3, H, W]; not clamped."""
+    def guesses(self, frames: int) -> dict[str, Tensor]:
+        """The next ``frames`` frames as each of ``TRIVIAL`` has them, [B, F, 3, H, W]; not clamped."""
         mean = self.total / self.count.clamp_min(1)[:, None, None, None]
-        moved = self.last + ahead * (self.last - self.before)
-        return dict(zip(TRIVIAL, (self.last, mean.to(self.last.dtype), moved), strict=True))
+        ahead = torch.arange(1, frames + 1, device=self.last.device, dtype=self.last.dtype)[:, None, None, None]
+        last, before = self.last[:, None], self.before[:, None]
+        still = [x.expand(-1, frames, -1, -1, -1) for x in (last, mean.to(last.dtype)[:, None])]
+        return dict(zip(TRIVIAL, (*still, last + ahead * (last - before)), strict=True))

@@ -143,7 +143,10 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
     keys = [row.group or row.key for row in rows]
     val = seeded_split(keys, [row.labels or () for row in rows], val_fraction=val_fraction, seed=seed)
     if not any(val):
-        raise DataError(f"{source} cannot be divided into train and val: all its {len(rows)} videos are one group")
+        raise DataError(
+            f"{source} cannot be divided into train and val: all {len(rows)} videos are one group; put those to "
+            "validate on into a folder val/ beside train/"
+        )
     chosen = [row for row, kept in zip(rows, val) if kept == (split == "val")]
     grouped = "grouped, " if any(row.group for row in rows) else ""
     grouped += "stratified by class, " if any(row.labels for row in rows) else ""
