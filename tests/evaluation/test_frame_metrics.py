@@ -83,10 +83,10 @@ def test_ssim_of_openstl_by_hand(channels):
 def test_lpips_by_hand(alexnet):
     made, truth = torch.rand(2, 2, 3, 64, 64), torch.rand(2, 2, 3, 64, 64)
     measure = FrameMetrics(lpips=alexnet)
-    assert measure.names == ("mse", "mae", "psnr", "ssim", "lpips")
+    assert measure.names == ("mse", "mae", "psnr", "ssim", "ssim_openstl", "lpips")
     found = measure(made, truth)
-    assert found.shape == (2, 5, 2)
-    assert measure(truth, truth)[:, 4].abs().max() == 0
+    assert found.shape == (2, 6, 2)
+    assert measure(truth, truth)[:, -1].abs().max() == 0
     # the definition, layer by layer: unit vectors of channels, their squared difference weighted and averaged
     weights = torch.load(alexnet)
     network, total = measure.lpips, torch.zeros(4)
@@ -97,7 +97,7 @@ def test_lpips_by_hand(alexnet):
     for one, two, linear in zip(*maps, network.lins, strict=True):
         unit = [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8) for x in (one, two)]
         total += ((unit[0] - unit[1]).square() * linear.model[1].weight).sum(1).mean((1, 2)).detach()
-    assert torch.allclose(found[:, 4].flatten(), total, rtol=1e-4)
+    assert torch.allclose(found[:, -1].flatten(), total, rtol=1e-4)
 
 
 def test_video_distance_by_hand(i3d):
