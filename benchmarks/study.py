@@ -105,20 +105,33 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def measure(plan: dict[str, Any], videos: Path, folder: Path) -> dict[str, Any]:
-    """Runs `tttvideo evaluate` on the last checkpoint; what a row says of it."""
+    """Runs `tttvideo evaluate` on the last checkpoint, of predictions once for each of `contexts`; what a row says of
+    it."""
     last = last_checkpoint(folder / "run")
     command = [sys.executable, "-m", "tttvideo", "evaluate", str(last), "--data", str(videos / plan["folder"])]
-    _check([*command, "--out", str(folder / "eval"), *plan.get("evaluate", ["--workers", "0"])])
-    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
+
+    def evaluate(*words: str) -> dict[str, Any]:
+        _check([*command, "--out", str(folder / "eval"), *words])
+        return json.loads((folder / "eval" / "metrics.json").read_text())
+
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     from safetensors import safe_open
 
     with safe_open(last / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    if metrics["task"] == "Prediction":
-        figures = {name: {"mse": row["mse"], "psnr": row["psnr"]} for name, row in metrics["per_horizon"].items()}
-        measured = metrics["n_videos"] - metrics["n_failed"]
-        return {"context": metrics["context"], "horizon": figures, "n": measured, "parameters": parameters}
+    if "contexts" in plan:
+        found = [evaluate("--context", str(n), "--horizon", str(plan["horizons"][-1])) for n in plan["contexts"]]
+        return {
+            "context": {
+                each["context"]: {
+                    name: {k: row[k] for k in ("mse", "psnr")} for name, row in each["per_horizon"].items()
+                }
+                for each in found
+            },
+            "n": [each["n_videos"] - each["n_failed"] for each in found],
+            "parameters": parameters,
+        }
+    metrics = evaluate("--workers", "0")
     index = json.loads((folder / "run" / "checkpoints" / "index.json").read_text())
     return {
         "val_top1": metrics["results"][0]["top1"],
@@ -155,23 +168,23 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def _lines(name: str, experiment: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    shown = experiment.get("horizons")
-    head = [f"mse at horizon {h}" for h in shown] if shown else ["val top-1", "train top-1"]
+    shown = [(str(n), h) for n in experiment.get("contexts", []) for h in experiment["horizons"]]
+    head = [f"{n} given: mse at horizon {h}" for n, h in shown] or ["val top-1", "train top-1"]
     lines = [f"**{name}**", "", "| model | seeds | " + " | ".join(head) + " | s | parameters |"]
     lines.append("|---|---|" + "---|" * (len(head) + 2))
     for variant, rows in found.items():
         if shown:
-            cells = [_range([row["horizon"]["model"]["mse"][h - 1] for row in rows], 2) for h in shown]
+            cells = [_range([row["context"][n]["model"]["mse"][h - 1] for row in rows], 2) for n, h in shown]
         else:
             cells = [_range([row["val_top1"] for row in rows], 3), _range([row["train_top1"] for row in rows], 3)]
         seconds = statistics.median(row["train_seconds"] for row in rows)
         cells += [f"{seconds:.0f}", f"{rows[0]['parameters']:,}"]
         lines.append(f"| {variant} | {len(rows)} | " + " | ".join(cells) + " |")
     if shown and found:
-        trivial = next(iter(found.values()))[0]["horizon"]
-        for method, figures in trivial.items():
+        measured = next(iter(found.values()))[0]["context"]
+        for method in measured[shown[0][0]]:
             if method != "model":
-                cells = [f"{figures['mse'][h - 1]:.2f}" for h in shown]
+                cells = [f"{measured[n][method]['mse'][h - 1]:.2f}" for n, h in shown]
                 lines.append(f"| {method} | | " + " | ".join(cells) + " | | |")
     return [*lines, ""]
 
