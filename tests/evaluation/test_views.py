@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from tests.evaluation.small import noise_video, small_model, small_run, small_set
+from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting
 from tttvideo.evaluation.views import Clips, Spans, View, Whole, averaged, expand, parse_views
-from tttvideo.video.index import Video
+from tttvideo.video.index import Index, Video
 from tttvideo.video.reading import usual_length
-from tttvideo.video.sampling import Dense
+from tttvideo.video.sampling import Dense, parse_sampling
 from tttvideo.video.transforms import Preprocessing
 
 TIMES = torch.arange(100, dtype=torch.float64) / 25  # 4 s
@@ -151,3 +152,18 @@ def test_the_usual_length_is_that_after_sampling(videos, tmp_path):
 
 def test_whole_is_a_view():
     assert Whole().parts(TIMES) == [(0, 100)]
+
+
+def test_lengths_that_no_video_has_are_told(tmp_path):
+    paths = [str(noise_video(tmp_path / f"{n}.mp4", n)) for n in (6, 10)]
+    index = Index([Video(path, None, None, None, None) for path in paths], [], False, "all", "")
+    rules = [parse_sampling(text) for text in ("dense", "last=10", "last=11", "window=0.4", "window=0.6")]
+    views = [parse_views(text) for text in ("whole", "clips=2x1:10", "clips=2x1:12", "spans=0.4", "spans=60")]
+    told = check_lengths(index, [None, 10], rules, views)
+    whole = "no video is so long (the longest has {}), so that all are read whole"
+    assert told == [
+        *(f"{name}: {whole.format('10 frames')}" for name in ("last=11", "clips=2x1:12")),
+        *(f"{name}: {whole.format('0.4 s')}" for name in ("window=0.6", "spans=60:30")),
+    ]
+    with pytest.raises(ValueError, match="--frames 11 is longer than every video of split all"):
+        check_lengths(index, [11], rules, views)

@@ -12,6 +12,7 @@ import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from tttvideo.evaluation.controls import applicable
+from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.samples import collect
 from tttvideo.evaluation.scoring import score_videos
@@ -21,10 +22,7 @@ from tttvideo.evaluation.streaming import compare_streaming
 from tttvideo.evaluation.summary import Evaluation, main_row, summarise
 from tttvideo.evaluation.views import Clips, Views, Whole
 from tttvideo.model import VideoModel, from_pretrained
-from tttvideo.video.decode import open_video
 from tttvideo.video.index import Index, build_index, split_names
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import within
 from tttvideo.video.sampling import Sampling, parse_sampling
 
 
@@ -95,7 +93,7 @@ def evaluate(
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     views = [_with_length(way, source, model) for way in views]
     settings = all_settings(list(frames), samplings, views, parse_controls(controls, applicable(model)))
-    _long_enough(index, max((cut for cut in frames if cut), default=0))
+    unlike = check_lengths(index, frames, samplings, views)
     suite = described_suite(Path(data), index)
     rows = read_columns(Path(data), root, index) if by or suite else [{} for _ in index.videos]
     columns = choose_columns(_strata(suite, rows) if by is None else by, rows)
@@ -131,6 +129,7 @@ def evaluate(
     }
     known = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{known} of the {len(index.videos)} measured videos were trained on"] if known else []
+    notes += unlike
     compared = index.videos[:check_streaming]
     context["streaming"] = compare_streaming(model.to(place), compared) if compared else None
     grid = model.encoder.grid[0] * model.encoder.grid[1]
@@ -172,24 +171,6 @@ def _with_length(views: Views, source: Checkpoint, model: VideoModel) -> Views:
             )
         views = replace(views, frames=trained)
     return views
-
-
-def _long_enough(index: Index, frames: int) -> None:
-    """Raises ValueError if no video of the split has so many frames."""
-    longest, broken = 0, False
-    for video in index.videos if frames else ():
-        try:
-            with open_video(video.path) as reader:
-                longest = max(longest, len(within(reader, video.start, video.end)))
-        except (VideoError, OSError):
-            broken = True
-        if longest >= frames:
-            return
-    if frames and (longest or not broken):
-        raise ValueError(
-            f"--frames {frames} is longer than every video of split {index.split} (the longest has {longest} frames); "
-            "give at most that, or all"
-        )
 
 
 def _strata(suite: dict[str, Any] | None, rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -45,10 +45,10 @@ def plot_accuracy(
         control = rows[0].get("control") or ""
         rows.sort(key=lambda row: place[row["frames"]])
         # Lines of several rules are set slightly apart, so that equal figures hide neither.
-        shift = 0.1 * (number - (len(rules) - 1) / 2)
+        shift = min(0.1, 0.7 / len(rules)) * (number - (len(rules) - 1) / 2)
         at = [place[row["frames"]] + shift for row in rows]
-        base = bases.index(way(rows[0] | {"control": ""}))
-        colour, marker = COLOURS[base % len(COLOURS)], MARKERS[base % len(MARKERS)]
+        turn, base = divmod(bases.index(way(rows[0] | {"control": ""})), len(COLOURS))
+        colour, marker = COLOURS[base], MARKERS[(base + turn) % len(MARKERS)]  # no pair occurs twice
         errors = [100 * (row.get(f"{metric}_se") or 0.0) for row in rows]
         shown = axes.errorbar(
             at,
