@@ -85,7 +85,7 @@ def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, 
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "compare.md").read_text()
     assert "| B - a |" in text
-    assert "| best possible |" in text
+    assert "| codec's error |" in text
     assert "newly revealed pixels" in capsys.readouterr().out
 
 

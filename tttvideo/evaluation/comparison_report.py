@@ -75,7 +75,7 @@ def _table(protocol: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ceiling = protocol["ceiling"] if any(c is not None for c in protocol["ceiling"]) else None
     # of a baseline the mean alone: compare.json has its interval
     form = "{:.4g}" if "unit" in protocol else "{:.3f}"
-    best = "best possible" if protocol.get("lower_is_better") else "ceiling"
+    best = "codec's error" if protocol.get("lower_is_better") else "ceiling"
     header = [protocol["x_label"], *series, *([best] if ceiling else [])]
     rows = []
     for place in _shown(protocol):

@@ -165,7 +165,7 @@ def _ceiling(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[
         left = [x / 1.12 if protocol["numeric"] else x - 0.35 for x in xs]
         right = [x * 1.12 if protocol["numeric"] else x + 0.35 for x in xs]
         dashed = axes.hlines(ys, left, right, color=INK, linestyle="--", linewidth=1.2, zorder=2)
-    return [(dashed, "best possible" if "unit" in protocol else "ceiling")]
+    return [(dashed, "codec's error" if "unit" in protocol else "ceiling")]
 
 
 def _name_points(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
