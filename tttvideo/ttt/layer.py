@@ -340,8 +340,9 @@ class TTTLayer(SequenceLayer):
         read = torch.full_like(state.position, length) if layout.lengths is None else layout.lengths
         scale = self._scale(size, per_frame, views.q.device, views.q.dtype)[:, 0]
         given = (state.weights, state.pending, self._position(state.position, read, per_frame), layout.lengths)
-        frame = per_frame if self.config.chunk.whole else None
-        out, weights, pending = read_fused(views, self._norm(views), scale, *given, frame, mode)
+        grid = layout.grid if self.config.chunk.whole else None
+        parts = (self.config.inner, self.config.optimizer, views, self._norm(views))
+        out, weights, pending = read_fused(*parts, scale, *given, grid, mode)
         position = (state.position + read) % size
         return out, state._replace(weights=weights, pending=pending, position=position)
 
