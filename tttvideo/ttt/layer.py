@@ -242,8 +242,7 @@ class TTTLayer(SequenceLayer):
         chunk = self.config.chunk
         token_wise = isinstance(chunk, TokenCausal)
         period = chunk.tokens if isinstance(chunk, TokenCausal) else layout.tokens_per_frame
-        first = state.position if token_wise else torch.zeros(1, dtype=torch.int64)
-        positions = (first[:, None] + torch.arange(x.shape[1])) % period
+        positions = _positions(state.position if token_wise else torch.zeros(1, dtype=torch.int64), x) % period
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
         views = views._replace(rate=views.rate * self._rate_scale(x, layout))
         views, tails = self._with_past(views, tails, layout)
@@ -387,3 +386,13 @@ class TTTLayer(SequenceLayer):
             return torch.full((size, 1), 1.0 / tokens_per_frame, device=device, dtype=dtype)
         steps = 1.0 / torch.arange(1, size + 1, device=device, dtype=dtype)
         return (steps + self.scale_shift[:size].to(dtype)).clamp_min(0.0)[:, None]
+
+
+def _positions(first: Tensor, x: Tensor) -> Tensor:
+    """Places of the tokens of ``x`` [B, T, C] in their sequence, [T], or [B, T] where ``first`` [B] differs by row.
+
+    Where it does not they are made on the device: a copy would wait for it, and could not be part of a CUDA graph.
+    """
+    if bool((first == first[0]).all()):
+        return torch.arange(int(first[0]), int(first[0]) + x.shape[1], device=x.device)
+    return first[:, None] + torch.arange(x.shape[1])

@@ -1,5 +1,4 @@
-"""Loads and stores: rows of tokens, and blocks of hidden units of an MLP's packed state (A1 [D, F], b1 [F], A2 [F, D],
-b2 [D])."""
+"""Rows of tokens, and blocks of hidden units of an MLP's packed state (A1 [D, F], b1 [F], A2 [F, D], b2 [D])."""
 
 import triton
 import triton.language as tl

@@ -7,14 +7,14 @@ from .blocks import load_rows, store_rows
 from .taps import load_neighbours
 
 
-@triton.jit(do_not_specialize=["frame", "columns", "count"])
+@triton.jit(do_not_specialize=["frame", "columns", "taps"])
 def convolve_kernel(
     x,  # [M, N, D], as y
-    taps,  # [M, 9, D]
+    weights,  # [M, 9, D]
     y,
     frame,  # N
     columns,
-    count,  # 9, but not known to the compiler
+    taps,  # 9, but not known to the compiler
     D: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
@@ -23,8 +23,8 @@ def convolve_kernel(
     t, col = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.arange(0, D)
     x += program * frame * D
     total = tl.zeros((TILE, D), ACC)
-    for tap in range(count):
-        weight = tl.load(taps + (program * 9 + tap) * D + col).to(ACC)[None, :]
+    for tap in range(taps):
+        weight = tl.load(weights + (program * 9 + tap) * D + col).to(ACC)[None, :]
         total += load_neighbours(x, t, t < frame, tap, frame, columns, D, ACC) * weight
     store_rows(y + program * frame * D, t, t < frame, total, D)
 
@@ -33,7 +33,7 @@ def convolve_kernel(
 def correlate_kernel(
     x,  # [M, N, D], as y
     y,
-    taps,  # [M, 9, D]
+    weights,  # [M, 9, D]
     frame,
     columns,
     D: tl.constexpr,
@@ -49,4 +49,4 @@ def correlate_kernel(
         t = tile + row
         near = load_neighbours(x, t, t < frame, tap, frame, columns, D, ACC)
         total += tl.sum(near * load_rows(y, t, t < frame, D, ACC), 0)
-    tl.store(taps + (program * 9 + tap) * D + col, total)
+    tl.store(weights + (program * 9 + tap) * D + col, total)

@@ -98,7 +98,7 @@ def forward_kernel(
         there = here
         if SAVE:
             there = here + programs * SIZE
-        alive = c * frame < length  # frames are whole, or padding
+        left = tl.minimum(frame, length - c * frame)  # tokens of this frame that are not padding
         k_of, q_of = k + c * frame * D, q + c * frame * D
         if (PHASES & 1) > 0:
             if (group > 0) & (part == 0):  # noqa: SIM102 - Triton's `and` evaluates both sides
@@ -110,7 +110,7 @@ def forward_kernel(
                     store_second(start, b1, a2, b2, D, F, DEPTHWISE)
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
-                valid = (t < frame) & alive
+                valid = t < left
                 z1 = convolved(k_of, t, valid, here, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(here, D, F, DEPTHWISE)
                 z1 += b1
@@ -130,15 +130,16 @@ def forward_kernel(
                     sum_a1 = tl.zeros_like(a1)
                     for tile in range(0, frame, TILE):
                         t = tile + row
-                        near = load_neighbours(k_of, t, (t < frame) & alive, tap, frame, columns, D, ACC)
+                        near = load_neighbours(k_of, t, t < left, tap, frame, columns, D, ACC)
                         sum_a1 += tap_gradient(near, load_rows(g1_of, t, t < frame, F, ACC), DEPTHWISE, MODE)
+                    tl.debug_barrier()  # all have read the tap before any writes it
                     store_tap(there, tap, a1 - size * sum_a1, D, F, DEPTHWISE)
                 else:
                     b1, a2, b2 = load_second(here, D, F, DEPTHWISE)
                     sum_b1, sum_a2, sum_b2 = tl.zeros_like(b1), tl.zeros_like(a2), tl.zeros_like(b2)
                     for tile in range(0, frame, TILE):
                         t = tile + row
-                        valid = (t < frame) & alive
+                        valid = t < left
                         target = load_rows(v + c * frame * D, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
                         rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
                         z2 = load_rows(z2_of, t, t < frame, D, ACC)
@@ -147,14 +148,14 @@ def forward_kernel(
                         sum_b1 += column_sum(load_rows(g1_of, t, t < frame, F, ACC))
                         sum_a2 += mm(tl.trans(x), g2, MODE)
                         sum_b2 += column_sum(g2)
-                    tl.debug_barrier()  # all have read what is written now
+                    tl.debug_barrier()
                     b1, a2, b2 = b1 - size * sum_b1, a2 - size * sum_a2, b2 - size * sum_b2
                     store_second(there, b1, a2, b2, D, F, DEPTHWISE)
             tl.debug_barrier()
         if (PHASES & 4) > 0:
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
-                valid = (t < frame) & alive
+                valid = t < left
                 zq1 = convolved(q_of, t, valid, there, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(there, D, F, DEPTHWISE)
                 h, _ = standardised(mm(gelu(zq1 + b1), a2, MODE) + b2, D)
@@ -224,13 +225,13 @@ def backward_kernel(
         there = here + programs * SIZE
         z2_of = saved + ((c - origin) * programs + program) * frame * (D + 2 * F)
         z1_of, g1_of = z2_of + frame * D, z2_of + frame * (D + F)
-        alive = c * frame < length
+        left = tl.minimum(frame, length - c * frame)
         first = (program * tokens + c * frame) * D
         q_of, k_of, v_of, dout_of = q + first, k + first, v + first, dout + first
         if (PHASES & 1) > 0:
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
-                valid = (t < frame) & alive
+                valid = t < left
                 zq1 = convolved(q_of, t, valid, there, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(there, D, F, DEPTHWISE)
                 zq1 += b1
@@ -250,8 +251,9 @@ def backward_kernel(
                     da1 = load_tap(dstate, tap, D, F, DEPTHWISE)
                     for tile in range(0, frame, TILE):
                         t = tile + row
-                        near = load_neighbours(q_of, t, (t < frame) & alive, tap, frame, columns, D, ACC)
+                        near = load_neighbours(q_of, t, t < left, tap, frame, columns, D, ACC)
                         da1 += tap_gradient(near, load_rows(dzq1_of, t, t < frame, F, ACC), DEPTHWISE, MODE)
+                    tl.debug_barrier()
                     store_tap(dstate, tap, da1, D, F, DEPTHWISE)
                 else:
                     db1, da2, db2 = load_second(dstate, D, F, DEPTHWISE)
@@ -267,7 +269,7 @@ def backward_kernel(
         if (PHASES & 4) > 0:
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
-                valid = (t < frame) & alive
+                valid = t < left
                 to_q = load_rows(dout_of, t, valid, D, ACC)
                 for tap in range(taps):
                     seen_by = load_neighbours(dzq1_of, t, valid, taps - 1 - tap, frame, columns, F, ACC)
@@ -301,7 +303,7 @@ def backward_kernel(
         if (PHASES & 8) > 0:
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
-                valid = (t < frame) & alive
+                valid = t < left
                 to_k = -load_rows(dv + first, t, valid, D, ACC)  # the error's
                 for tap in range(taps):
                     seen_by = load_neighbours(dz1_of, t, valid, taps - 1 - tap, frame, columns, F, ACC)
@@ -317,14 +319,15 @@ def backward_kernel(
                     da1 = load_tap(dstate, tap, D, F, DEPTHWISE)
                     for tile in range(0, frame, TILE):
                         t = tile + row
-                        near = load_neighbours(k_of, t, (t < frame) & alive, tap, frame, columns, D, ACC)
+                        near = load_neighbours(k_of, t, t < left, tap, frame, columns, D, ACC)
                         da1 += tap_gradient(near, load_rows(dz1_of, t, t < frame, F, ACC), DEPTHWISE, MODE)
+                    tl.debug_barrier()
                     store_tap(dstate, tap, da1, D, F, DEPTHWISE)
                 else:
                     db1, da2, db2 = load_second(dstate, D, F, DEPTHWISE)
                     for tile in range(0, frame, TILE):
                         t = tile + row
-                        valid = (t < frame) & alive
+                        valid = t < left
                         target = load_rows(v_of, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
                         rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
                         z2 = load_rows(z2_of, t, t < frame, D, ACC)

@@ -100,6 +100,7 @@ def forward_kernel(
             tl.debug_barrier()
         if (PHASES & 2) > 0:
             for i in range(part * BLOCK, width, parts * BLOCK):
+                a, b = tl.load(rows_of(here, i, D, BLOCK)), tl.load(here + at_b)
                 sum_a, sum_b = tl.zeros((BLOCK, D), ACC), tl.zeros((1, D), ACC)
                 for tile in range(0, frame, TILE):
                     t = tile + row
@@ -111,10 +112,9 @@ def forward_kernel(
                     g = rates * loss_gradient(z, target, gamma_row, beta_row, D)
                     sum_a += mm(tl.trans(load_columns(k, at, valid, i, D, BLOCK, ACC)), g, MODE)
                     sum_b += column_sum(g)
-                tl.store(rows_of(there, i, D, BLOCK), tl.load(rows_of(here, i, D, BLOCK)) - size * sum_a)
+                tl.debug_barrier()  # all have read the block before any writes it
+                tl.store(rows_of(there, i, D, BLOCK), a - size * sum_a)
                 if i == 0:
-                    b = tl.load(here + at_b)
-                    tl.debug_barrier()  # all have read what is written now
                     tl.store(there + at_b, b - tl.reshape(size * sum_b, (D,)))
             tl.debug_barrier()
         if (PHASES & 4) > 0:
@@ -227,9 +227,9 @@ def backward_kernel(
                     dzq = load_rows(dzq_of, t, t < frame, D, ACC)
                     da += mm(tl.trans(load_columns(q, c * frame + t, valid, i, D, BLOCK, ACC)), dzq, MODE)
                     db += column_sum(dzq)
+                tl.debug_barrier()
                 tl.store(rows_of(dstate, i, D, BLOCK), da)
                 if i == 0:
-                    tl.debug_barrier()
                     tl.store(dstate + at_b, tl.reshape(db, (D,)))
             tl.debug_barrier()
         if (PHASES & 4) > 0:
@@ -273,8 +273,8 @@ def backward_kernel(
                     dz = load_rows(dz_of, t, t < frame, D, ACC)
                     da += mm(tl.trans(load_columns(k, c * frame + t, valid, i, D, BLOCK, ACC)), dz, MODE)
                     db += column_sum(dz)
+                tl.debug_barrier()
                 tl.store(rows_of(dstate, i, D, BLOCK), da)
                 if i == 0:
-                    tl.debug_barrier()
                     tl.store(dstate + at_b, tl.reshape(db, (D,)))
             tl.debug_barrier()
