@@ -4,7 +4,7 @@
     python -m benchmarks.kernels --aot [--dims 64] [--json FILE]    registers, stack, shared memory on sm_80 and sm_90
     python -m benchmarks.kernels --gpu [--json FILE]         times on a GPU (benchmarks/gpu.py)
 
-The JSON has ``rows`` and ``summary``.
+The JSON has ``rows`` and ``summary``; beside that of ``--gpu`` is a plot.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ def main() -> None:
     options = parser.parse_args()
     # Triton decides when it is imported
     os.environ["TRITON_INTERPRET"] = "1" if options.interpret else "0"
+    from benchmarks import gpu, gpu_report  # after that
+
     if options.interpret:
         found = interpret()
     elif options.aot:
         found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
     else:
-        from benchmarks import gpu
-
         found = gpu.measure()
+        print(gpu_report.table(found["rows"]))
     print(json.dumps(found["summary"], indent=2))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1) + "\n")
+        if options.gpu:
+            gpu_report.plot(found["rows"], found["summary"]["device"], options.json.with_suffix(".png"))
 
 
 def interpret() -> Figures:

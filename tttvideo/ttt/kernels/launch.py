@@ -74,7 +74,7 @@ def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dt
     }
     if kind.startswith("conv"):
         del constants["BLOCK"]  # a block is one of the convolution's taps
-        constants["DEPTHWISE"] = kind == "conv_depthwise"
+        constants |= {"DEPTHWISE": kind == "conv_depthwise", "num_warps": 8}  # with 4 they spilled four times as much
     return constants
 
 
