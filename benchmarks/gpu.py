@@ -25,8 +25,21 @@ from benchmarks.gpu_report import summary
 from benchmarks.measure import Run, environment, only_forward, products, seconds, step
 from benchmarks.plain_scan import PlainTTTMLP
 from tttvideo.mixers import Attention, LinearAttention, Mamba
-from tttvideo.ttt import MLP, SGD, TTT, Conv, DotProduct, DWConv, FrameCausal, Layout, Linear, Stream, TokenCausal
-from tttvideo.ttt import SequenceLayer, TTTLayer
+from tttvideo.ttt import (
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Linear,
+    SequenceLayer,
+    Stream,
+    TokenCausal,
+    TTTLayer,
+)
 from tttvideo.ttt.interface import Mixer
 
 Row = dict[str, Any]

@@ -48,7 +48,7 @@ def main() -> None:
 def interpret() -> Figures:
     """Outputs, states and all gradients of a few odd shapes."""
     from tests.ttt.kernels.cases import case, eager, fused, gradients, worst
-    from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+    from tttvideo.ttt import MLP, SGD, Conv, ConvDepthwise, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
 
     rows = []
     for model, chunk, frame, lengths, position in (
@@ -57,8 +57,13 @@ def interpret() -> Figures:
         (MLP(2), TokenCausal(32), 1, (65, 0), (31, 4)),
         (MLP(), FrameCausal(), 21, (63, 21), None),
         (MLP(), FrameCausal(), 70, (140,), None),
+        (Linear(), FrameCausal(), 21, (63, 21), None),
+        (Conv(), FrameCausal(), (3, 7), (63, 21), None),
+        (ConvDepthwise(), FrameCausal(), (3, 7), (63, 21), None),
+        (DWConv(), FrameCausal(), (3, 7), (63, 21), None),
     ):
-        one = case(model, chunk, lengths=lengths, position=position, frame=frame)
+        learning = {"objective": DotProduct(), "optimizer": SGD(clip=1.0)} if isinstance(model, DWConv) else {}
+        one = case(model, chunk, lengths=lengths, position=position, frame=frame, **learning)
         error, whose = worst(gradients(fused, one), gradients(eager, one))
         rows.append({"model": str(model), "chunk": str(chunk), "frame": frame, "lengths": lengths, "error": error})
         print(f"{model} {chunk} rows of {lengths}: {error:.1e} ({whose})")

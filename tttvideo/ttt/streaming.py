@@ -5,10 +5,10 @@
         y = stream(frame)       # valid until the next call
     state = stream.state        # a copy, to go on with elsewhere
 
-What a layer remembers is of two kinds. Tensors on the device have memory of their own here and are moved in place. What
-stands on the host (a TTT layer's place in its chunk) decides shapes and control flow, so that a recorded graph holds for
-one value of it: there is a graph for each, and a step's graph says which value comes next. A frame-causal layer has one
-graph, a token-causal one as many as its chunk has tokens.
+What a layer remembers is of two kinds. Tensors on the device have memory of their own here and are moved in place.
+What stands on the host (a TTT layer's place in its chunk) decides shapes and control flow, so that a recorded graph
+holds for one value of it: there is a graph for each, and a step's graph says which value comes next. A frame-causal
+layer has one graph, a token-causal one as many as its chunk has tokens.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Stream:
         """A step as it is, then its recording."""
         if len(self._recorded) >= GRAPHS:
             raise ValueError(
-                f"The state counts on without end ({GRAPHS} steps, none like another), so that no step can be recorded; "
-                "call the layer itself."
+                f"The state counts on without end ({GRAPHS} steps, none like another), so that no step can be "
+                "recorded; call the layer itself."
             )
         before = [(buffer.shape, buffer.dtype) for buffer in self._buffers]
         output, device, host = self._run()
@@ -112,8 +112,8 @@ class Stream:
             self._grown += 1
             if self._grown > SETTLING:
                 raise ValueError(
-                    "The state grows with every step (a cache of keys and values does), so that no step can be recorded; "
-                    "call the layer itself."
+                    "The state grows with every step (a cache of keys and values does), so that no step can be "
+                    "recorded; call the layer itself."
                 )
             self._recorded.clear()  # of memory that is no longer the state's
             self._buffers = [x.clone() for x in device]

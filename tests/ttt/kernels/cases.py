@@ -54,14 +54,15 @@ def case(
     lengths=(37,),
     position=None,
     frame=1,
-    objective=ResidualL2(),
-    optimizer=SGD(),
+    objective=None,
+    optimizer=None,
     seed=0,
     dtype=torch.float64,
     device="cpu",
 ) -> Case:
-    """``lengths`` and ``position`` of the rows, ``frame``: its grid, or the tokens of one row; every tensor is random and
-    asks for its gradient."""
+    """``lengths`` and ``position`` of the rows; ``frame``: its grid, or the tokens of one row of it. Every tensor is
+    random and asks for its gradient."""
+    objective, optimizer = objective or ResidualL2(), optimizer or SGD()
     grid = frame if isinstance(frame, tuple) else (1, frame)
     frame = grid[0] * grid[1]
     rng = torch.Generator().manual_seed(seed)
@@ -105,7 +106,9 @@ def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
     device = x["q"].device
     norm = Norm(x["gamma"], x["beta"])
     problem = Problem(one.model, one.objective, one.optimizer, norm, one.weights, one.grid)
-    fast = Fast(one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), one.optimizer.init_state(one.weights))
+    fast = Fast(
+        one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), one.optimizer.init_state(one.weights)
+    )
     ends = one.position + one.lengths
     views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
     open_ = (one.position > 0).to(device)[:, None, None, None]  # a chunk that has read nothing has no gradients

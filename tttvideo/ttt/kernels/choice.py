@@ -40,8 +40,8 @@ CUMULATIVE = "dwconv"
 """The one whose weights after every frame are a cumulative sum."""
 
 CONV_DIMS = (16, 32, 64)
-"""Head dimensions of ``Conv`` and ``ConvDepthwise``; hidden channels of ``Conv``: one of these, too, or 128. A tap of the
-kernel is held whole."""
+"""Head dimensions of ``Conv`` and ``ConvDepthwise``; hidden channels of ``Conv``: one of these, too, or 128. A tap of
+the kernel is held whole."""
 
 log = logging.getLogger("tttvideo.ttt")
 
@@ -75,7 +75,7 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
 
 def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
     """Why no kernel computes this configuration, or None."""
-    inner, chunk, optimizer = config.inner, config.chunk, config.optimizer
+    inner, chunk = config.inner, config.chunk
     if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
         return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
     if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS[mode]:

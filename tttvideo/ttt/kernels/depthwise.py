@@ -1,7 +1,7 @@
 """Depthwise 3 x 3 convolutions whose kernels differ from frame to frame, and the derivative of one to its kernel:
 
-    convolve:   y_t = sum over taps of x_(what tap sees from t) w_tap              x [M, N, d], w [M, 9, d] -> y [M, N, d]
-    correlate:  w_tap = sum over t of x_(what tap sees from t) y_t                 x, y [M, N, d]           -> w [M, 9, d]
+    convolve:   y_t = sum over taps of x_(what tap sees from t) w_tap      x [M, N, d], w [M, 9, d] -> y [M, N, d]
+    correlate:  w_tap = sum over t of x_(what tap sees from t) y_t         x, y [M, N, d]           -> w [M, 9, d]
 
 M frames of N tokens side by side. Each is the other's derivative:
 

@@ -2,8 +2,8 @@
 ``frame_mlp`` and ``frame_conv``.
 
 States are kept and recomputed as in ``token_causal``. With few heads every phase of every frame is a launch of its
-own: three a frame forwards, six or seven backwards, which on a GPU is limited by launching once a frame takes less than some
-50 microseconds; a CUDA graph around the training step removes that.
+own: three a frame forwards, six or seven backwards, which on a GPU is limited by launching once a frame takes less than
+some 50 microseconds; a CUDA graph around the training step removes that.
 """
 
 from __future__ import annotations
