@@ -347,7 +347,7 @@ def test_layer_decay_groups_cover_all_parameters():
 
 @torch.no_grad()
 def test_a_stream_of_frames_is_the_clip():
-    """Encoder, layers and pooling in the static memory of a ``Stream``: a recording for the first frame, one for all."""
+    """Encoder, layers and pooling in the static memory of a ``Stream``: one recording, or two."""
     model = build(ConvStem((4, 8), (2, 2), (1, 1)), TTT(MLP(), heads=2)).double().eval()
     frames = clips([9])
     whole, _ = model(frames)

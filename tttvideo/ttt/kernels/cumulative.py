@@ -1,5 +1,5 @@
-"""``DWConv`` with the loss ``DotProduct`` on chunks of one frame: no gradient depends on the weights, so that all frames
-are read side by side and the weights after each of them are one cumulative sum.
+"""``DWConv`` with the loss ``DotProduct`` on chunks of one frame: no gradient depends on the weights, so that all
+frames are read side by side and the weights after each of them are one cumulative sum.
 
 Two kernels (``depthwise``), one before and one after the sum over frames, which is PyTorch's own: it has 9 d numbers a
 frame and head, next to the N d of a token tensor. The eager scan stores nine copies of k and of q.

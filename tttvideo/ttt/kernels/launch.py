@@ -74,7 +74,9 @@ def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dt
     }
     if kind.startswith("conv"):
         del constants["BLOCK"]  # a block is one of the convolution's taps
-        constants |= {"DEPTHWISE": kind == "conv_depthwise", "num_warps": 8}  # with 4 they spilled four times as much
+        constants["DEPTHWISE"] = kind == "conv_depthwise"
+        constants["num_warps"] = 8  # with 4 they spilled four times as much
+        constants["TILE"] = 16 if mode == "tf32x3" else 32  # likewise: products split in three take three times as much
     return constants
 
 
