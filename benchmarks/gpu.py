@@ -90,7 +90,7 @@ def shapes(dry: bool) -> list[Shape]:
             Shape("paper", 16, 1, (1, 1), 16, (16,), paper(1, "require")),
             Shape("video", 16, 1, (4, 4), 16, (16,), video(1, "require")),
         ]
-    frames = tuple(n // 196 * 196 for n in LENGTHS)
+    frames = tuple(n // 784 * 784 for n in LENGTHS)  # whole frames of 196 tokens, and whole mini-batches of 16
     return [
         Shape("paper", 2048, 32, (1, 1), 262144, LENGTHS, paper(32, "require")),
         Shape("video", 768, 12, (14, 14), 262144, frames, video(12, "require")),
@@ -154,10 +154,6 @@ def timed(
 ) -> Iterator[Row]:
     """Forward, training step and (of layers with a state) decoding at one length: medians of ``rounds`` after a
     warm-up (without rounds, the warm-up's own time)."""
-    if name == "plain_scan":
-        length = length // 16 * 16  # it reads whole mini-batches
-        if not length:
-            return
     batch = min(16, max(1, shape.tokens // length))
     layout = Layout(shape.grid)
     x = torch.randn(batch, length, shape.dim, device=device)

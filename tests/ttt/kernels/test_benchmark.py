@@ -49,8 +49,10 @@ def test_the_summary_says_what_the_rows_say():
     rows = [row("ttt_mlp", what, n, 1e-6) for what in ("forward", "train") for n in (980, 8036, 131124)]
     rows += [row("attention", what, n, n * 2e-10) for what in ("forward", "train") for n in (980, 8036, 131124)]
     rows += [row("ttt_mlp", "train", 1024, 1e-6, "paper"), row("plain_scan", "train", 1024, 3e-5, "paper")]
+    rows += [row("plain_scan", "train", 980, 5e-5)]
     found = gpu_report.summary(rows, 1e15)
-    assert found["train_over_plain_scan"] == pytest.approx(30)
+    assert found["train_over_plain_scan"] == pytest.approx(50)
+    assert found["token_causal_train_over_plain_scan"] == pytest.approx(30)
     assert found["forward_crossover_tokens_vs_flash"] == found["train_crossover_tokens_vs_flash"] == 8036
     assert found["train_over_flash_128k"] == pytest.approx(131124 * 2e-4)
     assert found["fraction_of_matmul_rate_frame_chunk"] == pytest.approx(3 * 8 * 2 * 64 * 256 * 12 / 1e-6 / 1e15)
