@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-
 QUICK = """
 from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, compiled, frame_configurations
 one = next(frame_configurations("conv_depthwise", 16, "tf32"))
