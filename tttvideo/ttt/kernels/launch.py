@@ -66,8 +66,8 @@ def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dt
         "D": dim,
         "F": hidden,
         "BLOCK": 16 if dim in (16, 128) else 32,
-        # With 64 the backward kernel of the MLP spilled twenty times as much as with 32. Products split in three hold three
-        # times as much: with 32 it spilled 1,304 bytes, with 16 264.
+        # With 64 the backward kernel of the MLP spilled twenty times as much as with 32. Products split in three hold
+        # three times as much: with 32 it spilled 1,304 bytes, with 16 264.
         "TILE": 16 if mode == "tf32x3" and kind != "linear" else 32,
         "ACC": _accumulator(dtype),
         "MODE": mode,
