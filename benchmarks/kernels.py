@@ -4,7 +4,7 @@
     python -m benchmarks.kernels --aot [--dims 64] [--json FILE]    registers, stack, shared memory on sm_80 and sm_90
     python -m benchmarks.kernels --gpu [--json FILE]         times on a GPU (benchmarks/gpu.py)
 
-The JSON has ``rows`` and ``summary``.
+The JSON has ``rows`` and ``summary``; beside that of ``--gpu`` is a plot.
 """
 
 from __future__ import annotations
@@ -28,24 +28,27 @@ def main() -> None:
     options = parser.parse_args()
     # Triton decides when it is imported
     os.environ["TRITON_INTERPRET"] = "1" if options.interpret else "0"
+    from benchmarks import gpu, gpu_report  # after that
+
     if options.interpret:
         found = interpret()
     elif options.aot:
         found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
     else:
-        from benchmarks import gpu
-
         found = gpu.measure()
+        print(gpu_report.table(found["rows"]))
     print(json.dumps(found["summary"], indent=2))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1) + "\n")
+        if options.gpu:
+            gpu_report.plot(found["rows"], found["summary"]["device"], options.json.with_suffix(".png"))
 
 
 def interpret() -> Figures:
     """Outputs, states and all gradients of a few odd shapes."""
     from tests.ttt.kernels.cases import case, eager, fused, gradients, worst
-    from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+    from tttvideo.ttt import MLP, SGD, Conv, ConvDepthwise, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
 
     rows = []
     for model, chunk, frame, lengths, position in (
@@ -54,8 +57,13 @@ def interpret() -> Figures:
         (MLP(2), TokenCausal(32), 1, (65, 0), (31, 4)),
         (MLP(), FrameCausal(), 21, (63, 21), None),
         (MLP(), FrameCausal(), 70, (140,), None),
+        (Linear(), FrameCausal(), 21, (63, 21), None),
+        (Conv(), FrameCausal(), (3, 7), (63, 21), None),
+        (ConvDepthwise(), FrameCausal(), (3, 7), (63, 21), None),
+        (DWConv(), FrameCausal(), (3, 7), (63, 21), None),
     ):
-        one = case(model, chunk, lengths=lengths, position=position, frame=frame)
+        learning = {"objective": DotProduct(), "optimizer": SGD(clip=1.0)} if isinstance(model, DWConv) else {}
+        one = case(model, chunk, lengths=lengths, position=position, frame=frame, **learning)
         error, whose = worst(gradients(fused, one), gradients(eager, one))
         rows.append({"model": str(model), "chunk": str(chunk), "frame": frame, "lengths": lengths, "error": error})
         print(f"{model} {chunk} rows of {lengths}: {error:.1e} ({whose})")

@@ -11,7 +11,7 @@ from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, Mamba, NoMixer
 from tttvideo.model import ModelConfig, VideoModel, from_pretrained, resolve_checkpoint
 from tttvideo.tasks.classification import Classification
-from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal, Whole
+from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Stream, TokenCausal, Whole
 from tttvideo.video.transforms import Preprocessing
 
 SIZE = (32, 32)
@@ -343,3 +343,15 @@ def test_layer_decay_groups_cover_all_parameters():
     scales = {group["lr_scale"] for group in optimizer.param_groups}
     assert len(scales) > 2
     assert max(scales) == 1.0
+
+
+@torch.no_grad()
+def test_a_stream_of_frames_is_the_clip():
+    """Encoder, layers and pooling in the static memory of a ``Stream``: one recording, or two."""
+    model = build(ConvStem((4, 8), (2, 2), (1, 1)), TTT(MLP(), heads=2)).double().eval()
+    frames = clips([9])
+    whole, _ = model(frames)
+    stream = Stream(lambda x, state: model(x, None, state), frames[:, :1], model.init_state(1))
+    timeline = [stream(frame).timeline.clone() for frame in frames.split(1, 1)]
+    assert (torch.cat(timeline, 1) - whole.timeline).abs().max() <= 1e-12
+    assert stream.graphs <= 2

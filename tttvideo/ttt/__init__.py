@@ -9,6 +9,7 @@ from .interface import Layout, Mixer, SequenceLayer, detach, state_from, state_t
 from .layer import TTT, TTTLayer, TTTState
 from .objective import L2, DotProduct, Objective, ResidualL2
 from .optimizer import SGD, Adam, InnerOptimizer, Momentum, Muon
+from .streaming import Stream
 
 __all__ = [
     "GLU",
@@ -34,6 +35,7 @@ __all__ = [
     "ResidualL2",
     "SelfAttention",
     "SequenceLayer",
+    "Stream",
     "TTTLayer",
     "TTTState",
     "TokenCausal",

@@ -242,8 +242,7 @@ class TTTLayer(SequenceLayer):
         chunk = self.config.chunk
         token_wise = isinstance(chunk, TokenCausal)
         period = chunk.tokens if isinstance(chunk, TokenCausal) else layout.tokens_per_frame
-        first = state.position if token_wise else torch.zeros(1, dtype=torch.int64)
-        positions = (first[:, None] + torch.arange(x.shape[1])) % period
+        positions = _positions(state.position if token_wise else torch.zeros(1, dtype=torch.int64), x) % period
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
         views = views._replace(rate=views.rate * self._rate_scale(x, layout))
         views, tails = self._with_past(views, tails, layout)
@@ -340,8 +339,9 @@ class TTTLayer(SequenceLayer):
         read = torch.full_like(state.position, length) if layout.lengths is None else layout.lengths
         scale = self._scale(size, per_frame, views.q.device, views.q.dtype)[:, 0]
         given = (state.weights, state.pending, self._position(state.position, read, per_frame), layout.lengths)
-        frame = per_frame if self.config.chunk.whole else None
-        out, weights, pending = read_fused(views, self._norm(views), scale, *given, frame, mode)
+        grid = layout.grid if self.config.chunk.whole else None
+        parts = (self.config.inner, self.config.optimizer, views, self._norm(views))
+        out, weights, pending = read_fused(*parts, scale, *given, grid, mode)
         position = (state.position + read) % size
         return out, state._replace(weights=weights, pending=pending, position=position)
 
@@ -386,3 +386,13 @@ class TTTLayer(SequenceLayer):
             return torch.full((size, 1), 1.0 / tokens_per_frame, device=device, dtype=dtype)
         steps = 1.0 / torch.arange(1, size + 1, device=device, dtype=dtype)
         return (steps + self.scale_shift[:size].to(dtype)).clamp_min(0.0)[:, None]
+
+
+def _positions(first: Tensor, x: Tensor) -> Tensor:
+    """Places of the tokens of ``x`` [B, T, C] in their sequence, [T], or [B, T] where ``first`` [B] differs by row.
+
+    Where it does not they are made on the device: a copy would wait for it, and could not be part of a CUDA graph.
+    """
+    if bool((first == first[0]).all()):
+        return torch.arange(int(first[0]), int(first[0]) + x.shape[1], device=x.device)
+    return first[:, None] + torch.arange(x.shape[1])

@@ -50,7 +50,7 @@ class Projections(nn.Module):
     def forward(
         self, x: Tensor, tails: dict[str, Tensor], positions: Tensor, fade_unit: int, layout: Layout
     ) -> tuple[Views, dict[str, Tensor]]:
-        """``positions`` [T] or [B, T] on the host; ``fade_unit``: tokens that forget together as much as one."""
+        """``positions`` [T] or [B, T]; ``fade_unit``: tokens that forget together as much as one."""
         config = self.config
         q, v = self.q_proj(x), self.v_proj(x)
         k = q if self.k_proj is None else self.k_proj(x)

@@ -11,7 +11,7 @@ from tttvideo.ttt import SGD, FrameCausal, ResidualL2, TokenCausal
 from tttvideo.ttt.dual import Problem
 from tttvideo.ttt.grid import Grid, chunk_ends, chunks_begun
 from tttvideo.ttt.kernels import read
-from tttvideo.ttt.objective import Norm
+from tttvideo.ttt.objective import Norm, Objective
 from tttvideo.ttt.scan import Fast, Views, scan
 from tttvideo.ttt.weights import Map, Weights, where, zeros_like
 
@@ -21,7 +21,9 @@ class Case(NamedTuple):
 
     model: object
     chunk: TokenCausal | FrameCausal
-    frame: int
+    grid: tuple[int, int]
+    objective: Objective
+    optimizer: SGD
     tensors: dict[str, Tensor]
     weights: Weights
     pending: Weights
@@ -29,8 +31,14 @@ class Case(NamedTuple):
     lengths: Tensor
 
     @property
+    def frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
     def leaves(self) -> dict[str, Tensor]:
-        found = {name: x for name, x in self.tensors.items() if name != "scale" or not self.chunk.whole}
+        unused = {"scale"} if self.chunk.whole else set()
+        unused |= set() if self.objective.uses_norm else {"gamma", "beta"}
+        found = {name: x for name, x in self.tensors.items() if name not in unused}
         for kind, weights in (("W_0", self.weights), ("pending", self.pending)):
             for name, map in weights.items():
                 found |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
@@ -46,11 +54,17 @@ def case(
     lengths=(37,),
     position=None,
     frame=1,
+    objective=None,
+    optimizer=None,
     seed=0,
     dtype=torch.float64,
     device="cpu",
 ) -> Case:
-    """``lengths`` and ``position`` of the rows; every tensor is random and asks for its gradient."""
+    """``lengths`` and ``position`` of the rows; ``frame``: its grid, or the tokens of one row of it. Every tensor is
+    random and asks for its gradient."""
+    objective, optimizer = objective or ResidualL2(), optimizer or SGD()
+    grid = frame if isinstance(frame, tuple) else (1, frame)
+    frame = grid[0] * grid[1]
     rng = torch.Generator().manual_seed(seed)
     batch, tokens = len(lengths), max(lengths)
     read = torch.zeros(batch, dtype=torch.int64) if position is None else torch.tensor(position)
@@ -63,7 +77,8 @@ def case(
     def fast(std):
         return {
             name: type(one)(
-                leaf(batch, heads, *one.weight.shape[1:], std=std), leaf(batch, heads, *one.bias.shape[1:], std=std)
+                leaf(batch, heads, *one.weight.shape[1:], std=std),
+                None if one.bias is None else leaf(batch, heads, *one.bias.shape[1:], std=std),
             )
             for name, one in shapes.items()
         }
@@ -81,7 +96,7 @@ def case(
         "gamma": leaf(heads, 1, dim, std=0.2, about=1.0),
         "beta": leaf(heads, 1, dim, std=0.2),
     }
-    return Case(model, chunk, frame, tensors, fast(0.3), fast(0.1), read, torch.tensor(lengths))
+    return Case(model, chunk, grid, objective, optimizer, tensors, fast(0.3), fast(0.1), read, torch.tensor(lengths))
 
 
 def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
@@ -90,8 +105,10 @@ def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
     size = one.chunk.size(one.frame)
     device = x["q"].device
     norm = Norm(x["gamma"], x["beta"])
-    problem = Problem(one.model, ResidualL2(), SGD(), norm, one.weights, (1, one.frame))
-    fast = Fast(one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), SGD().init_state(one.weights))
+    problem = Problem(one.model, one.objective, one.optimizer, norm, one.weights, one.grid)
+    fast = Fast(
+        one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), one.optimizer.init_state(one.weights)
+    )
     ends = one.position + one.lengths
     views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
     open_ = (one.position > 0).to(device)[:, None, None, None]  # a chunk that has read nothing has no gradients
@@ -117,8 +134,9 @@ def fused(one: Case, mode: str = "ieee") -> tuple[Tensor, Weights, Weights]:
     """The same by the kernels."""
     x = one.tensors
     views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
-    norm, frame = Norm(x["gamma"], x["beta"]), one.frame if one.chunk.whole else None
-    return read(views, norm, x["scale"], one.weights, one.pending, one.position, one.lengths, frame, mode)
+    norm, grid = Norm(x["gamma"], x["beta"]), one.grid if one.chunk.whole else None
+    state = (one.weights, one.pending, one.position, one.lengths)
+    return read(one.model, one.optimizer, views, norm, x["scale"], *state, grid, mode)
 
 
 def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:

@@ -8,15 +8,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tttvideo.ttt import GLU, L2, MLP, SGD, TTT, FrameCausal, Layout, Linear, Momentum, TokenCausal, Whole
+from tttvideo.ttt import (
+    GLU,
+    L2,
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    ConvDepthwise,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Linear,
+    Momentum,
+    TokenCausal,
+    Whole,
+)
 from tttvideo.ttt.kernels import choice
 
 ABLE = TTT(MLP(), 2, TokenCausal(16), fused="require")
 
 REFUSED = [
     (replace(ABLE, inner=GLU()), "inner model GLU"),
-    (replace(ABLE, inner=Linear(bias=False)), "MLP and Linear with a bias"),
-    (replace(ABLE, inner=Linear(), chunk=FrameCausal()), "Linear in FrameCausal"),
+    (replace(ABLE, inner=Linear(bias=False)), "MLP, Linear with a bias, and Conv"),
+    (replace(ABLE, inner=Conv(time=2), chunk=FrameCausal()), "DWConv with time: 1"),
+    (replace(ABLE, inner=Conv(3), chunk=FrameCausal()), "48 hidden channels"),
+    (replace(ABLE, inner=ConvDepthwise(), chunk=FrameCausal(), heads=4), "kernels of ConvDepthwise it is 16, 32 or 64"),
+    (replace(ABLE, inner=DWConv(), chunk=FrameCausal()), "no kernel of DWConv for the objective ResidualL2"),
     (replace(ABLE, chunk=TokenCausal(4)), "chunks have 4 tokens"),
     (replace(ABLE, chunk=FrameCausal(2)), "no kernel for FrameCausal"),
     (replace(ABLE, chunk=Whole(2)), "no kernel for Whole"),

@@ -1,6 +1,9 @@
 """What needs a GPU: `make test-gpu`. Kernels are compiled here, not interpreted."""
 
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +11,20 @@ import torch
 from torch import nn
 
 from tests.ttt.kernels.cases import case, eager, fused, gradients
-from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt import (
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    ConvDepthwise,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Linear,
+    Stream,
+    TokenCausal,
+)
 from tttvideo.ttt.kernels import mode_of
 
 pytestmark = [
@@ -23,9 +39,21 @@ CASES = [
     (MLP(), TokenCausal(32), 1, (1000, 37)),
     (MLP(), FrameCausal(), 196, (5 * 196, 196)),
     (MLP(), FrameCausal(), 1024, (2 * 1024,)),
+    (Linear(), FrameCausal(), 196, (5 * 196, 196)),
+    (Linear(), FrameCausal(), 1024, (2 * 1024,)),
+    (Conv(), FrameCausal(), (14, 14), (5 * 196, 196)),
+    (ConvDepthwise(), FrameCausal(), (14, 14), (5 * 196, 196)),
+    (DWConv(), FrameCausal(), (14, 14), (5 * 196, 196)),
     (MLP(), TokenCausal(16), 1, (65536,)),
     (MLP(), FrameCausal(), 256, (65536,)),
+    (Linear(), FrameCausal(), 256, (65536,)),
 ]
+SHORT = [arguments for arguments in CASES if max(arguments[3]) < 65536]
+
+
+def learning(model):
+    """Loss and optimizer that there are kernels for."""
+    return {"objective": DotProduct(), "optimizer": SGD(clip=1.0)} if isinstance(model, DWConv) else {}
 
 
 def rounded(one, dtype):
@@ -35,7 +63,7 @@ def rounded(one, dtype):
         return x.detach().float().requires_grad_()
 
     def weights(fast):
-        return {name: type(map)(*(leaf(x) for x in map)) for name, map in fast.items()}
+        return {name: type(map)(*(None if x is None else leaf(x) for x in map)) for name, map in fast.items()}
 
     tokens = {name: leaf(x.detach().to(dtype) if name in "qkv" else x) for name, x in one.tensors.items()}
     return one._replace(tensors=tokens, weights=weights(one.weights), pending=weights(one.pending))
@@ -50,7 +78,7 @@ def error(found, exact):
 @pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES)
 def test_the_error_is_at_most_twice_that_of_the_eager_scan(model, chunk, frame, lengths, dtype):
     """Both against float64, on tokens of ``dtype``; outputs, states and all gradients."""
-    exact = case(model, chunk, dim=64, heads=2, lengths=lengths, frame=frame, device="cuda")
+    exact = case(model, chunk, dim=64, heads=2, lengths=lengths, frame=frame, device="cuda", **learning(model))
     expected = gradients(eager, exact)
     plain = error(gradients(eager, rounded(exact, dtype)), expected)
     found = error(gradients(lambda one: fused(one, mode_of(dtype)), rounded(exact, dtype)), expected)
@@ -58,9 +86,10 @@ def test_the_error_is_at_most_twice_that_of_the_eager_scan(model, chunk, frame, 
         assert mine <= 2 * plain[name] + 1e-7 * expected[name].square().mean().sqrt(), name
 
 
-@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES[:5])
+@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), SHORT)
 def test_two_runs_give_the_same_bits(model, chunk, frame, lengths):
-    one = rounded(case(model, chunk, dim=64, lengths=lengths, frame=frame, device="cuda"), torch.bfloat16)
+    exact = case(model, chunk, dim=64, lengths=lengths, frame=frame, device="cuda", **learning(model))
+    one = rounded(exact, torch.bfloat16)
     first, second = (gradients(lambda one: fused(one, "tf32"), one) for _ in range(2))
     for name, x in first.items():
         assert torch.equal(x, second[name]), name
@@ -91,3 +120,46 @@ def test_training_curves_overlap(chunk):
     kernels, plain = curves
     assert plain[-20:].mean() < plain[:20].mean()
     assert (kernels - plain).abs().mean() <= 0.02 * plain.mean()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("chunk", [TokenCausal(16), FrameCausal()])
+@pytest.mark.parametrize("inner", [MLP(), Linear(), Conv()])
+@torch.no_grad()
+def test_a_replayed_step_is_a_step(inner, chunk, autocast):
+    """A CUDA graph of one frame or token, against calls of the layer; more steps than a chunk has places."""
+    if inner.mixes_tokens and not chunk.whole:
+        return
+    torch.manual_seed(0)
+    layer = TTT(inner, heads=2, chunk=chunk, short_conv="raster", share_qk=True, fused="require").build(128).cuda()
+    layout = Layout((4, 4) if chunk.whole else (1, 1))
+    pieces = torch.randn(1, 40 * layout.tokens_per_frame, 128, device="cuda").split(layout.tokens_per_frame, 1)
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        stream = Stream(lambda x, state: layer(x, state, layout), pieces[0], layer.init_state(1))
+        state = None
+        for piece in pieces:
+            expected, state = layer(piece, state, layout)
+            assert torch.equal(stream(piece), expected)
+    for name, map in state.weights.items():
+        assert torch.equal(stream.state.weights[name].weight, map.weight)
+    assert stream.graphs == (1 if chunk.whole else 16)
+
+
+SMALL = """
+import torch
+from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Layout, Linear, TokenCausal
+cases = [(inner, chunk) for inner in (MLP(), Linear()) for chunk in (TokenCausal(16), FrameCausal())]
+for inner, chunk in [*cases, (Conv(), FrameCausal())]:
+    layer = TTT(inner, heads=1, chunk=chunk, fused="require").build(32).cuda()
+    layer(torch.randn(2, 42, 32, device="cuda"), None, Layout((3, 7)))[0].sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    command = [sanitizer, f"--tool={tool}", "--error-exitcode=1", sys.executable, "-c", SMALL]
+    subprocess.run(command, check=True, timeout=600, env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})

@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import name
 from tests.ttt.kernels.cases import case, eager, fused, gradients, worst
-from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+from tttvideo.ttt import MLP, SGD, Conv, ConvDepthwise, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
 from tttvideo.ttt.kernels import launch
 from tttvideo.ttt.kernels.token_causal import token_causal
 
@@ -48,27 +48,67 @@ def test_token_causal_kernels_are_the_eager_scan(model, size, dim, lengths, posi
 
 
 FRAME_CASES = [
-    # expansion, tokens of a frame, head dimension, tokens of the rows
-    (4, 5, 16, (10,)),  # two blocks of hidden units
+    # model, grid of a frame, head dimension, tokens of the rows
+    (MLP(), (1, 5), 16, (10,)),  # two blocks of hidden units
+    (Linear(), (1, 5), 16, (10,)),
+    (Conv(), (2, 3), 16, (12,)),
     *(
         pytest.param(*arguments, marks=pytest.mark.kernels)
         for arguments in (
-            (2, 5, 16, (10, 5)),
-            (4, 21, 16, (63, 21)),
-            (4, 70, 32, (140, 0)),
-            (4, 16, 64, (16,)),
-            (2, 196, 16, (392,)),
+            (MLP(2), (1, 5), 16, (10, 5)),
+            (MLP(), (3, 7), 16, (63, 21)),
+            (MLP(), (7, 10), 32, (140, 0)),
+            (MLP(), (4, 4), 64, (16,)),
+            (MLP(2), (14, 14), 16, (392,)),
+            (Linear(), (3, 7), 16, (63, 21)),
+            (Linear(), (7, 10), 32, (140, 0)),
+            (Linear(), (4, 4), 64, (64,)),
+            (Linear(), (14, 14), 128, (392,)),
+            (Linear(), (32, 32), 16, (1024,)),
+            (Conv(), (3, 7), 16, (63, 21)),
+            (Conv(2), (7, 10), 32, (140, 0)),
+            (Conv(), (1, 1), 16, (3,)),
+            (Conv(), (1, 5), 64, (10,)),
+            (Conv(), (5, 1), 16, (5, 10, 5)),
+            (ConvDepthwise(), (2, 3), 16, (12,)),
+            (ConvDepthwise(), (3, 7), 16, (63, 21)),
+            (ConvDepthwise(), (7, 10), 32, (140, 0)),
+            (ConvDepthwise(), (5, 1), 64, (5, 10)),
         )
     ),
 ]
 
 
 @pytest.mark.parametrize("heads_fill_the_device", [True, False])
-@pytest.mark.parametrize(("expansion", "frame", "dim", "lengths"), FRAME_CASES, ids=name)
-def test_frame_kernels_are_the_eager_scan(expansion, frame, dim, lengths, heads_fill_the_device, monkeypatch):
+@pytest.mark.parametrize(("model", "grid", "dim", "lengths"), FRAME_CASES, ids=name)
+def test_frame_kernels_are_the_eager_scan(model, grid, dim, lengths, heads_fill_the_device, monkeypatch):
     """In one launch, and phase by phase."""
     monkeypatch.setattr(launch, "FEW_PROGRAMS", 1 if heads_fill_the_device else 64)
-    one = case(MLP(expansion), FrameCausal(), dim=dim, lengths=lengths, frame=frame, heads=1)
+    one = case(model, FrameCausal(), dim=dim, lengths=lengths, frame=grid, heads=1)
+    error, whose = worst(gradients(fused, one), gradients(eager, one))
+    assert error <= TOLERANCE, whose
+
+
+CUMULATIVE_CASES = [
+    # clip, grid of a frame, head dimension, tokens of the rows
+    (None, (2, 3), 16, (18, 6)),
+    (1.0, (5, 7), 16, (70,)),
+    *(
+        pytest.param(*arguments, marks=pytest.mark.kernels)
+        for arguments in (
+            (None, (7, 10), 32, (140, 0, 70)),
+            (0.3, (1, 1), 16, (5, 2)),
+            (1.0, (1, 5), 64, (10,)),
+            (None, (14, 14), 128, (392,)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("clip", "grid", "dim", "lengths"), CUMULATIVE_CASES, ids=name)
+def test_the_cumulative_sum_is_the_eager_scan(clip, grid, dim, lengths):
+    given = {"objective": DotProduct(), "optimizer": SGD(clip=clip)}
+    one = case(DWConv(), FrameCausal(), dim=dim, lengths=lengths, frame=grid, **given)
     error, whose = worst(gradients(fused, one), gradients(eager, one))
     assert error <= TOLERANCE, whose
 

@@ -8,7 +8,19 @@ import torch
 
 from tests.helpers import name
 from tests.ttt.test_reference import RECORDINGS, compare_with_recording
-from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt import (
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    ConvDepthwise,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Linear,
+    TokenCausal,
+)
 
 DIM, GRID = 32, (2, 3)
 N = GRID[0] * GRID[1]
@@ -20,6 +32,10 @@ LAYERS = [
         for config in (
             TTT(MLP(2), 2, TokenCausal(16), fused="require", short_conv="raster", share_qk=True, gate=True),
             TTT(MLP(2), 2, FrameCausal(), fused="require"),
+            TTT(Linear(), 2, FrameCausal(), fused="require"),
+            TTT(Conv(), 2, FrameCausal(), fused="require"),
+            TTT(ConvDepthwise(), 2, FrameCausal(), fused="require"),
+            TTT(DWConv(), 2, FrameCausal(), DotProduct(), SGD(clip=1.0), fused="require"),
         )
     ),
 ]

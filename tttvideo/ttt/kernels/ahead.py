@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .choice import CHUNKS, HEAD_DIMS
-from .launch import BACKWARD_PHASES, FORWARD_PHASES, RECOMPUTED_PHASES, frame_constants, token_constants
+from .choice import CHUNKS, CONV_DIMS, HEAD_DIMS
+from .launch import FORWARD, FRAME_KINDS, RECOMPUTED, depthwise_constants, frame_constants, token_constants
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes that one program may take, by compute capability (CUDA C++ Programming Guide, table 'Technical
 Specifications per Compute Capability')."""
 
-_INTEGERS = {"heads", "tokens", "width", "frame", "begin", "end", "origin", "group"}
+_INTEGERS = {"heads", "tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group"}
 _INDICES = {"position", "lengths"}
 
 
@@ -59,30 +59,44 @@ def token_configurations(dim: int, size: int, mode: str) -> Iterator[Configurati
             yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
 
 
-def frame_configurations(dim: int, mode: str) -> Iterator[Configuration]:
-    """All that ``frame_causal`` launches for heads of ``dim`` and an MLP four times as wide."""
-    from . import frame_mlp
+def frame_configurations(kind: str, dim: int, mode: str) -> Iterator[Configuration]:
+    """All that ``frame_causal`` launches for heads of ``dim``: an MLP four times as wide, a ``Conv`` as wide."""
+    from .frame_causal import frame_kernels
 
-    constants = frame_constants(dim, 4 * dim, mode, torch.float32)
+    hidden = {"linear": 0, "mlp": 4 * dim}.get(kind, dim)
+    constants = frame_constants(kind, dim, hidden, mode, torch.float32)
     for way, phases, more in (
-        ("forward", FORWARD_PHASES, {"SAVE": False}),
-        ("recompute", RECOMPUTED_PHASES, {"SAVE": True}),
-        ("backward", BACKWARD_PHASES, {}),
+        ("forward", FORWARD, {"SAVE": False}),
+        ("recompute", RECOMPUTED, {"SAVE": True}),
+        ("backward", FRAME_KINDS[kind].backward, {}),
     ):
-        kernel = frame_mlp.backward_kernel if way == "backward" else frame_mlp.forward_kernel
+        kernels = frame_kernels(kind)
+        kernel = kernels.backward_kernel if way == "backward" else kernels.forward_kernel
         for some in (*phases, sum(phases)):
-            label = f"MLP frames d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
+            label = f"{kind} frames d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 
 
+def cumulative_configurations(dim: int) -> Iterator[Configuration]:
+    """What ``DWConv`` launches."""
+    from . import depthwise_kernels as kernels
+
+    for name, kernel in (("convolve", kernels.convolve_kernel), ("correlate", kernels.correlate_kernel)):
+        yield Configuration(f"dwconv {name} d={dim}", "frame", kernel, depthwise_constants(dim, torch.float32))
+
+
 def configurations(dims: Sequence[int]) -> Iterator[Configuration]:
-    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads."""
+    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads and as wide a ``Conv``."""
     for dim in dims:
+        yield from cumulative_configurations(dim)
         for mode in ("bf16", "tf32", "tf32x3"):
-            if dim in HEAD_DIMS[mode]:
-                for size in CHUNKS[mode]:
-                    yield from token_configurations(dim, size, mode)
-                yield from frame_configurations(dim, mode)
+            if dim not in HEAD_DIMS[mode]:
+                continue
+            for size in CHUNKS[mode]:
+                yield from token_configurations(dim, size, mode)
+            for kind in FRAME_KINDS:
+                if dim in CONV_DIMS or not kind.startswith("conv"):
+                    yield from frame_configurations(kind, dim, mode)
 
 
 def compiled(configuration: Configuration, capability: int) -> Needs:

@@ -1,4 +1,4 @@
-"""Blocks of hidden units of an MLP's packed state: A1 [D, F], b1 [F], A2 [F, D], b2 [D]."""
+"""Rows of tokens, and blocks of hidden units of an MLP's packed state (A1 [D, F], b1 [F], A2 [F, D], b2 [D])."""
 
 import triton
 import triton.language as tl
@@ -26,3 +26,23 @@ def store_block(state, f, a1, b1, a2, D: tl.constexpr, F: tl.constexpr, BLOCK: t
 def column_sum(x):
     """[rows, columns] -> [1, columns]."""
     return tl.expand_dims(tl.sum(x, 0), 0)
+
+
+@triton.jit
+def load_rows(x, t, valid, D: tl.constexpr, ACC: tl.constexpr):
+    """Tokens ``t`` of x [T, D], zero where not ``valid``."""
+    col = tl.arange(0, D)
+    return tl.load(x + t[:, None] * D + col[None, :], mask=valid[:, None], other=0.0).to(ACC)
+
+
+@triton.jit
+def load_columns(x, t, valid, i, D: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """Columns i ... i + BLOCK - 1 of the same."""
+    col = i + tl.arange(0, BLOCK)
+    return tl.load(x + t[:, None] * D + col[None, :], mask=valid[:, None], other=0.0).to(ACC)
+
+
+@triton.jit
+def store_rows(x, t, valid, rows, D: tl.constexpr):
+    col = tl.arange(0, D)
+    tl.store(x + t[:, None] * D + col[None, :], rows, mask=valid[:, None])

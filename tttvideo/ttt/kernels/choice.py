@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..chunk import FrameCausal, TokenCausal
+from ..inner.base import InnerModel
+from ..inner.conv import Conv
+from ..inner.conv_depthwise import ConvDepthwise
+from ..inner.dwconv import DWConv
 from ..inner.linear import Linear
 from ..inner.mlp import MLP
-from ..objective import ResidualL2
+from ..objective import DotProduct, ResidualL2
 from ..optimizer import SGD
 
 if TYPE_CHECKING:
@@ -28,6 +32,16 @@ LARGEST_FRAME = 1024
 
 HEAD_DIMS = {"bf16": (16, 32, 64, 128), "tf32": (16, 32, 64, 128), "tf32x3": (16, 32, 64), "ieee": (16, 32, 64, 128)}
 """Head dimensions, likewise."""
+
+KINDS = {Linear: "linear", MLP: "mlp", Conv: "conv", ConvDepthwise: "conv_depthwise", DWConv: "dwconv"}
+"""What the inner models are called inside the kernels."""
+
+CUMULATIVE = "dwconv"
+"""The one whose weights after every frame are a cumulative sum."""
+
+CONV_DIMS = (16, 32, 64)
+"""Head dimensions of ``Conv`` and ``ConvDepthwise``; hidden channels of ``Conv``: one of these, too, or 128. A tap of
+the kernel is held whole."""
 
 log = logging.getLogger("tttvideo.ttt")
 
@@ -61,28 +75,51 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
 
 def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:
     """Why no kernel computes this configuration, or None."""
-    inner, chunk, optimizer = config.inner, config.chunk, config.optimizer
+    inner, chunk = config.inner, config.chunk
     if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
         return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
     if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS[mode]:
         return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(CHUNKS[mode])} ({mode} products)"
     if isinstance(chunk, FrameCausal) and tokens_per_frame > LARGEST_FRAME:
         return f"frames have {tokens_per_frame} tokens; kernels read frames of up to {LARGEST_FRAME}"
-    if type(inner) not in (MLP, Linear) or (isinstance(inner, Linear) and not inner.bias):
-        return f"there is no kernel for the inner model {inner}, only for MLP and Linear with a bias"
-    if isinstance(inner, Linear) and isinstance(chunk, FrameCausal):
-        return "there is no kernel for Linear in FrameCausal chunks, only in TokenCausal ones"
+    if kind_of(inner) is None or (isinstance(inner, Linear) and not inner.bias) or inner.past_frames:
+        return f"there is no kernel for the inner model {inner}, only for {_MODELS}"
     if isinstance(inner, MLP) and round(inner.expansion * head_dim) % 32:
         return f"the hidden width is {round(inner.expansion * head_dim)}; in kernels it is a multiple of 32"
+    if isinstance(inner, Conv | ConvDepthwise) and head_dim not in CONV_DIMS:
+        return f"the head dimension is {head_dim}; in kernels of {type(inner).__name__} it is {_either(CONV_DIMS)}"
+    if isinstance(inner, Conv) and round(inner.expansion * head_dim) not in (*CONV_DIMS, 128):
+        found = round(inner.expansion * head_dim)
+        return f"{inner} has {found} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
     if head_dim not in HEAD_DIMS[mode]:
         return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS[mode])} ({mode} products)"
-    if type(config.objective) is not ResidualL2:
-        return f"there is no kernel for the objective {type(config.objective).__name__}, only for ResidualL2"
-    if type(optimizer) is not SGD or not optimizer.linear:
+    return _why_not_learned(config) or _why_not_views(config)
+
+
+def _why_not_learned(config: TTT) -> str | None:
+    inner, objective, optimizer = config.inner, type(config.objective), config.optimizer
+    wanted = DotProduct if isinstance(inner, DWConv) else ResidualL2
+    if objective is not wanted:
+        model = f" of {type(inner).__name__}" if wanted is DotProduct else ""
+        return f"there is no kernel{model} for the objective {objective.__name__}, only for {wanted.__name__}"
+    clipped = isinstance(inner, DWConv) and optimizer.cumulative
+    if type(optimizer) is not SGD or not (optimizer.linear or clipped):
         return f"there is no kernel for the optimizer {optimizer}, only for plain SGD"
+    return None
+
+
+def _why_not_views(config: TTT) -> str | None:
     if config.views > 1 or config.forget:
         return f"there is no kernel for {'several views' if config.views > 1 else 'the forget gate'}"
     return None
+
+
+_MODELS = "MLP, Linear with a bias, and Conv, ConvDepthwise and DWConv with time: 1"
+
+
+def kind_of(inner: InnerModel) -> str | None:
+    """The name of an inner model inside the kernels; None: there are none for it."""
+    return KINDS.get(type(inner))
 
 
 def _either(sizes: tuple[int, ...]) -> str:

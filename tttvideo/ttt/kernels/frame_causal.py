@@ -1,20 +1,30 @@
-"""TTT-MLP whose chunks are frames, as one operator with a derivative: launches the kernels of ``frame_mlp``.
+"""Inner models whose chunks are frames, as one operator with a derivative: launches the kernels of ``frame_linear``,
+``frame_mlp`` and ``frame_conv``.
 
 States are kept and recomputed as in ``token_causal``. With few heads every phase of every frame is a launch of its
-own: three a frame forwards, six backwards, which on a GPU is limited by launching once a frame takes less than some
-50 microseconds; a CUDA graph around the training step removes that.
+own: three a frame forwards, six or seven backwards, which on a GPU is limited by launching once a frame takes less than
+some 50 microseconds; a CUDA graph around the training step removes that.
 """
 
 from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .launch import BACKWARD_PHASES, FORWARD_PHASES, RECOMPUTED_PHASES, contiguous, frame_constants, frame_grid
+from .launch import (
+    FORWARD,
+    FRAME_KINDS,
+    RECOMPUTED,
+    contiguous,
+    frame_constants,
+    frame_grid,
+    frame_sizes,
+    workspace,
+)
 
 
 @torch.library.custom_op("tttvideo::frame_causal", mutates_args=())
@@ -28,7 +38,9 @@ def frame_causal(
     weights: Tensor,
     lengths: Tensor,
     frame: int,
+    columns: int,
     step: float,
+    kind: str,
     hidden: int,
     mode: str,
     keep: bool,
@@ -42,8 +54,10 @@ def frame_causal(
         weights: packed, [B, H, size], float32 (float64 in tests).
         lengths: tokens that each row reads, integers [B]; the rest is padding.
         frame: N, tokens of a frame; T is a multiple.
+        columns: of a frame's grid of tokens; N is a multiple.
         step: size of a frame's step.
-        hidden: width of the MLP.
+        kind: of inner model: "linear", "mlp", "conv" or "conv_depthwise".
+        hidden: its hidden width F; 0: it is linear.
         mode: "ieee", "tf32", "tf32x3" or "bf16"; see ``pointwise.mm``.
         keep: whether a derivative will be wanted.
 
@@ -55,14 +69,16 @@ def frame_causal(
     frames, group = grouping(q.shape[2], frame)
     state, out = weights.clone(memory_format=torch.contiguous_format), torch.zeros_like(q)
     starts = weights.new_empty(math.ceil(frames / group) if keep else 0, *weights.shape)
-    errors = weights.new_empty(*q.shape[:2], frame, q.shape[3])
+    programs, dim = q.shape[0] * q.shape[1], q.shape[3]
+    errors = weights.new_empty(programs, workspace(FRAME_KINDS[kind].saved, frame, dim, hidden))
     tensors = (q, k, v, rate, weights.new_full((1,), step), gamma, beta, lengths, state, errors, out, starts)
-    _forward(tensors, (0, frames, 0), group if keep else 0, frame, hidden, mode, save=False)
+    launch = _Launch(kind, frame, columns, hidden, mode)
+    launch.forward(tensors, (0, frames, 0), group if keep else 0, save=False)
     return out, state, starts
 
 
 @frame_causal.register_fake
-def _(q, k, v, rate, gamma, beta, weights, lengths, frame, step, hidden, mode, keep):
+def _(q, k, v, rate, gamma, beta, weights, lengths, frame, columns, step, kind, hidden, mode, keep):
     frames, group = grouping(q.shape[2], frame)
     starts = weights.new_empty(-(-frames // group) if keep else 0, *weights.shape)
     return q.new_empty(q.shape), weights.new_empty(weights.shape), starts
@@ -81,7 +97,9 @@ def frame_causal_backward(
     lengths: Tensor,
     starts: Tensor,
     frame: int,
+    columns: int,
     step: float,
+    kind: str,
     hidden: int,
     mode: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -90,26 +108,27 @@ def frame_causal_backward(
     batch, heads, tokens, dim = q.shape
     frames, group = grouping(tokens, frame)
     states = starts.new_empty(group + 1, *starts.shape[1:])
-    errors = starts.new_empty(group, batch, heads, frame, dim)
-    derrors = starts.new_empty(2, batch, heads, frame, dim)
+    programs, numbers = batch * heads, FRAME_KINDS[kind]
+    errors = starts.new_empty(group, programs, workspace(numbers.saved, frame, dim, hidden))
+    derrors = starts.new_empty(programs, workspace(numbers.between, frame, dim, hidden))
     dstate = dweights.clone(memory_format=torch.contiguous_format)
     dq, dk, dv, drate = (torch.zeros_like(x) for x in (q, k, v, rate))
-    tiles = math.ceil(frame / frame_constants(dim, hidden, mode, starts.dtype)["TILE"])
+    tiles = math.ceil(frame / frame_constants(kind, dim, hidden, mode, starts.dtype)["TILE"])
     dgamma, dbeta = starts.new_zeros(2, batch, heads, tiles, dim)
     given = (q, k, v, rate, starts.new_full((1,), step), gamma, beta, lengths, states, errors)
+    launch = _Launch(kind, frame, columns, hidden, mode)
     for number in reversed(range(len(starts))):
         begin, end = number * group, min((number + 1) * group, frames)
         states[0].copy_(starts[number])
         # in the places of what is not written: any tensors
-        _forward((*given, dq, starts), (begin, end, begin), 0, frame, hidden, mode, save=True)
-        gradients = (dout, dstate, dq, dk, dv, drate, dgamma, dbeta, derrors)
-        _backward_frames((*given, *gradients), (begin, end), frame, hidden, mode)
+        launch.forward((*given, dq, starts), (begin, end, begin), 0, save=True)
+        launch.backward((*given, dout, dstate, dq, dk, dv, drate, dgamma, dbeta, derrors), (begin, end))
     dgamma, dbeta = dgamma.sum((0, 2)).to(gamma), dbeta.sum((0, 2)).to(beta)
     return dq, dk, dv, drate, dgamma, dbeta, dstate
 
 
 @frame_causal_backward.register_fake
-def _(dout, dweights, q, k, v, rate, gamma, beta, lengths, starts, frame, step, hidden, mode):
+def _(dout, dweights, q, k, v, rate, gamma, beta, lengths, starts, frame, columns, step, kind, hidden, mode):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, rate, gamma, beta, dweights))
 
 
@@ -121,7 +140,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, dout: Tensor, dweights: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     found = frame_causal_backward(dout, dweights, *ctx.saved_tensors, *ctx.numbers)
-    return *found, None, None, None, None, None, None
+    return *found, *(None,) * 8
 
 
 frame_causal.register_autograd(_backward, setup_context=_setup_context)
@@ -133,40 +152,45 @@ def grouping(tokens: int, frame: int) -> tuple[int, int]:
     return frames, math.ceil(math.sqrt(frames))
 
 
-def _kernels() -> ModuleType:
+class _Launch(NamedTuple):
+    """Launches of one inner model's kernels."""
+
+    kind: str
+    frame: int
+    columns: int
+    hidden: int
+    mode: str
+
+    def forward(self, tensors: tuple[Tensor, ...], span: tuple[int, int, int], group: int, save: bool) -> None:
+        """Frames ``span[0]`` ... ``span[1]`` - 1; ``span[2]`` is the one whose state stands in the first slot."""
+        programs, sizes, constants = self._of(tensors)
+        phases = RECOMPUTED if save else FORWARD
+        for begin, end, some, grid in frame_grid(self.kind, programs, phases, span[:2], self.frame, constants):
+            self._kernels().forward_kernel[grid](
+                *(*tensors, *sizes, self.frame, begin, end, span[2], group), **constants, PHASES=some, SAVE=save
+            )
+
+    def backward(self, tensors: tuple[Tensor, ...], span: tuple[int, int]) -> None:
+        programs, sizes, constants = self._of(tensors)
+        phases = FRAME_KINDS[self.kind].backward
+        for begin, end, some, grid in frame_grid(self.kind, programs, phases, span, self.frame, constants):
+            self._kernels().backward_kernel[grid](
+                *(*tensors, *sizes, self.frame, begin, end, span[0]), **constants, PHASES=some
+            )
+
+    def _of(self, tensors: tuple[Tensor, ...]) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+        """Programs, sizes and constants for q, ..., state, ... ."""
+        batch, heads, tokens, dim = tensors[0].shape
+        constants = frame_constants(self.kind, dim, self.hidden, self.mode, tensors[8].dtype)
+        return batch * heads, (heads, tokens, *frame_sizes(self.kind, dim, self.hidden, self.columns)), constants
+
+    def _kernels(self) -> ModuleType:
+        return frame_kernels(self.kind)
+
+
+def frame_kernels(kind: str) -> ModuleType:
+    """The module of an inner model's kernels."""
     # here, not above: tttvideo must import where Triton is not
-    from . import frame_mlp
+    from . import frame_conv, frame_linear, frame_mlp
 
-    return frame_mlp
-
-
-def _forward(
-    tensors: tuple[Tensor, ...],
-    span: tuple[int, int, int],
-    group: int,
-    frame: int,
-    hidden: int,
-    mode: str,
-    save: bool,
-) -> None:
-    """Frames ``span[0]`` ... ``span[1]`` - 1; ``span[2]`` is the one whose state stands in the first slot."""
-    batch, heads, tokens, dim = tensors[0].shape
-    constants = frame_constants(dim, hidden, mode, tensors[8].dtype)
-    phases = RECOMPUTED_PHASES if save else FORWARD_PHASES
-    for begin, end, some, grid in frame_grid(batch * heads, phases, span[:2], frame, constants):
-        _kernels().forward_kernel[grid](
-            *(*tensors, heads, tokens, hidden, frame, begin, end, span[2], group),
-            **constants,
-            PHASES=some,
-            SAVE=save,
-        )
-
-
-def _backward_frames(tensors: tuple[Tensor, ...], span: tuple[int, int], frame: int, hidden: int, mode: str) -> None:
-    batch, heads, tokens, dim = tensors[0].shape
-    constants = frame_constants(dim, hidden, mode, tensors[8].dtype)
-    launches = frame_grid(batch * heads, BACKWARD_PHASES, span, frame, constants)
-    for begin, end, some, grid in launches:
-        _kernels().backward_kernel[grid](
-            *(*tensors, heads, tokens, hidden, frame, begin, end, span[0]), **constants, PHASES=some
-        )
+    return {"linear": frame_linear, "mlp": frame_mlp}.get(kind, frame_conv)

@@ -20,7 +20,7 @@ State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, 
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_block, store_block
+from .blocks import column_sum, load_block, load_rows, store_block, store_rows
 from .pointwise import (
     across,
     gelu,
@@ -33,20 +33,7 @@ from .pointwise import (
 )
 
 
-@triton.jit
-def load_rows(x, t, valid, D: tl.constexpr, ACC: tl.constexpr):
-    """Tokens ``t`` of x [T, D], zero where not ``valid``."""
-    col = tl.arange(0, D)
-    return tl.load(x + t[:, None] * D + col[None, :], mask=valid[:, None], other=0.0).to(ACC)
-
-
-@triton.jit
-def store_rows(x, t, valid, rows, D: tl.constexpr):
-    col = tl.arange(0, D)
-    tl.store(x + t[:, None] * D + col[None, :], rows, mask=valid[:, None])
-
-
-@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame", "group"])
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "frame", "begin", "end", "origin", "group"])
 def forward_kernel(
     q,  # [programs, T, D], as k, v and out; programs = B * H
     k,
@@ -161,7 +148,7 @@ def forward_kernel(
             tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "frame"])
+@triton.jit(do_not_specialize=["heads", "tokens", "width", "frame", "begin", "end", "origin"])
 def backward_kernel(
     q,  # as in forward_kernel
     k,

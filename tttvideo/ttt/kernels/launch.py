@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 FEW_PROGRAMS = 64
 """With fewer rows x heads than this the phases of a frame are launched one by one, with a program for every tile of
-tokens or block of hidden units: otherwise most of a GPU of 108 or 132 multiprocessors would idle."""
+tokens or block of the state: otherwise most of a GPU of 108 or 132 multiprocessors would idle."""
 
-FORWARD_PHASES, RECOMPUTED_PHASES, BACKWARD_PHASES = (1, 2, 4), (1, 2), (1, 2, 4, 8)
-"""Of ``frame_mlp``; those of tiles are 1 and 4."""
+FORWARD, RECOMPUTED = (1, 2, 4), (1, 2)
+"""Phases of the frame kernels: of a call, and of the recomputation before a backward pass. 1 and 4 are of tiles."""
+
+TAPS = 9
+"""Places that a 3 x 3 convolution sees."""
+
+
+class FrameKind(NamedTuple):
+    """What the launches of one inner model's frame kernels need to know.
+
+    Attributes:
+        backward: phases of the backward pass; ``tiled``: those of them that are of tiles.
+        saved: numbers [N, d] and [N, F] that are kept of a frame for its backward pass, ``between`` those that go from
+            one phase of the backward pass to another.
+    """
+
+    backward: tuple[int, ...]
+    tiled: tuple[int, ...]
+    saved: tuple[int, int]
+    between: tuple[int, int]
+
+
+FRAME_KINDS = {
+    "linear": FrameKind((1, 2, 4, 8), (1, 4), (1, 0), (2, 0)),
+    "mlp": FrameKind((1, 2, 4, 8), (1, 4), (1, 0), (2, 0)),
+    "conv": FrameKind((1, 2, 4, 8, 16), (1, 4, 8), (1, 2), (1, 3)),
+    "conv_depthwise": FrameKind((1, 2, 4, 8, 16), (1, 4, 8), (1, 2), (1, 3)),
+}
+"""By inner model; see the kernels' files."""
 
 
 def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -33,33 +60,59 @@ def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dt
     }
 
 
-def frame_constants(dim: int, hidden: int, mode: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What the frame kernels are compiled for."""
-    return {
+def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What the frame kernels of an inner model are compiled for."""
+    constants = {
         "D": dim,
         "F": hidden,
-        "BLOCK": 32 if dim < 128 else 16,
-        "TILE": 32,  # of 64 the backward kernel spilled twenty times as much
+        "BLOCK": 16 if dim in (16, 128) else 32,
+        # With 64 the backward kernel of the MLP spilled twenty times as much as with 32. Products split in three hold
+        # three times as much: with 32 it spilled 1,304 bytes, with 16 264.
+        "TILE": 16 if mode == "tf32x3" and kind != "linear" else 32,
         "ACC": _accumulator(dtype),
         "MODE": mode,
         "num_warps": 4,
         "num_stages": 1,
     }
+    if kind.startswith("conv"):
+        del constants["BLOCK"]  # a block is one of the convolution's taps
+        constants["DEPTHWISE"] = kind == "conv_depthwise"
+        constants["num_warps"] = 8  # with 4 they spilled four times as much
+    return constants
+
+
+def depthwise_constants(dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What the kernels of ``depthwise`` are compiled for."""
+    return {"D": dim, "TILE": 32, "ACC": _accumulator(dtype), "num_warps": 4, "num_stages": 1}
+
+
+def frame_sizes(kind: str, dim: int, hidden: int, columns: int) -> tuple[int, ...]:
+    """Arguments that a kernel's compiler must not know: it would unroll the walks over the state, and spill."""
+    if kind.startswith("conv"):
+        return TAPS, columns
+    return (dim if kind == "linear" else hidden,)
+
+
+def workspace(numbers: tuple[int, int], frame: int, dim: int, hidden: int) -> int:
+    """Numbers of one frame and head; ``numbers`` of a ``FrameKind``."""
+    return frame * (numbers[0] * dim + numbers[1] * hidden)
 
 
 def frame_grid(
-    programs: int, phases: tuple[int, ...], span: tuple[int, int], frame: int, constants: dict[str, Any]
+    kind: str, programs: int, phases: tuple[int, ...], span: tuple[int, int], frame: int, constants: dict[str, Any]
 ) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
     """The launches that frames ``span[0]`` ... ``span[1]`` - 1 take: first frame, last + 1, phases, grid."""
     begin, end = span
     if programs >= FEW_PROGRAMS:
         yield begin, end, sum(phases), (programs, 1)
         return
-    tiles, blocks = -(-frame // constants["TILE"]), constants["F"] // constants["BLOCK"]
-    backwards = phases == BACKWARD_PHASES
+    tiles = -(-frame // constants["TILE"])
+    blocks = TAPS + 1 if kind.startswith("conv") else (constants["F"] or constants["D"]) // constants["BLOCK"]
+    backwards = phases not in (FORWARD, RECOMPUTED)
+    tiled = FRAME_KINDS[kind].tiled if backwards else (1, 4)
     for c in reversed(range(begin, end)) if backwards else range(begin, end):
         for phase in phases:
-            yield c, c + 1, phase, (programs, tiles if phase in (1, 4) else blocks)
+            yield c, c + 1, phase, (programs, tiles if phase in tiled else blocks)
 
 
 def contiguous(*tensors: Tensor) -> list[Tensor]:

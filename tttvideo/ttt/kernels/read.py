@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..inner.base import InnerModel
 from ..objective import Norm
+from ..optimizer import InnerOptimizer
 from ..scan import Views
 from ..weights import Weights, zeros_like
+from .choice import CUMULATIVE, kind_of
 from .packed import pack, unpack
 
 
 def read(
+    inner: InnerModel,
+    optimizer: InnerOptimizer,
     views: Views,
     norm: Norm,
     scale: Tensor,
@@ -19,19 +24,20 @@ def read(
     pending: Weights,
     position: Tensor,
     lengths: Tensor | None,
-    frame: int | None,
+    grid: tuple[int, int] | None,
     mode: str,
 ) -> tuple[Tensor, Weights, Weights]:
     """Reads all tokens of a call.
 
     Args:
+        inner: the inner model, one that ``choice.not_for`` lets pass; ``optimizer`` likewise.
         views: of T tokens, one view (k, v) each, no past and no forget gate.
         norm: the inner LayerNorm, [H, 1, d] each.
         scale: of the step at each position of a chunk, [K]; the same at all of a frame's.
         weights: at the start of the open chunk; ``pending``: sum of rate * gradient over what it has read.
         position: tokens that the open chunk has read, int64 [B] on the host.
         lengths: tokens that each row reads now, int64 [B] on the host; None: all.
-        frame: tokens of a frame, where every frame is a chunk and read as a whole; None: token-causal.
+        grid: (rows, columns) of a frame, where every frame is a chunk and read as a whole; None: token-causal.
         mode: see ``choice.mode_of``.
 
     Returns:
@@ -39,22 +45,38 @@ def read(
     """
     device = views.q.device
     batch, _, tokens, _ = views.q.shape
-    read = (torch.full((batch,), tokens) if lengths is None else lengths).to(device, non_blocking=True)
-    packed = pack(weights)
-    hidden = weights["1"].weight.shape[-1] if "2" in weights else 0
+    if lengths is None:  # made on the device: a copy from the host would wait, and could not be part of a CUDA graph
+        read = torch.full((batch,), tokens, device=device)
+    else:
+        read = lengths.to(device, non_blocking=True)
     q, k, v, rate = views.q, views.k[:, :, 0], views.v[:, :, 0], views.rate[:, :, 0, :, 0]
+    kind = kind_of(inner)
+    if kind == CUMULATIVE:
+        from .cumulative import read_cumulative
+
+        assert grid is not None
+        out, weights = read_cumulative(q, k, v, rate, weights, optimizer, read, grid)
+        return out, weights, zeros_like(weights)
+    packed = pack(weights)
+    hidden = weights["2"].weight.shape[-2] if "2" in weights else 0
     norm = Norm(*(x[:, 0] for x in norm))
     given = (q, k, v, rate, scale, *norm, packed, *(x for map in pending.values() for x in map if x is not None))
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    if frame is not None:
+    if grid is not None:
         from .frame_causal import frame_causal
 
-        out, packed, _ = frame_causal(q, k, v, rate, *norm, packed, read, frame, 1.0 / frame, hidden, mode, keep)
+        frame = grid[0] * grid[1]
+        sizes = (frame, grid[1], 1.0 / frame, kind, hidden, mode, keep)
+        out, packed, _ = frame_causal(q, k, v, rate, *norm, packed, read, *sizes)
         return out, unpack(packed, weights), zeros_like(weights)
     from .token_causal import token_causal
 
-    carried, position = bool(position.any()), position.to(device, non_blocking=True)
+    carried = bool(position.any())
     held = pack(pending)
+    if bool((position == position[0]).all()):
+        position = torch.full((batch,), int(position[0]), device=device)
+    else:
+        position = position.to(device, non_blocking=True)
     if carried:  # a row that has read nothing of its chunk has no gradients, whatever stands there
         held = torch.where(position[:, None, None] > 0, held, 0.0)
     out, packed, opened, _ = token_causal(
