@@ -284,8 +284,9 @@ def _by_group(revealed: dict[str, list[dict[str, Any]]], shown: list[int]) -> li
 
 
 def _range(values: list[float], digits: int = 1) -> str:
+    """Mean over the seeds, and half of what lies between the smallest and the largest."""
     middle = f"{statistics.mean(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    return middle if len(values) == 1 else f"{middle} ±{(max(values) - min(values)) / 2:.{digits}f}"
 
 
 if __name__ == "__main__":
