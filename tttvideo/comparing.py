@@ -28,6 +28,8 @@ def compare(argv: Sequence[str]) -> int:
     args = parser.read(argv)
     if args.resamples < 1:
         raise UsageError(f"--resamples must be at least 1, got {args.resamples}")
+    if args.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, got {args.seed}")
 
     from tttvideo.evaluation.comparison import compare_runs
     from tttvideo.evaluation.comparison_report import print_comparison, write_comparison

@@ -50,6 +50,54 @@ def evaluated(tmp_path_factory):
     return base / "eval"
 
 
+def test_strata_are_those_of_the_evaluation(tmp_path):
+    """Many equal values: fewer strata than bins, which must not be divided anew."""
+    data = small_set(tmp_path / "set", count=24, frames=10)
+    rows = list(csv.DictReader((data / "meta.csv").open(newline="")))
+    with (tmp_path / "list.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "tie"])
+        writer.writerows([data / row["path"], row["label"], max(0, i - 11)] for i, row in enumerate(rows))
+    found = evaluate(small_run(tmp_path / "run", small_model()), tmp_path / "list.csv", by=["tie"], split="all")
+    write_report(found, tmp_path / "eval")
+    compared = compare_runs(parse_named([str(tmp_path / "eval")]), resamples=10)
+    stated = [stratum["value"] for stratum in found.metrics["results"][0]["by"]["tie"]]
+    assert len(stated) == 3
+    assert compared["protocols"]["by tie"]["x"] == stated
+
+
+def test_sets_of_other_classes_have_no_common_axis(evaluated, tmp_path):
+    copy = tmp_path / "eval"
+    shutil.copytree(evaluated / "ttt", copy)
+    file = copy / "10" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    file.write_text(json.dumps(metrics | {"labels": [f"other {name}" for name in metrics["labels"]]}))
+    assert "length" in compare_runs(parse_named([str(evaluated / "ttt")]), resamples=10)["protocols"]
+    assert "length" not in compare_runs(parse_named([str(copy)]), resamples=10)["protocols"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[: len(data) // 2], "is cut off"),
+        (lambda data: data[: data[:-2].rindex(b"\n") + 1], "is cut off"),
+        (lambda data: b"\xff\xfe" + data, "is damaged"),
+    ],
+    ids=["in a row", "after a row", "not text"],
+)
+def test_damaged_predictions_are_named(evaluated, tmp_path, capsys, damage, said):
+    copy = tmp_path / "eval"
+    shutil.copytree(evaluated / "lstm", copy)
+    file = copy / "20" / "predictions.csv"
+    file.write_bytes(damage(file.read_bytes()))
+    assert main(["compare", str(copy), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert f"predictions.csv {said}" in shown
+    assert "once more" in shown
+    assert main(["compare", str(evaluated / "lstm"), "--seed", "-1", "--out", str(tmp_path / "out")]) == 2
+    assert "--seed must be 0 or more" in capsys.readouterr().err
+
+
 def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["compare", str(evaluated / "ttt"), f"LSTM={evaluated / 'lstm'}", "--out", str(out)]) == 0

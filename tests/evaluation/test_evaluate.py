@@ -10,10 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.evaluation.small import LABELS, small_model, small_run, small_set
+from tttvideo.cli import main
 from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, print_report, write_report
 from tttvideo.evaluation.plots import plot_confusion
+from tttvideo.evaluation.strata import WRITTEN
 from tttvideo.video.synthetic import ceiling_for
 
 SETTINGS = {"frames": parse_frames("8,all"), "samplings": parse_samplings(["dense", "uniform=4"])}
@@ -258,3 +261,48 @@ def test_damaged_descriptions_are_one_sentence(data, tmp_path, name, text):
     (run / name).write_text(text)
     with pytest.raises(ValueError, match=Path(name).name):
         evaluate(run / "checkpoints" / "step-00000010", data)
+
+
+def test_the_columns_of_predictions_are_reserved(run, data, tmp_path):
+    _, rows = _written(run, data, tmp_path)
+    assert set(rows[0]) == set(WRITTEN) | {"first_onset"}
+
+
+def test_frames_in_a_random_order_have_no_ceiling(run, data, tmp_path):
+    metrics, _ = _written(run, data, tmp_path, controls=["all"])
+    for row in metrics["results"]:
+        ceilings = [row["ceiling"], *(stratum["ceiling"] for stratum in row["by"]["first_onset"])]
+        assert all((ceiling is None) == (row["control"] == "shuffled") for ceiling in ceilings)
+
+
+def _written(run, data, out, **options):
+    found = evaluate(run, data, by=["first_onset:3"], **options)
+    write_report(found, out)
+    return read(out)
+
+
+def test_a_model_of_damaged_weights_is_no_result(data, tmp_path, capsys):
+    model = small_model()
+    with torch.no_grad():
+        next(model.head.parameters()).fill_(torch.nan)
+    damaged = small_run(tmp_path / "damaged", model)
+    assert main(["evaluate", str(damaged), "--data", str(data), "--out", str(tmp_path / "out")]) == 2
+    assert "the model answers no video with numbers" in capsys.readouterr().err
+    whole = small_run(tmp_path / "whole", small_model())
+    words = [f"W={whole}", f"D={damaged}", "--data", str(data), "--out", str(tmp_path / "position")]
+    assert main(["position", *words]) == 2
+    assert "D has no finite loss on any video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [(999, "ceilings are those of videos of 999 frames"), (0, "there are no ceilings, as suite.json")],
+)
+def test_a_description_of_other_videos_is_told(run, data, tmp_path, frames, said):
+    copy = tmp_path / "set"
+    shutil.copytree(data, copy)
+    description = json.loads((copy / "suite.json").read_text())
+    description["parameters"]["frames"] = frames
+    (copy / "suite.json").write_text(json.dumps(description))
+    notes = evaluate(run, copy).metrics["notes"]
+    assert any(said in note for note in notes)

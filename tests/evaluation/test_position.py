@@ -126,6 +126,10 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--out", str(out), "--frames", "0"]) == 2
     assert "--frames (0) must be at least 1" in capsys.readouterr().err
+    assert main([*words, "--out", str(out), "--frames", "1000"]) == 2
+    assert "--frames 1000 is longer than every video" in capsys.readouterr().err
+    assert main([*words, "--out", str(out), "--segment", "-5"]) == 2
+    assert "--segment must be a multiple of" in capsys.readouterr().err
 
 
 def test_the_command_on_predictions(tmp_path, capsys):

@@ -39,5 +39,13 @@ def test_columns_of_a_list_are_matched_by_file_and_span(tmp_path):
     assert (column.values, column.bins) == (["shed", "hall", ""], 3)
     with pytest.raises(ValueError, match="no column 'rom'; there are: start, end, room"):
         choose_columns(["rom"], rows)
+    with pytest.raises(ValueError, match=r"predictions\.csv has a column 'start' of its own; rename"):
+        choose_columns(["start"], rows)
     with pytest.raises(ValueError, match="with such a column is needed"):
         choose_columns(["room"], read_columns(tmp_path, None, index))
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"meta\.csv is damaged"):
+        read_columns(tmp_path, None, Index([], [], False, "all", ""))

@@ -7,7 +7,7 @@ import numpy as np
 
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.measured import Cell, Measured, Video
-from tttvideo.evaluation.strata import Column, strata
+from tttvideo.evaluation.strata import BINS, Column, strata
 
 
 class AccuracyProtocols:
@@ -28,9 +28,9 @@ class AccuracyProtocols:
         return found
 
     def length(self, sets: list[str]) -> dict[str, Any]:
-        """Whole videos of several data sets, in order of their length."""
+        """Whole videos of several data sets with the same classes, in order of their length."""
         mains = [self._main(data) for data in sets]
-        if len({cell.sampling for cell in mains}) > 1:
+        if len({cell.sampling for cell in mains}) > 1 or len({self._labels(data) for data in sets}) > 1:
             return {}
         known = sorted((self._frames(cell), cell) for cell in mains if cell.frames == "all")
         if len(known) < 2:
@@ -110,11 +110,10 @@ class AccuracyProtocols:
         )
         for name in names:
             values: dict[Video, str] = {}
-            bins = 0
             for seeds in self.measured.values():
                 for one in seeds:
                     values |= one.columns.get(whole.data, {}).get(name, {})
-                    bins = max(bins, len(one.rows[whole].get("by", {}).get(name, [])) if whole in one.rows else 0)
+            bins = max((about.get("bins", {}).get(name, 0) for about in self._about(whole.data)), default=0) or BINS
             videos = list(values)
             groups = strata(Column(name, [values[video] for video in videos], bins))
             if len(groups) < 2:
@@ -252,12 +251,20 @@ class AccuracyProtocols:
     def _frames(self, cell: Cell) -> float:
         return self._mean(cell, "mean_frames_used") or 0.0 if cell.frames == "all" else float(cell.frames)
 
+    def _about(self, data: str) -> list[dict[str, Any]]:
+        """What each metrics.json of a data set says but for its results."""
+        return [
+            one.about[list(one.columns).index(data)]
+            for seeds in self.measured.values()
+            for one in seeds
+            if data in one.columns
+        ]
+
     def _chance(self, data: str) -> float | None:
-        for seeds in self.measured.values():
-            for one in seeds:
-                if data in one.columns:
-                    return one.about[list(one.columns).index(data)]["chance"]
-        return None
+        return next((about["chance"] for about in self._about(data)), None)
+
+    def _labels(self, data: str) -> tuple[str, ...]:
+        return next((tuple(about["labels"]) for about in self._about(data)), ())
 
 
 def _title(run: str, control: str) -> str:

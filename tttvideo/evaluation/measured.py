@@ -151,7 +151,7 @@ def _read_answers(found: Measured, file: Path, metrics: dict[str, Any], names: d
         found.rows[_cell(data, row)] = row
     strata_names = list(metrics["results"][0].get("by", {}))
     columns: dict[str, dict[Video, str]] = {name: {} for name in strata_names}
-    for row in _table(file):
+    for row in _table(file, metrics["n_videos"] * len(metrics["results"])):
         video = _video(row, metrics["data"])
         found.correct.setdefault(_cell(data, row), {})[video] = row["correct"] == "1"
         for name in strata_names:
@@ -166,7 +166,7 @@ def _read_errors(found: Measured, file: Path, metrics: dict[str, Any], names: di
     if not beside.is_file():
         raise ValueError(f"{file} has no per_video.npz beside it; run `tttvideo evaluate` once more")
     arrays = _arrays(beside)
-    videos = [_video(row, metrics["data"]) for row in _table(file)]
+    videos = [_video(row, metrics["data"]) for row in _table(file, metrics["n_videos"])]
     methods = [str(name) for name in arrays["methods"]]
     mse = {name: arrays["mse"][:, i].astype(np.float64) for i, name in enumerate(methods)}
     told = arrays.get("revealed_squared")
@@ -202,9 +202,19 @@ def _once(known: Container[Any], setting: Cell | Case, data: str, file: Path) ->
         raise ValueError(f"there are two evaluations of {data} in one run ({file} and another); keep one")
 
 
-def _table(file: Path) -> list[dict[str, str]]:
-    with file.with_name("predictions.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+def _table(file: Path, rows: int) -> list[dict[str, str]]:
+    """predictions.csv beside a metrics.json that tells of so many rows. Raises ValueError if it is damaged."""
+    beside = file.with_name("predictions.csv")
+    try:
+        with beside.open(newline="", encoding="utf-8") as stream:
+            found = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{beside} is damaged ({error}); run `tttvideo evaluate` once more") from None
+    if len(found) != rows or any(None in row.values() for row in found):
+        raise ValueError(
+            f"{beside} is cut off: {len(found)} of {rows} rows are there; run `tttvideo evaluate` once more"
+        )
+    return found
 
 
 def _video(row: dict[str, str], data: str) -> Video:

@@ -9,7 +9,9 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"
-LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": (0, (1, 3)), "shuffled": (0, (5, 2, 1, 2))}
+LEGEND_LINES = 18
+"""Lines of a legend beside the axes; more go into further columns."""
+LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (5, 2, 1, 2))}
 """Controls are drawn in the colour of what they take something away from, with empty markers."""
 
 
@@ -81,7 +83,9 @@ def plot_accuracy(
     axes.set_title(plain(title), fontsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9)
+    columns = -(-len(legend) // LEGEND_LINES)  # what does not fit into the figure's height would be cut
+    figure.set_size_inches(6.4 + 2.6 * (columns - 1), 4.2)
+    figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9, ncols=columns)
     save(figure, path)
 
 

@@ -43,10 +43,15 @@ def losses_by_position(
     """Losses of a model over the videos of a split, each cut to its first ``frames``.
 
     Raises:
-        ValueError: for a model that does not stream: what it says of a position has seen later ones.
+        ValueError: for a model that does not stream, as what it says of a position has seen later ones, and for a
+            segment at whose end it cannot be cut.
     """
     if not model.streams:
         raise ValueError("loss by position needs a model that reads forwards; this one has read the end at every frame")
+    if segment is not None and (segment < 1 or segment % model.frame_multiple):
+        raise ValueError(
+            f"--segment must be a multiple of {model.frame_multiple} frames, the model's step; got {segment}"
+        )
     segment = model.segment_frames(segment or 64)
     rows: dict[int, Tensor] = {}
     failures: dict[int, str] = {}

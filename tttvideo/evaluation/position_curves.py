@@ -10,6 +10,7 @@ from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
 from tttvideo.evaluation.evaluate import best_device, choose_device, default_split, one_process
 from tttvideo.evaluation.forecaster import space_of
+from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.measured import Positions, Seed, Video
 from tttvideo.evaluation.named import Named
 from tttvideo.evaluation.position import Losses, losses_by_position
@@ -100,6 +101,7 @@ def compare_positions(
                 return build_index(data, part, root=root, **chosen, **source.drawn)
 
             index = read(split or default_split(data, root, source, read, labelled=labelled))
+            check_lengths(index, [frames], [], [])
             found = losses_by_position(model, index, frames=frames, batch_size=batch_size, segment=segment)
             seeds.append(_seed(index, found))
             marks.append(source.sha256)
@@ -108,7 +110,10 @@ def compare_positions(
         curve, table, videos = curve_of(seeds, bootstrap)
         if not curve.loss:
             reason = next((f" (first: {path}: {reason})" for path, reason in failed.items()), "")
-            raise ValueError(f"no video of split {index.split} has a loss to take{reason}")
+            raise ValueError(
+                f"{run.name} has no finite loss on any video of split {index.split}{reason}; its weights may be "
+                "damaged, or the videos too short"
+            )
         series[run.name] = curve._asdict() | {"weights_sha256": marks}
         arrays |= {f"losses_{number}": table.astype(np.float32), f"videos_{number}": np.array(videos)}
     ((task, kind),) = kinds

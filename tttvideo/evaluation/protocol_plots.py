@@ -175,11 +175,13 @@ def _name_points(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
         axes.annotate(
             plain(name),
             (at[place], 100 * max(means)),
-            xytext=(14, 0),
+            xytext=(10, 9 if place % 2 else -9),  # neighbours often stand at one place
             textcoords="offset points",
             fontsize=8,
             color=INK,
             va="center",
+            zorder=4,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )
 
 

@@ -17,6 +17,9 @@ from tttvideo.video.sampling import Sampling
 from tttvideo.video.segments import read_segments
 from tttvideo.video.transforms import Preprocessing
 
+NOT_FINITE = "the model's logits are not finite"
+"""A ``Score.failure``."""
+
 
 class Score(NamedTuple):
     """What the model said of one video in one setting; `logits` is None where it could not be scored."""
@@ -142,7 +145,7 @@ class _Rows:
                     continue
                 logits = found.get(row, self.final[row])
                 if not bool(logits.isfinite().all()):
-                    yield row, position, None, 0, "the model's logits are not finite"
+                    yield row, position, None, 0, NOT_FINITE
                 else:
                     yield row, position, logits, min(seen, cut or seen), ""
 

@@ -16,6 +16,13 @@ VALUES = 8
 """A column with no more different numbers than this has a stratum for each of them."""
 
 
+WRITTEN = (
+    *("path", "start", "end", "frames", "sampling", "views", "control", "label", "correct", "frames_used", "failure"),
+    *("prediction", "probability", "label_probability", "rank", "top5"),
+)
+"""What predictions.csv says of a video by itself: a column of the data must have another name to stand beside."""
+
+
 class Column(NamedTuple):
     """One column that accuracy is reported against."""
 
@@ -38,8 +45,11 @@ def read_columns(data: Path, root: str | Path | None, index: Index) -> list[Mapp
     if not file.is_file():
         return [{} for _ in index.videos]
     base = file.parent if root is None or data.is_dir() else Path(root)
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is damaged ({error}); make it again") from None
     if not rows or "path" not in rows[0]:
         return [{} for _ in index.videos]
     known = {_key(os.path.join(base, row["path"] or ""), row.get("start"), row.get("end")): row for row in rows}
@@ -63,6 +73,8 @@ def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> 
                 f"there are: {', '.join(names[:12])}" if names else "a list or a meta.csv with such a column is needed"
             )
             raise ValueError(f"--by {text}: the data have no column {name!r}; {there}")
+        if name in WRITTEN:
+            raise ValueError(f"--by {text}: predictions.csv has a column {name!r} of its own; rename that of the data")
         columns.append(Column(name, [row.get(name) or "" for row in rows], bins))
     return columns
 

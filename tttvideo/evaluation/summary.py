@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tttvideo.evaluation.samples import Sample
-from tttvideo.evaluation.scoring import Score, Scores
+from tttvideo.evaluation.scoring import NOT_FINITE, Score, Scores
 from tttvideo.evaluation.settings import Setting
 from tttvideo.evaluation.strata import Column, Stratum, strata
 from tttvideo.evaluation.views import Whole
@@ -57,6 +57,12 @@ def summarise(
         for score in scores.scores:
             assert by_setting[score.setting][score.video] is None, "a video was counted twice"
             by_setting[score.setting][score.video] = score
+    answers = [score for row in by_setting for score in row if score is not None]
+    if answers and all(score.failure == NOT_FINITE for score in answers):
+        raise ValueError(
+            "the model answers no video with numbers (NaN or infinite): its weights are damaged, or its training "
+            "diverged; use an earlier checkpoint"
+        )
     truth = _truth(index, n_classes, several)
     if several and not truth.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
@@ -112,11 +118,12 @@ def summarise(
         "ceilings_are": None if suite is None else suite.get("ceilings_are", "exact"),
         "labels": labels,
         "multi_label": several,
+        "bins": {column.name: column.bins for column in columns},
         "split_rule": index.rule,
         **context,
         "failures": [{**where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
         "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
-        "notes": list(dict.fromkeys(remarks)),
+        "notes": list(dict.fromkeys([*remarks, *_suite_notes(suite, settings, by_setting)])),
         "versions": versions(),
     }
     return Evaluation(metrics, predictions)
@@ -174,8 +181,8 @@ def _truth(index: Index, n_classes: int, several: bool) -> torch.Tensor:
 
 def _ceiling(suite: dict[str, Any] | None, setting: Setting) -> float | None:
     """The best top-1 that can be reached by a model that sees no more than this setting shows; None also for videos
-    in views, whose answers are averaged."""
-    if suite is None or setting.views != Whole():
+    in views, whose answers are averaged, and for frames in a random order."""
+    if suite is None or setting.views != Whole() or setting.control == "shuffled":
         return None
     from tttvideo.video.synthetic import SuiteError, ceiling_for
 
@@ -183,6 +190,29 @@ def _ceiling(suite: dict[str, Any] | None, setting: Setting) -> float | None:
         return ceiling_for(suite, str(setting.sampling), setting.frames)
     except SuiteError:  # a suite of another version: its videos are good, its ceilings are not known here
         return None
+
+
+def _suite_notes(
+    suite: dict[str, Any] | None, settings: Sequence[Setting], by_setting: Sequence[Sequence[Score | None]]
+) -> list[str]:
+    """Why the ceilings of a suite are not known, or cannot be those of these videos."""
+    if suite is None:
+        return []
+    from tttvideo.video.synthetic import SuiteError, suite_from
+
+    try:
+        stated = suite_from(suite).frames
+    except SuiteError as error:
+        return [f"there are no ceilings, as suite.json beside the data cannot be used: {error}"]
+    for setting, row in zip(settings, by_setting):
+        found = {score.frames for score in row if score is not None and score.logits is not None}
+        whole = setting.frames is None and str(setting.sampling) == "dense" and setting.views == Whole()
+        if whole and found and found != {stated}:
+            read = ", ".join(map(str, sorted(found)[:4]))
+            return [
+                f"ceilings are those of videos of {stated} frames (suite.json beside the data), but these have {read}"
+            ]
+    return []
 
 
 def _hit(score: Score, truth: torch.Tensor, several: bool) -> bool:
@@ -197,7 +227,7 @@ def _oracle_hits(
     suite: dict[str, Any] | None, setting: Setting, rows: Sequence[Mapping[str, str]]
 ) -> list[bool] | None:
     """Whether the best observer of these frames, who reads meta.csv, is right about each of these very videos."""
-    if suite is None or setting.views != Whole() or not all(rows):
+    if suite is None or setting.views != Whole() or setting.control == "shuffled" or not all(rows):
         return None
     from tttvideo.video.synthetic import ClassificationSuite, SuiteError, suite_from
 
