@@ -11,7 +11,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"
 LEGEND_LINES = 18
 """Lines of a legend beside the axes; more go into further columns."""
-LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (5, 2, 1, 2))}
+LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (6, 2))}
 """Controls are drawn in the colour of what they take something away from, with empty markers."""
 
 

@@ -38,7 +38,7 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
         entries.append((axes.axvline(length, color="#999999", linewidth=1, zorder=0), "length of training clips"))
     _x_axis(axes, protocol, numeric)
     _y_axis(axes, protocol)
-    axes.set_title(plain(protocol["title"]), fontsize=10)
+    axes.set_title(plain(protocol["title"]), fontsize=10, pad=60 if protocol.get("point_names") else None)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*zip(*entries), loc="outside right center", frameon=False, fontsize=8.5)
@@ -169,19 +169,20 @@ def _ceiling(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[
 
 
 def _name_points(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
-    """What each point is, where its place on the axis does not say; written beside the best run's."""
-    for place, name in enumerate(protocol.get("point_names", [])):
-        means = [line["mean"][place] for line in protocol["series"].values() if line["mean"][place] is not None]
-        axes.annotate(
-            plain(name),
-            (at[place], 100 * max(means)),
-            xytext=(10, 9 if place % 2 else -9),  # neighbours often stand at one place
-            textcoords="offset points",
+    """What each point is, where its place on the axis does not say; written above it."""
+    names: dict[float, list[str]] = {}
+    for x, name in zip(at, protocol.get("point_names", [])):
+        names.setdefault(x, []).append(plain(name))
+    for x, own in names.items():
+        axes.text(
+            x,
+            1.01,
+            ", ".join(own),
+            transform=axes.get_xaxis_transform(),
+            rotation=30,
+            rotation_mode="anchor",
             fontsize=8,
             color=INK,
-            va="center",
-            zorder=4,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )
 
 
