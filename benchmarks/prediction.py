@@ -75,12 +75,10 @@ def main() -> None:
         described["seconds"] = options.seconds or described["seconds"]
     suites = [options.suite] if options.suite else list(study["suites"])
     models = options.only or list(study["models"])
-    here = {
-        s: [m for m in models if m in study["suites"][s].get("models", models)] for s in suites if s in study["suites"]
-    }
     for name, known in [*((s, study["suites"]) for s in suites), *((m, study["models"]) for m in models)]:
         if name not in known:
             parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
+    here = {s: [m for m in models if m in study["suites"][s].get("models", models)] for s in suites}
     done = {(row["suite"], row["model"], row["seed"]) for row in read_rows(rows_file)}
     # Seed by seed, so that a study that is stopped early has whole comparisons.
     wanted = [(s, m, seed) for seed in options.seeds or study["seeds"] for s in suites for m in here[s]]

@@ -240,8 +240,8 @@ def _told(model: VideoModel, index: Index, known: Known | None, notes: list[str]
 
 
 def _bounds(model: VideoModel, known: Known, *, grey: bool) -> dict[str, Any]:
-    """What can be reached: ``bounds`` as the suite states them, ``best_mse`` of a whole frame (sum over its pixels),
-    None where that is not known."""
+    """``bounds`` as the suite states them, and ``best_mse``, the codec's error of a whole frame (sum over its pixels):
+    what remains for who knows the drawn frames; None where that is not known."""
     suite, bounds = known.suite, known.description["bounds"]
     reachable = "codec" in bounds and not suite.grouped and not grey and not _unlike(model, suite)
     best = round(bounds["codec"] * 3 * suite.size**2, 6) if reachable else None

@@ -15,8 +15,8 @@ LOST = 2.0
 
 
 def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
-    """Every run against what the protocol varies, with 95 % intervals, the best that can be reached dashed: top-1 in
-    per cent, or in the protocol's ``unit``."""
+    """Every run against what the protocol varies, with 95 % intervals, its ceiling dashed: top-1 in per cent, or in the
+    protocol's ``unit``."""
     series: dict[str, Any] = protocol["series"]
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
