@@ -23,6 +23,7 @@ from benchmarks.design import clips, fit, run_study, suite_of
 from benchmarks.small import ROOT, VAL_SEED
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.protocol_plots import plot_protocol
+from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
 from tttvideo.video.synthetic import ClassificationSuite
 
@@ -50,7 +51,16 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
         *({"length": 1} | measure(model, suite, count, rule) for rule in rules),
         *({"length": 1, "control": name} | measure(model, suite, count, own, name) for name in controls),
     ]
-    return {"task": task, "variant": variant, "seed": seed, "measured": measured} | about
+    held = state_of_a_clip(model, suite, own)
+    return {"task": task, "variant": variant, "seed": seed, "state_bytes": held, "measured": measured} | about
+
+
+def state_of_a_clip(model: VideoModel, suite: ClassificationSuite, sampling: str) -> int:
+    """Bytes that the model carries on from one clip of the training length."""
+    frames, _ = clips(suite, "val", range(1))
+    with torch.no_grad():
+        _, state = model(frames[:, suite.sampled(sampling)])
+    return state_bytes(state)
 
 
 def measure(
@@ -63,8 +73,12 @@ def measure(
     losses, hits = [], []
     with torch.no_grad(), without(model, control):
         for first in range(0, count, batch):
-            frames, labels = clips(suite, "val", range(first, min(first + batch, count)))
-            logits = _logits(model, _shown(frames[:, seen], control))
+            numbers = range(first, min(first + batch, count))
+            frames, labels = clips(suite, "val", numbers)
+            frames = frames[:, seen]
+            if control == "shuffled":
+                frames = torch.stack([_shuffled(clip, number) for clip, number in zip(frames, numbers, strict=True)])
+            logits = _logits(model, frames)
             losses += torch.nn.functional.cross_entropy(logits, labels, reduction="none").tolist()
             hits += (logits.argmax(1) == labels).tolist()
     found: dict[str, Any] = {
@@ -92,10 +106,9 @@ def _logits(model: VideoModel, frames: Tensor) -> Tensor:
     return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces).logits.float()
 
 
-def _shown(frames: Tensor, control: str) -> Tensor:
-    if control != "shuffled":
-        return frames
-    return frames[:, torch.randperm(frames.shape[1], generator=torch.Generator().manual_seed(0))]
+def _shuffled(clip: Tensor, number: int) -> Tensor:
+    """The frames of a clip in an order of its own."""
+    return clip[torch.randperm(len(clip), generator=torch.Generator().manual_seed(number))]
 
 
 def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = None) -> str:
