@@ -2,6 +2,7 @@
 behind."""
 
 import itertools
+import shutil
 import threading
 import time
 import warnings
@@ -166,6 +167,13 @@ def test_shuffled_frames_are_the_same_ones_in_the_same_random_order(paths):
     assert not torch.equal(mixed, plain)
     assert torch.equal(mixed, whole(True))
     assert sorted(frame.numpy().tobytes() for frame in mixed) == sorted(frame.numpy().tobytes() for frame in plain)
+
+
+def test_every_file_is_shuffled_in_its_own_order(tmp_path):
+    one = make_video(tmp_path / "one.mp4", 12)
+    other = shutil.copy(one, tmp_path / "other.mp4")
+    (both,) = read_segments([one, str(other)], Preprocessing((16, 16)), segment=12, shuffled=True)
+    assert not torch.equal(both.frames[0], both.frames[1])
 
 
 def test_never_more_than_three_pieces_ahead(monkeypatch):

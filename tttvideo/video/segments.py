@@ -6,8 +6,10 @@ piece after the other.
 
 import queue
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -50,7 +52,8 @@ def read_segments(
         sampling: by default the preprocessing's rule.
         spans: per video (start, end) in seconds; None: from the beginning, to the end.
         crops: per video, as in ``Preprocessing.apply``; by default the centre.
-        shuffled: give the frames of each video in a random order, always the same one; holds whole videos.
+        shuffled: give the frames of each video in a random order, always the same one for a file name; holds whole
+            videos.
         prefetch: False: decode when asked, in the calling thread.
     """
     if segment < 1 or (max_frames is not None and max_frames < 1):
@@ -84,7 +87,8 @@ def _row(
         wanted = inside[rule.indices(times - times[0], None)]
         if shuffled:
             whole = preprocessing.apply(reader.read(wanted), crop)
-            yield from whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))].split(segment)
+            own = torch.Generator().manual_seed(zlib.crc32(Path(path).name.encode()))
+            yield from whole[torch.randperm(len(whole), generator=own)].split(segment)
             return
         held: list[Tensor] = []
         count = 0
