@@ -168,7 +168,7 @@ def run(config: RunConfig, yaml: str) -> None:
         f"{steps_per_epoch} steps per epoch"
     )
     if source := getattr(trainer.bare.encoder, "source", None):
-        display.say(f"encoder {source if last is None else 'weights from the checkpoint'}")
+        display.say(f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}")
     if config.init_from and last is None:
         display.say(f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}")
     if last:

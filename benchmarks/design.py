@@ -107,9 +107,19 @@ def settings(study: dict[str, Any], task: str, variant: str) -> RunConfig:
 
 
 def suite_of(study: dict[str, Any], task: str, seed: int) -> ClassificationSuite:
-    suite = find_suite(study["tasks"][task]["suite"])(**study["tasks"][task].get("parameters", {}), seed=seed)
+    return _suite(study["tasks"][task], seed)
+
+
+def _suite(lesson: dict[str, Any], seed: int) -> ClassificationSuite:
+    suite = find_suite(lesson["suite"])(**lesson.get("parameters", {}), seed=seed)
     assert isinstance(suite, ClassificationSuite)
     return suite
+
+
+def lessons(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps and the parameters of their clips: first what the task says comes ``before``, then its own."""
+    own = {name: task[name] for name in ("steps", "parameters") if name in task}
+    return [{"suite": task["suite"]} | lesson for lesson in [*task.get("before", []), own]]
 
 
 def build(config: RunConfig, suite: ClassificationSuite) -> VideoModel:
@@ -152,10 +162,10 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     """Trains one model; returns it and what its row says of the training."""
     options = study["variants"][variant]
     config = plan(study, task, variant)
-    steps, batch = study["tasks"][task]["steps"], config.data.batch_size
-    suite = suite_of(study, task, seed)
+    parts = lessons(study["tasks"][task])
+    steps, batch = sum(part["steps"] for part in parts), config.data.batch_size
     torch.manual_seed(seed)
-    model = build(config, suite)
+    model = build(config, suite_of(study, task, seed))
     if "reset_frames" in options:
         model.backbone = Forgetful(model.backbone, options["reset_frames"])  # type: ignore[assignment]
     optimizer = build_optimizer(model, config.optimizer)
@@ -163,10 +173,7 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
     right: list[float] = []
     spent, begin = 0.0, time.process_time()
-    seen = suite.sampled(options.get("sampling", "dense"))
-    for step in range(steps):
-        frames, labels = clips(suite, "train", range(step * batch, (step + 1) * batch))
-        frames = frames if len(seen) == suite.frames else frames[:, seen]
+    for step, (frames, labels) in enumerate(batches(parts, seed, batch, options.get("sampling", "dense"))):
         start = time.perf_counter()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
@@ -196,6 +203,16 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def batches(parts: list[dict[str, Any]], seed: int, size: int, sampling: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each step of a training reads: frames that ``sampling`` shows of ``size`` new clips, and their labels."""
+    for part in parts:
+        suite = _suite(part, seed)
+        seen = suite.sampled(sampling)
+        for step in range(part["steps"]):
+            frames, labels = clips(suite, "train", range(step * size, (step + 1) * size))
+            yield frames if len(seen) == suite.frames else frames[:, seen], labels
 
 
 def clips(suite: ClassificationSuite, split: str, numbers: range) -> tuple[Tensor, Tensor]:

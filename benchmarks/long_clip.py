@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.design import clips, fit, run_study, suite_of
+from benchmarks.design import clips, fit, lessons, run_study, suite_of
 from benchmarks.small import ROOT, VAL_SEED
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.protocol_plots import plot_protocol
@@ -124,8 +124,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = 
         parts += [
             f"## {task}",
             "",
-            f"Trained on {suite.frames} frames, {described['steps']} steps of {batch} new clips; measured on "
-            f"{described['val']} clips. Chance {suite.chance:.3f}"
+            f"{_trained(described, batch)}; measured on {described['val']} clips. Chance {suite.chance:.3f}"
             + (f", {described['without']}" if "without" in described else "")
             + ". Mean (range) over seeds.",
             "",
@@ -150,6 +149,11 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = 
             plot_protocol(out / f"long-clip-{task}.png", _protocol(study, task, mine, lengths))
             parts += [f"![{task}: accuracy against length](long-clip-{task}.png)", ""]
     return "\n".join(parts)
+
+
+def _trained(task: dict[str, Any], batch: int) -> str:
+    parts = [f"{part['steps']} steps of {batch} new clips of {part['parameters']}" for part in lessons(task)]
+    return "Trained for " + ", then ".join(parts).replace("'", "")
 
 
 def _found(row: dict[str, Any], own_rule: str, setting: dict[str, Any]) -> dict[str, Any] | None:

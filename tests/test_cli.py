@@ -200,7 +200,16 @@ def test_classify_names_unreadable_videos_and_does_the_others(run, data, tmp_pat
     assert answers[str(broken)]["error"]
 
 
-def test_out_is_made_before_anything_is_measured(run, data, tmp_path, capsys, monkeypatch):
+def test_a_refused_command_leaves_no_folder(run, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    error(capsys, "evaluate", run, "--data", tmp_path / "no data", "--out", out)
+    error(capsys, "predict", run, tmp_path / "no video.mp4", "--out", out)
+    error(capsys, "compare", tmp_path / "no run", "--out", out)
+    error(capsys, "position", run, "--data", tmp_path / "no data", "--out", out)
+    assert not out.parent.exists()
+
+
+def test_out_is_checked_before_anything_is_measured(run, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tttvideo.evaluation.evaluate", lambda *_, **__: pytest.fail("measured"))
     file = tmp_path / "file"
     file.write_text("")

@@ -53,6 +53,15 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
     assert (tmp_path / "long-clip-flash-recall.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_easier_clips_come_before_those_of_the_task():
+    before = {"steps": 2, "parameters": {"frames": 8, "query": 2, "pairs": 1}}
+    task = SMALL["tasks"]["flash-recall"] | {"before": [before]}
+    study = SMALL | {"tasks": {"flash-recall": task}}
+    shown = [frames.shape[1] for frames, _ in design.batches(design.lessons(task), 0, 4, "dense")]
+    assert shown == [8, 8, 12, 12]
+    assert design.fit(study, "flash-recall", "TTT-MLP", 0)[1]["steps"] == 4
+
+
 def test_long_clips_are_read_as_a_stream():
     suite = design.suite_of(SMALL, "flash-recall", 0)
     model = design.build(design.settings(SMALL, "flash-recall", "TTT-MLP"), suite).double().eval()

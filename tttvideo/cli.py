@@ -22,7 +22,7 @@ from tttvideo.options import (
     add_frame_metrics,
     add_prediction,
     add_settings,
-    make_folder,
+    check_folder,
     nearest,
     prediction_settings,
 )
@@ -48,7 +48,9 @@ def evaluate(argv: Sequence[str]) -> int:
         default=None,
         help="frames of a video that are held at a time; the model's state is carried on (default: about 64)",
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that read ahead; 0 for none")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes that read ahead for a classifier; 0 for none (default: 2)"
+    )
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
     predicting = add_prediction(parser) + add_frame_metrics(parser)
     args = parser.read(argv)
@@ -60,8 +62,8 @@ def evaluate(argv: Sequence[str]) -> int:
     source = inspect_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else source.run
     if out is not None:
-        make_folder(out)  # now: nobody wants to hear of it after hours of measuring
-    foreign = classifying if source.task == "Prediction" else predicting
+        check_folder(out)  # now: nobody wants to hear of it after hours of measuring
+    foreign = (*classifying, "workers") if source.task == "Prediction" else predicting
     if given := [name.replace("_", "-") for name in foreign if getattr(args, name) is not None]:
         raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
     if source.task == "Prediction":
@@ -80,7 +82,7 @@ def evaluate(argv: Sequence[str]) -> int:
         samples=6,
         batch_size=args.batch_size,
         segment=args.segment,
-        workers=args.workers,
+        workers=2 if args.workers is None else args.workers,
         device=args.device,
         trust=args.trust,
         progress=sys.stderr.isatty(),
@@ -140,7 +142,7 @@ def predict(argv: Sequence[str]) -> int:
 
     from tttvideo.evaluation.predicting import predict as run
 
-    make_folder(Path(args.out))
+    check_folder(Path(args.out))
     with damaged_videos_named():
         found = run(
             args.checkpoint,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tttvideo.options import Parser, UsageError, add_data, add_device, make_folder
+from tttvideo.options import Parser, UsageError, add_data, add_device, check_folder
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def compare(argv: Sequence[str]) -> int:
     from tttvideo.evaluation.named import parse_named
 
     runs = parse_named(args.runs)
-    make_folder(Path(args.out))
+    check_folder(Path(args.out))
     found = compare_runs(runs, resamples=args.resamples, seed=args.seed)
     print_comparison(found)
     files = write_comparison(found, Path(args.out))
@@ -70,7 +70,7 @@ def position(argv: Sequence[str]) -> int:
     from tttvideo.evaluation.position_curves import compare_positions
 
     runs = parse_named(args.runs)
-    make_folder(Path(args.out))
+    check_folder(Path(args.out))
     found, arrays = compare_positions(
         runs,
         args.data,

@@ -94,15 +94,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """That results can be written there, without making it: a command that is refused leaves nothing behind.
+
+    Raises:
+        UsageError: if not.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
-    if not os.access(out, os.W_OK):
-        raise UsageError(f"--out {out} cannot be written to")
+    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {out} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise UsageError(
+            f"--out {out} cannot be written to" if there == out else f"--out {out} cannot be made in {there}"
+        )
 
 
 def add_settings(parser: Parser) -> tuple[str, ...]:

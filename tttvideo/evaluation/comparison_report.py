@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
     """Writes compare.json, compare.md and a PNG for each protocol into a folder; returns their names."""
+    out.mkdir(parents=True, exist_ok=True)
     names = ["compare.json", "compare.md"]
     with replacing(out / "compare.json") as path:
         path.write_text(as_json(found), encoding="utf-8")
@@ -30,6 +31,7 @@ def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
 
 def write_positions(found: dict[str, Any], arrays: dict[str, np.ndarray], out: Path) -> None:
     """Writes position.json, position.npz (the losses of every video, for ``compare``) and position.png."""
+    out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "position.json") as path:
         path.write_text(as_json(found), encoding="utf-8")
     with replacing(out / "position.npz") as path, path.open("wb") as file:

@@ -83,14 +83,15 @@ def strata(column: Column) -> list[Stratum]:
     """Videos by value, in order: each number or word by itself, or bins of equal size where there are many numbers.
     Videos without a value are in none. Raises ValueError for many different words."""
     present = [(number, value) for number, value in enumerate(column.values) if value != ""]
-    try:
-        numbers = {i: float(value) for i, value in present}
-    except ValueError:
+    numbers = {i: number for i, value in present if (number := _number(value)) is not None}
+    if len(numbers) < len(present):
         words = sorted({value for _, value in present})
         if len(words) > 3 * VALUES:
+            odd = next(value for value in words if _number(value) is None)
+            but = f" ({odd!r} is no number)" if numbers else ""
             raise ValueError(
-                f"--by {column.name}: {len(words)} different words are no strata; take another column"
-            ) from None
+                f"--by {column.name}: {len(words)} different words are no strata{but}; take another column"
+            )
         return [Stratum(word, None, [i for i, value in present if value == word]) for word in words]
     distinct = sorted(set(numbers.values()))
     if len(distinct) <= max(VALUES, column.bins):
@@ -106,3 +107,11 @@ def strata(column: Column) -> list[Stratum]:
         name = f"{group[0]:g}" if len(group) == 1 else f"{group[0]:g}-{group[-1]:g}"
         found.append(Stratum(name, sum(numbers[i] for i in videos) / len(videos), videos))
     return found
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
