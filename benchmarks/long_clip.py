@@ -12,12 +12,14 @@ started again.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from benchmarks.design import clips, fit, lessons, run_study, suite_of
 from benchmarks.small import ROOT, VAL_SEED
@@ -25,11 +27,14 @@ from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.protocol_plots import plot_protocol
 from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
+from tttvideo.tasks.classification import Output
 from tttvideo.video.synthetic import ClassificationSuite
 
 STUDY = ROOT / "configs" / "study" / "long-clip.yaml"
 FRAMES_AT_ONCE = 4096
 """Frames of all clips of a batch that is measured."""
+POSITIONS = 32
+"""Parts of a clip for which the loss is kept, had the clip ended there."""
 
 
 def main() -> None:
@@ -70,7 +75,7 @@ def measure(
     value of the cause ``by``."""
     seen = suite.sampled(sampling)
     batch = max(1, FRAMES_AT_ONCE // suite.frames)
-    losses, hits = [], []
+    losses, hits, by_step = [], [], []
     with torch.no_grad(), without(model, control):
         for first in range(0, count, batch):
             numbers = range(first, min(first + batch, count))
@@ -78,9 +83,12 @@ def measure(
             frames = frames[:, seen]
             if control == "shuffled":
                 frames = torch.stack([_shuffled(clip, number) for clip, number in zip(frames, numbers, strict=True)])
-            logits = _logits(model, frames)
-            losses += torch.nn.functional.cross_entropy(logits, labels, reduction="none").tolist()
+            output = _read(model, frames)
+            logits, timeline = output.logits.float(), output.timeline.float().mT
+            losses += cross_entropy(logits, labels, reduction="none").tolist()
             hits += (logits.argmax(1) == labels).tolist()
+            ends = labels[:, None].expand(-1, timeline.shape[2])
+            by_step.append(cross_entropy(timeline, ends, reduction="none"))
     found: dict[str, Any] = {
         "frames": suite.frames,
         "sampling": sampling,
@@ -90,6 +98,7 @@ def measure(
         "loss": round(statistics.mean(losses), 4),
         "ceiling": round(suite.ceiling(seen), 4),
         "n": count,
+        "positions": _positions(torch.cat(by_step).mean(0), seen),
     }
     if by:
         groups: dict[int | str, list[bool]] = {}
@@ -99,11 +108,19 @@ def measure(
     return found
 
 
-def _logits(model: VideoModel, frames: Tensor) -> Tensor:
+def _read(model: VideoModel, frames: Tensor) -> Output:
     """Of whole clips, read as a stream: memory does not grow with their length."""
     pieces = frames.split(model.segment_frames(64), dim=1)
     lengths = torch.full((len(frames),), frames.shape[1])
-    return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces).logits.float()
+    return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces)
+
+
+def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[float]]:
+    """Mean losses of the answers after each step [S], over POSITIONS equal parts of the clip at most, and the frame
+    that each part ends with, counted from 1."""
+    parts = torch.arange(len(losses)).tensor_split(min(POSITIONS, len(losses)))
+    last = [seen[int(part[-1] + 1) * len(seen) // len(losses) - 1] + 1 for part in parts]
+    return {"frames": last, "loss": [round(float(losses[part].mean()), 4) for part in parts]}
 
 
 def _shuffled(clip: Tensor, number: int) -> Tensor:

@@ -46,6 +46,9 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
     assert sum(measured[0]["by"].values()) / 2 == pytest.approx(measured[0]["top1"], abs=1e-3)  # as many of each
     assert measured[0]["ceiling"] == 1.0 > measured[2]["ceiling"]
     assert [(m["frames"], m["frames_read"]) for m in rows["sparse"]["measured"]] == [(12, 4), (24, 8)]
+    assert measured[1]["positions"]["frames"] == list(range(1, 25))
+    assert measured[1]["positions"]["loss"][-1] == pytest.approx(measured[1]["loss"], abs=1e-3)
+    assert rows["sparse"]["measured"][1]["positions"]["frames"] == [1, 4, 7, 10, 13, 16, 19, 22]
     text = long_clip.table(SMALL, list(rows.values()), tmp_path)
     assert "| variant | 12 frames | 24 frames |" in text
     assert "| variant | pairs 1, 12 frames | pairs 2, 12 frames | pairs 1, 24 frames | pairs 2, 24 frames |" in text
@@ -67,7 +70,7 @@ def test_long_clips_are_read_as_a_stream():
     model = design.build(design.settings(SMALL, "flash-recall", "TTT-MLP"), suite).double().eval()
     frames = torch.randint(0, 256, (2, 150, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(long_clip._logits(model, frames), model(frames)[0].logits.float())
+        torch.testing.assert_close(long_clip._read(model, frames).logits, model(frames)[0].logits)
 
 
 def test_every_variant_of_the_study_can_be_built_at_equal_parameters():
