@@ -2,7 +2,7 @@
 other sampling rules.
 
     python -m benchmarks.long_clip [--study configs/study/long-clip.yaml] [--jobs 2] [--task NAME] [--only VARIANT ...]
-    python -m benchmarks.long_clip --table docs/results/long-clip.md      (and a figure for each task beside it)
+    python -m benchmarks.long_clip --table docs/results/long-clip.md      (and figures for each task beside it)
 
 A row is one training, as in `benchmarks.design`: a task, a variant, a seed. It is measured after its last step on clips
 of another seed, the same for all variants. Finished rows are appended to a JSONL file and skipped when the study is
@@ -14,17 +14,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.design import clips, fit, lessons, run_study, suite_of
+from benchmarks.design import clips, fit, run_study, suite_of
+from benchmarks.long_clip_report import table
 from benchmarks.small import ROOT, VAL_SEED
 from tttvideo.evaluation.controls import applicable, without
-from tttvideo.evaluation.protocol_plots import plot_protocol
 from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
 from tttvideo.tasks.classification import Output
@@ -115,7 +114,7 @@ def _read(model: VideoModel, frames: Tensor) -> Output:
     return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces)
 
 
-def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[float]]:
+def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[int] | list[float]]:
     """Mean losses of the answers after each step [S], over POSITIONS equal parts of the clip at most, and the frame
     that each part ends with, counted from 1."""
     parts = torch.arange(len(losses)).tensor_split(min(POSITIONS, len(losses)))
@@ -126,120 +125,6 @@ def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[float]]:
 def _shuffled(clip: Tensor, number: int) -> Tensor:
     """The frames of a clip in an order of its own."""
     return clip[torch.randperm(len(clip), generator=torch.Generator().manual_seed(number))]
-
-
-def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = None) -> str:
-    """Markdown: for each task accuracy against length, by pairs and under other sampling rules, mean and range over the
-    seeds; figures of the first into the folder ``out``."""
-    parts = []
-    for task, described in study["tasks"].items():
-        mine = [row for row in rows if row["task"] == task]
-        if not mine:
-            continue
-        suite = suite_of(study, task, VAL_SEED)
-        batch = study["base"]["data"]["batch_size"]
-        parts += [
-            f"## {task}",
-            "",
-            f"{_trained(described, batch)}; measured on {described['val']} clips. Chance {suite.chance:.3f}"
-            + (f", {described['without']}" if "without" in described else "")
-            + ". Mean (range) over seeds.",
-            "",
-        ]
-        plain = {"control": None}
-        lengths = [{"length": f, "own": True} | plain for f in study["lengths"]]
-        names = [f"{f * suite.frames} frames" for f in study["lengths"]]
-        parts += _lines(study, mine, names, lengths)
-        if "by" in described:
-            values = sorted({v for row in mine for m in row["measured"] for v in m.get("by", {})}, key=int)
-            settings = [{"length": f, "own": True, "by": v} | plain for f in (1, study["lengths"][-1]) for v in values]
-            names = [
-                f"{described['by']} {v}, {f * suite.frames} frames" for f in (1, study["lengths"][-1]) for v in values
-            ]
-            parts += _lines(study, mine, names, settings)
-        rules = [{"length": 1, "sampling": rule} | plain for rule in study["samplings"]]
-        parts += _lines(study, mine, study["samplings"], rules)
-        names = list(dict.fromkeys(m["control"] for row in mine for m in row["measured"] if "control" in m))
-        if names:
-            parts += _lines(study, mine, names, [{"length": 1, "control": name} for name in names])
-        if out is not None:
-            plot_protocol(out / f"long-clip-{task}.png", _protocol(study, task, mine, lengths))
-            parts += [f"![{task}: accuracy against length](long-clip-{task}.png)", ""]
-    return "\n".join(parts)
-
-
-def _trained(task: dict[str, Any], batch: int) -> str:
-    parts = [f"{part['steps']} steps of {batch} new clips of {part['parameters']}" for part in lessons(task)]
-    return "Trained for " + ", then ".join(parts).replace("'", "")
-
-
-def _found(row: dict[str, Any], own_rule: str, setting: dict[str, Any]) -> dict[str, Any] | None:
-    """What a row measured in a setting; with its ``own`` rule, the one that it was trained with."""
-    rule = own_rule if setting.get("own") or setting["control"] else setting["sampling"]
-    for found in row["measured"]:
-        same = found["length"] == setting["length"] and found.get("control") == setting["control"]
-        if same and found["sampling"] == rule:
-            return found
-    return None
-
-
-def _values(study: dict[str, Any], rows: list[dict[str, Any]], variant: str, setting: dict[str, Any]) -> list[float]:
-    """Top-1 of every seed."""
-    rule = study["variants"].get(variant, {}).get("sampling", "dense")
-    found = [_found(row, rule, setting) for row in rows if row["variant"] == variant]
-    if "by" in setting:
-        return [f["by"][setting["by"]] for f in found if f and setting["by"] in f.get("by", {})]
-    return [f["top1"] for f in found if f]
-
-
-def _lines(
-    study: dict[str, Any], rows: list[dict[str, Any]], names: list[str], settings: list[dict[str, Any]]
-) -> list[str]:
-    lines = ["| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for variant in study["variants"]:
-        values = [_values(study, rows, variant, setting) for setting in settings]
-        if not any(values):
-            continue
-        cells = [f"{statistics.mean(v):.3f} ({min(v):.3f}-{max(v):.3f})" if v else "" for v in values]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    if not any(setting["control"] or "by" in setting for setting in settings):
-        ceilings = [_ceiling(study, rows, setting) for setting in settings]
-        lines.append("| ceiling | " + " | ".join("" if c is None else f"{c:.3f}" for c in ceilings) + " |")
-    return [*lines, ""]
-
-
-def _ceiling(study: dict[str, Any], rows: list[dict[str, Any]], setting: dict[str, Any]) -> float | None:
-    """Of what dense models see in a setting."""
-    for row in rows:
-        if study["variants"].get(row["variant"], {}).get("sampling", "dense") == "dense":
-            found = _found(row, "dense", setting)
-            if found:
-                return found["ceiling"]
-    return None
-
-
-def _protocol(
-    study: dict[str, Any], task: str, rows: list[dict[str, Any]], lengths: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Accuracy against length as `tttvideo compare` draws it, with the range over seeds."""
-    suite = suite_of(study, task, VAL_SEED)
-    series = {}
-    for variant in study["variants"]:
-        values = [_values(study, rows, variant, setting) for setting in lengths]
-        if any(values):
-            mean, low, high = ([f(v) if v else None for v in values] for f in (statistics.mean, min, max))
-            series[variant] = {"run": variant, "control": "", "mean": mean, "low": low, "high": high}
-    return {
-        "title": f"{task}: trained on {suite.frames} frames; bars: range over seeds",
-        "x_label": "frames of a video",
-        "x": [factor * suite.frames for factor in study["lengths"]],
-        "numeric": True,
-        "joined": True,
-        "series": series,
-        "ceiling": [_ceiling(study, rows, setting) for setting in lengths],
-        "chance": suite.chance,
-        "trained": [suite.frames],
-    }
 
 
 if __name__ == "__main__":

@@ -50,10 +50,15 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
     assert measured[1]["positions"]["loss"][-1] == pytest.approx(measured[1]["loss"], abs=1e-3)
     assert rows["sparse"]["measured"][1]["positions"]["frames"] == [1, 4, 7, 10, 13, 16, 19, 22]
     text = long_clip.table(SMALL, list(rows.values()), tmp_path)
-    assert "| variant | 12 frames | 24 frames |" in text
+    assert "| variant | seeds | tokens read | carried on (kB) | 12 frames | 24 frames |" in text
+    assert "| TTT-MLP | 1 | 48 | " in text
     assert "| variant | pairs 1, 12 frames | pairs 2, 12 frames | pairs 1, 24 frames | pairs 2, 24 frames |" in text
-    assert "| ceiling | 1.000 | 1.000 |" in text
-    assert (tmp_path / "long-clip-flash-recall.png").read_bytes().startswith(b"\x89PNG")
+    assert "| ceiling | | | | 1.000 | 1.000 |" in text
+    assert "| ceiling, fps=10 | | | | " in text
+    assert "| variant | fps=10 (ceiling 0." in text
+    assert "| variant | inner-rate-0 | reset | shuffled |" in text
+    for name in ("length", "pairs", "position"):
+        assert (tmp_path / f"long-clip-flash-recall-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_easier_clips_come_before_those_of_the_task():
