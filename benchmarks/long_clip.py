@@ -26,12 +26,14 @@ from benchmarks.small import ROOT, VAL_SEED
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
-from tttvideo.tasks.classification import Output
+from tttvideo.tasks.classification import ClassificationHead, Output
 from tttvideo.video.synthetic import ClassificationSuite
 
 STUDY = ROOT / "configs" / "study" / "long-clip.yaml"
 FRAMES_AT_ONCE = 4096
 """Frames of all clips of a batch that is measured."""
+ENDING = 16
+"""Steps at the end of a clip that are also read alone, without what the mean over all others adds."""
 POSITIONS = 32
 """Parts of a clip for which the loss is kept, had the clip ended there."""
 
@@ -74,7 +76,7 @@ def measure(
     value of the cause ``by``."""
     seen = suite.sampled(sampling)
     batch = max(1, FRAMES_AT_ONCE // suite.frames)
-    losses, hits, by_step = [], [], []
+    losses, hits, ending_hits, by_step = [], [], [], []
     with torch.no_grad(), without(model, control):
         for first in range(0, count, batch):
             numbers = range(first, min(first + batch, count))
@@ -86,6 +88,7 @@ def measure(
             logits, timeline = output.logits.float(), output.timeline.float().mT
             losses += cross_entropy(logits, labels, reduction="none").tolist()
             hits += (logits.argmax(1) == labels).tolist()
+            ending_hits += (_ending(model, timeline, ENDING).argmax(1) == labels).tolist()
             ends = labels[:, None].expand(-1, timeline.shape[2])
             by_step.append(cross_entropy(timeline, ends, reduction="none"))
     found: dict[str, Any] = {
@@ -97,6 +100,7 @@ def measure(
         "loss": round(statistics.mean(losses), 4),
         "ceiling": round(suite.ceiling(seen), 4),
         "n": count,
+        "top1_of_the_end": round(statistics.mean(ending_hits), 4),
         "positions": _positions(torch.cat(by_step).mean(0), seen),
     }
     if by:
@@ -112,6 +116,17 @@ def _read(model: VideoModel, frames: Tensor) -> Output:
     pieces = frames.split(model.segment_frames(64), dim=1)
     lengths = torch.full((len(frames),), frames.shape[1])
     return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces)
+
+
+def _ending(model: VideoModel, timeline: Tensor, steps: int) -> Tensor:
+    """Logits [B, classes] of the mean of the last steps alone, from those of the means of all steps so far
+    [B, classes, S]: does the state still hold what the mean over a long clip drowns?"""
+    assert isinstance(model.head, ClassificationHead)
+    bias = model.head.classifier.bias[:, None]
+    sums = (timeline - bias) * torch.arange(1, timeline.shape[2] + 1)
+    steps = min(steps, timeline.shape[2])
+    before = sums[..., -steps - 1] if steps < timeline.shape[2] else torch.zeros_like(sums[..., -1])
+    return (sums[..., -1] - before) / steps + bias[:, 0]
 
 
 def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[int] | list[float]]:

@@ -54,6 +54,10 @@ def _task(study: dict[str, Any], task: str, rows: Rows) -> list[str]:
         cells = [f"{ceiling:.3f}" for ceiling in ceilings]
         lines.append(f"| ceiling{'' if rule == 'dense' else f', {rule}'} | | | | " + " | ".join(cells) + " |")
     lines.append("")
+    if any("top1_of_the_end" in m for row in rows for m in row["measured"]):
+        names = [f"{factor * suite.frames} frames, the end alone" for factor in study["lengths"]]
+        ends = [lambda row, f=factor: _own(row, f).get("top1_of_the_end") for factor in study["lengths"]]
+        lines += _lines(study, rows, names, ends)
     if "by" in described:
         longest = study["lengths"][-1]
         settings = [(factor, value) for factor in (1, longest) for value in _values_of(rows)]

@@ -6,7 +6,7 @@
 A row is one training: a suite, a model, a seed. Each trains for the same processor time, its learning rate following
 the share of that time that has passed. Then rollouts are measured by horizon, with both write policies, and, where the
 suite reveals what only a memory can know, the errors on that by group (lap). Finished rows are appended to a JSONL file
-and skipped when the study is started again; `--report` writes the JSON of one row per horizon and the tables.
+and skipped when the study is started again; `--report` writes the JSON of one row per horizon, the tables and a figure.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.prediction_report import by_horizon, draw, tables
 from benchmarks.small import (
     ROOT,
     VAL_SEED,
@@ -70,6 +71,7 @@ def main() -> None:
         rows = [row for row in read_rows(rows_file) if row["suite"] in study["suites"]]
         (ROOT / study["report"]).write_text(json.dumps(by_horizon(rows), indent=0) + "\n", encoding="utf-8")
         print("\n".join(tables(study, rows)))
+        draw(study, rows, (ROOT / study["report"]).parent)
         return
     for described in study["suites"].values():
         described["seconds"] = options.seconds or described["seconds"]
@@ -201,90 +203,6 @@ def told(suite: PredictionSuite, index: int) -> Revealed:
     found = suite.revealed({key: str(value) for key, value in suite.plan("val", index).cause.items()})
     assert found is not None
     return found
-
-
-# --- the report -----------------------------------------------------------------------------------
-
-
-def by_horizon(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A flat row for each horizon of each training."""
-    flat = []
-    for row in rows:
-        found = row["horizon"]
-        flat += [
-            {
-                "suite": row["suite"],
-                "model": row["model"],
-                "seed": row["seed"],
-                "horizon": i + 1,
-                "mse": found["model"]["mse"][i],
-                "mse_context_only": found["model_context_only"]["mse"][i],
-                "psnr": found["model"]["psnr"][i],
-                "copy_last_mse": found["copy_last"]["mse"][i],
-                "mean_frame_mse": found["mean_frame"]["mse"][i],
-                "linear_mse": found["linear"]["mse"][i],
-                "parameters": row["parameters"],
-                "seconds": row["seconds"],
-            }
-            for i in range(len(found["model"]["mse"]))
-        ]
-    return flat
-
-
-def tables(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: per suite rollout errors by horizon, then errors on revealed pixels by group."""
-    lines = []
-    for name, described in study["suites"].items():
-        here = {m: [row for row in rows if (row["suite"], row["model"]) == (name, m)] for m in study["models"]}
-        here = {model: found for model, found in here.items() if found}
-        if not here:
-            continue
-        shown = described["shown"]
-        lines += [f"**{name}**: {described['context']} frames given, mean squared error of a frame at horizon", ""]
-        lines += ["| model | seeds | steps | " + " | ".join(f"{h}" for h in shown) + " | SSIM at the last |"]
-        lines += ["|---|---|---|" + "---|" * (len(shown) + 1)]
-        for model, found in here.items():
-            steps = f"{statistics.median(row['steps'] for row in found):.0f}"
-            cells = [_range([row["horizon"]["model"]["mse"][h - 1] for row in found]) for h in shown]
-            cells.append(f"{statistics.mean(row['horizon']['model']['ssim'][shown[-1] - 1] for row in found):.3f}")
-            lines.append(f"| {model} | {len(found)} | {steps} | " + " | ".join(cells) + " |")
-            written = [row["horizon"]["model_context_only"]["mse"] for row in found]
-            cells = [_range([mse[h - 1] for mse in written]) for h in shown]
-            lines.append("| ... learning from the context alone | | | " + " | ".join(cells) + " | |")
-        for trivial in METHODS[1:]:
-            found = next(iter(here.values()))[0]["horizon"][trivial]["mse"]
-            lines.append(f"| {trivial} | | | " + " | ".join(f"{found[h - 1]:.1f}" for h in shown) + " | |")
-        revealed = {
-            model: [row["revealed"] for row in found] for model, found in here.items() if "revealed" in found[0]
-        }
-        if revealed:
-            lines += ["", *_by_group(revealed, described["groups"])]
-        lines.append("")
-    return lines
-
-
-def _by_group(revealed: dict[str, list[dict[str, Any]]], shown: list[int]) -> list[str]:
-    first = next(iter(revealed.values()))[0]
-    by = first["by"]
-    lines = [
-        f"Mean squared error of newly revealed pixels by {by}, every frame predicted from all true ones before",
-        "",
-    ]
-    lines += [f"| model | {' | '.join(f'{by} {g}' for g in shown)} |", "|---|" + "---|" * len(shown)]
-    for model, found in revealed.items():
-        cells = [_range([row["mse"]["model"][g] for row in found], 4) for g in shown]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    for trivial in METHODS[1:]:
-        lines.append(f"| {trivial} | " + " | ".join(f"{first['mse'][trivial][g]:.4f}" for g in shown) + " |")
-    for name, value in first["bounds"].items():
-        lines.append(f"| {name} (expected) | " + " | ".join(f"{value:.4f}" for _ in shown) + " |")
-    return lines
-
-
-def _range(values: list[float], digits: int = 1) -> str:
-    """Mean over the seeds, and half of what lies between the smallest and the largest."""
-    middle = f"{statistics.mean(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ±{(max(values) - min(values)) / 2:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
     assert "| variant | pairs 1, 12 frames | pairs 2, 12 frames | pairs 1, 24 frames | pairs 2, 24 frames |" in text
     assert "| ceiling | | | | 1.000 | 1.000 |" in text
     assert "| ceiling, fps=10 | | | | " in text
+    assert "| variant | 12 frames, the end alone | 24 frames, the end alone |" in text
     assert "| variant | fps=10 (ceiling 0." in text
     assert "| variant | inner-rate-0 | reset | shuffled |" in text
     for name in ("length", "pairs", "position"):
@@ -86,3 +87,14 @@ def test_every_variant_of_the_study_can_be_built_at_equal_parameters():
         for variant in STUDY["variants"]
     }
     assert counts == pytest.approx(dict.fromkeys(counts, counts["TTT-MLP"]), rel=0.002)
+
+
+def test_the_end_of_a_clip_is_read_alone():
+    model = design.build(design.settings(SMALL, "flash-recall", "TTT-MLP"), design.suite_of(SMALL, "flash-recall", 0))
+    model.double().eval()
+    tokens = torch.randn(2, 5, 64, dtype=torch.float64)  # of one token each, for the head alone
+    head = model.head
+    _, timeline, _ = head.pool(tokens[:, :, None], None, head.init_state(2))
+    for steps, used in ((2, tokens[:, 3:]), (5, tokens), (9, tokens)):
+        expected = head.classifier(used.mean(1))
+        torch.testing.assert_close(long_clip._ending(model, timeline.mT, steps), expected)

@@ -17,7 +17,7 @@ def test_models_have_the_parameters_of_the_first(name):
     assert counts == pytest.approx(dict.fromkeys(counts, counts["TTT-MLP"]), rel=0.002)
 
 
-def test_a_row_and_its_report():
+def test_a_row_and_its_report(tmp_path):
     study = copy.deepcopy(STUDY)
     described = study["suites"]["revisit"] | {"seconds": 0.01, "val": 3, "context": 6, "horizon": 4}
     described |= {"parameters": described["parameters"] | {"frames": 14}, "shown": [1, 4], "groups": [0, 1, 2]}
@@ -49,3 +49,6 @@ def test_a_row_and_its_report():
     text = "\n".join(prediction.tables(study, [row]))
     assert f"| no memory | 1 | {row['steps']} | {row['horizon']['model']['mse'][0]:.1f} |" in text
     assert "| no_memory (expected) | 0.0840 | 0.0840 | 0.0840 |" in text
+    described["drawn"] = ["no memory"]
+    prediction.draw(study, [row], tmp_path)
+    assert (tmp_path / "prediction-revisit.png").read_bytes().startswith(b"\x89PNG")
