@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,18 +20,23 @@ class Classification(Task):
     """One label per video (softmax), or several (sigmoid) where the data has several.
 
     Attributes:
-        pooling: ``mean`` of all tokens, or ``attention``: their mean weighted by a learned score.
+        pooling: ``mean`` of all tokens; ``attention``: their mean weighted by a learned score; ``recent``: an
+            exponential moving average over time, which a long video does not drown.
+        half_life: time steps after which ``recent`` counts a token half.
         dropout: before the classifier.
         label_smoothing: of the one-label loss.
     """
 
-    pooling: Literal["mean", "attention"] = "mean"
+    pooling: Literal["mean", "attention", "recent"] = "mean"
+    half_life: float = 16.0
     dropout: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("mean", "attention"):
-            raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean or attention.")
+        if self.pooling not in ("mean", "attention", "recent"):
+            raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean, attention or recent.")
+        if not 0 < self.half_life < math.inf:
+            raise ValueError(f"Classification.half_life is {self.half_life} time steps; it must lie above 0.")
         if not (0 <= self.label_smoothing <= 1 and 0 <= self.dropout < 1):
             raise ValueError(
                 f"Classification.label_smoothing and dropout lie between 0 and 1, not {self.label_smoothing} and "
@@ -52,6 +58,10 @@ class Classification(Task):
         return {name: value for name in names if (value := getattr(figures, name)) is not None}
 
 
+BLOCK = 64
+"""Time steps whose decays are one matrix."""
+
+
 class Output(NamedTuple):
     """``logits`` [B, classes] of everything seen so far; ``timeline`` [B, S, classes]: the same, had the video
     ended at each time step of this call (``encoder.stride`` frames each). That holds at multiples of
@@ -62,7 +72,7 @@ class Output(NamedTuple):
 
 
 class PoolState(NamedTuple):
-    """Weighted sum of all tokens so far [B, C] and the sum of the weights [B, 1]."""
+    """Weighted sum of all tokens so far [B, C] and the sum of the weights [B, 1]; ``recent``: both have decayed."""
 
     total: Tensor
     weight: Tensor
@@ -79,6 +89,7 @@ class ClassificationHead(TaskHead):
         self.multi_label = sizes.multi_label
         self.columns = sizes.classes
         self.score = nn.Linear(sizes.width, 1) if config.pooling == "attention" else None
+        self.decay = 0.5 ** (1 / config.half_life) if config.pooling == "recent" else 1.0
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(sizes.width, sizes.classes)
 
@@ -146,13 +157,27 @@ class ClassificationHead(TaskHead):
         if valid is not None:
             weight = weight * valid[..., None]
             x = x.masked_fill(~valid[..., None, None], 0.0)
-        # No matrix product, which autocast would take out of float32.
-        totals = state.total[:, None] + (x * weight[..., None]).sum(2).cumsum(1)
-        weights = state.weight[:, None] + weight.sum(-1, keepdim=True).cumsum(1)
+        totals = self._accumulate((x * weight[..., None]).sum(2), state.total, valid)
+        weights = self._accumulate(weight.sum(-1, keepdim=True), state.weight, valid)
         timeline = self._classify(totals, weights)
         after = PoolState(totals[:, -1], weights[:, -1]) if x.shape[1] else state
         logits = timeline[:, -1] if x.shape[1] else self._classify(*state)
         return logits, timeline, after
+
+    def _accumulate(self, x: Tensor, before: Tensor, valid: Tensor | None) -> Tensor:
+        """Sums [B, F, C] of all steps up to each, of which each valid step makes what was before it decay: before
+        [B, C] and x [B, F, C]."""
+        if self.decay == 1.0:
+            # No matrix product, which autocast would take out of float32.
+            return before[:, None] + x.cumsum(1)
+        steps = torch.ones_like(x[..., 0]) if valid is None else valid.to(x.dtype)
+        sums = [before[:, None]]
+        with torch.autocast(x.device.type, enabled=False):
+            for part, passed in zip(x.split(BLOCK, 1), steps.split(BLOCK, 1), strict=True):
+                age = passed.cumsum(1)
+                weight = torch.tril(self.decay ** (age[:, :, None] - age[:, None, :]))
+                sums.append(weight @ part + self.decay ** age[..., None] * sums[-1][:, -1:])
+        return torch.cat(sums[1:], 1) if x.shape[1] else x
 
     def _classify(self, total: Tensor, weight: Tensor) -> Tensor:
         pooled = total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
