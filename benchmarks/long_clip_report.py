@@ -186,4 +186,6 @@ def _series(study: dict[str, Any], rows: Rows, figures: Any) -> dict[str, Any]:
         columns = [[value for value in column if value is not None] for column in columns]
         mean, low, high = ([f(c) if c else None for c in columns] for f in (statistics.mean, min, max))
         series[variant] = {"run": variant, "control": "", "mean": mean, "low": low, "high": high}
+        if "sampling" in study["variants"][variant]:  # grey: it sees other frames than the rest
+            series[variant]["baseline"] = True
     return series
