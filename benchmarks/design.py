@@ -110,16 +110,16 @@ def suite_of(study: dict[str, Any], task: str, seed: int) -> ClassificationSuite
     return _suite(study["tasks"][task], seed)
 
 
-def _suite(lesson: dict[str, Any], seed: int) -> ClassificationSuite:
-    suite = find_suite(lesson["suite"])(**lesson.get("parameters", {}), seed=seed)
+def _suite(stage: dict[str, Any], seed: int) -> ClassificationSuite:
+    suite = find_suite(stage["suite"])(**stage.get("parameters", {}), seed=seed)
     assert isinstance(suite, ClassificationSuite)
     return suite
 
 
-def lessons(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Steps and the parameters of their clips: first what the task says comes ``before``, then its own."""
+def stages(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps and the parameters of their clips: first the task's ``curriculum``, then its own."""
     own = {name: task[name] for name in ("steps", "parameters") if name in task}
-    return [{"suite": task["suite"]} | lesson for lesson in [*task.get("before", []), own]]
+    return [{"suite": task["suite"]} | stage for stage in [*task.get("curriculum", []), own]]
 
 
 def build(config: RunConfig, suite: ClassificationSuite) -> VideoModel:
@@ -162,7 +162,7 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     """Trains one model; returns it and what its row says of the training."""
     options = study["variants"][variant]
     config = plan(study, task, variant)
-    parts = lessons(study["tasks"][task])
+    parts = stages(study["tasks"][task])
     steps, batch = sum(part["steps"] for part in parts), config.data.batch_size
     torch.manual_seed(seed)
     model = build(config, suite_of(study, task, seed))

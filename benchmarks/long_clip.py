@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.design import clips, fit, run_study, suite_of
-from benchmarks.long_clip_report import table
+from benchmarks.long_clip_report import ENDING, table
 from benchmarks.small import ROOT, VAL_SEED
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.streaming import state_bytes
@@ -32,8 +32,6 @@ from tttvideo.video.synthetic import ClassificationSuite
 STUDY = ROOT / "configs" / "study" / "long-clip.yaml"
 FRAMES_AT_ONCE = 4096
 """Frames of all clips of a batch that is measured."""
-ENDING = 16
-"""Steps at the end of a clip that are also read alone, without what the mean over all others adds."""
 POSITIONS = 32
 """Parts of a clip for which the loss is kept, had the clip ended there."""
 
@@ -76,6 +74,7 @@ def measure(
     value of the cause ``by``."""
     seen = suite.sampled(sampling)
     batch = max(1, FRAMES_AT_ONCE // suite.frames)
+    assert isinstance(model.head, ClassificationHead)
     losses, hits, ending_hits, by_step = [], [], [], []
     with torch.no_grad(), without(model, control):
         for first in range(0, count, batch):
@@ -88,7 +87,8 @@ def measure(
             logits, timeline = output.logits.float(), output.timeline.float().mT
             losses += cross_entropy(logits, labels, reduction="none").tolist()
             hits += (logits.argmax(1) == labels).tolist()
-            ending_hits += (_ending(model, timeline, ENDING).argmax(1) == labels).tolist()
+            if model.head.decay == 1.0:  # a moving average reads the end anyway
+                ending_hits += (_ending(model.head, timeline, ENDING).argmax(1) == labels).tolist()
             ends = labels[:, None].expand(-1, timeline.shape[2])
             by_step.append(cross_entropy(timeline, ends, reduction="none"))
     found: dict[str, Any] = {
@@ -100,7 +100,7 @@ def measure(
         "loss": round(statistics.mean(losses), 4),
         "ceiling": round(suite.ceiling(seen), 4),
         "n": count,
-        "top1_of_the_end": round(statistics.mean(ending_hits), 4),
+        "top1_of_the_end": round(statistics.mean(ending_hits), 4) if ending_hits else None,
         "positions": _positions(torch.cat(by_step).mean(0), seen),
     }
     if by:
@@ -118,13 +118,10 @@ def _read(model: VideoModel, frames: Tensor) -> Output:
     return model.score_segments((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces)
 
 
-def _ending(model: VideoModel, timeline: Tensor, steps: int) -> Tensor:
+def _ending(head: ClassificationHead, timeline: Tensor, steps: int) -> Tensor:
     """Logits [B, classes] of the mean of the last steps alone, from those of the means of all steps so far
     [B, classes, S]: does the state still hold what the mean over a long clip drowns?"""
-    assert isinstance(model.head, ClassificationHead)
-    if model.head.decay < 1.0:  # it reads the end anyway
-        return timeline[..., -1]
-    bias = model.head.classifier.bias[:, None]
+    bias = head.classifier.bias[:, None]
     sums = (timeline - bias) * torch.arange(1, timeline.shape[2] + 1)
     steps = min(steps, timeline.shape[2])
     before = sums[..., -steps - 1] if steps < timeline.shape[2] else torch.zeros_like(sums[..., -1])
@@ -132,8 +129,8 @@ def _ending(model: VideoModel, timeline: Tensor, steps: int) -> Tensor:
 
 
 def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[int] | list[float]]:
-    """Mean losses of the answers after each step [S], over POSITIONS equal parts of the clip at most, and the frame
-    that each part ends with, counted from 1."""
+    """Losses of the answers after each step [S], each the mean over one of at most POSITIONS equal parts of the clip,
+    and the frame that each part ends with, counted from 1."""
     parts = torch.arange(len(losses)).tensor_split(min(POSITIONS, len(losses)))
     last = [seen[int(part[-1] + 1) * len(seen) // len(losses) - 1] + 1 for part in parts]
     return {"frames": last, "loss": [round(float(losses[part].mean()), 4) for part in parts]}

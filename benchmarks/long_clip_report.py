@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.design import lessons, suite_of
+from benchmarks.design import stages, suite_of
 from benchmarks.small import VAL_SEED
 from tttvideo.evaluation.protocol_plots import plot_protocol
 
+ENDING = 16
+"""Steps at the end of a clip whose tokens are also pooled alone, without those of the steps before."""
 Rows = list[dict[str, Any]]
 
 
@@ -38,7 +40,8 @@ def _task(study: dict[str, Any], task: str, rows: Rows) -> list[str]:
         f"## {task}",
         "",
         f"{_trained(described, study['base']['data']['batch_size'])}; measured on {described['val']} clips. "
-        f"Chance {suite.chance:.3f}{without}. Mean (range) over seeds.",
+        f"Chance {suite.chance:.3f}{without}. Mean (range) over seeds "
+        "[how many of them, where not all measured it].",
         "",
         "| variant | seeds | tokens read | carried on (kB) | "
         + " | ".join(f"{factor * suite.frames} frames" for factor in study["lengths"])
@@ -48,16 +51,17 @@ def _task(study: dict[str, Any], task: str, rows: Rows) -> list[str]:
     for variant in _variants(study, rows):
         own = [row for row in rows if row["variant"] == variant]
         tokens, state = own[0]["measured"][0]["tokens_read"], own[0]["state_bytes"]
-        cells = [_cell([_own(row, factor)["top1"] for row in own]) for factor in study["lengths"]]
+        cells = [_cell([_own(row, factor)["top1"] for row in own], len(own)) for factor in study["lengths"]]
         lines.append(f"| {variant} | {len(own)} | {tokens} | {state / 1000:.1f} | " + " | ".join(cells) + " |")
     for rule, ceilings in _ceilings(study, rows).items():
         cells = [f"{ceiling:.3f}" for ceiling in ceilings]
         lines.append(f"| ceiling{'' if rule == 'dense' else f', {rule}'} | | | | " + " | ".join(cells) + " |")
     lines.append("")
     if any("top1_of_the_end" in m for row in rows for m in row["measured"]):
-        names = [f"{factor * suite.frames} frames, the end alone" for factor in study["lengths"]]
+        names = [f"{factor * suite.frames} frames, last {ENDING} steps" for factor in study["lengths"]]
         ends = [lambda row, f=factor: _own(row, f).get("top1_of_the_end") for factor in study["lengths"]]
-        lines += _lines(study, rows, names, ends)
+        lines += ["The same models, of whose outputs only those of the last steps are pooled:", ""]
+        lines += _lines(study, [row for row in rows if row["measured"][0]["sampling"] == "dense"], names, ends)
     if "by" in described:
         longest = study["lengths"][-1]
         settings = [(factor, value) for factor in (1, longest) for value in _values_of(rows)]
@@ -76,7 +80,7 @@ def _task(study: dict[str, Any], task: str, rows: Rows) -> list[str]:
 
 
 def _trained(task: dict[str, Any], batch: int) -> str:
-    parts = [f"{part['steps']} steps of {batch} new clips of {part['parameters']}" for part in lessons(task)]
+    parts = [f"{part['steps']} steps of {batch} new clips of {part['parameters']}" for part in stages(task)]
     return "Trained for " + ", then ".join(parts).replace("'", "")
 
 
@@ -85,16 +89,18 @@ def _lines(study: dict[str, Any], rows: Rows, names: Sequence[str], figures: Seq
     lines = ["| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant in _variants(study, rows):
         own = [row for row in rows if row["variant"] == variant]
-        cells = [_cell([value for row in own if (value := figure(row)) is not None]) for figure in figures]
+        cells = [_cell([v for row in own if (v := figure(row)) is not None], len(own)) for figure in figures]
         if any(cells):
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _cell(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else ""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+def _cell(values: Sequence[float], seeds: int) -> str:
+    """Mean and range; and of how many seeds, where that is not all of the variant's."""
+    if not values:
+        return ""
+    spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}" + (f" [{len(values)} of {seeds}]" if len(values) < seeds else "")
 
 
 # --- what rows hold -------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
     found = {
         "length": shared
         | {
-            "title": f"{task}: trained on {suite.frames} frames; bars: range over seeds",
+            "title": f"{task}: trained on up to {suite.frames} frames; bars: range over seeds",
             "x_label": "frames of a video",
             "x": [factor * suite.frames for factor in lengths],
             "series": _series(study, rows, lambda row: [_own(row, factor)["top1"] for factor in lengths]),
@@ -167,8 +173,8 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
     if dense:
         frames = _own(dense[0], longest)["positions"]["frames"]
         found["position"] = shared | {
-            "title": f"{task}: had the video ended here, of {longest * suite.frames} frames; bands: range over seeds",
-            "x_label": "frames read",
+            "title": f"{task}, {longest * suite.frames} frames: loss had the video ended here; bands: range over seeds",
+            "x_label": f"frames read (means over the {frames[0]} that end there)",
             "x": frames,
             "linear": True,
             "unit": "loss (nats)",

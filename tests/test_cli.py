@@ -215,6 +215,10 @@ def test_out_is_checked_before_anything_is_measured(run, data, tmp_path, capsys,
     file.write_text("")
     sentence = error(capsys, "evaluate", run, "--data", data, "--out", file / "sub")
     assert f"--out {file / 'sub'} cannot be made" in sentence
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    for out in (link, link / "sub"):
+        assert f"{link} is a link to nothing" in error(capsys, "evaluate", run, "--data", data, "--out", out)
 
 
 def test_evaluate_takes_the_root_of_a_list(run, data, tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
     assert "| variant | pairs 1, 12 frames | pairs 2, 12 frames | pairs 1, 24 frames | pairs 2, 24 frames |" in text
     assert "| ceiling | | | | 1.000 | 1.000 |" in text
     assert "| ceiling, fps=10 | | | | " in text
-    assert "| variant | 12 frames, the end alone | 24 frames, the end alone |" in text
+    assert "| variant | 12 frames, last 16 steps | 24 frames, last 16 steps |" in text
     assert "| variant | fps=10 (ceiling 0." in text
     assert "| variant | inner-rate-0 | reset | shuffled |" in text
     for name in ("length", "pairs", "position"):
@@ -64,9 +64,9 @@ def test_rows_have_every_measurement_and_are_tabled_and_drawn(tmp_path):
 
 def test_easier_clips_come_before_those_of_the_task():
     before = {"steps": 2, "parameters": {"frames": 8, "query": 2, "pairs": 1}}
-    task = SMALL["tasks"]["flash-recall"] | {"before": [before]}
+    task = SMALL["tasks"]["flash-recall"] | {"curriculum": [before]}
     study = SMALL | {"tasks": {"flash-recall": task}}
-    shown = [frames.shape[1] for frames, _ in design.batches(design.lessons(task), 0, 4, "dense")]
+    shown = [frames.shape[1] for frames, _ in design.batches(design.stages(task), 0, 4, "dense")]
     assert shown == [8, 8, 12, 12]
     assert design.fit(study, "flash-recall", "TTT-MLP", 0)[1]["steps"] == 4
 
@@ -97,4 +97,14 @@ def test_the_end_of_a_clip_is_read_alone():
     _, timeline, _ = head.pool(tokens[:, :, None], None, head.init_state(2))
     for steps, used in ((2, tokens[:, 3:]), (5, tokens), (9, tokens)):
         expected = head.classifier(used.mean(1))
-        torch.testing.assert_close(long_clip._ending(model, timeline.mT, steps), expected)
+        torch.testing.assert_close(long_clip._ending(head, timeline.mT, steps), expected)
+
+
+def test_losses_by_position_are_means_over_parts_of_a_long_clip():
+    losses = torch.arange(100.0)
+    found = long_clip._positions(losses, range(0, 200, 2))
+    assert len(found["loss"]) == long_clip.POSITIONS
+    assert found["frames"][0] == 7  # the fourth frame that is seen
+    assert found["loss"][0] == 1.5
+    assert found["frames"][-1] == 199
+    assert found["loss"][-1] == 98

@@ -35,7 +35,7 @@ def clips(lengths):
 
 
 CASES = [(e, MIXERS[0], "mean") for e in ALL_ENCODERS] + [
-    (ConvStem((4, 8), (3, 2), (2, 1)), m, pooling) for m in MIXERS for pooling in ("mean", "attention", "recent")
+    (ConvStem((4, 8), (3, 2), (2, 1)), m, pooling) for m in MIXERS for pooling in ("mean", "attention", "ema")
 ]
 
 
@@ -152,7 +152,7 @@ def test_inference_mode(mixer):
     assert torch.allclose(inferred.logits, whole.logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention", "recent"])
+@pytest.mark.parametrize("pooling", ["mean", "attention", "ema"])
 def test_half_precision(pooling):
     """Sums over long videos stay in float32 under autocast, and a half-precision model runs."""
     model = build(Patches(4), MIXERS[-1], pooling).eval()

@@ -102,10 +102,12 @@ def check_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
-    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
+    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists() or folder.is_symlink())
+    if there.is_symlink() and not there.exists():
+        raise UsageError(f"--out {out} cannot be made: {there} is a link to nothing")
     if not there.is_dir():
         raise UsageError(f"--out {out} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK):
+    if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(
             f"--out {out} cannot be written to" if there == out else f"--out {out} cannot be made in {there}"
         )

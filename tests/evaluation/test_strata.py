@@ -27,7 +27,7 @@ def test_words_and_missing_values():
     assert names(["red", "", "blue", "red"]) == [("blue", 1), ("red", 2)]
     with pytest.raises(ValueError, match="30 different words are no strata"):
         names([f"w{i}" for i in range(30)])
-    with pytest.raises(ValueError, match=r"41 different words are no strata \('n/a' is no number\)"):
+    with pytest.raises(ValueError, match=r"41 different words are no strata \('n/a' is no finite number\)"):
         names([*range(40), "n/a"])
     assert names(["nan", "1", "1"]) == [("1", 2), ("nan", 1)]  # no number: it is in no order with the others
 

@@ -15,9 +15,9 @@ def head(**options):
 
 
 @pytest.mark.parametrize("half_life", [0.5, 16.0, 1000.0])
-def test_recent_is_a_moving_average(half_life):
+def test_ema_is_a_moving_average(half_life):
     """Over more steps than one block of decays, in one call and in two."""
-    pooling = head(pooling="recent", half_life=half_life)
+    pooling = head(pooling="ema", half_life=half_life)
     x = torch.randn(2, 150, 4, 8, dtype=torch.float64)
     _, timeline, _ = pooling.pool(x, None, pooling.init_state(2))
     for last in (0, 63, 64, 149):
@@ -31,7 +31,7 @@ def test_recent_is_a_moving_average(half_life):
 
 def test_padding_does_not_decay():
     """A short video beside one so long that its weights would vanish."""
-    pooling = head(pooling="recent", half_life=0.5).float()
+    pooling = head(pooling="ema", half_life=0.5).float()
     x = torch.randn(2, 400, 1, 8)
     valid = torch.arange(400) < torch.tensor([[400], [5]])
     logits, _, _ = pooling.pool(x, valid, pooling.init_state(2))
@@ -42,4 +42,9 @@ def test_padding_does_not_decay():
 @pytest.mark.parametrize("half_life", [0, -1, float("inf"), float("nan")])
 def test_half_lives_that_cannot_be(half_life):
     with pytest.raises(ValueError, match="half_life"):
-        Classification(pooling="recent", half_life=half_life)
+        Classification(pooling="ema", half_life=half_life)
+
+
+def test_a_half_life_of_nothing():
+    with pytest.raises(ValueError, match="half_life is of pooling ema, not of mean"):
+        Classification(half_life=16)

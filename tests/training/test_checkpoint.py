@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tttvideo.model import ModelConfig
+from tttvideo.serialize import to_plain
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
 from tttvideo.training.config import ConfigError
 
@@ -126,6 +128,20 @@ def test_another_architecture_is_one_sentence_saying_what_differs(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"the length of labels is 2 there and 3 now"):
         checkpoints.read(checkpoints.last(), FIXED, {**MODEL, "labels": ["a", "b", "c"]})
+
+
+def test_a_field_that_the_program_has_got_since_does_not_make_another_model(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
+    save(checkpoints, 7)
+    file = checkpoints.last() / "config.json"
+    now = {**MODEL, "model": to_plain(ModelConfig())}
+    then = json.loads(json.dumps(now))
+    del then["model"]["init_args"]["task"]["init_args"]["half_life"]
+    file.write_text(json.dumps(then))
+    assert checkpoints.read(checkpoints.last(), FIXED, now).step == 7
+    now["model"]["init_args"]["task"]["init_args"]["half_life"] = 3.0
+    with pytest.raises(ConfigError, match=r"half_life is None there and 3.0 now"):
+        checkpoints.read(checkpoints.last(), FIXED, now)
 
 
 def test_another_number_of_processes_is_one_sentence(tmp_path):

@@ -88,7 +88,7 @@ def strata(column: Column) -> list[Stratum]:
         words = sorted({value for _, value in present})
         if len(words) > 3 * VALUES:
             odd = next(value for value in words if _number(value) is None)
-            but = f" ({odd!r} is no number)" if numbers else ""
+            but = f" ({odd!r} is no finite number)" if numbers else ""
             raise ValueError(
                 f"--by {column.name}: {len(words)} different words are no strata{but}; take another column"
             )

@@ -20,22 +20,24 @@ class Classification(Task):
     """One label per video (softmax), or several (sigmoid) where the data has several.
 
     Attributes:
-        pooling: ``mean`` of all tokens; ``attention``: their mean weighted by a learned score; ``recent``: an
-            exponential moving average over time, which a long video does not drown.
-        half_life: time steps after which ``recent`` counts a token half.
+        pooling: ``mean`` of all tokens; ``attention``: their mean weighted by a learned score; ``ema``: their
+            exponential moving average over time, in which the end of a long video is not drowned.
+        half_life: of ``ema``: time steps after which a token counts half (none: 16).
         dropout: before the classifier.
         label_smoothing: of the one-label loss.
     """
 
-    pooling: Literal["mean", "attention", "recent"] = "mean"
-    half_life: float = 16.0
+    pooling: Literal["mean", "attention", "ema"] = "mean"
+    half_life: float | None = None
     dropout: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("mean", "attention", "recent"):
-            raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean, attention or recent.")
-        if not 0 < self.half_life < math.inf:
+        if self.pooling not in ("mean", "attention", "ema"):
+            raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean, attention or ema.")
+        if self.half_life is not None and self.pooling != "ema":
+            raise ValueError(f"Classification.half_life is of pooling ema, not of {self.pooling}; leave it out.")
+        if self.half_life is not None and not 0 < self.half_life < math.inf:
             raise ValueError(f"Classification.half_life is {self.half_life} time steps; it must lie above 0.")
         if not (0 <= self.label_smoothing <= 1 and 0 <= self.dropout < 1):
             raise ValueError(
@@ -58,6 +60,8 @@ class Classification(Task):
         return {name: value for name in names if (value := getattr(figures, name)) is not None}
 
 
+HALF_LIFE = 16.0
+"""Time steps, if none is given."""
 BLOCK = 64
 """Time steps whose decays are one matrix."""
 
@@ -72,7 +76,7 @@ class Output(NamedTuple):
 
 
 class PoolState(NamedTuple):
-    """Weighted sum of all tokens so far [B, C] and the sum of the weights [B, 1]; ``recent``: both have decayed."""
+    """Weighted sum of all tokens so far [B, C] and the sum of the weights [B, 1]; ``ema``: both have decayed."""
 
     total: Tensor
     weight: Tensor
@@ -89,7 +93,7 @@ class ClassificationHead(TaskHead):
         self.multi_label = sizes.multi_label
         self.columns = sizes.classes
         self.score = nn.Linear(sizes.width, 1) if config.pooling == "attention" else None
-        self.decay = 0.5 ** (1 / config.half_life) if config.pooling == "recent" else 1.0
+        self.decay = 0.5 ** (1 / (config.half_life or HALF_LIFE)) if config.pooling == "ema" else 1.0
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(sizes.width, sizes.classes)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tttvideo.model import ModelConfig
-from tttvideo.serialize import to_plain
+from tttvideo.serialize import from_plain, to_plain
 from tttvideo.training.config import ConfigError
 from tttvideo.training.run_folder import write_atomically
 from tttvideo.video.transforms import Preprocessing
@@ -205,7 +205,7 @@ class Checkpoints:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{checkpoint} is damaged and cannot be resumed from: {error}") from error
         for part in ("model", "preprocessing", "labels", "multi_label"):
-            difference = first_difference(saved.get(part), model_config.get(part), part)
+            difference = first_difference(_completed(saved.get(part)), model_config.get(part), part)
             if difference:
                 key, old, new = difference
                 key = key.replace(".init_args", "").removesuffix(".class_path")
@@ -277,6 +277,14 @@ def describe(model: ModelConfig, preprocessing: Preprocessing, labels: list[str]
         "labels": labels,
         "multi_label": multi_label,
     }
+
+
+def _completed(saved: Any) -> Any:
+    """A description with the fields that were added to its classes since, at their defaults: what it meant."""
+    try:
+        return to_plain(from_plain(saved))
+    except (ValueError, TypeError):  # of a user's own class, or of another version: as it stands
+        return saved
 
 
 def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
