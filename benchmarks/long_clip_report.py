@@ -172,8 +172,13 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
     dense = [row for row in rows if row["measured"][0]["sampling"] == "dense" and "positions" in _own(row, longest)]
     if dense:
         frames = _own(dense[0], longest)["positions"]["frames"]
+        spread = (
+            "bands: range over seeds"
+            if len({row["seed"] for row in dense if row["variant"] in study["drawn"]}) > 1
+            else "one seed"
+        )
         found["position"] = shared | {
-            "title": f"{task}, {longest * suite.frames} frames: loss had the video ended here; bands: range over seeds",
+            "title": f"{task}, {longest * suite.frames} frames: loss had the video ended here; {spread}",
             "x_label": f"frames read (means over the {frames[0]} that end there)",
             "x": frames,
             "linear": True,
