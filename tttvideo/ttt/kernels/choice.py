@@ -23,9 +23,9 @@ from ..optimizer import SGD
 if TYPE_CHECKING:
     from ..layer import TTT
 
-CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16, 32), "ieee": (16, 32, 64)}
+CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16,), "ieee": (16, 32, 64)}
 """Tokens of a token-causal chunk, by what the products read (``mode_of``): 64 tokens in more than bfloat16 need more
-shared memory than there is (README.md)."""
+shared memory than there is, 32 in split products more stack than is allowed (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
@@ -123,7 +123,7 @@ def kind_of(inner: InnerModel) -> str | None:
 
 
 def _either(sizes: tuple[int, ...]) -> str:
-    return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+    return " or ".join(filter(None, [", ".join(map(str, sizes[:-1])), str(sizes[-1])]))
 
 
 @functools.cache
