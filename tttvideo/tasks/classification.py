@@ -61,9 +61,9 @@ class Classification(Task):
 
 
 HALF_LIFE = 16.0
-"""Time steps, if none is given."""
+"""Of ``ema`` in time steps, if none is given."""
 BLOCK = 64
-"""Time steps whose decays are one matrix."""
+"""Time steps whose decays are one matrix: one over a whole video would grow with the square of its length."""
 
 
 class Output(NamedTuple):
