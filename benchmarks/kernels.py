@@ -79,7 +79,7 @@ def ahead_of_time(dims: list[int]) -> Figures:
 
     rows: list[Figures] = []
     for capability, limit in SHARED_MEMORY.items():
-        for one in configurations(dims):
+        for one in configurations(dims, capability):
             needs = compiled(one, capability)
             rows.append({"name": one.name, "kind": one.kind, "sm": capability, **needs._asdict()})
             flag = " TOO MUCH" if needs.shared > limit or needs.stack > STACK[one.kind] else ""

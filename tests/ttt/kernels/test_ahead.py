@@ -9,7 +9,7 @@ import pytest
 
 QUICK = """
 from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, compiled, frame_configurations
-one = next(frame_configurations("conv_depthwise", 16, "tf32"))
+one = next(frame_configurations("conv_depthwise", 16, "tf32", 90))
 for capability, most in SHARED_MEMORY.items():
     needs = compiled(one, capability)
     assert 0 < needs.registers <= 255 and needs.stack == 0 and needs.shared < most, needs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_report
+from benchmarks import cycles, gpu, gpu_report
 from benchmarks.contestants import CONTESTANTS
 
 NAMED = {
@@ -63,3 +63,29 @@ def test_the_summary_says_what_the_rows_say():
 def test_without_a_gpu_it_says_so():
     with pytest.raises(SystemExit, match="No CUDA device is to be seen"):
         gpu.measure()
+
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 LDS R8, [R9] ;
+        /*0030*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0040*/                   MUFU.EX2 R10, R11 ;
+        /*0050*/               @P1 BRA 0x30 ;
+        /*0060*/               @P2 BRA 0x10 ;
+        /*0070*/                   FADD R5, R5, R6 ;
+        /*0080*/               @P3 BRA 0x70 ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_instructions_count_as_often_as_their_loops_turn():
+    """The last loop has no matrix product: it is left out."""
+    assert cycles.loops(cycles.instructions(SASS)) == [(0x10, 0x60), (0x30, 0x50), (0x70, 0x80)]
+    found = cycles.bounds(cycles.instructions(SASS), (5, 3), warps=4)
+    assert found == {
+        "issue": 2 + 5 * (3 + 3 * 3),  # of a warp, 4 warps at 4 a cycle
+        "tensor": 5 * 3 * 2 * 64 * 32 * 16 / 4096,
+        "shared": 4 * 5 * (32 * 16 + 32 * 4) / 128,
+        "special": 4 * 5 * 3 * 2,
+    }

@@ -24,7 +24,7 @@ from tttvideo.ttt import (
     TokenCausal,
     Whole,
 )
-from tttvideo.ttt.kernels import choice
+from tttvideo.ttt.kernels import choice, launch
 
 ABLE = TTT(MLP(), 2, TokenCausal(16), fused="require")
 
@@ -93,3 +93,30 @@ def test_layers_work_where_triton_is_not_installed():
         "else: raise AssertionError"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_large_heads_have_smaller_chunks():
+    """What the compiled kernels need of a device (kernels/README.md)."""
+    config = replace(ABLE, chunk=TokenCausal(64))
+    assert choice.not_for(config, 64, 1, "bf16") is None
+    assert "chunks of 16 or 32 (heads of 128, bf16 products)" in choice.not_for(config, 128, 1, "bf16")
+    assert "chunks of 16 (heads of 128" in choice.not_for(replace(ABLE, chunk=TokenCausal(32)), 128, 1, "tf32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "hidden", "programs", "frame", "capability", "wide"),
+    [
+        ("mlp", 64, 256, 512, 196, 90, True),
+        ("mlp", 64, 256, 512, 196, 80, False),
+        ("mlp", 64, 256, 512, 196, 120, False),  # a later number, but tensor cores of the older kind
+        ("mlp", 64, 256, 12, 196, 90, False),
+        ("mlp", 64, 96, 512, 196, 90, False),  # the hidden width is not a multiple of a block
+        ("mlp", 128, 512, 512, 196, 90, False),
+        ("mlp", 64, 256, 512, 16, 90, False),
+        ("linear", 64, 0, 512, 196, 90, True),
+        ("conv", 64, 64, 512, 196, 90, False),
+    ],
+)
+def test_tiles_are_wide_where_tensor_cores_are(kind, dim, hidden, programs, frame, capability, wide):
+    found = launch.frame_tiles(kind, dim, hidden, "bf16", programs, frame, capability)
+    assert (found in launch.WIDE.values()) == wide

@@ -56,6 +56,8 @@ FRAME_CASES = [
         pytest.param(*arguments, marks=pytest.mark.kernels)
         for arguments in (
             (MLP(2), (1, 5), 16, (10, 5)),
+            (MLP(), (5, 7), 16, (70, 35, 0)),  # wide tiles
+            (MLP(8), (9, 8), 16, (144, 72)),
             (MLP(), (3, 7), 16, (63, 21)),
             (MLP(), (7, 10), 32, (140, 0)),
             (MLP(), (4, 4), 64, (16,)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import re
 import subprocess
 import tempfile
@@ -12,8 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .choice import CHUNKS, CONV_DIMS, HEAD_DIMS
-from .launch import FORWARD, FRAME_KINDS, RECOMPUTED, depthwise_constants, frame_constants, token_constants
+from .choice import CONV_DIMS, HEAD_DIMS, LARGEST_FRAME, chunks_of
+from .launch import (
+    FEW_PROGRAMS,
+    FORWARD,
+    FRAME_KINDS,
+    RECOMPUTED,
+    depthwise_constants,
+    frame_constants,
+    frame_tiles,
+    token_constants,
+)
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes that one program may take, by compute capability (CUDA C++ Programming Guide, table 'Technical
@@ -59,12 +68,16 @@ def token_configurations(dim: int, size: int, mode: str) -> Iterator[Configurati
             yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
 
 
-def frame_configurations(kind: str, dim: int, mode: str) -> Iterator[Configuration]:
-    """All that ``frame_causal`` launches for heads of ``dim``: an MLP four times as wide, a ``Conv`` as wide."""
+def frame_configurations(kind: str, dim: int, mode: str, capability: int) -> Iterator[Configuration]:
+    """All that ``frame_causal`` launches for heads of ``dim``: an MLP four times as wide, a ``Conv`` as wide. Phases
+    that are launched one by one are of few heads."""
     from .frame_causal import frame_kernels
 
     hidden = {"linear": 0, "mlp": 4 * dim}.get(kind, dim)
-    constants = frame_constants(kind, dim, hidden, mode, torch.float32)
+    few, many = (
+        frame_tiles(kind, dim, hidden, mode, programs, LARGEST_FRAME, capability) for programs in (1, FEW_PROGRAMS)
+    )
+    small = frame_tiles(kind, dim, hidden, mode, FEW_PROGRAMS, 1, capability)
     for way, phases, more in (
         ("forward", FORWARD, {"SAVE": False}),
         ("recompute", RECOMPUTED, {"SAVE": True}),
@@ -72,8 +85,12 @@ def frame_configurations(kind: str, dim: int, mode: str) -> Iterator[Configurati
     ):
         kernels = frame_kernels(kind)
         kernel = kernels.backward_kernel if way == "backward" else kernels.forward_kernel
-        for some in (*phases, sum(phases)):
-            label = f"{kind} frames d={dim} {mode} {way} {'all phases' if some == sum(phases) else f'phase {some}'}"
+        launched = [(f"phase {phase}", phase, few) for phase in phases]
+        launched += [("all phases", sum(phases), small)]
+        launched += [("all phases, wide", sum(phases), many)] if many != small else []
+        for name, some, tiles in launched:
+            constants = frame_constants(kind, dim, hidden, mode, torch.float32, tiles)
+            label = f"{kind} frames d={dim} {mode} {way} {name}"
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 
 
@@ -85,22 +102,31 @@ def cumulative_configurations(dim: int) -> Iterator[Configuration]:
         yield Configuration(f"dwconv {name} d={dim}", "frame", kernel, depthwise_constants(dim, torch.float32))
 
 
-def configurations(dims: Sequence[int]) -> Iterator[Configuration]:
-    """All that the launchers choose on a GPU, for MLPs four times as wide as their heads and as wide a ``Conv``."""
+def configurations(dims: Sequence[int], capability: int) -> Iterator[Configuration]:
+    """All that the launchers choose on a GPU of sm_``capability``: MLPs four times as wide as their heads, ``Conv`` as
+    wide."""
     for dim in dims:
         yield from cumulative_configurations(dim)
         for mode in ("bf16", "tf32", "tf32x3"):
             if dim not in HEAD_DIMS[mode]:
                 continue
-            for size in CHUNKS[mode]:
+            for size in chunks_of(dim, mode):
                 yield from token_configurations(dim, size, mode)
             for kind in FRAME_KINDS:
                 if dim in CONV_DIMS or not kind.startswith("conv"):
-                    yield from frame_configurations(kind, dim, mode)
+                    yield from frame_configurations(kind, dim, mode, capability)
 
 
 def compiled(configuration: Configuration, capability: int) -> Needs:
     """Compiles for sm_``capability`` and asks the binary what it needs."""
+    binary = build(configuration, capability)
+    report = disassembled(binary, "-res-usage")
+    registers, stack = (int(re.search(rf"{word}:(\d+)", report)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
+    return Needs(registers, stack, binary.metadata.shared)
+
+
+def build(configuration: Configuration, capability: int) -> Any:
+    """Triton's compiled kernel for sm_``capability``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -114,24 +140,22 @@ def compiled(configuration: Configuration, capability: int) -> Needs:
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def disassembled(binary: Any, what: str) -> str:
+    """What cuobjdump says of a compiled kernel: ``-res-usage``, ``-sass``."""
+    import triton
+
+    (tools,) = Path(triton.__file__).parent.glob("backends/nvidia/bin")  # the ones that Triton brings
+    search = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}  # cuobjdump calls nvdisasm
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        report = subprocess.run([_cuobjdump(), "-res-usage", file.name], check=True, capture_output=True, text=True)
-    registers, stack = (int(re.search(rf"{word}:(\d+)", report.stdout)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
-    return Needs(registers, stack, binary.metadata.shared)
+        command = [str(tools / "cuobjdump"), what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=search).stdout
 
 
 def _type(name: str) -> str:
     """Tensors are float32, as the layer hands them over."""
     return "i32" if name in _INTEGERS else "*i64" if name in _INDICES else "*fp32"
-
-
-@functools.cache
-def _cuobjdump() -> str:
-    """The one that Triton brings."""
-    import triton
-
-    (found,) = Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump")
-    return str(found)

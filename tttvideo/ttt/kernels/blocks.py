@@ -23,6 +23,30 @@ def store_block(state, f, a1, b1, a2, D: tl.constexpr, F: tl.constexpr, BLOCK: t
 
 
 @triton.jit
+def load_units(state, u, D: tl.constexpr, F: tl.constexpr, UNITS: tl.constexpr):
+    """The same of units u ... u + UNITS - 1, a row for each unit: transposed A1 [UNITS, D], b1 [UNITS, 1], A2."""
+    col, hidden = tl.arange(0, D), u + tl.arange(0, UNITS)
+    a1 = tl.load(state + col[None, :] * F + hidden[:, None])
+    b1 = tl.load(state + D * F + hidden)[:, None]
+    a2 = tl.load(state + D * F + F + hidden[:, None] * D + col[None, :])
+    return a1, b1, a2
+
+
+@triton.jit
+def store_units(state, u, a1, b1, a2, D: tl.constexpr, F: tl.constexpr, UNITS: tl.constexpr):
+    col, hidden = tl.arange(0, D), u + tl.arange(0, UNITS)
+    tl.store(state + col[None, :] * F + hidden[:, None], a1)
+    tl.store(state + D * F + hidden, tl.reshape(b1, (UNITS,)))
+    tl.store(state + D * F + F + hidden[:, None] * D + col[None, :], a2)
+
+
+@triton.jit
+def row_sum(x):
+    """[rows, columns] -> [rows, 1]."""
+    return tl.expand_dims(tl.sum(x, 1), 1)
+
+
+@triton.jit
 def column_sum(x):
     """[rows, columns] -> [1, columns]."""
     return tl.expand_dims(tl.sum(x, 0), 0)

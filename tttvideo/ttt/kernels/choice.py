@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from ..layer import TTT
 
 CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16,), "ieee": (16, 32, 64)}
-"""Tokens of a token-causal chunk, by what the products read (``mode_of``): 64 tokens in more than bfloat16 need more
-shared memory than there is, 32 in split products more stack than is allowed (README.md)."""
+CHUNKS_OF_LARGE_HEADS = CHUNKS | {"bf16": (16, 32), "tf32": (16,)}
+"""Tokens of a token-causal chunk, by what the products read (``mode_of``); with heads of 128 fewer. Larger chunks need
+more shared memory than there is or more stack than is allowed (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
@@ -78,8 +79,9 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
     inner, chunk = config.inner, config.chunk
     if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
         return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
-    if isinstance(chunk, TokenCausal) and chunk.tokens not in CHUNKS[mode]:
-        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(CHUNKS[mode])} ({mode} products)"
+    if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(head_dim, mode)):
+        heads = f"heads of {head_dim}, {mode} products"
+        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(allowed)} ({heads})"
     if isinstance(chunk, FrameCausal) and tokens_per_frame > LARGEST_FRAME:
         return f"frames have {tokens_per_frame} tokens; kernels read frames of up to {LARGEST_FRAME}"
     if kind_of(inner) is None or (isinstance(inner, Linear) and not inner.bias) or inner.past_frames:
@@ -115,6 +117,11 @@ def _why_not_views(config: TTT) -> str | None:
 
 
 _MODELS = "MLP, Linear with a bias, and Conv, ConvDepthwise and DWConv with time: 1"
+
+
+def chunks_of(head_dim: int, mode: str) -> tuple[int, ...]:
+    """Tokens that a chunk may have."""
+    return (CHUNKS_OF_LARGE_HEADS if head_dim > 64 else CHUNKS)[mode]
 
 
 def kind_of(inner: InnerModel) -> str | None:

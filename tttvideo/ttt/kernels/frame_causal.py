@@ -9,6 +9,7 @@ some 50 microseconds; a CUDA graph around the training step removes that.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from .launch import (
     FORWARD,
     FRAME_KINDS,
     RECOMPUTED,
+    capability_of,
     contiguous,
     frame_constants,
     frame_grid,
     frame_sizes,
+    frame_tiles,
     workspace,
 )
 
@@ -113,10 +116,9 @@ def frame_causal_backward(
     derrors = starts.new_empty(programs, workspace(numbers.between, frame, dim, hidden))
     dstate = dweights.clone(memory_format=torch.contiguous_format)
     dq, dk, dv, drate = (torch.zeros_like(x) for x in (q, k, v, rate))
-    tiles = math.ceil(frame / frame_constants(kind, dim, hidden, mode, starts.dtype)["TILE"])
-    dgamma, dbeta = starts.new_zeros(2, batch, heads, tiles, dim)
     given = (q, k, v, rate, starts.new_full((1,), step), gamma, beta, lengths, states, errors)
     launch = _Launch(kind, frame, columns, hidden, mode)
+    dgamma, dbeta = starts.new_zeros(2, batch, heads, math.ceil(frame / launch.constants(given)["TILE"]), dim)
     for number in reversed(range(len(starts))):
         begin, end = number * group, min((number + 1) * group, frames)
         states[0].copy_(starts[number])
@@ -163,26 +165,36 @@ class _Launch(NamedTuple):
 
     def forward(self, tensors: tuple[Tensor, ...], span: tuple[int, int, int], group: int, save: bool) -> None:
         """Frames ``span[0]`` ... ``span[1]`` - 1; ``span[2]`` is the one whose state stands in the first slot."""
-        programs, sizes, constants = self._of(tensors)
+        constants, sizes = self.constants(tensors), self._sizes(tensors)
         phases = RECOMPUTED if save else FORWARD
-        for begin, end, some, grid in frame_grid(self.kind, programs, phases, span[:2], self.frame, constants):
+        for begin, end, some, grid in self._grid(tensors, phases, span[:2], constants):
             self._kernels().forward_kernel[grid](
                 *(*tensors, *sizes, self.frame, begin, end, span[2], group), **constants, PHASES=some, SAVE=save
             )
 
     def backward(self, tensors: tuple[Tensor, ...], span: tuple[int, int]) -> None:
-        programs, sizes, constants = self._of(tensors)
-        phases = FRAME_KINDS[self.kind].backward
-        for begin, end, some, grid in frame_grid(self.kind, programs, phases, span, self.frame, constants):
+        constants, sizes = self.constants(tensors), self._sizes(tensors)
+        for begin, end, some, grid in self._grid(tensors, FRAME_KINDS[self.kind].backward, span, constants):
             self._kernels().backward_kernel[grid](
                 *(*tensors, *sizes, self.frame, begin, end, span[0]), **constants, PHASES=some
             )
 
-    def _of(self, tensors: tuple[Tensor, ...]) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-        """Programs, sizes and constants for q, ..., state, ... ."""
-        batch, heads, tokens, dim = tensors[0].shape
-        constants = frame_constants(self.kind, dim, self.hidden, self.mode, tensors[8].dtype)
-        return batch * heads, (heads, tokens, *frame_sizes(self.kind, dim, self.hidden, self.columns)), constants
+    def constants(self, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+        """What the kernels of these tensors (q, ..., state, ...) are compiled for."""
+        batch, heads, _, dim = tensors[0].shape
+        kernel = self.kind, dim, self.hidden, self.mode
+        tiles = frame_tiles(*kernel, batch * heads, self.frame, capability_of(tensors[0].device))
+        return frame_constants(*kernel, tensors[8].dtype, tiles)
+
+    def _sizes(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+        _, heads, tokens, dim = tensors[0].shape
+        return heads, tokens, *frame_sizes(self.kind, dim, self.hidden, self.columns)
+
+    def _grid(
+        self, tensors: tuple[Tensor, ...], phases: tuple[int, ...], span: tuple[int, int], constants: dict[str, Any]
+    ) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
+        programs = tensors[0].shape[0] * tensors[0].shape[1]
+        return frame_grid(self.kind, programs, phases, span, self.frame, constants)
 
     def _kernels(self) -> ModuleType:
         return frame_kernels(self.kind)

@@ -1,8 +1,9 @@
 """TTT-MLP on chunks of one frame, update then read: W' = W - size * sum of gradients, out = q + LN(g(q; W')).
 
-A frame is cut into tiles of TILE tokens, the hidden width into blocks of BLOCK units. Each kernel is a row of phases:
+Phases of tiles (TILE tokens, all hidden units in steps of BLOCK) and of blocks (UNITS hidden units, all tokens in steps
+of SPAN) take turns:
 
-    forward    1  tiles:   z2 = g(k; W), all hidden units of a tile             -> errors
+    forward    1  tiles:   z2 = g(k; W) and from it rate * the loss gradient g2   -> errors
                2  blocks:  the block's gradient over all tokens; W' of the block
                4  tiles:   read
     backward   1  tiles:   from dout to dzq2 and dq
@@ -10,9 +11,10 @@ A frame is cut into tiles of TILE tokens, the hidden width into blocks of BLOCK 
                4  tiles:   through the update: dz2, dk, dv, drate
                8  blocks:  dW' becomes dW
 
-A phase needs all of the phase before. Where there are enough heads to fill the device one program per (row, head)
-runs all phases of all frames (``PHASES`` is their sum); otherwise each phase is a launch, with programs for every
-tile or block.
+Hidden units are columns in a phase of tiles and rows in a phase of blocks, so that what one product makes is the left
+operand of the next where it stands, in registers. A phase needs all of the phase before. Where there are enough heads
+to fill the device one program per (row, head) runs all phases of all frames (``PHASES`` is their sum); otherwise each
+phase is a launch, with programs for every tile or block.
 
 State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, D], b2 [D].
 """
@@ -20,7 +22,7 @@ State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, 
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_block, load_rows, store_block, store_rows
+from .blocks import column_sum, load_block, load_rows, load_units, row_sum, store_block, store_rows, store_units
 from .pointwise import (
     across,
     gelu,
@@ -44,7 +46,7 @@ def forward_kernel(
     beta,
     lengths,  # [B]: tokens read now
     state,  # [programs, size], moved in place; where SAVE: one for every frame and one more
-    errors,  # [programs, N, D]: z2; where SAVE: for every frame
+    errors,  # [programs, 2, N, D]: z2 (where SAVE) and g2; where SAVE: for every frame
     out,  # zero; padding is not written
     starts,  # [groups, programs, size]: the state before every group of frames
     heads,
@@ -59,6 +61,8 @@ def forward_kernel(
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    UNITS: tl.constexpr,
+    SPAN: tl.constexpr,
     ACC: tl.constexpr,
     MODE: tl.constexpr,
     PHASES: tl.constexpr,
@@ -69,7 +73,7 @@ def forward_kernel(
     programs, parts = tl.num_programs(0), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row = tl.arange(0, D), tl.arange(0, TILE)
+    col, row, some = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
     gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
     beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
@@ -82,10 +86,11 @@ def forward_kernel(
 
     for c in range(begin, end):
         here = state + program * SIZE
-        z = errors + program * frame * D
+        z = errors + program * 2 * frame * D
         if SAVE:
             here += (c - origin) * programs * SIZE
-            z += (c - origin) * programs * frame * D
+            z += (c - origin) * programs * 2 * frame * D
+        g = z + frame * D
         there = here
         if SAVE:
             there = here + programs * SIZE
@@ -105,31 +110,30 @@ def forward_kernel(
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     z2 += mm(gelu(mm(k_tile, a1, MODE) + b1), a2, MODE)
-                store_rows(z, i, i < frame, z2, D)
+                if SAVE:
+                    store_rows(z, i, i < frame, z2, D)
+                target = load_rows(v, c * frame + i, valid, D, ACC) - k_tile
+                rates = tl.load(rate + c * frame + i, mask=valid, other=0.0).to(ACC)[:, None]
+                store_rows(g, i, i < frame, rates * loss_gradient(z2, target, gamma_row, beta_row, D), D)
             tl.debug_barrier()
         if (PHASES & 2) > 0:
-            for f in range(part * BLOCK, width, parts * BLOCK):
-                a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-                sum_a1, sum_b1 = tl.zeros((D, BLOCK), ACC), tl.zeros((1, BLOCK), ACC)
-                sum_a2, sum_b2 = tl.zeros((BLOCK, D), ACC), tl.zeros((1, D), ACC)
-                for tile in range(0, frame, TILE):
-                    i = tile + row
-                    t = c * frame + i
-                    valid = (i < frame) & (t < length)
-                    k_tile = load_rows(k, t, valid, D, ACC)
-                    target = load_rows(v, t, valid, D, ACC) - k_tile
-                    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
-                    z2 = load_rows(z, i, i < frame, D, ACC)
-                    g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
-                    z1 = mm(k_tile, a1, MODE) + b1
-                    g1 = mm(g2, tl.trans(a2), MODE) * gelu_slope(z1)
-                    sum_a1 += mm(tl.trans(k_tile), g1, MODE)
-                    sum_b1 += column_sum(g1)
-                    sum_a2 += mm(tl.trans(gelu(z1)), g2, MODE)
+            for u in range(part * UNITS, width, parts * UNITS):
+                a1, b1, a2 = load_units(here, u, D, F, UNITS)
+                sum_a1, sum_b1 = tl.zeros((UNITS, D), ACC), tl.zeros((UNITS, 1), ACC)
+                sum_a2, sum_b2 = tl.zeros((UNITS, D), ACC), tl.zeros((1, D), ACC)
+                for tile in range(0, frame, SPAN):
+                    i = tile + some
+                    k_tile = load_rows(k, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
+                    g2 = load_rows(g, i, i < frame, D, ACC)
+                    z1 = mm(a1, tl.trans(k_tile), MODE) + b1
+                    g1 = mm(a2, tl.trans(g2), MODE) * gelu_slope(z1)
+                    sum_a1 += mm(g1, k_tile, MODE)
+                    sum_b1 += row_sum(g1)
+                    sum_a2 += mm(gelu(z1), g2, MODE)
                     sum_b2 += column_sum(g2)
                 tl.debug_barrier()  # all have read the block before any writes it
-                store_block(there, f, a1 - size * sum_a1, b1 - size * sum_b1, a2 - size * sum_a2, D, F, BLOCK)
-                if f == 0:
+                store_units(there, u, a1 - size * sum_a1, b1 - size * sum_b1, a2 - size * sum_a2, D, F, UNITS)
+                if u == 0:
                     b2 = tl.load(here + at_b2)
                     tl.debug_barrier()
                     tl.store(there + at_b2, b2 - tl.reshape(size * sum_b2, (D,)))
@@ -159,7 +163,7 @@ def backward_kernel(
     beta,
     lengths,
     state,  # [frames + 1, programs, size]: before every frame
-    errors,  # [frames, programs, N, D]
+    errors,  # [frames, programs, 2, N, D]
     dout,
     dstate,  # [programs, size]: of the weights after, in place of those before
     dq,  # zero, as dk, dv and drate; padding is not written
@@ -180,6 +184,8 @@ def backward_kernel(
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    UNITS: tl.constexpr,
+    SPAN: tl.constexpr,
     ACC: tl.constexpr,
     MODE: tl.constexpr,
     PHASES: tl.constexpr,
@@ -189,7 +195,7 @@ def backward_kernel(
     programs, parts = tl.num_programs(0), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row = tl.arange(0, D), tl.arange(0, TILE)
+    col, row, some = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
     gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
     beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
@@ -212,7 +218,8 @@ def backward_kernel(
         c = end - 1 - back_to
         here = state + ((c - origin) * programs + program) * SIZE
         there = here + programs * SIZE
-        z = errors + ((c - origin) * programs + program) * frame * D
+        z = errors + ((c - origin) * programs + program) * 2 * frame * D
+        g = z + frame * D
         if (PHASES & 1) > 0:
             for tile in range(part * TILE, frame, parts * TILE):
                 i = tile + row
@@ -237,23 +244,23 @@ def backward_kernel(
                 store_rows(dq, c * frame + i, valid, to_q, D)
             tl.debug_barrier()
         if (PHASES & 2) > 0:
-            for f in range(part * BLOCK, width, parts * BLOCK):
-                a1, b1, a2 = load_block(there, f, D, F, BLOCK)
-                da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
+            for u in range(part * UNITS, width, parts * UNITS):
+                a1, b1, a2 = load_units(there, u, D, F, UNITS)
+                da1, db1, da2 = load_units(dstate, u, D, F, UNITS)
                 db2 = tl.load(dstate + at_b2)[None, :]
-                for tile in range(0, frame, TILE):
-                    i = tile + row
+                for tile in range(0, frame, SPAN):
+                    i = tile + some
                     q_tile = load_rows(q, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     dzq2 = load_rows(dzq, i, i < frame, D, ACC)
-                    zq1 = mm(q_tile, a1, MODE) + b1
-                    dzq1 = mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1)
-                    da1 += mm(tl.trans(q_tile), dzq1, MODE)
-                    db1 += column_sum(dzq1)
-                    da2 += mm(tl.trans(gelu(zq1)), dzq2, MODE)
+                    zq1 = mm(a1, tl.trans(q_tile), MODE) + b1
+                    dzq1 = mm(a2, tl.trans(dzq2), MODE) * gelu_slope(zq1)
+                    da1 += mm(dzq1, q_tile, MODE)
+                    db1 += row_sum(dzq1)
+                    da2 += mm(gelu(zq1), dzq2, MODE)
                     db2 += column_sum(dzq2)
                 tl.debug_barrier()
-                store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
-                if f == 0:
+                store_units(dstate, u, da1, db1, da2, D, F, UNITS)
+                if u == 0:
                     tl.store(dstate + at_b2, tl.reshape(db2, (D,)))
             tl.debug_barrier()
         if (PHASES & 4) > 0:
@@ -262,69 +269,62 @@ def backward_kernel(
                 t = c * frame + i
                 valid = (i < frame) & (t < length)
                 k_tile = load_rows(k, t, valid, D, ACC)
+                # The gradient at the frame's sum of rate * gradient is -step * dW'.
+                dg2 = tl.zeros((TILE, D), ACC) + tl.load(dstate + at_b2)[None, :]
+                for f in range(0, width, BLOCK):
+                    a1, b1, a2 = load_block(here, f, D, F, BLOCK)
+                    u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
+                    z1 = mm(k_tile, a1, MODE) + b1
+                    dg2 += mm(gelu(z1), u_a2, MODE)
+                    dg2 += mm((mm(k_tile, u_a1, MODE) + u_b1) * gelu_slope(z1), a2, MODE)
+                dg2 = -size * dg2
                 target = load_rows(v, t, valid, D, ACC) - k_tile
                 rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
                 z2 = load_rows(z, i, i < frame, D, ACC)
-                slope2 = loss_gradient(z2, target, gamma_row, beta_row, D)
-                g2 = rates * slope2
-                # The gradient at the frame's sum of rate * gradient is -step * dW'.
-                dg2 = tl.zeros((TILE, D), ACC) - size * tl.load(dstate + at_b2)[None, :]
-                to_k = tl.zeros((TILE, D), ACC)
-                for f in range(0, width, BLOCK):
-                    a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-                    u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
-                    z1 = mm(k_tile, a1, MODE) + b1
-                    slope1 = gelu_slope(z1)
-                    dback = (mm(k_tile, u_a1, MODE) + u_b1) * slope1
-                    dg2 -= size * (mm(gelu(z1), u_a2, MODE) + mm(dback, a2, MODE))
-                    g1 = mm(g2, tl.trans(a2), MODE) * slope1
-                    to_k -= size * mm(g1, tl.trans(u_a1), MODE)
-                dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
+                tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
+                dz2, to_k, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
                 at = (program * tiles + tile // TILE) * D + col
                 tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(rows, 0))
-                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(derror, 0))
+                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(to_k, 0))
+                store_rows(dv, t, valid, -to_k, D)
                 store_rows(dz, i, i < frame, dz2, D)
+                g2 = load_rows(g, i, i < frame, D, ACC)
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
                     z1 = mm(k_tile, a1, MODE) + b1
-                    moved1 = mm(k_tile, u_a1, MODE) + u_b1
-                    dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
-                    back = mm(g2, tl.trans(a2), MODE)
-                    dz1 = dx * gelu_slope(z1) - size * moved1 * back * gelu_bend(z1)
-                    to_k += mm(dz1, tl.trans(a1), MODE)
-                store_rows(dk, t, valid, to_k + derror, D)
-                store_rows(dv, t, valid, -derror, D)
-                tl.store(drate + t, tl.sum(dg2 * slope2, 1), mask=valid)
-            tl.debug_barrier()
-        if (PHASES & 8) > 0:
-            for f in range(part * BLOCK, width, parts * BLOCK):
-                a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-                u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
-                da1, db1, da2 = u_a1, u_b1, u_a2
-                db2 = tl.load(dstate + at_b2)[None, :]
-                for tile in range(0, frame, TILE):
-                    i = tile + row
-                    t = c * frame + i
-                    valid = (i < frame) & (t < length)
-                    k_tile = load_rows(k, t, valid, D, ACC)
-                    target = load_rows(v, t, valid, D, ACC) - k_tile
-                    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
-                    z2 = load_rows(z, i, i < frame, D, ACC)
-                    dz2 = load_rows(dz, i, i < frame, D, ACC)
-                    g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
-                    z1 = mm(k_tile, a1, MODE) + b1
                     slope1 = gelu_slope(z1)
                     back = mm(g2, tl.trans(a2), MODE)
+                    to_k += mm(-size * back * slope1, tl.trans(u_a1), MODE)
                     dg1 = -size * (mm(k_tile, u_a1, MODE) + u_b1)
                     dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
+                    to_k += mm(dx * slope1 + dg1 * back * gelu_bend(z1), tl.trans(a1), MODE)
+                store_rows(dk, t, valid, to_k, D)
+            tl.debug_barrier()
+        if (PHASES & 8) > 0:
+            for u in range(part * UNITS, width, parts * UNITS):
+                a1, b1, a2 = load_units(here, u, D, F, UNITS)
+                u_a1, u_b1, u_a2 = load_units(dstate, u, D, F, UNITS)
+                da1, db1, da2 = u_a1, u_b1, u_a2
+                db2 = tl.load(dstate + at_b2)[None, :]
+                for tile in range(0, frame, SPAN):
+                    i = tile + some
+                    k_tile = load_rows(k, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
+                    g2 = load_rows(g, i, i < frame, D, ACC)
+                    dz2 = load_rows(dz, i, i < frame, D, ACC)
+                    z1 = mm(a1, tl.trans(k_tile), MODE) + b1
+                    slope1 = gelu_slope(z1)
+                    back = mm(a2, tl.trans(g2), MODE)
+                    dg1 = -size * (mm(u_a1, tl.trans(k_tile), MODE) + u_b1)
+                    dx = mm(a2, tl.trans(dz2), MODE) - size * mm(u_a2, tl.trans(g2), MODE)
                     dz1 = dx * slope1 + dg1 * back * gelu_bend(z1)
-                    da1 += mm(tl.trans(k_tile), dz1, MODE)
-                    db1 += column_sum(dz1)
-                    da2 += mm(tl.trans(dg1 * slope1), g2, MODE) + mm(tl.trans(gelu(z1)), dz2, MODE)
+                    da1 += mm(dz1, k_tile, MODE)
+                    db1 += row_sum(dz1)
+                    da2 += mm(dg1 * slope1, g2, MODE)
+                    da2 += mm(gelu(z1), dz2, MODE)
                     db2 += column_sum(dz2)
                 tl.debug_barrier()
-                store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
-                if f == 0:
+                store_units(dstate, u, da1, db1, da2, D, F, UNITS)
+                if u == 0:
                     tl.store(dstate + at_b2, tl.reshape(db2, (D,)))
             tl.debug_barrier()

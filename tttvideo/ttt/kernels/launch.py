@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class FrameKind(NamedTuple):
 
 FRAME_KINDS = {
     "linear": FrameKind((1, 2, 4, 8), (1, 4), (1, 0), (2, 0)),
-    "mlp": FrameKind((1, 2, 4, 8), (1, 4), (1, 0), (2, 0)),
+    "mlp": FrameKind((1, 2, 4, 8), (1, 4), (2, 0), (2, 0)),
     "conv": FrameKind((1, 2, 4, 8, 16), (1, 4, 8), (1, 2), (1, 3)),
     "conv_depthwise": FrameKind((1, 2, 4, 8, 16), (1, 4, 8), (1, 2), (1, 3)),
 }
@@ -60,25 +61,68 @@ def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dt
     }
 
 
-def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dtype) -> dict[str, Any]:
+class Tiles(NamedTuple):
+    """How frame kernels cut their products, and warps of a program.
+
+    Attributes:
+        tile: tokens at once in phases of tiles; they walk through ``block`` hidden units at a time (Linear: rows of A).
+        units: hidden units at once in phases of blocks; they walk through ``span`` tokens at a time. MLP only: the
+            others' blocks are ``block`` rows or one tap, and their walks ``tile`` tokens.
+    """
+
+    tile: int
+    block: int
+    units: int
+    span: int
+    warps: int
+
+
+WIDE = {
+    ("mlp", "bf16"): Tiles(128, 32, 128, 32, 8),
+    ("mlp", "tf32"): Tiles(64, 16, 64, 16, 4),
+    ("mlp", "ieee"): Tiles(64, 16, 64, 16, 4),
+    ("linear", "bf16"): Tiles(64, 64, 64, 64, 4),
+    ("linear", "tf32"): Tiles(64, 64, 64, 64, 4),
+    ("linear", "ieee"): Tiles(64, 64, 64, 64, 4),
+}
+"""For tensor cores that read 64 rows at once, by inner model and by what they read: a half to a third of the
+instructions and of the accesses to shared memory (README.md)."""
+
+WARPGROUPS = range(90, 120)
+"""Compute capabilities that have such: Hopper and the data centre's Blackwell."""
+
+
+def frame_tiles(kind: str, dim: int, hidden: int, mode: str, programs: int, frame: int, capability: int) -> Tiles:
+    """For frames of ``frame`` tokens, ``programs`` rows x heads, and a device (80: sm_80). With few programs every tile
+    is one of its own: there should be many, and small."""
+    wide = WIDE.get((kind, mode)) if capability in WARPGROUPS and programs >= FEW_PROGRAMS and dim <= 64 else None
+    if wide is not None and hidden % wide.units == 0 and 2 * frame > wide.tile:
+        return wide
+    block = 16 if dim in (16, 128) else 32
+    # Products split in three hold three times as much: with 32 tokens the backward kernel of the MLP spilled 1,304
+    # bytes, with 16 264; heads of 128 in tf32 likewise.
+    large = mode == "tf32x3" or (mode, dim) == ("tf32", 128)
+    tile = 16 if large and kind != "linear" else 32
+    return Tiles(
+        tile, block, block, tile, 8 if kind.startswith("conv") else 4
+    )  # with 4 these spilled four times as much
+
+
+def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dtype, tiles: Tiles) -> dict[str, Any]:
     """What the frame kernels of an inner model are compiled for."""
-    constants = {
+    constants: dict[str, Any] = {
         "D": dim,
         "F": hidden,
-        "BLOCK": 16 if dim in (16, 128) else 32,
-        # With 64 the backward kernel of the MLP spilled twenty times as much as with 32. Products split in three hold
-        # three times as much: with 32 it spilled 1,304 bytes, with 16 264.
-        "TILE": 16 if mode == "tf32x3" and kind != "linear" else 32,
+        "TILE": tiles.tile,
         "ACC": _accumulator(dtype),
         "MODE": mode,
-        "num_warps": 4,
+        "num_warps": tiles.warps,
         "num_stages": 1,
     }
     if kind.startswith("conv"):
-        del constants["BLOCK"]  # a block is one of the convolution's taps
-        constants["DEPTHWISE"] = kind == "conv_depthwise"
-        constants["num_warps"] = 8  # with 4 they spilled four times as much
-    return constants
+        return constants | {"DEPTHWISE": kind == "conv_depthwise"}  # a block is one of the convolution's taps
+    constants["BLOCK"] = min(tiles.block, hidden or dim)
+    return constants | ({"UNITS": tiles.units, "SPAN": tiles.span} if kind == "mlp" else {})
 
 
 def depthwise_constants(dim: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -107,12 +151,22 @@ def frame_grid(
         yield begin, end, sum(phases), (programs, 1)
         return
     tiles = -(-frame // constants["TILE"])
-    blocks = TAPS + 1 if kind.startswith("conv") else (constants["F"] or constants["D"]) // constants["BLOCK"]
+    block = constants.get("UNITS", constants.get("BLOCK"))
+    blocks = TAPS + 1 if block is None else (constants["F"] or constants["D"]) // block
     backwards = phases not in (FORWARD, RECOMPUTED)
     tiled = FRAME_KINDS[kind].tiled if backwards else (1, 4)
     for c in reversed(range(begin, end)) if backwards else range(begin, end):
         for phase in phases:
             yield c, c + 1, phase, (programs, tiles if phase in tiled else blocks)
+
+
+@functools.cache
+def capability_of(device: torch.device) -> int:
+    """90 for sm_90; the interpreter computes as the newest would."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def contiguous(*tensors: Tensor) -> list[Tensor]:
