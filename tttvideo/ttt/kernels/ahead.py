@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .choice import CONV_DIMS, HEAD_DIMS, LARGEST_FRAME, chunks_of
+from .choice import CONV_DIMS, HEAD_DIMS, LARGEST_CHUNK, LARGEST_FRAME, chunks_of
 from .launch import (
     FEW_PROGRAMS,
     FORWARD,
@@ -53,19 +53,19 @@ class Configuration(NamedTuple):
     constants: dict[str, Any]
 
 
-def token_configurations(dim: int, size: int, mode: str) -> Iterator[Configuration]:
+def token_configurations(kind: str, dim: int, size: int, mode: str) -> Iterator[Configuration]:
     """All that ``token_causal`` launches for heads of ``dim``, chunks of ``size`` and an MLP four times as wide."""
     from . import ttt_linear, ttt_mlp
 
-    for kernels, hidden in ((ttt_mlp, 4 * dim), (ttt_linear, 0)):
-        constants = token_constants(dim, hidden, size, mode, torch.float32)
-        label = f"{'MLP' if hidden else 'Linear'} K={size} d={dim} {mode}"
-        for carried in (False, True):
-            some = {**constants, "CARRIED": carried}
-            end = ", chunk open before" if carried else ""
-            yield Configuration(f"{label} forward{end}", "token", kernels.forward_kernel, {**some, "SAVE": False})
-            yield Configuration(f"{label} recompute{end}", "token", kernels.forward_kernel, {**some, "SAVE": True})
-            yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
+    kernels, hidden = (ttt_mlp, 4 * dim) if kind == "mlp" else (ttt_linear, 0)
+    constants = token_constants(dim, hidden, size, mode, torch.float32)
+    label = f"{'MLP' if hidden else 'Linear'} K={size} d={dim} {mode}"
+    for carried in (False, True):
+        some = {**constants, "CARRIED": carried}
+        end = ", chunk open before" if carried else ""
+        yield Configuration(f"{label} forward{end}", "token", kernels.forward_kernel, {**some, "SAVE": False})
+        yield Configuration(f"{label} recompute{end}", "token", kernels.forward_kernel, {**some, "SAVE": True})
+        yield Configuration(f"{label} backward{end}", "token", kernels.backward_kernel, some)
 
 
 def frame_configurations(kind: str, dim: int, mode: str, capability: int) -> Iterator[Configuration]:
@@ -110,8 +110,9 @@ def configurations(dims: Sequence[int], capability: int) -> Iterator[Configurati
         for mode in ("bf16", "tf32", "tf32x3"):
             if dim not in HEAD_DIMS[mode]:
                 continue
-            for size in chunks_of(dim, mode):
-                yield from token_configurations(dim, size, mode)
+            for kind in LARGEST_CHUNK:
+                for size in chunks_of(kind, dim, mode):
+                    yield from token_configurations(kind, dim, size, mode)
             for kind in FRAME_KINDS:
                 if dim in CONV_DIMS or not kind.startswith("conv"):
                     yield from frame_configurations(kind, dim, mode, capability)

@@ -23,10 +23,15 @@ from ..optimizer import SGD
 if TYPE_CHECKING:
     from ..layer import TTT
 
-CHUNKS = {"bf16": (16, 32, 64), "tf32": (16, 32), "tf32x3": (16,), "ieee": (16, 32, 64)}
-CHUNKS_OF_LARGE_HEADS = CHUNKS | {"bf16": (16, 32), "tf32": (16,)}
-"""Tokens of a token-causal chunk, by what the products read (``mode_of``); with heads of 128 fewer. Larger chunks need
-more shared memory than there is or more stack than is allowed (README.md)."""
+CHUNKS = (16, 32, 64)
+"""Tokens of a token-causal chunk."""
+
+LARGEST_CHUNK = {
+    "linear": {"bf16": (64, 64, 64), "tf32": (64, 64, 32), "tf32x3": (32, 32, 0), "ieee": (64, 64, 64)},
+    "mlp": {"bf16": (64, 64, 32), "tf32": (64, 32, 16), "tf32x3": (32, 16, 0), "ieee": (64, 64, 64)},
+}
+"""The largest of them with heads of up to 32, of 64, of 128, by what the products read (``mode_of``): larger ones need
+more shared memory than there is, or more stack than is allowed (README.md)."""
 
 LARGEST_FRAME = 1024
 """Tokens of a frame, where a frame is a chunk."""
@@ -79,9 +84,6 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
     inner, chunk = config.inner, config.chunk
     if not isinstance(chunk, TokenCausal | FrameCausal) or (isinstance(chunk, FrameCausal) and chunk.frames > 1):
         return f"there is no kernel for {chunk}, only for TokenCausal and FrameCausal(1)"
-    if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(head_dim, mode)):
-        heads = f"heads of {head_dim}, {mode} products"
-        return f"chunks have {chunk.tokens} tokens; kernels read chunks of {_either(allowed)} ({heads})"
     if isinstance(chunk, FrameCausal) and tokens_per_frame > LARGEST_FRAME:
         return f"frames have {tokens_per_frame} tokens; kernels read frames of up to {LARGEST_FRAME}"
     if kind_of(inner) is None or (isinstance(inner, Linear) and not inner.bias) or inner.past_frames:
@@ -95,6 +97,9 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
         return f"{inner} has {found} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
     if head_dim not in HEAD_DIMS[mode]:
         return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS[mode])} ({mode} products)"
+    if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(kind_of(inner), head_dim, mode)):
+        can = f"kernels of {type(inner).__name__} read chunks of {_either(allowed)}"
+        return f"chunks have {chunk.tokens} tokens; {can} (heads of {head_dim}, {mode} products)"
     return _why_not_learned(config) or _why_not_views(config)
 
 
@@ -119,9 +124,12 @@ def _why_not_views(config: TTT) -> str | None:
 _MODELS = "MLP, Linear with a bias, and Conv, ConvDepthwise and DWConv with time: 1"
 
 
-def chunks_of(head_dim: int, mode: str) -> tuple[int, ...]:
-    """Tokens that a chunk may have."""
-    return (CHUNKS_OF_LARGE_HEADS if head_dim > 64 else CHUNKS)[mode]
+def chunks_of(kind: str | None, head_dim: int, mode: str) -> tuple[int, ...]:
+    """Tokens that a token-causal chunk may have."""
+    if kind not in LARGEST_CHUNK:
+        return ()
+    most = LARGEST_CHUNK[kind][mode][(head_dim > 32) + (head_dim > 64)]
+    return tuple(size for size in CHUNKS if size <= most)
 
 
 def kind_of(inner: InnerModel) -> str | None:
