@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
     """Markdown: for each task accuracy against length, by pairs and under other sampling rules, mean and range over the
     seeds; figures of the variants that the study says are drawn, into the folder ``out``."""
-    parts = []
+    parts = _summary(study, rows)
     for task in study["tasks"]:
         mine = [row for row in rows if row["task"] == task]
         if mine:
@@ -30,6 +30,31 @@ def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
                     plot_protocol(out / file, protocol)
                     parts += [f"![{protocol['title']}]({file})", ""]
     return "\n".join(parts)
+
+
+def _summary(study: dict[str, Any], rows: Rows) -> list[str]:
+    """One table of all tasks: clips of the training length, the longest, and how many of what (pairs)."""
+    tasks = [task for task in study["tasks"] if any(row["task"] == task for row in rows)]
+    names, longest = ["variant"], study["lengths"][-1]
+    figures: list[tuple[str, Any]] = []
+    for task in tasks:
+        suite, by = suite_of(study, task, VAL_SEED), study["tasks"][task].get("by")
+        values = _values_of([row for row in rows if row["task"] == task]) if by else []
+        names += [f"{task}: seeds", f"{suite.frames} frames", *(f"{by} {value}" for value in values)]
+        names += [f"{longest * suite.frames} frames", f"..., last {ENDING} steps"]
+        figures += [(task, None), (task, lambda row: _own(row, 1)["top1"])]
+        figures += [(task, lambda row, value=value: _own(row, 1)["by"].get(value)) for value in values]
+        figures += [(task, lambda row: _own(row, longest)["top1"])]
+        figures += [(task, lambda row: _own(row, longest).get("top1_of_the_end"))]
+    lines = ["## Summary", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for variant in _variants(study, rows):
+        cells = []
+        for task, figure in figures:
+            own = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+            found = [value for row in own if figure and (value := figure(row)) is not None]
+            cells.append(_cell(found, len(own), 2) if figure else str(len(own) or ""))
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _task(study: dict[str, Any], task: str, rows: Rows) -> list[str]:
@@ -95,11 +120,11 @@ def _lines(study: dict[str, Any], rows: Rows, names: Sequence[str], figures: Seq
     return [*lines, ""]
 
 
-def _cell(values: Sequence[float], seeds: int) -> str:
+def _cell(values: Sequence[float], seeds: int, digits: int = 3) -> str:
     """Mean and range; and of how many seeds, where that is not all of the variant's."""
     if not values:
         return ""
-    spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
+    spread = f" ({min(values):.{digits}f}-{max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}" + (f" [{len(values)} of {seeds}]" if len(values) < seeds else "")
 
 
