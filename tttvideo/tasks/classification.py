@@ -161,8 +161,9 @@ class ClassificationHead(TaskHead):
         if valid is not None:
             weight = weight * valid[..., None]
             x = x.masked_fill(~valid[..., None, None], 0.0)
-        totals = self._accumulate((x * weight[..., None]).sum(2), state.total, valid)
-        weights = self._accumulate(weight.sum(-1, keepdim=True), state.weight, valid)
+        read = torch.cat(((x * weight[..., None]).sum(2), weight.sum(-1, keepdim=True)), -1)
+        sums = self._accumulate(read, torch.cat((state.total, state.weight), -1), valid)
+        totals, weights = sums[..., :-1], sums[..., -1:]
         timeline = self._classify(totals, weights)
         after = PoolState(totals[:, -1], weights[:, -1]) if x.shape[1] else state
         logits = timeline[:, -1] if x.shape[1] else self._classify(*state)
