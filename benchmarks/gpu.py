@@ -127,12 +127,14 @@ def measure(dry: bool = False, budget: float = 450.0) -> Row:
 
 
 def built(shape: Shape, device: torch.device) -> Iterator[tuple[str, nn.Module | str]]:
-    """Every mixer's layer; what is made of the eager one: compiled, and the authors' loop; other packages' layers. Or
-    why there is none."""
+    """Every mixer's layer; TTT-MLP again, whose products are to read bfloat16 (``matmul_precision``); what is made of
+    the eager one: compiled, and the authors' loop; other packages' layers. Or why there is none."""
     for name, mixer in shape.mixers.items():
         torch.manual_seed(0)
         layer = mixer.build(shape.dim).to(device)
         yield name, layer
+        if name == "ttt_mlp":
+            yield "ttt_mlp_bf16", layer
         if name == "ttt_mlp_eager" and device.type == "cuda":
             yield "ttt_mlp_compiled", torch.compile(layer)  # type: ignore[misc]
         if name == "ttt_mlp_eager":
@@ -171,7 +173,7 @@ def timed(
             continue
         row: Row = {"shape": shape.name, "layer": name, "what": what, "length": length, "batch": batch}
         try:
-            with precision(device):
+            with precision(device), matmul_precision("medium" if name.endswith("_bf16") else "highest"):
                 run = prepare()
                 first = seconds(run, device)
                 times = [seconds(run, device) for _ in range(rounds if first < 5 else min(1, rounds))]
@@ -227,6 +229,18 @@ def decode_graph(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """PyTorch's switch for float32 products, which kernels follow (tttvideo/ttt/kernels/README.md): in layers of half
+    precision they read tf32 by default, with "medium" bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def matmul_rate(device: torch.device) -> float:

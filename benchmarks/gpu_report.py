@@ -18,19 +18,24 @@ def summary(rows: list[Row], rate: float) -> Row:
     """What the rows come to; ``rate`` in FLOPs per second. None where one of the two was not measured.
 
     All of frames at the video shape but ``token_causal_train_over_plain_scan``, of chunks of 16 tokens at the paper's;
-    the authors' scan (``plain_scan``) has chunks of 16 tokens at both.
+    the authors' scan (``plain_scan``) has chunks of 16 tokens at both. Once as the kernels are by default (products
+    read tf32), and under names with ``_bf16`` where their products read bfloat16.
     """
+    bf16 = _summary(rows, rate, "ttt_mlp_bf16")
+    return _summary(rows, rate, "ttt_mlp") | {f"{name}_bf16": value for name, value in bf16.items()}
 
+
+def _summary(rows: list[Row], rate: float, layer: str) -> Row:
     def crossover(what: str) -> int | None:
-        mine, flash = per_token(rows, "video", "ttt_mlp", what), per_token(rows, "video", "attention", what)
+        mine, flash = per_token(rows, "video", layer, what), per_token(rows, "video", "attention", what)
         faster = [n for n in sorted(mine) if n in flash and mine[n] < flash[n]]
         return faster[0] if faster else None
 
     def over(shape: str) -> float | None:
-        mine, plain = per_token(rows, shape, "ttt_mlp", "train"), per_token(rows, shape, "plain_scan", "train")
+        mine, plain = per_token(rows, shape, layer, "train"), per_token(rows, shape, "plain_scan", "train")
         return max((plain[n] / mine[n] for n in mine if n in plain), default=None)
 
-    frames, flash = per_token(rows, "video", "ttt_mlp", "train"), per_token(rows, "video", "attention", "train")
+    frames, flash = per_token(rows, "video", layer, "train"), per_token(rows, "video", "attention", "train")
     at = [n for n in frames if n in flash and n >= 131072 // 784 * 784]
     long = [frames[n] for n in sorted(frames) if n >= 8192 // 784 * 784]
     # per token and head of 64: 8 products of 64 x 256 forwards, twice that backwards
