@@ -7,8 +7,10 @@ Four bounds follow for one multiprocessor of sm_90, in cycles; the largest of th
 
     issue    four warps issue one instruction each a cycle
     tensor   4,096 bf16 operations a cycle (tf32: half); instructions of the older kind (mma.sync) reach 62 % of that
-    shared   128 bytes a cycle between registers and shared memory or L1
+    shared   128 bytes a cycle from and to shared memory or L1, what tensor cores read there themselves included
     special  16 exponentials, reciprocals, square roots a cycle
+
+The phases are compiled one by one, also those that are launched as one kernel: that one spills more.
 
 Not counted: waiting, bank conflicts, what L2 and memory give. A bound is no measurement; it says which of two kernels
 cannot be fast. Rates: NVIDIA H100 whitepaper (tables of the SM); 62 %: Luo et al., arXiv 2402.13499.
@@ -21,6 +23,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -63,8 +66,8 @@ def measured(tokens: int) -> Iterator[dict[str, Any]]:
     for kind, mode, wide in itertools.product(("mlp", "linear"), ("bf16", "tf32"), (False, True)):
         for way in ("forward", "recompute", "backward"):
             total = dict.fromkeys(BOUNDS, 0.0)
-            for bounds in phases(kind, mode, way, tokens, wide):
-                total = {name: total[name] + bounds[name] for name in BOUNDS}
+            for found in phases(kind, mode, way, tokens, wide):
+                total = {name: total[name] + found[name] for name in BOUNDS}
             row = {"kernel": f"{kind} {mode} {way}", "tiles": "wide" if wide else "narrow"}
             yield row | {name: round(value) for name, value in total.items()}
 
@@ -74,6 +77,8 @@ def phases(kind: str, mode: str, way: str, tokens: int, wide: bool) -> Iterator[
     programs = launch.FEW_PROGRAMS if wide else 1
     hidden = 4 * DIM if kind == "mlp" else 0
     tiles = launch.frame_tiles(kind, DIM, hidden, mode, programs, tokens, CAPABILITY)
+    if wide and tiles not in launch.WIDE.values():
+        sys.exit(f"Frames of {tokens} tokens have no wide tiles; --tokens 65 or more.")
     sizes = launch.frame_constants(kind, DIM, hidden, mode, torch.float32, tiles)
     for one in ahead.frame_configurations(kind, DIM, mode, CAPABILITY):
         if f" {way} phase" not in one.name:
@@ -135,9 +140,15 @@ def product_cycles(one: Instruction) -> float:
 
 
 def bytes_moved(one: Instruction) -> int:
-    """By one warp, between its registers and shared memory or L1."""
+    """By one warp, from and to shared memory or L1."""
+    if one.name.startswith("HGMMA"):  # of four warps together; the left operand may stand in registers
+        columns, inner = map(int, re.findall(r"64x(\d+)x(\d+)", one.name)[0])
+        _, left, *_ = one.operands.split(",")
+        rows = 64 if "gdesc" in left else 0
+        return (rows + columns) * inner * (4 if "TF32" in one.name else 2) // 4
     if one.name.startswith(("LDSM", "STSM")):
-        return 128 * int(re.findall(r"\.([124])$", one.name)[0] if re.search(r"\.[24]$", one.name) else 1)
+        matrices = re.search(r"\.([24])$", one.name)
+        return 128 * (int(matrices[1]) if matrices else 1)
     if one.name.startswith(("LDS", "STS", "LDG", "STG", "LDL", "STL")):
         return 32 * (16 if ".128" in one.name else 8 if ".64" in one.name else 4)
     return 0

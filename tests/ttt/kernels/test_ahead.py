@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, configurations
+
 QUICK = """
 from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, compiled, frame_configurations
 one = next(frame_configurations("conv_depthwise", 16, "tf32", 90))
@@ -28,6 +30,7 @@ def test_all_configurations_fit(tmp_path):
     command = [sys.executable, "-m", "benchmarks.kernels", "--aot", "--dims", "64", "--json", str(file)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads(file.read_text())["summary"]
-    assert summary["configurations"] > 400
+    expected = sum(len(list(configurations([64], capability))) for capability in SHARED_MEMORY)
+    assert summary["configurations"] == expected > 450
     assert summary["over_shared_memory"] == 0
     assert summary["over_stack"] == 0

@@ -70,6 +70,9 @@ SASS = """
         /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0020*/              @!P0 LDS R8, [R9] ;
         /*0030*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0038*/                   HGMMA.64x32x8.F32.TF32 R24, R60, gdesc[UR8], R24 ;
+        /*003c*/                   HMMA.16816.F32.BF16 R4, R12, R14, R4 ;
+        /*003e*/                   LDSM.16.M88.4 R12, [R9] ;
         /*0040*/                   MUFU.EX2 R10, R11 ;
         /*0050*/               @P1 BRA 0x30 ;
         /*0060*/               @P2 BRA 0x10 ;
@@ -83,9 +86,10 @@ def test_instructions_count_as_often_as_their_loops_turn():
     """The last loop has no matrix product: it is left out."""
     assert cycles.loops(cycles.instructions(SASS)) == [(0x10, 0x60), (0x30, 0x50), (0x70, 0x80)]
     found = cycles.bounds(cycles.instructions(SASS), (5, 3), warps=4)
-    assert found == {
-        "issue": 2 + 5 * (3 + 3 * 3),  # of a warp, 4 warps at 4 a cycle
-        "tensor": 5 * 3 * 2 * 64 * 32 * 16 / 4096,
-        "shared": 4 * 5 * (32 * 16 + 32 * 4) / 128,
-        "special": 4 * 5 * 3 * 2,
-    }
+    inner, outer = 5 * 3, 5  # turns; four warps, which one instruction of HGMMA belongs to together
+    assert found["issue"] == 2 + outer * 3 + inner * 6  # first and last, the outer loop's, the inner loop's
+    wide, tf32, older = 2 * 64 * 32 * 16 / 4096, 2 * 2 * 64 * 32 * 8 / 4096, 4 * 2 * 16 * 8 * 16 / 4096 / 0.62
+    assert found["tensor"] == pytest.approx(inner * (wide + tf32 + older))
+    both, right = (64 + 32) * 16 * 2, 32 * 8 * 4  # operands that come from shared memory; the other's left one does not
+    assert found["shared"] == (outer * 4 * (512 + 128) + inner * (both + right + 4 * 512)) / 128
+    assert found["special"] == 4 * inner * 2

@@ -121,5 +121,7 @@ def test_large_heads_have_smaller_chunks():
     ],
 )
 def test_tiles_are_wide_where_tensor_cores_are(kind, dim, hidden, programs, frame, capability, wide):
-    found = launch.frame_tiles(kind, dim, hidden, "bf16", programs, frame, capability)
-    assert (found in launch.WIDE.values()) == wide
+    for mode in ("bf16", "tf32"):
+        found = launch.frame_tiles(kind, dim, hidden, mode, programs, frame, capability)
+        assert (found == launch.WIDE.get((kind, mode))) == wide
+    assert launch.frame_tiles(kind, dim, hidden, "tf32x3", programs, frame, capability) not in launch.WIDE.values()

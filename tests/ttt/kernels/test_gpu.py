@@ -25,7 +25,7 @@ from tttvideo.ttt import (
     Stream,
     TokenCausal,
 )
-from tttvideo.ttt.kernels import mode_of
+from tttvideo.ttt.kernels import launch, mode_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,6 +74,16 @@ def error(found, exact):
     return {name: (found[name].double() - x).square().mean().sqrt() for name, x in exact.items()}
 
 
+@pytest.fixture(params=["few heads", "many heads"])
+def heads_fill_the_device(request, monkeypatch):
+    """Frames: a launch for each phase, or one for all, with wide tiles where there are some."""
+    if request.param == "many heads":
+        if not request.node.callspec.params["chunk"].whole:
+            pytest.skip("token-causal kernels have one way")
+        monkeypatch.setattr(launch, "FEW_PROGRAMS", 1)
+
+
+@pytest.mark.usefixtures("heads_fill_the_device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES)
 def test_the_error_is_at_most_twice_that_of_the_eager_scan(model, chunk, frame, lengths, dtype):
@@ -86,6 +96,19 @@ def test_the_error_is_at_most_twice_that_of_the_eager_scan(model, chunk, frame, 
         assert mine <= 2 * plain[name] + 1e-7 * expected[name].square().mean().sqrt(), name
 
 
+@pytest.mark.parametrize(("mode", "bound"), [("tf32x3", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize("model", [MLP(), Linear(), Conv()])
+def test_many_heads_are_near_float64(model, mode, bound):
+    """More programs than a device has multiprocessors. The bounds are of the products' precision: bf16 has no eager
+    counterpart."""
+    exact = case(model, FrameCausal(), dim=64, heads=12, lengths=(784,) * 12, frame=(14, 14), device="cuda")
+    expected = gradients(eager, exact)
+    found = error(gradients(lambda one: fused(one, mode), rounded(exact, torch.float32)), expected)
+    for name, mine in found.items():
+        assert mine <= bound * expected[name].square().mean().sqrt(), name
+
+
+@pytest.mark.usefixtures("heads_fill_the_device")
 @pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), SHORT)
 def test_two_runs_give_the_same_bits(model, chunk, frame, lengths):
     exact = case(model, chunk, dim=64, lengths=lengths, frame=frame, device="cuda", **learning(model))
@@ -148,10 +171,14 @@ def test_a_replayed_step_is_a_step(inner, chunk, autocast):
 SMALL = """
 import torch
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Layout, Linear, TokenCausal
+from tttvideo.ttt.kernels import launch
+torch.set_float32_matmul_precision("high")  # tf32: wide tiles where the heads are many
 cases = [(inner, chunk) for inner in (MLP(), Linear()) for chunk in (TokenCausal(16), FrameCausal())]
-for inner, chunk in [*cases, (Conv(), FrameCausal())]:
-    layer = TTT(inner, heads=1, chunk=chunk, fused="require").build(32).cuda()
-    layer(torch.randn(2, 42, 32, device="cuda"), None, Layout((3, 7)))[0].sum().backward()
+for few in (64, 1):
+    launch.FEW_PROGRAMS = few
+    for inner, chunk in [*cases, (Conv(), FrameCausal())]:
+        layer = TTT(inner, heads=1, chunk=chunk, fused="require").build(32).cuda()
+        layer(torch.randn(2, 70, 32, device="cuda"), None, Layout((5, 7)))[0].sum().backward()
 torch.cuda.synchronize()
 """
 

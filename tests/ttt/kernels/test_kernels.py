@@ -91,6 +91,16 @@ def test_frame_kernels_are_the_eager_scan(model, grid, dim, lengths, heads_fill_
     assert error <= TOLERANCE, whose
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("mode", ["bf16", "tf32"])
+def test_tiles_of_other_precisions_are_the_eager_scan_in_float64(mode, monkeypatch):
+    monkeypatch.setattr(launch, "FEW_PROGRAMS", 1)
+    monkeypatch.setitem(launch.WIDE, ("mlp", "ieee"), launch.WIDE["mlp", mode])
+    one = case(MLP(), FrameCausal(), dim=32, lengths=(280, 140), frame=(10, 14), heads=1)
+    error, whose = worst(gradients(fused, one), gradients(eager, one))
+    assert error <= TOLERANCE, whose
+
+
 CUMULATIVE_CASES = [
     # clip, grid of a frame, head dimension, tokens of the rows
     (None, (2, 3), 16, (18, 6)),

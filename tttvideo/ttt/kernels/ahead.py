@@ -74,10 +74,10 @@ def frame_configurations(kind: str, dim: int, mode: str, capability: int) -> Ite
     from .frame_causal import frame_kernels
 
     hidden = {"linear": 0, "mlp": 4 * dim}.get(kind, dim)
-    few, many = (
-        frame_tiles(kind, dim, hidden, mode, programs, LARGEST_FRAME, capability) for programs in (1, FEW_PROGRAMS)
-    )
-    small = frame_tiles(kind, dim, hidden, mode, FEW_PROGRAMS, 1, capability)
+    wider = max(hidden, 128) if kind == "mlp" else hidden  # heads of 16: wide tiles need so many hidden units
+    few = frame_tiles(kind, dim, hidden, mode, 1, LARGEST_FRAME, capability)
+    small = frame_tiles(kind, dim, hidden, mode, FEW_PROGRAMS, 1, capability)  # many heads, but frames of one token
+    large = frame_tiles(kind, dim, wider, mode, FEW_PROGRAMS, LARGEST_FRAME, capability)
     for way, phases, more in (
         ("forward", FORWARD, {"SAVE": False}),
         ("recompute", RECOMPUTED, {"SAVE": True}),
@@ -85,11 +85,11 @@ def frame_configurations(kind: str, dim: int, mode: str, capability: int) -> Ite
     ):
         kernels = frame_kernels(kind)
         kernel = kernels.backward_kernel if way == "backward" else kernels.forward_kernel
-        launched = [(f"phase {phase}", phase, few) for phase in phases]
-        launched += [("all phases", sum(phases), small)]
-        launched += [("all phases, wide", sum(phases), many)] if many != small else []
-        for name, some, tiles in launched:
-            constants = frame_constants(kind, dim, hidden, mode, torch.float32, tiles)
+        launched = [(f"phase {phase}", phase, few, hidden) for phase in phases]
+        launched += [("all phases", sum(phases), small, hidden)]
+        launched += [("all phases, wide", sum(phases), large, wider)] if large != small else []
+        for name, some, tiles, width in launched:
+            constants = frame_constants(kind, dim, width, mode, torch.float32, tiles)
             label = f"{kind} frames d={dim} {mode} {way} {name}"
             yield Configuration(label, "frame", kernel, {**constants, **more, "PHASES": some})
 

@@ -59,7 +59,7 @@ def forward_kernel(
 ):
     SIZE: tl.constexpr = D * D + D
     program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row = tl.arange(0, D), tl.arange(0, TILE)
@@ -169,7 +169,7 @@ def backward_kernel(
 ):
     SIZE: tl.constexpr = D * D + D
     program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row = tl.arange(0, D), tl.arange(0, TILE)

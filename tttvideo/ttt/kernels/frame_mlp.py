@@ -1,9 +1,9 @@
-"""TTT-MLP on chunks of one frame, update then read: W' = W - size * sum of gradients, out = q + LN(g(q; W')).
+"""TTT-MLP on chunks of one frame, update then read: W' = W - size * sum of gradients, out = q + LN(z2 of q at W').
 
 Phases of tiles (TILE tokens, all hidden units in steps of BLOCK) and of blocks (UNITS hidden units, all tokens in steps
 of SPAN) take turns:
 
-    forward    1  tiles:   z2 = g(k; W) and from it rate * the loss gradient g2   -> errors
+    forward    1  tiles:   z2, of k at W, and from it g2 = rate * loss gradient   -> errors
                2  blocks:  the block's gradient over all tokens; W' of the block
                4  tiles:   read
     backward   1  tiles:   from dout to dzq2 and dq
@@ -70,10 +70,10 @@ def forward_kernel(
 ):
     SIZE: tl.constexpr = 2 * D * F + F + D
     program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row, some = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
+    col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
     gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
     beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
@@ -122,7 +122,7 @@ def forward_kernel(
                 sum_a1, sum_b1 = tl.zeros((UNITS, D), ACC), tl.zeros((UNITS, 1), ACC)
                 sum_a2, sum_b2 = tl.zeros((UNITS, D), ACC), tl.zeros((1, D), ACC)
                 for tile in range(0, frame, SPAN):
-                    i = tile + some
+                    i = tile + span_row
                     k_tile = load_rows(k, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     g2 = load_rows(g, i, i < frame, D, ACC)
                     z1 = mm(a1, tl.trans(k_tile), MODE) + b1
@@ -192,10 +192,10 @@ def backward_kernel(
 ):
     SIZE: tl.constexpr = 2 * D * F + F + D
     program, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    programs, parts = tl.num_programs(0), tl.num_programs(1)
+    programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row, some = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
+    col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
     gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
     beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
@@ -249,7 +249,7 @@ def backward_kernel(
                 da1, db1, da2 = load_units(dstate, u, D, F, UNITS)
                 db2 = tl.load(dstate + at_b2)[None, :]
                 for tile in range(0, frame, SPAN):
-                    i = tile + some
+                    i = tile + span_row
                     q_tile = load_rows(q, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     dzq2 = load_rows(dzq, i, i < frame, D, ACC)
                     zq1 = mm(a1, tl.trans(q_tile), MODE) + b1
@@ -282,13 +282,13 @@ def backward_kernel(
                 rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
                 z2 = load_rows(z, i, i < frame, D, ACC)
                 tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
-                dz2, to_k, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
+                dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
                 at = (program * tiles + tile // TILE) * D + col
                 tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(rows, 0))
-                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(to_k, 0))
-                store_rows(dv, t, valid, -to_k, D)
+                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(derror, 0))
+                store_rows(dv, t, valid, -derror, D)
                 store_rows(dz, i, i < frame, dz2, D)
-                g2 = load_rows(g, i, i < frame, D, ACC)
+                g2, to_k = load_rows(g, i, i < frame, D, ACC), derror
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
@@ -308,7 +308,7 @@ def backward_kernel(
                 da1, db1, da2 = u_a1, u_b1, u_a2
                 db2 = tl.load(dstate + at_b2)[None, :]
                 for tile in range(0, frame, SPAN):
-                    i = tile + some
+                    i = tile + span_row
                     k_tile = load_rows(k, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     g2 = load_rows(g, i, i < frame, D, ACC)
                     dz2 = load_rows(dz, i, i < frame, D, ACC)

@@ -47,7 +47,7 @@ def forward_kernel(
 ):
     SIZE: tl.constexpr = D * D + D
     program = tl.program_id(0).to(tl.int64)
-    programs = tl.num_programs(0)
+    programs = tl.num_programs(0).to(tl.int64)
     head = program % heads
     first = tl.load(position + program // heads).to(tl.int32)
     length = tl.load(lengths + program // heads).to(tl.int32)
@@ -173,7 +173,7 @@ def backward_kernel(
 ):
     SIZE: tl.constexpr = D * D + D
     program = tl.program_id(0).to(tl.int64)
-    programs = tl.num_programs(0)
+    programs = tl.num_programs(0).to(tl.int64)
     head = program % heads
     first = tl.load(position + program // heads).to(tl.int32)
     length = tl.load(lengths + program // heads).to(tl.int32)
