@@ -101,7 +101,7 @@ def test_large_heads_have_smaller_chunks():
     assert choice.not_for(config, 64, 1, "bf16") is None
     assert "MLP read chunks of 16 or 32 (heads of 128, bf16 products)" in choice.not_for(config, 128, 1, "bf16")
     assert "chunks of 16 or 32 (heads of 64, tf32 products)" in choice.not_for(config, 64, 1, "tf32")
-    assert choice.not_for(config, 32, 1, "tf32") is None
+    assert choice.not_for(config, 32, 1, "bf16") is None
     assert choice.not_for(replace(config, inner=Linear()), 64, 1, "tf32") is None
     assert "chunks of 16 (heads of 128" in choice.not_for(replace(ABLE, chunk=TokenCausal(32)), 128, 1, "tf32")
 

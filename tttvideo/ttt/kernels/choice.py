@@ -28,7 +28,7 @@ CHUNKS = (16, 32, 64)
 
 LARGEST_CHUNK = {
     "linear": {"bf16": (64, 64, 64), "tf32": (64, 64, 32), "tf32x3": (32, 32, 0), "ieee": (64, 64, 64)},
-    "mlp": {"bf16": (64, 64, 32), "tf32": (64, 32, 16), "tf32x3": (32, 16, 0), "ieee": (64, 64, 64)},
+    "mlp": {"bf16": (64, 64, 32), "tf32": (32, 32, 16), "tf32x3": (32, 16, 0), "ieee": (64, 64, 64)},
 }
 """The largest of them with heads of up to 32, of 64, of 128, by what the products read (``mode_of``): larger ones need
 more shared memory than there is, or more stack than is allowed (README.md)."""
