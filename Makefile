@@ -37,7 +37,7 @@ test-slow: env  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: env  ## the tests that need a CUDA device
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m gpu tests/ttt/kernels
 
 test-kernels: env  ## kernels at many shapes through the interpreter; compilation of every configuration
 	$(BIN)/python -m pytest -m kernels

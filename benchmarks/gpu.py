@@ -4,8 +4,9 @@
 
 Layers of the paper's 1.3B model (2,048 channels, 32 heads, K = 16) and of a video model (768 channels, 12 heads,
 frames of 14 x 14 tokens) in bfloat16: a forward pass and a training step on 262,144 tokens (at most 16 sequences)
-and one step of decoding, as it is and as a CUDA graph. Beside the JSON: a plot, .png. ``measure(dry=True)`` goes the
-same way on a CPU, interpreted, with figures of no meaning.
+and one step of decoding, as it is and as a CUDA graph; of our layers also where a training step's time goes, by
+kernel. Beside the JSON: a plot, .png. ``measure(dry=True)`` goes the same way on a CPU, interpreted, with figures of no
+meaning.
 """
 
 from __future__ import annotations
@@ -15,179 +16,132 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import contestants
+from benchmarks import contestants, isolated
+from benchmarks.gpu_layers import Part, build, parts
 from benchmarks.gpu_report import summary
 from benchmarks.measure import Run, environment, only_forward, products, seconds, step
-from benchmarks.plain_scan import PlainTTTMLP
-from tttvideo.mixers import Attention, LinearAttention, Mamba
-from tttvideo.ttt import (
-    MLP,
-    SGD,
-    TTT,
-    Conv,
-    DotProduct,
-    DWConv,
-    FrameCausal,
-    Layout,
-    Linear,
-    SequenceLayer,
-    Stream,
-    TokenCausal,
-    TTTLayer,
-)
-from tttvideo.ttt.interface import Mixer
+from tttvideo.ttt import Layout, SequenceLayer, Stream, TTTLayer
 
 Row = dict[str, Any]
 
-
-class Shape(NamedTuple):
-    """One layer's size, and how many tokens are read in all and at most in one sequence."""
-
-    name: str
-    dim: int
-    heads: int
-    grid: tuple[int, int]
-    tokens: int
-    lengths: tuple[int, ...]
-    mixers: dict[str, Mixer]
-
-
-LENGTHS = (1024, 4096, 8192, 16384, 65536, 131072, 262144)
-
-
-def paper(heads: int, fused: str) -> dict[str, Mixer]:
-    chunk = TokenCausal(16)
-    return {
-        "ttt_mlp": TTT(MLP(), heads, chunk, fused=fused),  # type: ignore[arg-type]
-        "ttt_linear": TTT(Linear(), heads, chunk, fused=fused),  # type: ignore[arg-type]
-        "ttt_mlp_eager": TTT(MLP(), heads, chunk, fused="never"),
-        "attention": Attention(heads, "token"),
-        "linear_attention": LinearAttention(heads, "token"),
-        "mamba": Mamba(heads),
-    }
-
-
-def video(heads: int, fused: str) -> dict[str, Mixer]:
-    chunk = FrameCausal()
-    return {
-        "ttt_mlp": TTT(MLP(), heads, chunk, fused=fused),  # type: ignore[arg-type]
-        "ttt_linear": TTT(Linear(), heads, chunk, fused=fused),  # type: ignore[arg-type]
-        "ttt_conv": TTT(Conv(), heads, chunk, fused=fused),  # type: ignore[arg-type]
-        "ttt_dwconv": TTT(DWConv(), heads, chunk, DotProduct(), SGD(clip=1.0), fused=fused),  # type: ignore[arg-type]
-        "ttt_mlp_eager": TTT(MLP(), heads, chunk, fused="never"),
-        "attention": Attention(heads, "token"),
-    }
-
-
-def shapes(dry: bool) -> list[Shape]:
-    if dry:
-        return [
-            Shape("paper", 16, 1, (1, 1), 16, (16,), paper(1, "require")),
-            Shape("video", 16, 1, (4, 4), 16, (16,), video(1, "require")),
-        ]
-    frames = tuple(n // 784 * 784 for n in LENGTHS)  # whole frames of 196 tokens, and whole mini-batches of 16
-    return [
-        Shape("paper", 2048, 32, (1, 1), 262144, LENGTHS, paper(32, "require")),
-        Shape("video", 768, 12, (14, 14), 262144, frames, video(12, "require")),
-    ]
+SLOW = 5.0  # seconds: what takes longer is not repeated, and not tried on longer sequences
+SILENCE = 150.0  # seconds without a row, a kernel's compilation included
 
 
 def measure(dry: bool = False, budget: float = 450.0) -> Row:
-    """Rows of times and what follows from them. Stops beginning measurements after ``budget`` seconds."""
+    """Rows of times and what follows from them, within ``budget`` seconds. What failed, or was not begun, is a row
+    that says why."""
     if not dry and not torch.cuda.is_available():
         sys.exit("No CUDA device is to be seen; the kernels' speed can only be measured on one.")
     device = torch.device("cpu" if dry else "cuda")
-    end = time.perf_counter() + budget
-    rows: list[Row] = []
-
-    def add(row: Row) -> None:
-        rows.append(row)
-        if row["seconds"] is not None:
-            print_row(row)
-
-    for shape in shapes(dry):
-        slow: set[tuple[str, str]] = set()  # what took too long is not tried on longer sequences
-        for name, layer in built(shape, device):
-            if isinstance(layer, str):
-                about = {"shape": shape.name, "layer": name, "what": "train", "length": shape.lengths[0], "batch": 0}
-                add({**about, "seconds": None, "why": layer})
-                continue
-            for length in shape.lengths:
-                for row in timed(shape, name, layer, length, device, slow, end, 0 if dry else 3):
-                    add(row)
+    end = time.time() + budget
     rate = matmul_rate(device)
+    todo, rows = parts(dry), []
+    for index, found in isolated.results(partial(rows_of, dry), len(todo), SILENCE, end):
+        row = found if isinstance(found, dict) else _without(todo[index], found)
+        rows.append(row)
+        print_row(row)
     about = {**summary(rows, rate), "device": device_name(device)}
     versions = environment(device) | contestants.versions()
     return {"environment": versions, "matmul_flops_per_second": rate, "rows": rows, "summary": about}
 
 
-def built(shape: Shape, device: torch.device) -> Iterator[tuple[str, nn.Module | str]]:
-    """Every mixer's layer; TTT-MLP again, whose products are to read bfloat16 (``matmul_precision``); what is made of
-    the eager one: compiled, and the authors' loop; other packages' layers. Or why there is none."""
-    for name, mixer in shape.mixers.items():
-        torch.manual_seed(0)
-        layer = mixer.build(shape.dim).to(device)
-        yield name, layer
-        if name == "ttt_mlp":
-            yield "ttt_mlp_bf16", layer
-        if name == "ttt_mlp_eager" and device.type == "cuda":
-            yield "ttt_mlp_compiled", torch.compile(layer)  # type: ignore[misc]
-        if name == "ttt_mlp_eager":
-            plain = TTT(MLP(), heads=shape.heads, chunk=TokenCausal(16)).build(shape.dim).to(device)
-            yield "plain_scan", PlainTTTMLP(plain)
-    for name in contestants.CONTESTANTS:
-        yield name, contestants.build(name, shape.dim, shape.heads, device)
+def rows_of(dry: bool, index: int) -> Iterator[Row]:
+    """Of one layer at one shape, all lengths. Raises what broke the GPU's context, after its row."""
+    part = parts(dry)[index]
+    device = torch.device("cpu" if dry else "cuda")
+    layer = build(part, device)
+    if isinstance(layer, str):
+        yield _without(part, layer)
+        return
+    slow: set[str] = set()
+    for length in part.shape.lengths:
+        yield from timed(part, layer, length, device, slow)
 
 
-def timed(
-    shape: Shape,
-    name: str,
-    layer: nn.Module,
-    length: int,
-    device: torch.device,
-    slow: set[tuple[str, str]],
-    end: float,
-    rounds: int,
-) -> Iterator[Row]:
-    """Forward, training step and (of layers with a state) decoding at one length: medians of ``rounds`` after a
-    warm-up (without rounds, the warm-up's own time)."""
+def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow: set[str]) -> Iterator[Row]:
+    """Forward, training step and (of layers with a state) decoding at one length: medians of three calls after a first
+    one; on a CPU, the first one's own time. Names of what took too long or failed are added to ``slow``."""
+    shape = part.shape
     batch = min(16, max(1, shape.tokens // length))
-    layout = Layout(shape.grid)
     x = torch.randn(batch, length, shape.dim, device=device)
+    for what, prepare in _runs(part, layer, x).items():
+        if what in slow:
+            continue
+        row: Row = {"shape": shape.name, "layer": part.layer, "what": what, "length": length, "batch": batch}
+        try:
+            with precision(device), matmul_precision("medium" if part.layer.endswith("_bf16") else "highest"):
+                found = profiled(prepare(), device) if what == "profile" else repeated(prepare(), device)
+        except torch.OutOfMemoryError:
+            slow.add(what)
+            yield row | {"seconds": None, "why": "out of memory"}
+            continue
+        except Exception as error:  # one layer's failure must not cost the other figures of a rented GPU
+            slow.add(what)
+            yield row | {"seconds": None, "why": f"{what}: {type(error).__name__}: {str(error)[:300]}"}
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # fails again where the whole context is lost
+            continue
+        if found.get("first", 0) > SLOW:
+            slow.add(what)
+        yield row | found
+
+
+def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run]]:
+    """What is measured on ``x``: how to get ready for it."""
+    shape, length = part.shape, x.shape[1]
+    layout = Layout(shape.grid)
     compiled = isinstance(layer, torch._dynamo.OptimizedModule)
     runs: dict[str, Callable[[], Run]] = {
         "forward": lambda: only_forward(layer, x, layout) if not compiled else lambda: layer(x, None, layout),
         "train": lambda: step(layer, x, layout) if not compiled else compiled_step(layer, x, layout),
     }
+    if isinstance(layer, TTTLayer) and layer.config.fused == "require" and length == shape.profiled:
+        runs["profile"] = lambda: step(layer, x, layout)
     if isinstance(layer, SequenceLayer) and length == shape.lengths[0]:
         runs["decode"] = lambda: decode(layer, x[:1], layout)
         if isinstance(layer, TTTLayer):
             runs["decode_graph"] = lambda: decode_graph(layer, x[:1], layout)
-    for what, prepare in runs.items():
-        if (name, what) in slow or time.perf_counter() > end:
-            continue
-        row: Row = {"shape": shape.name, "layer": name, "what": what, "length": length, "batch": batch}
-        try:
-            with precision(device), matmul_precision("medium" if name.endswith("_bf16") else "highest"):
-                run = prepare()
-                first = seconds(run, device)
-                times = [seconds(run, device) for _ in range(rounds if first < 5 else min(1, rounds))]
-        except torch.OutOfMemoryError:
-            slow.add((name, what))
-            yield {**row, "seconds": None, "why": "out of memory"}
-            continue
-        except Exception as error:  # one layer's failure must not cost the other figures of a rented GPU
-            slow.add((name, what))
-            yield {**row, "seconds": None, "why": f"{what}: {type(error).__name__}: {str(error)[:300]}"}
-            continue
-        if first > 10:
-            slow.add((name, what))
-        yield {**row, "seconds": statistics.median(times or [first]), "times": times, "first": first}
+    return runs
+
+
+def repeated(run: Run, device: torch.device) -> Row:
+    """Seconds, and on a GPU the most memory its tensors held beyond those that were there before."""
+    found: Row = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    first = seconds(run, device)
+    if device.type == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    rounds = 0 if device.type == "cpu" else 3 if first < SLOW else 1
+    times = [seconds(run, device) for _ in range(rounds)]
+    return {"seconds": statistics.median(times or [first]), "times": times, "first": first, **found}
+
+
+def profiled(run: Run, device: torch.device) -> Row:
+    """Seconds of a call by kernel (on a CPU: by operation), the dearest first; together under ``seconds``."""
+    cuda = device.type == "cuda"
+    rounds = 3 if cuda else 1
+    run()
+    kinds = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(rounds):
+            run()
+        if cuda:
+            torch.cuda.synchronize()
+    kernels = []
+    for event in profile.key_averages():
+        took = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 / rounds
+        kernels.append({"name": event.key[:100], "calls": event.count / rounds, "seconds": took})
+    kernels.sort(key=lambda kernel: kernel["seconds"], reverse=True)
+    return {"seconds": sum(kernel["seconds"] for kernel in kernels), "kernels": kernels[:20]}
 
 
 def compiled_step(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
@@ -262,6 +216,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu, interpreted: no figures"
 
 
+def _without(part: Part, why: str) -> Row:
+    about = {
+        "shape": part.shape.name,
+        "layer": part.layer,
+        "what": "train",
+        "length": part.shape.lengths[0],
+        "batch": 0,
+    }
+    return {**about, "seconds": None, "why": why}
+
+
 def print_row(row: Row) -> None:
-    took = f"{row['seconds'] * 1e3:10.2f} ms"
+    took = row["why"] if row["seconds"] is None else f"{row['seconds'] * 1e3:10.2f} ms"
     print(f"{row['shape']:6} {row['layer']:18} {row['what']:8} {row['batch']:3} x {row['length']:7} {took}", flush=True)

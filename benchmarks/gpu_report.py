@@ -56,7 +56,7 @@ def table(rows: list[Row]) -> str:
     lines = []
     for shape in dict.fromkeys(r["shape"] for r in rows):
         mine = [r for r in rows if r["shape"] == shape]
-        for what in dict.fromkeys(r["what"] for r in mine):
+        for what in dict.fromkeys(r["what"] for r in mine if r["what"] != "profile"):
             some = [r for r in mine if r["what"] == what]
             lengths = sorted({r["length"] for r in some})
             unit = "microseconds per step" if what.startswith("decode") else "nanoseconds per token"
@@ -65,9 +65,25 @@ def table(rows: list[Row]) -> str:
                 found = {r["length"]: r for r in some if r["layer"] == layer}
                 cells = (f"{_cell(found[n]):>11}" if n in found else " " * 11 for n in lengths)
                 lines.append(f"{layer:22}" + "".join(cells))
-        skipped = {r["layer"]: r["why"] for r in mine if r["seconds"] is None}
-        lines += [f"  {layer}: {why}" for layer, why in skipped.items()]
+        skipped = {(r["layer"], r["why"]): None for r in mine if r["seconds"] is None}
+        lines += [f"  {layer}: {why}" for layer, why in skipped]
+        for row in mine:
+            lines += _profile(row) if "kernels" in row else []
     return "\n".join(lines)
+
+
+def _profile(row: Row, most: int = 8) -> list[str]:
+    """Where a training step's time goes."""
+    lines = [
+        "",
+        f"{row['shape']}, {row['layer']}: a training step of {row['batch']} x {row['length']:,} tokens by kernel",
+    ]
+    for kernel in row["kernels"][:most]:
+        share = kernel["seconds"] / row["seconds"] if row["seconds"] else 0.0
+        lines.append(
+            f"{kernel['seconds'] * 1e6:12,.0f} us {share:5.0%} {kernel['calls']:7,.1f} x {kernel['name'][:80]}"
+        )
+    return lines
 
 
 def _cell(row: Row) -> str:

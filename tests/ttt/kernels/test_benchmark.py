@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import cycles, gpu, gpu_report
+from benchmarks import cycles, gpu, gpu_layers, gpu_report
 from benchmarks.contestants import CONTESTANTS
 
 NAMED = {
@@ -28,11 +29,31 @@ def test_the_benchmark_runs_dry(tmp_path):
     assert found["summary"].keys() >= NAMED
     skipped = {r["layer"]: r["why"] for r in found["rows"] if r["seconds"] is None}
     assert skipped.keys() == CONTESTANTS.keys()
+    profiles = {(r["shape"], r["layer"]): r for r in found["rows"] if r["what"] == "profile"}
+    assert profiles.keys() >= {(shape, layer) for shape in ("paper", "video") for layer in ("ttt_mlp", "ttt_linear")}
+    for row in profiles.values():
+        assert 0 < sum(kernel["seconds"] for kernel in row["kernels"]) <= row["seconds"]
     table = gpu_report.table(found["rows"])
+    assert "video, ttt_mlp: a training step of 1 x 16 tokens by kernel" in table
     assert "video, train: nanoseconds per token" in table
     assert "mamba_ssm_mamba2: mamba-ssm" in table
     gpu_report.plot(found["rows"], "dry", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_what_fails_is_a_row_and_not_tried_again():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise (torch.OutOfMemoryError if torch.is_grad_enabled() else RuntimeError)("a bad kernel")
+
+    part = gpu_layers.parts(True)[0]
+    slow = set()
+    rows = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
+    assert [(r["what"], r["seconds"], r["why"]) for r in rows] == [
+        ("forward", None, "forward: RuntimeError: a bad kernel"),
+        ("train", None, "out of memory"),
+    ]
+    assert list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow)) == []
 
 
 def test_the_summary_says_what_the_rows_say():
