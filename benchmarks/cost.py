@@ -67,7 +67,12 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     default = "16,64,256,1024" if device.type == "cpu" else "16,64,256,1024,4096,16384"
-    lengths = sorted(int(n) for n in (options.frames or default).split(","))
+    words = (options.frames or default).split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        parser.error(f"--frames takes positive numbers, separated by commas, not {options.frames!r}")
+    if options.rounds < 1:
+        parser.error(f"--rounds must be 1 or more, got {options.rounds}")
+    lengths = sorted(map(int, words))
     about = {**environment(device), "memory_kept": keep_memory()}
     torch.manual_seed(0)
     layers = {name: MIXERS[name].build(DIM).to(device).eval() for name in options.mixers}

@@ -90,7 +90,7 @@ def phases(kind: str, mode: str, way: str, tokens: int, wide: bool) -> Iterator[
         in_blocks = ((hidden or DIM) // units, math.ceil(tokens / span))
         tiled = launch.FRAME_KINDS[kind].tiled if way == "backward" else (1, 4)
         code = instructions(ahead.disassembled(ahead.build(one, CAPABILITY), "-sass"))
-        yield bounds(code, (1, *(in_tiles if phase in tiled else in_blocks)), tiles.warps)
+        yield bounds(code, (1, *(in_tiles if phase in tiled else in_blocks)), tiles.warps, tiles.tile // 16)
 
 
 def instructions(sass: str) -> list[Instruction]:
@@ -98,18 +98,20 @@ def instructions(sass: str) -> list[Instruction]:
     return [Instruction(int(at, 16), name, rest) for at, name, rest in re.findall(line, sass)]
 
 
-def bounds(code: list[Instruction], trips: tuple[int, ...], warps: int) -> dict[str, float]:
-    """Cycles by what bounds them; ``trips``: turns of the loops, outermost first. Loops without matrix products (the
-    copy of a state to be kept) are left out."""
+def bounds(code: list[Instruction], trips: tuple[int, ...], warps: int, rows: int = 1) -> dict[str, float]:
+    """Cycles by what bounds them; ``trips``: turns of the loops, outermost first. Of loops without matrix products the
+    innermost turn ``rows`` times (a tile's tokens, 16 at a time); others (the copy of a state to be kept) are left out.
+    """
     nest = loops(code)
     products = [one.address for one in code if one.name.startswith(("HMMA", "HGMMA"))]
     idle = [(first, last) for first, last in nest if not any(first <= at <= last for at in products)]
     found = dict.fromkeys(BOUNDS, 0.0)
     for one in code:
-        if one.name == "NOP" or any(first <= one.address <= last for first, last in idle):
+        around = [loop for loop in nest if loop[0] <= one.address <= loop[1]]
+        if one.name == "NOP" or (around and around[-1] in idle and len(around) < len(trips)):
             continue
-        depth = sum(first <= one.address <= last for first, last in nest)
-        times = warps * math.prod(trips[:depth])
+        turns = [rows if loop in idle else turn for loop, turn in zip(around, trips, strict=False)]
+        times = warps * math.prod(turns)
         found["issue"] += times / 4
         found["tensor"] += times * product_cycles(one)
         found["shared"] += times * bytes_moved(one) / 128

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from benchmarks.small import (
@@ -67,7 +68,10 @@ def run_study(description: str | None, default: Path, work: Work, tabulate: Tabu
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the table of the finished rows")
     options = parser.parse_args()
 
-    study = read_study(options.study)
+    try:
+        study = read_study(options.study)
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--study {options.study} cannot be read: {error}")
     rows_file = options.rows or ROOT / study["rows"]
     tasks = [options.task] if options.task else list(study["tasks"])
     variants = options.only or list(study["variants"])
@@ -75,6 +79,8 @@ def run_study(description: str | None, default: Path, work: Work, tabulate: Tabu
         if name not in known:
             parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
     if options.table:
+        if not rows_file.exists():
+            parser.error(f"there is no {rows_file}, so there are no rows for a table")
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(tabulate(study, read_rows(rows_file), options.table.parent), encoding="utf-8")
         return

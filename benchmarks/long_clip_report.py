@@ -217,11 +217,15 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
 
 def _series(study: dict[str, Any], rows: Rows, figures: Any) -> dict[str, Any]:
     series = {}
+    seeds = {variant: sum(row["variant"] == variant for row in rows) for variant in study["drawn"]}
     for variant in (v for v in _variants(study, rows) if v in study["drawn"]):
         columns = list(zip(*(figures(row) for row in rows if row["variant"] == variant), strict=True))
         columns = [[value for value in column if value is not None] for column in columns]
         mean, low, high = ([f(c) if c else None for c in columns] for f in (statistics.mean, min, max))
-        series[variant] = {"run": variant, "control": "", "mean": mean, "low": low, "high": high}
+        name = variant
+        if seeds[variant] < max(seeds.values()):  # no band, or a narrower one, is not a smaller spread
+            name += f" ({seeds[variant]} seed{'s' * (seeds[variant] > 1)})"
+        series[name] = {"run": variant, "control": "", "mean": mean, "low": low, "high": high}
         if "sampling" in study["variants"][variant]:  # grey: it sees other frames than the rest
-            series[variant]["baseline"] = True
+            series[name]["baseline"] = True
     return series

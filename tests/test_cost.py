@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cost
+from benchmarks import cost, layer
 
 
 def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
@@ -25,6 +25,23 @@ def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
             assert long["prefill_flops_per_frame"] == pytest.approx(short["prefill_flops_per_frame"], rel=0.01), name
     assert files[1].read_bytes().startswith(b"\x89PNG")
     assert "TTT-MLP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--frames", "abc"], "--frames takes positive numbers"),
+        (["--frames=-4"], "--frames takes positive numbers"),
+        (["--frames", "4", "--rounds", "0"], "--rounds must be 1 or more"),
+    ],
+)
+@pytest.mark.parametrize("benchmark", [cost, layer])
+def test_mistakes_are_one_sentence(benchmark, words, said, monkeypatch, capsys):
+    lengths = "--frames" if benchmark is cost else "--lengths"
+    monkeypatch.setattr("sys.argv", ["benchmark", *(word.replace("--frames", lengths) for word in words)])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert said.replace("--frames", lengths) in capsys.readouterr().err
 
 
 def test_a_prefill_that_would_take_too_long_is_skipped():

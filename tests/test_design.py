@@ -92,6 +92,23 @@ def test_rows_are_appended_and_tabled(tmp_path):
     assert "Ceiling 1.000, chance 0.125" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--study", "nope.yaml", "--list"], "--study nope.yaml cannot be read"),
+        (["--rows", "nope.jsonl"], "there is no"),
+    ],
+)
+def test_a_table_is_not_overwritten_by_a_mistake(words, said, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "table.md"
+    file.write_text("figures")
+    monkeypatch.setattr("sys.argv", ["study", *words, "--table", str(file)])
+    with pytest.raises(SystemExit):
+        design.main()
+    assert said in capsys.readouterr().err
+    assert file.read_text() == "figures"
+
+
 def test_the_same_row_is_the_same_number():
     first, second = (design.train_row(SMALL, "recall", "inner Linear", 1) for _ in range(2))
     assert (first["val_loss"], first["curve"]) == (second["val_loss"], second["curve"])

@@ -54,6 +54,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
     predicting = add_prediction(parser) + add_frame_metrics(parser)
     args = parser.read(argv)
+    if args.workers is not None and args.workers < 0:
+        raise UsageError(f"--workers must be 0 or more, got {args.workers}")
 
     from tttvideo.evaluation import evaluate as run
     from tttvideo.evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report

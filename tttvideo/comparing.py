@@ -58,12 +58,14 @@ def position(argv: Sequence[str]) -> int:
         help="run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model",
     )
     add_data(parser)
-    parser.add_argument("--frames", type=int, default=None, help="only the first frames of each video (default: all)")
+    parser.add_argument("--frames", default="all", help="only the first frames of each video: a number, or all")
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side")
     parser.add_argument("--segment", type=int, default=None, help="frames held at a time (default: about 64)")
     parser.add_argument("--out", required=True, help="folder for the results")
     add_device(parser)
     args = parser.read(argv)
+    if args.frames != "all" and (not args.frames.isdecimal() or int(args.frames) < 1):
+        raise UsageError(f"--frames must be a number of frames, 1 or more, or all; got {args.frames!r}")
 
     from tttvideo.evaluation.comparison_report import write_positions
     from tttvideo.evaluation.named import parse_named
@@ -76,7 +78,7 @@ def position(argv: Sequence[str]) -> int:
         args.data,
         split=args.split,
         root=args.root,
-        frames=args.frames,
+        frames=None if args.frames == "all" else int(args.frames),
         batch_size=args.batch_size,
         segment=args.segment,
         device=args.device,

@@ -11,10 +11,11 @@ from tests.evaluation.small import small_model, small_run, small_set
 from tttvideo.cli import main
 from tttvideo.evaluation import bootstrap, evaluate, parse_frames, parse_samplings, write_report
 from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols, _hits
-from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.comparison import compare_runs
 from tttvideo.evaluation.measured import Cell, Measured
 from tttvideo.evaluation.named import parse_named
+from tttvideo.evaluation.protocol_plots import _apart, plot_protocol
 from tttvideo.mixers import LSTM
 
 
@@ -40,6 +41,8 @@ def evaluated(tmp_path_factory):
     other = base / "eval" / "ttt-seed1"
     shutil.copytree(base / "eval" / "ttt", other)
     file = other / "20" / "predictions.csv"
+    for metrics in other.glob("*/metrics.json"):
+        metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"weights_sha256": "another seed's"}))
     rows = list(csv.DictReader(file.open(newline="")))
     for row in rows:
         row["correct"] = "1"
@@ -82,8 +85,9 @@ def test_sets_of_other_classes_have_no_common_axis(evaluated, tmp_path):
         (lambda data: data[: len(data) // 2], "is cut off"),
         (lambda data: data[: data[:-2].rindex(b"\n") + 1], "is cut off"),
         (lambda data: b"\xff\xfe" + data, "is damaged"),
+        (lambda data: data.replace(b",correct,", b",right,"), "has no column 'correct'"),
     ],
-    ids=["in a row", "after a row", "not text"],
+    ids=["in a row", "after a row", "not text", "no column"],
 )
 def test_damaged_predictions_are_named(evaluated, tmp_path, capsys, damage, said):
     copy = tmp_path / "eval"
@@ -94,6 +98,9 @@ def test_damaged_predictions_are_named(evaluated, tmp_path, capsys, damage, said
     shown = capsys.readouterr().err
     assert f"predictions.csv {said}" in shown
     assert "once more" in shown
+    file.unlink()
+    assert main(["compare", str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "has no predictions.csv beside it; run `tttvideo evaluate` once more" in capsys.readouterr().err
     assert main(["compare", str(evaluated / "lstm"), "--seed", "-1", "--out", str(tmp_path / "out")]) == 2
     assert "--seed must be 0 or more" in capsys.readouterr().err
 
@@ -207,6 +214,49 @@ def test_differences_are_paired():
     assert 0.005 < found["low"][0] < 0.04 < found["high"][0] < 0.08
     _, low, high = Bootstrap(1000).interval(_hits([first], list(first)))
     assert high - low > 0.1
+
+
+@pytest.mark.parametrize("count", [7, 40, 120, 300])
+def test_a_model_without_a_mistake_can_be_drawn(count, tmp_path):
+    """Rounding must not put its mean beside its interval: bars would have a negative length."""
+    seed = {("v", str(i), ""): True for i in range(count)}
+    assert Bootstrap(100).interval(_hits([seed, seed, seed], list(seed))) == (1.0, 1.0, 1.0)
+    assert Bootstrap(100).difference(*[_hits([seed], list(seed))] * 2) == (0.0, 0.0, 0.0)
+    line = dict(
+        zip(("mean", "low", "high"), ([float(x[0])] for x in Bootstrap(100).interval(_hits([seed], list(seed)))))
+    )
+    protocol = {"title": "", "x_label": "", "x": [8], "numeric": True, "joined": True, "ceiling": [1.0], "chance": 0.1}
+    plot_protocol(tmp_path / "all.png", protocol | {"series": {"a": line | {"run": "a", "control": ""}}})
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_that_are_all_the_same_lie_in_their_interval():
+    for value in np.random.default_rng(0).random(50):
+        mean, low, high = Bootstrap(50).interval(Samples(np.full((3, 31, 1), value)))
+        assert low <= mean <= high
+
+
+def test_evaluations_of_one_checkpoint_are_no_seeds(evaluated):
+    with pytest.raises(ValueError, match=r"A: .*10 and .*20 hold evaluations of the same weights, not of two seeds"):
+        compare_runs(parse_named([f"A={evaluated / 'ttt' / '10'},{evaluated / 'ttt' / '20'}"]))
+
+
+def test_figures_of_an_earlier_comparison_do_not_stay(evaluated, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.png").write_bytes(b"somebody's own")
+    assert main(["compare", str(evaluated / "ttt"), "--out", str(out)]) == 0
+    before = {file.name for file in out.glob("*.png")}
+    assert main(["compare", f"a={evaluated / 'ttt' / '20'}", "--out", str(out)]) == 0
+    left = {file.name for file in out.glob("*.png")}
+    assert "length.png" in before - left
+    assert left == {"mine.png", "frames.png", "sampling.png", "tokens.png", "by_first_colour.png", "controls.png"}
+
+
+def test_points_at_one_place_are_named_apart():
+    assert _apart([16, 64, 80])
+    assert not _apart([16, 16, 80])
+    assert not _apart([60, 64])
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):

@@ -36,6 +36,8 @@ def evaluated(tmp_path_factory, data):
     write_forecasts(found, base / "eval" / "a" / "kept")
     seed = base / "eval" / "a-seed1" / "4"
     shutil.copytree(base / "eval" / "a" / "4", seed)
+    metrics = json.loads((seed / "metrics.json").read_text())
+    (seed / "metrics.json").write_text(json.dumps(metrics | {"weights_sha256": "another seed's"}))
     arrays = dict(np.load(seed / "per_video.npz"))
     arrays["mse"] = np.where(np.arange(4)[:, None] == 0, arrays["mse"] / 2, arrays["mse"])  # of the model alone
     np.savez_compressed(seed / "per_video.npz", **arrays)

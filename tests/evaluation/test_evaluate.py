@@ -17,7 +17,7 @@ from tttvideo.cli import main
 from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, print_report, write_report
 from tttvideo.evaluation.plots import plot_confusion
 from tttvideo.evaluation.strata import WRITTEN
-from tttvideo.video.synthetic import ceiling_for
+from tttvideo.video.synthetic import FlashRecall, ceiling_for, make
 
 SETTINGS = {"frames": parse_frames("8,all"), "samplings": parse_samplings(["dense", "uniform=4"])}
 
@@ -292,6 +292,34 @@ def test_a_model_of_damaged_weights_is_no_result(data, tmp_path, capsys):
     words = [f"W={whole}", f"D={damaged}", "--data", str(data), "--out", str(tmp_path / "position")]
     assert main(["position", *words]) == 2
     assert "D has no finite loss on any video" in capsys.readouterr().err
+
+
+def test_what_a_list_of_causes_lacks_is_told(tmp_path):
+    data = tmp_path / "set"
+    suite = FlashRecall(split="val=6", pairs="1", frames=16, query=4)
+    make(suite, data, workers=1)
+    run = small_run(tmp_path / "run", small_model(list(suite.classes)))
+    metrics = evaluate(run, data).metrics
+    assert metrics["notes"] == []
+    assert list(metrics["results"][0]["by"]) == ["pairs", "depth"]
+    file = data / "meta.csv"
+    rows = list(csv.DictReader(file.open(newline="")))
+
+    def write(rows, *without):
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, [name for name in rows[0] if name not in without], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write(rows[:4])
+    notes = evaluate(run, data).metrics["notes"]
+    assert "2 of the 6 videos have no value of depth and are in no stratum" in notes
+    assert "meta.csv does not name 2 of the 6 videos: strata have no ceilings" in notes
+    write(rows, "depth")
+    assert any("meta.csv has no column 'depth'" in note for note in evaluate(run, data).metrics["notes"])
+    file.unlink()
+    found = evaluate(run, data).metrics["notes"]
+    assert found == ["no meta.csv beside suite.json tells of these videos: there are no strata"]
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,9 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
         assert label in report
     capsys.readouterr()
     assert main([*words, "--out", str(out), "--frames", "0"]) == 2
-    assert "--frames (0) must be at least 1" in capsys.readouterr().err
+    assert "--frames must be a number of frames, 1 or more, or all; got '0'" in capsys.readouterr().err
     assert main([*words, "--out", str(out), "--frames", "1000"]) == 2
-    assert "--frames 1000 is longer than every video" in capsys.readouterr().err
+    assert "--frames asks for the first 1000 frames, but the longest video" in capsys.readouterr().err
     assert main([*words, "--out", str(out), "--segment", "-5"]) == 2
     assert "--segment must be a multiple of" in capsys.readouterr().err
 

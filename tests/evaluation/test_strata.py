@@ -48,6 +48,11 @@ def test_columns_of_a_list_are_matched_by_file_and_span(tmp_path):
         choose_columns(["room"], read_columns(tmp_path, None, index))
 
 
+def test_bins_are_counted_from_one():
+    with pytest.raises(ValueError, match="--by depth:0: the number of bins must be 1 or more"):
+        choose_columns(["depth:0"], [{"depth": "1"}])
+
+
 def test_a_damaged_table_is_named(tmp_path):
     (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"meta\.csv is damaged"):

@@ -135,7 +135,7 @@ def test_evaluation_with_views_controls_strata_and_streaming(tmp_path, capsys):
     assert "no control 'rate'" in error("--controls", "rate")
     assert "no column 'depth'; there are: duration, first_colour" in error("--by", "depth")
     assert "needs a length, as this checkpoint does not say" in error("--views", "clips=4x3")
-    assert "--frames 64 is longer than every video of split val (the longest has 20 frames)" in error(
+    assert "--frames asks for the first 64 frames, but the longest video of split val has 20" in error(
         "--frames", "8,64"
     )
     assert "counts in lengths of training clips" in error("--frames", "2x")
@@ -165,5 +165,5 @@ def test_lengths_that_no_video_has_are_told(tmp_path):
         *(f"{name}: {whole.format('10 frames')}" for name in ("last=11", "clips=2x1:12")),
         *(f"{name}: {whole.format('0.4 s')}" for name in ("window=0.6", "spans=60:30")),
     ]
-    with pytest.raises(ValueError, match="--frames 11 is longer than every video of split all"):
+    with pytest.raises(ValueError, match="--frames asks for the first 11 frames, but the longest video of split all"):
         check_lengths(index, [11], rules, views)

@@ -60,7 +60,7 @@ class Bootstrap:
         sizes = [min(at_once, self.resamples - done) for done in range(0, self.resamples, at_once)]
         parts: list[list[np.ndarray]] = [[] for _ in groups]
         for size in sizes:
-            weights = self.rng.multinomial(videos, [1 / videos] * videos, size) / videos
+            weights = self.rng.multinomial(videos, [1 / videos] * videos, size).astype(np.float64)
             for part, group in zip(parts, groups, strict=True):
                 part.append(_weighted(group, weights))
         found = []
@@ -72,17 +72,18 @@ class Bootstrap:
 
 
 def _weighted(group: Samples, weights: np.ndarray) -> np.ndarray:
-    """Means [w, seeds, points] under weights [w, videos]."""
+    """Means [w, seeds, points] under weights [w, videos], which are whole numbers: sums of answers that are right are
+    exact then, and the mean of a model without a mistake is 1."""
     sums = np.stack([weights @ seed for seed in group.sums], 1)
     if group.counts is None:
-        return sums
+        return sums / weights.sum(1)[:, None, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums / np.stack([weights @ seed for seed in group.counts], 1)
 
 
 def _mean(group: Samples) -> np.ndarray:
     videos = group.sums.shape[1]
-    return _weighted(group, np.full((1, videos), 1 / videos))[0].mean(0)
+    return _weighted(group, np.ones((1, videos)))[0].mean(0)
 
 
 def _interval(mean: np.ndarray, drawn: np.ndarray) -> Interval:
@@ -90,4 +91,5 @@ def _interval(mean: np.ndarray, drawn: np.ndarray) -> Interval:
         warnings.simplefilter("ignore", RuntimeWarning)  # of a point that no video has
         # a sample in which no video reaches a point says nothing of it
         low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return Interval(mean, np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high))
+    # Of values that are all the same, rounding may put the mean a little outside.
+    return Interval(mean, np.fmin(low, mean), np.fmax(high, mean))

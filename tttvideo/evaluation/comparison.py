@@ -7,7 +7,16 @@ from typing import Any
 from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols
 from tttvideo.evaluation.bootstrap import Bootstrap
 from tttvideo.evaluation.error_protocols import ErrorProtocols
-from tttvideo.evaluation.measured import data_names, find, notes_of, read_positions, read_run, shared_task
+from tttvideo.evaluation.measured import (
+    Found,
+    Measured,
+    data_names,
+    find,
+    notes_of,
+    read_positions,
+    read_run,
+    shared_task,
+)
 from tttvideo.evaluation.named import Named
 from tttvideo.evaluation.position_curves import position_protocols
 
@@ -23,6 +32,8 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
     task = shared_task(found)
     names = data_names([one for seeds in found.values() for one in seeds])
     measured = {run: [read_run(one, names) for one in seeds] for run, seeds in found.items()}
+    for run, seeds in measured.items():
+        _check_seeds(run, found[run], seeds)
     notes = notes_of(measured)
     bootstrap = Bootstrap(resamples, seed)
     protocols = (ErrorProtocols if task == "Prediction" else AccuracyProtocols)(measured, bootstrap).all()
@@ -48,3 +59,16 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
         "protocols": protocols,
         "notes": notes,
     }
+
+
+def _check_seeds(run: str, found: Sequence[Found], seeds: Sequence[Measured]) -> None:
+    """Raises ValueError where two seeds are one: the interval over seeds would say what it is not."""
+    known: dict[str, Found] = {}
+    for folder, seed in zip(found, seeds, strict=True):
+        for weights in {about.get("weights_sha256") for about in seed.about} - {None}:
+            if weights in known:
+                raise ValueError(
+                    f"{run}: {known[weights].folder} and {folder.folder} hold evaluations of the same weights, not of "
+                    "two seeds; put evaluations of one checkpoint into one folder"
+                )
+            known[weights] = folder

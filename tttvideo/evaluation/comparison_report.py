@@ -1,5 +1,6 @@
 """What a comparison leaves behind: compare.json, tables in compare.md, and a figure for each protocol."""
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 
 
 def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
-    """Writes compare.json, compare.md and a PNG for each protocol into a folder; returns their names."""
+    """Writes compare.json, compare.md and a PNG for each protocol into a folder; returns their names. Figures that an
+    earlier comparison left there are taken away."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in _protocols_in(out / "compare.json"):
+        if name not in found["protocols"]:
+            (out / f"{file_name(name)}.png").unlink(missing_ok=True)
     names = ["compare.json", "compare.md"]
     with replacing(out / "compare.json") as path:
         path.write_text(as_json(found), encoding="utf-8")
@@ -27,6 +32,14 @@ def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
         with replacing(out / names[-1]) as path:
             plot_protocol(path, protocol)
     return names
+
+
+def _protocols_in(file: Path) -> list[str]:
+    """Those of an earlier comparison; none where the file is no such thing."""
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))["protocols"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def write_positions(found: dict[str, Any], arrays: dict[str, np.ndarray], out: Path) -> None:

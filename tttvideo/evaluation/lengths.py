@@ -43,7 +43,7 @@ def check_lengths(
             found, lasting = max(found, len(times)), max(lasting, float(times[-1] - times[0]) + shown)
     if found < cut and (found or not broken):
         raise ValueError(
-            f"--frames {cut} is longer than every video of split {index.split} (the longest has {found} frames); "
+            f"--frames asks for the first {cut} frames, but the longest video of split {index.split} has {found}; "
             "give at most that, or all"
         )
     if not found:  # none can be read, which is told elsewhere

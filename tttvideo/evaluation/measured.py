@@ -12,6 +12,8 @@ import numpy as np
 
 from tttvideo.evaluation.named import shortest
 
+AGAIN = "run `tttvideo evaluate` once more"
+
 Video = tuple[str, str, str]
 """Path (from the data set's own folder), start and end."""
 
@@ -139,7 +141,7 @@ def read_run(found: Found, names: dict[str, str]) -> Measured:
         try:
             (_read_errors if "per_horizon" in metrics else _read_answers)(measured, file, metrics, names)
         except (KeyError, TypeError, IndexError, OSError) as error:
-            raise ValueError(f"{file} or what lies beside it is damaged ({error!r})") from error
+            raise ValueError(f"{file} is damaged ({_told(error)}); {AGAIN}") from error
         measured.about.append({key: value for key, value in metrics.items() if key != "results"})
     return measured
 
@@ -151,7 +153,8 @@ def _read_answers(found: Measured, file: Path, metrics: dict[str, Any], names: d
         found.rows[_cell(data, row)] = row
     strata_names = list(metrics["results"][0].get("by", {}))
     columns: dict[str, dict[Video, str]] = {name: {} for name in strata_names}
-    for row in _table(file, metrics["n_videos"] * len(metrics["results"])):
+    needed = ("frames", "sampling", "correct", *strata_names)
+    for row in _table(file, metrics["n_videos"] * len(metrics["results"]), needed):
         video = _video(row, metrics["data"])
         found.correct.setdefault(_cell(data, row), {})[video] = row["correct"] == "1"
         for name in strata_names:
@@ -164,7 +167,7 @@ def _read_errors(found: Measured, file: Path, metrics: dict[str, Any], names: di
     _once(found.errors, case, case.data, file)
     beside = file.with_name("per_video.npz")
     if not beside.is_file():
-        raise ValueError(f"{file} has no per_video.npz beside it; run `tttvideo evaluate` once more")
+        raise ValueError(f"{file} has no per_video.npz beside it; {AGAIN}")
     arrays = _arrays(beside)
     videos = [_video(row, metrics["data"]) for row in _table(file, metrics["n_videos"])]
     methods = [str(name) for name in arrays["methods"]]
@@ -193,7 +196,8 @@ def read_positions(found: Found, names: dict[str, str]) -> list[Positions]:
             seeds = [Seed(curve["frames"], dict(zip(videos, own, strict=True))) for own in arrays["losses_0"]]
             curves.append(Positions(names[content["data"]], content["unit"], seeds))
         except (KeyError, TypeError, IndexError, OSError) as error:
-            raise ValueError(f"{file} or the position.npz beside it is damaged ({error!r})") from error
+            again = "run `tttvideo position` once more"
+            raise ValueError(f"{file} or the position.npz beside it is damaged ({_told(error)}); {again}") from error
     return curves
 
 
@@ -202,19 +206,25 @@ def _once(known: Container[Any], setting: Cell | Case, data: str, file: Path) ->
         raise ValueError(f"there are two evaluations of {data} in one run ({file} and another); keep one")
 
 
-def _table(file: Path, rows: int) -> list[dict[str, str]]:
+def _table(file: Path, rows: int, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """predictions.csv beside a metrics.json that tells of so many rows. Raises ValueError if it is damaged."""
     beside = file.with_name("predictions.csv")
+    if not beside.is_file():
+        raise ValueError(f"{file} has no predictions.csv beside it; {AGAIN}")
     try:
         with beside.open(newline="", encoding="utf-8") as stream:
             found = list(csv.DictReader(stream))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{beside} is damaged ({error}); run `tttvideo evaluate` once more") from None
+        raise ValueError(f"{beside} is damaged ({error}); {AGAIN}") from None
     if len(found) != rows or any(None in row.values() for row in found):
-        raise ValueError(
-            f"{beside} is cut off: {len(found)} of {rows} rows are there; run `tttvideo evaluate` once more"
-        )
+        raise ValueError(f"{beside} is cut off: {len(found)} of {rows} rows are there; {AGAIN}")
+    if missing := [name for name in ("path", "start", "end", *columns) if found and name not in found[0]]:
+        raise ValueError(f"{beside} has no column {missing[0]!r}; {AGAIN}")
     return found
+
+
+def _told(error: Exception) -> str:
+    return f"there is no {error.args[0]!r} in it" if isinstance(error, KeyError) else str(error)
 
 
 def _video(row: dict[str, str], data: str) -> Video:

@@ -12,7 +12,11 @@ INK = "#333333"
 LEGEND_LINES = 18
 """Lines of a legend beside the axes; more go into further columns."""
 LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (6, 2))}
-"""Controls are drawn in the colour of what they take something away from, with empty markers."""
+"""Controls are drawn in the colour of what they take something away from,"""
+FILLS = {"inner-rate-0": "#FFFFFF", "reset": "#BBBBBB", "shuffled": "#FFFFFF"}
+"""with markers of these."""
+HANDLE = 3.4
+"""Length of a legend's lines: dashes must show."""
 
 
 def new_figure(width: float, height: float):
@@ -58,7 +62,7 @@ def plot_accuracy(
             yerr=errors if any(errors) else None,
             color=colour,
             marker=marker,
-            markerfacecolor="white" if control else colour,
+            markerfacecolor=FILLS.get(control, colour),
             linestyle=LINES[control],
             capsize=3,
             zorder=3,
@@ -85,7 +89,15 @@ def plot_accuracy(
     axes.spines[["top", "right"]].set_visible(False)
     columns = -(-len(legend) // LEGEND_LINES)  # what does not fit into the figure's height would be cut
     figure.set_size_inches(6.4 + 2.6 * (columns - 1), 4.2)
-    figure.legend(*zip(*legend), loc="outside right center", frameon=False, title="sampling", fontsize=9, ncols=columns)
+    figure.legend(
+        *zip(*legend),
+        loc="outside right center",
+        frameon=False,
+        title="sampling",
+        fontsize=9,
+        ncols=columns,
+        handlelength=HANDLE,
+    )
     save(figure, path)
 
 
@@ -102,7 +114,10 @@ def plot_strata(
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     legend = []
-    results = [row for row in results if not row["control"]][: len(COLOURS)]
+    plain_rows = [row for row in results if not row["control"]]
+    results = plain_rows[: len(COLOURS)]
+    if len(plain_rows) > len(results):
+        title += f"\nthe first {len(results)} of {len(plain_rows)} settings; metrics.json has all"
     names = [stratum["value"] for stratum in results[0]["by"][column]]
     for number, row in enumerate(results):
         found = row["by"][column]

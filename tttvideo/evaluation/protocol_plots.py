@@ -1,10 +1,11 @@
 """Figures that put several runs side by side: a protocol of `tttvideo compare`, and loss by position."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tttvideo.evaluation.plots import COLOURS, INK, LINES, MARKERS, new_figure, plain, save, short
+from tttvideo.evaluation.plots import COLOURS, FILLS, HANDLE, INK, LINES, MARKERS, new_figure, plain, save, short
 
 BASELINES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 3)))
 BASELINE_INK = "#777777"
@@ -20,6 +21,9 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
     series: dict[str, Any] = protocol["series"]
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
+    if "point_names" in protocol and not _apart(protocol["x"]):  # each its own place, named below
+        names = [f"{name}\n{x:g}" for name, x in zip(protocol["point_names"], protocol["x"])]
+        protocol = protocol | {"numeric": False, "x": names, "point_names": []}
     numeric = protocol["x"] if protocol["numeric"] else list(range(len(protocol["x"])))
     runs = {name: line for name, line in series.items() if not line.get("baseline")}
     entries = _lines(axes, protocol, runs, numeric)
@@ -41,7 +45,7 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
     axes.set_title(plain(protocol["title"]), fontsize=10, pad=60 if protocol.get("point_names") else None)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*zip(*entries), loc="outside right center", frameon=False, fontsize=8.5)
+    figure.legend(*zip(*entries), loc="outside right center", frameon=False, fontsize=8.5, handlelength=HANDLE)
     save(figure, path)
 
 
@@ -76,7 +80,7 @@ def _lines(axes, protocol: dict[str, Any], series: dict[str, Any], numeric: Sequ
                 yerr=[[m - x for m, x in zip(means, low)], [x - m for m, x in zip(means, high)]],
                 color=colour,
                 marker=marker,
-                markerfacecolor="white" if line["control"] else colour,
+                markerfacecolor=FILLS.get(line["control"], colour),
                 linestyle=style,
                 linewidth=1.0 if line["control"] else 1.8,
                 capsize=3,
@@ -97,6 +101,11 @@ def _baselines(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tupl
         (shown,) = axes.plot(at, means, color=BASELINE_INK, linestyle=style, linewidth=1.3, zorder=2, **marker)
         entries.append((shown, plain(name) + (" (leaves the figure)" if name == _lost(protocol) else "")))
     return entries
+
+
+def _apart(numbers: Sequence[float]) -> bool:
+    """Whether numbers can be told apart, and named, on a logarithmic axis."""
+    return all(b >= 1.25 * a for a, b in pairwise(sorted(numbers)))
 
 
 def _crowded(protocol: dict[str, Any]) -> bool:
@@ -120,8 +129,9 @@ def _x_axis(axes, protocol: dict[str, Any], numeric: Sequence[float]) -> None:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 6 else 0)
             axes.minorticks_off()
     else:
-        long = max(map(len, protocol["x"])) * len(protocol["x"]) > 60
-        names = [short(name) for name in protocol["x"]]
+        widest = max(len(line) for name in protocol["x"] for line in name.split("\n"))
+        long = widest * len(protocol["x"]) > 60
+        names = ["\n".join(map(short, name.split("\n"))) for name in protocol["x"]]
         axes.set_xticks(numeric, names, rotation=30 if long else 0, ha="right" if long else "center")
         axes.set_xlim(-0.5, len(numeric) - 0.5)
     logarithmic = protocol["numeric"] and not protocol.get("linear")

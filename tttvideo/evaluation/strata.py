@@ -66,8 +66,10 @@ def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> 
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("path", "label", "split", "index")))
     columns = []
     for text in wanted:
-        match = re.fullmatch(r"(.+?)(?::([1-9]\d*))?", text)
+        match = re.fullmatch(r"(.+?)(?::(\d+))?", text)
         name, bins = (match[1], int(match[2] or BINS)) if match else (text, BINS)
+        if bins < 1:
+            raise ValueError(f"--by {text}: the number of bins must be 1 or more")
         if name not in names:
             there = (
                 f"there are: {', '.join(names[:12])}" if names else "a list or a meta.csv with such a column is needed"

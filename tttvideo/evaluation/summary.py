@@ -123,7 +123,11 @@ def summarise(
         **context,
         "failures": [{**where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
         "warnings": list(dict.fromkeys(message for scores in gathered for message in scores.warnings)),
-        "notes": list(dict.fromkeys([*remarks, *_suite_notes(suite, settings, by_setting)])),
+        "notes": list(
+            dict.fromkeys(
+                [*remarks, *_suite_notes(suite, settings, by_setting), *_cause_notes(suite, index, rows_of, columns)]
+            )
+        ),
         "versions": versions(),
     }
     return Evaluation(metrics, predictions)
@@ -213,6 +217,42 @@ def _suite_notes(
                 f"ceilings are those of videos of {stated} frames (suite.json beside the data), but these have {read}"
             ]
     return []
+
+
+def _cause_notes(
+    suite: dict[str, Any] | None, index: Index, rows: Sequence[Mapping[str, str]], columns: Sequence[Column]
+) -> list[str]:
+    """What the list of a generated set, meta.csv, does not say of these videos."""
+    silent = {column.name: column.values.count("") for column in columns}
+    notes = [
+        f"{count} of the {len(index.videos)} videos have no value of {name} and are in no stratum"
+        for name, count in silent.items()
+        if count
+    ]
+    if suite is None:
+        return notes
+    from tttvideo.video.synthetic import ClassificationSuite, SuiteError, suite_from
+
+    try:
+        made = suite_from(suite)
+    except SuiteError:  # told elsewhere
+        return notes
+    if not isinstance(made, ClassificationSuite) or not (made.strata or columns):
+        return notes
+    if not any(rows):
+        return [*notes, "no meta.csv beside suite.json tells of these videos: there are no strata"]
+    if unnamed := sum(not row for row in rows):
+        notes.append(f"meta.csv does not name {unnamed} of the {len(index.videos)} videos: strata have no ceilings")
+    told = next(row for row in rows if row)
+    absent = [name for name in made.strata if name not in told]
+    try:
+        made.oracle(told, range(made.frames))
+    except KeyError as error:
+        absent.append(error.args[0])
+    if absent:
+        names = " and ".join(map(repr, dict.fromkeys(absent)))
+        notes.append(f"meta.csv has no column {names}: strata or their ceilings are missing; make the set again")
+    return notes
 
 
 def _hit(score: Score, truth: torch.Tensor, several: bool) -> bool:

@@ -53,6 +53,12 @@ def column_sum(x):
 
 
 @triton.jit
+def load_row(x, D: tl.constexpr, ACC: tl.constexpr):
+    """x [D] as [1, D]."""
+    return tl.load(x + tl.arange(0, D)).to(ACC)[None, :]
+
+
+@triton.jit
 def load_rows(x, t, valid, D: tl.constexpr, ACC: tl.constexpr):
     """Tokens ``t`` of x [T, D], zero where not ``valid``."""
     col = tl.arange(0, D)

@@ -22,7 +22,17 @@ State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, 
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_block, load_rows, load_units, row_sum, store_block, store_rows, store_units
+from .blocks import (
+    column_sum,
+    load_block,
+    load_row,
+    load_rows,
+    load_units,
+    row_sum,
+    store_block,
+    store_rows,
+    store_units,
+)
 from .pointwise import (
     across,
     gelu,
@@ -33,6 +43,50 @@ from .pointwise import (
     mm,
     standardised,
 )
+
+
+@triton.jit
+def unit_gradients(x, slope, a1, b1, a2, MODE: tl.constexpr):
+    """Of A1, b1 and A2 of some units (rows), from inputs x [tokens, D] and gradients [tokens, D] at the outputs."""
+    z1 = mm(a1, tl.trans(x), MODE) + b1
+    g1 = mm(a2, tl.trans(slope), MODE) * gelu_slope(z1)
+    return mm(g1, x, MODE), row_sum(g1), mm(gelu(z1), slope, MODE)
+
+
+@triton.jit
+def through_loss(
+    k,
+    v,
+    rate,
+    z,
+    gamma,
+    beta,
+    dz,  # dg2; becomes dz2
+    dk,
+    dv,
+    drate,
+    dgamma,  # [D]: added to, as dbeta
+    dbeta,
+    t,  # tokens of the sequence
+    i,  # the same tokens in their frame
+    valid,  # those that were read
+    frame,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """From the gradient at g2 to all that g2 was made of; dk is what the loss's target contributes."""
+    col = tl.arange(0, D)
+    gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
+    target = load_rows(v, t, valid, D, ACC) - load_rows(k, t, valid, D, ACC)
+    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+    z2, dg2 = load_rows(z, i, i < frame, D, ACC), load_rows(dz, i, i < frame, D, ACC)
+    tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
+    dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
+    tl.store(dgamma + col, tl.load(dgamma + col) + tl.sum(rows, 0))
+    tl.store(dbeta + col, tl.load(dbeta + col) + tl.sum(derror, 0))
+    store_rows(dv, t, valid, -derror, D)
+    store_rows(dk, t, valid, derror, D)
+    store_rows(dz, i, i < frame, dz2, D)
 
 
 @triton.jit(do_not_specialize=["heads", "tokens", "width", "frame", "begin", "end", "origin", "group"])
@@ -75,8 +129,8 @@ def forward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    gamma += head * D
+    beta += head * D
     size = tl.load(step).to(ACC)
     q += program * tokens * D
     k += program * tokens * D
@@ -112,6 +166,7 @@ def forward_kernel(
                     z2 += mm(gelu(mm(k_tile, a1, MODE) + b1), a2, MODE)
                 if SAVE:
                     store_rows(z, i, i < frame, z2, D)
+                gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
                 target = load_rows(v, c * frame + i, valid, D, ACC) - k_tile
                 rates = tl.load(rate + c * frame + i, mask=valid, other=0.0).to(ACC)[:, None]
                 store_rows(g, i, i < frame, rates * loss_gradient(z2, target, gamma_row, beta_row, D), D)
@@ -125,11 +180,10 @@ def forward_kernel(
                     i = tile + span_row
                     k_tile = load_rows(k, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     g2 = load_rows(g, i, i < frame, D, ACC)
-                    z1 = mm(a1, tl.trans(k_tile), MODE) + b1
-                    g1 = mm(a2, tl.trans(g2), MODE) * gelu_slope(z1)
-                    sum_a1 += mm(g1, k_tile, MODE)
-                    sum_b1 += row_sum(g1)
-                    sum_a2 += mm(gelu(z1), g2, MODE)
+                    some_a1, some_b1, some_a2 = unit_gradients(k_tile, g2, a1, b1, a2, MODE)
+                    sum_a1 += some_a1
+                    sum_b1 += some_b1
+                    sum_a2 += some_a2
                     sum_b2 += column_sum(g2)
                 tl.debug_barrier()  # all have read the block before any writes it
                 store_units(there, u, a1 - size * sum_a1, b1 - size * sum_b1, a2 - size * sum_a2, D, F, UNITS)
@@ -147,6 +201,7 @@ def forward_kernel(
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
                     zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
+                gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
                 h, _ = standardised(zq2, D)
                 store_rows(out, c * frame + i, valid, q_tile + gamma_row * h + beta_row, D)
             tl.debug_barrier()
@@ -197,8 +252,8 @@ def backward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    gamma += head * D
+    beta += head * D
     dstate += program * SIZE
     size = tl.load(step).to(ACC)
     q += program * tokens * D
@@ -234,7 +289,7 @@ def backward_kernel(
                 at = (program * tiles + tile // TILE) * D + col
                 tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(dout_tile * h, 0))
                 tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(dout_tile, 0))
-                dzq2 = across(gamma_row * dout_tile, h, r, D)
+                dzq2 = across(load_row(gamma, D, ACC) * dout_tile, h, r, D)
                 store_rows(dzq, i, i < frame, dzq2, D)
                 to_q = dout_tile
                 for f in range(0, width, BLOCK):
@@ -252,11 +307,10 @@ def backward_kernel(
                     i = tile + span_row
                     q_tile = load_rows(q, c * frame + i, (i < frame) & (c * frame + i < length), D, ACC)
                     dzq2 = load_rows(dzq, i, i < frame, D, ACC)
-                    zq1 = mm(a1, tl.trans(q_tile), MODE) + b1
-                    dzq1 = mm(a2, tl.trans(dzq2), MODE) * gelu_slope(zq1)
-                    da1 += mm(dzq1, q_tile, MODE)
-                    db1 += row_sum(dzq1)
-                    da2 += mm(gelu(zq1), dzq2, MODE)
+                    some_a1, some_b1, some_a2 = unit_gradients(q_tile, dzq2, a1, b1, a2, MODE)
+                    da1 += some_a1
+                    db1 += some_b1
+                    da2 += some_a2
                     db2 += column_sum(dzq2)
                 tl.debug_barrier()
                 store_units(dstate, u, da1, db1, da2, D, F, UNITS)
@@ -277,18 +331,35 @@ def backward_kernel(
                     z1 = mm(k_tile, a1, MODE) + b1
                     dg2 += mm(gelu(z1), u_a2, MODE)
                     dg2 += mm((mm(k_tile, u_a1, MODE) + u_b1) * gelu_slope(z1), a2, MODE)
-                dg2 = -size * dg2
-                target = load_rows(v, t, valid, D, ACC) - k_tile
-                rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
-                z2 = load_rows(z, i, i < frame, D, ACC)
-                tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
-                dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
-                at = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(rows, 0))
-                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(derror, 0))
-                store_rows(dv, t, valid, -derror, D)
-                store_rows(dz, i, i < frame, dz2, D)
-                g2, to_k = load_rows(g, i, i < frame, D, ACC), derror
+                store_rows(dz, i, i < frame, -size * dg2, D)
+                tl.debug_barrier()
+                of_tile = (program * tiles + tile // TILE) * D
+                # A few rows at a time: registers that a whole tile would take here are spilled from the walks, too.
+                for first in range(tile, tile + TILE, 16):  # type: ignore[arg-type]
+                    some = first + tl.arange(0, 16)
+                    through_loss(
+                        k,
+                        v,
+                        rate,
+                        z,
+                        gamma,
+                        beta,
+                        dz,
+                        dk,
+                        dv,
+                        drate,
+                        dgamma + of_tile,
+                        dbeta + of_tile,
+                        c * frame + some,
+                        some,
+                        (some < frame) & (c * frame + some < length),
+                        frame,
+                        D,
+                        ACC,
+                    )
+                tl.debug_barrier()
+                g2, dz2 = load_rows(g, i, i < frame, D, ACC), load_rows(dz, i, i < frame, D, ACC)
+                to_k = load_rows(dk, t, valid, D, ACC)
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
