@@ -23,7 +23,8 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
     axes = figure.subplots()
     if "point_names" in protocol and not _apart(protocol["x"]):  # each its own place, named below
         names = [f"{name}\n{x:g}" for name, x in zip(protocol["point_names"], protocol["x"])]
-        protocol = protocol | {"numeric": False, "x": names, "point_names": []}
+        label = f"sampling rule, and {protocol['x_label']}"
+        protocol = protocol | {"numeric": False, "x": names, "x_label": label, "point_names": []}
     numeric = protocol["x"] if protocol["numeric"] else list(range(len(protocol["x"])))
     runs = {name: line for name, line in series.items() if not line.get("baseline")}
     entries = _lines(axes, protocol, runs, numeric)
