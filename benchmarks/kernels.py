@@ -75,6 +75,8 @@ def interpret() -> Figures:
 
 def ahead_of_time(dims: list[int]) -> Figures:
     """Compiles every configuration; a line each."""
+    import triton
+
     from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, STACK, compiled, configurations
 
     rows: list[Figures] = []
@@ -91,7 +93,7 @@ def ahead_of_time(dims: list[int]) -> Figures:
         "over_shared_memory": sum(row["shared"] > SHARED_MEMORY[row["sm"]] for row in rows),
         "over_stack": sum(row["stack"] > STACK[row["kind"]] for row in rows),
     }
-    return {"rows": rows, "summary": summary}
+    return {"triton": triton.__version__, "rows": rows, "summary": summary}
 
 
 if __name__ == "__main__":
