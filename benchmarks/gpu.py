@@ -12,15 +12,18 @@ meaning.
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import contestants, isolated
 from benchmarks.gpu_layers import Part, build, parts
@@ -31,12 +34,14 @@ from tttvideo.ttt import Layout, SequenceLayer, Stream, TTTLayer
 Row = dict[str, Any]
 
 SLOW = 5.0  # seconds: what takes longer is not repeated, and not tried on longer sequences
+ROUNDS = {"forward": 3, "train": 3, "decode": 50, "decode_graph": 50}
+BACKENDS = {"attention": SDPBackend.FLASH_ATTENTION, "attention_cudnn": SDPBackend.CUDNN_ATTENTION}
 SILENCE = 150.0  # seconds without a row, a kernel's compilation included
 
 
-def measure(dry: bool = False, budget: float = 450.0) -> Row:
+def measure(dry: bool = False, budget: float = 450.0, keep: Path | None = None) -> Row:
     """Rows of times and what follows from them, within ``budget`` seconds. What failed, or was not begun, is a row
-    that says why."""
+    that says why. Rows are appended to the file ``keep`` as they come: a rented GPU may be gone before the last."""
     if not dry and not torch.cuda.is_available():
         sys.exit("No CUDA device is to be seen; the kernels' speed can only be measured on one.")
     device = torch.device("cpu" if dry else "cuda")
@@ -47,15 +52,21 @@ def measure(dry: bool = False, budget: float = 450.0) -> Row:
         row = found if isinstance(found, dict) else _without(todo[index], found)
         rows.append(row)
         print_row(row)
+        if keep is not None:
+            with keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    rate = max(rate, matmul_rate(device))
     about = {**summary(rows, rate), "device": device_name(device)}
     versions = environment(device) | contestants.versions()
     return {"environment": versions, "matmul_flops_per_second": rate, "rows": rows, "summary": about}
 
 
-def rows_of(dry: bool, index: int) -> Iterator[Row]:
-    """Of one layer at one shape, all lengths. Raises what broke the GPU's context, after its row."""
+def rows_of(dry: bool, index: int) -> Iterator[Row | str]:
+    """Of one layer at one shape, all lengths; before each row, what is begun. Raises what broke the GPU's context,
+    after a row that says so."""
     part = parts(dry)[index]
     device = torch.device("cpu" if dry else "cuda")
+    yield "building it"
     layer = build(part, device)
     if isinstance(layer, str):
         yield _without(part, layer)
@@ -65,19 +76,21 @@ def rows_of(dry: bool, index: int) -> Iterator[Row]:
         yield from timed(part, layer, length, device, slow)
 
 
-def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow: set[str]) -> Iterator[Row]:
-    """Forward, training step and (of layers with a state) decoding at one length: medians of three calls after a first
-    one; on a CPU, the first one's own time. Names of what took too long or failed are added to ``slow``."""
+def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow: set[str]) -> Iterator[Row | str]:
+    """Forward, training step and (of layers with a state) decoding at one length, as ``repeated`` takes their time.
+    Names of what took too long or failed are added to ``slow``."""
     shape = part.shape
     batch = min(16, max(1, shape.tokens // length))
     x = torch.randn(batch, length, shape.dim, device=device)
     for what, prepare in _runs(part, layer, x).items():
         if what in slow:
             continue
+        yield f"{what}, {length} tokens"
         row: Row = {"shape": shape.name, "layer": part.layer, "what": what, "length": length, "batch": batch}
         try:
-            with precision(device), matmul_precision("medium" if part.layer.endswith("_bf16") else "highest"):
-                found = profiled(prepare(), device) if what == "profile" else repeated(prepare(), device)
+            with settings(part.layer, what, device):
+                layer.zero_grad()  # whose memory is no part of the call's
+                found = profiled(prepare(), device) if what == "profile" else repeated(prepare(), device, ROUNDS[what])
         except torch.OutOfMemoryError:
             slow.add(what)
             yield row | {"seconds": None, "why": "out of memory"}
@@ -88,7 +101,7 @@ def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow:
             if device.type == "cuda":
                 torch.cuda.synchronize()  # fails again where the whole context is lost
             continue
-        if found.get("first", 0) > SLOW:
+        if found.get("times") and found["times"][0] > SLOW:
             slow.add(what)
         yield row | found
 
@@ -99,7 +112,7 @@ def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run
     layout = Layout(shape.grid)
     compiled = isinstance(layer, torch._dynamo.OptimizedModule)
     runs: dict[str, Callable[[], Run]] = {
-        "forward": lambda: only_forward(layer, x, layout) if not compiled else lambda: layer(x, None, layout),
+        "forward": lambda: only_forward(layer, x, layout) if not compiled else compiled_forward(layer, x, layout),
         "train": lambda: step(layer, x, layout) if not compiled else compiled_step(layer, x, layout),
     }
     if isinstance(layer, TTTLayer) and layer.config.fused == "require" and length == shape.profiled:
@@ -111,8 +124,9 @@ def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run
     return runs
 
 
-def repeated(run: Run, device: torch.device) -> Row:
-    """Seconds, and on a GPU the most memory its tensors held beyond those that were there before."""
+def repeated(run: Run, device: torch.device, rounds: int) -> Row:
+    """Median of ``rounds`` calls, of one that is slow, after a first one, in which kernels are compiled (on a CPU the
+    first one's own time); and on a GPU the most memory that the first one's tensors held beyond those before it."""
     found: Row = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -120,8 +134,9 @@ def repeated(run: Run, device: torch.device) -> Row:
     first = seconds(run, device)
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-    rounds = 0 if device.type == "cpu" else 3 if first < SLOW else 1
-    times = [seconds(run, device) for _ in range(rounds)]
+    times = [seconds(run, device)] if device.type == "cuda" else []
+    if times and times[0] < SLOW:
+        times += [seconds(run, device) for _ in range(rounds - 1)]
     return {"seconds": statistics.median(times or [first]), "times": times, "first": first, **found}
 
 
@@ -138,10 +153,20 @@ def profiled(run: Run, device: torch.device) -> Row:
             torch.cuda.synchronize()
     kernels = []
     for event in profile.key_averages():
+        if cuda and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
         took = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 / rounds
         kernels.append({"name": event.key[:100], "calls": event.count / rounds, "seconds": took})
     kernels.sort(key=lambda kernel: kernel["seconds"], reverse=True)
     return {"seconds": sum(kernel["seconds"] for kernel in kernels), "kernels": kernels[:20]}
+
+
+def compiled_forward(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
+    def run() -> None:
+        with torch.no_grad():
+            layer(x, None, layout)
+
+    return run
 
 
 def compiled_step(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
@@ -181,24 +206,25 @@ def decode_graph(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
     return lambda: stream(token)
 
 
-def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-
-
 @contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """PyTorch's switch for float32 products, which kernels follow (tttvideo/ttt/kernels/README.md): in layers of half
-    precision they read tf32 by default, with "medium" bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
+def settings(name: str, what: str, device: torch.device) -> Iterator[None]:
+    """Layers compute in bfloat16 on a GPU; attention whole sequences by FlashAttention (or not at all), or by cuDNN's,
+    and decodes as PyTorch chooses. PyTorch's switch for float32 products, which kernels follow
+    (tttvideo/ttt/kernels/README.md), lets them read tf32 in layers of half precision, bfloat16 in those called _bf16.
+    """
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.autocast("cuda", torch.bfloat16))
+        if name in BACKENDS and not what.startswith("decode"):
+            stack.enter_context(sdpa_kernel(BACKENDS[name]))
+        before = torch.get_float32_matmul_precision()
+        stack.callback(torch.set_float32_matmul_precision, before)
+        torch.set_float32_matmul_precision("medium" if name.endswith("_bf16") else "highest")
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def matmul_rate(device: torch.device) -> float:
-    """FLOPs per second of large bfloat16 products (on a CPU: of small float32 ones)."""
+    """FLOPs per second of large bfloat16 products, after a second of them (on a CPU: of small float32 ones)."""
     if device.type == "cpu":
         run, flops = products(2, device)
     else:
@@ -208,8 +234,10 @@ def matmul_rate(device: torch.device) -> float:
             a @ a
 
         flops = 2.0 * 8192**3
-    seconds(run, device)
-    return flops / min(seconds(run, device) for _ in range(5))
+    began = time.perf_counter()
+    while device.type == "cuda" and time.perf_counter() - began < 1:  # an idle device has a slow clock
+        seconds(run, device)
+    return flops / min(seconds(run, device) for _ in range(6))
 
 
 def device_name(device: torch.device) -> str:
@@ -217,13 +245,8 @@ def device_name(device: torch.device) -> str:
 
 
 def _without(part: Part, why: str) -> Row:
-    about = {
-        "shape": part.shape.name,
-        "layer": part.layer,
-        "what": "train",
-        "length": part.shape.lengths[0],
-        "batch": 0,
-    }
+    """A row that tells what a layer's other rows lack."""
+    about = {"shape": part.shape.name, "layer": part.layer, "what": "rest", "length": 0, "batch": 0}
     return {**about, "seconds": None, "why": why}
 
 

@@ -56,7 +56,7 @@ def table(rows: list[Row]) -> str:
     lines = []
     for shape in dict.fromkeys(r["shape"] for r in rows):
         mine = [r for r in rows if r["shape"] == shape]
-        for what in dict.fromkeys(r["what"] for r in mine if r["what"] != "profile"):
+        for what in dict.fromkeys(r["what"] for r in mine if r["what"] not in ("profile", "rest")):
             some = [r for r in mine if r["what"] == what]
             lengths = sorted({r["length"] for r in some})
             unit = "microseconds per step" if what.startswith("decode") else "nanoseconds per token"

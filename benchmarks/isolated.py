@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Row = dict[str, Any]
-Work = Callable[[int], Iterable[Row]]
+Work = Callable[[int], Iterable[Row | str]]
 
 
 def results(work: Work, parts: int, silence: float, end: float) -> Iterator[tuple[int, Row | str]]:
@@ -18,7 +18,7 @@ def results(work: Work, parts: int, silence: float, end: float) -> Iterator[tupl
     where that one ends or is silent for ``silence`` seconds, the rest of the part being lost and the next ones done in
     a fresh process; and where ``time.time()`` passes ``end``, for every part that is not finished.
 
-    ``work`` must be picklable.
+    ``work`` must be picklable; strings that it yields between its rows say what is begun, and stand in the sentence.
     """
     context = multiprocessing.get_context("spawn")
     part = 0
@@ -27,6 +27,7 @@ def results(work: Work, parts: int, silence: float, end: float) -> Iterator[tupl
         process = context.Process(target=_work, args=(work, part, parts, there), daemon=True)
         process.start()
         there.close()
+        begun = "nothing was begun"
         try:
             while part < parts:
                 left = end - time.time()
@@ -34,16 +35,18 @@ def results(work: Work, parts: int, silence: float, end: float) -> Iterator[tupl
                     if time.time() >= end:
                         yield from ((p, "the time was up") for p in range(part, parts))
                         return
-                    yield part, f"nothing was heard of it for {silence:.0f} seconds"
+                    yield part, f"nothing was heard of it for {silence:.0f} seconds ({begun})"
                     break
                 try:
                     row = here.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     process.join(10)
-                    yield part, f"its process ended with exit code {process.exitcode}"
+                    yield part, f"its process ended with exit code {process.exitcode} ({begun})"
                     break
                 if row is None:
                     part += 1
+                elif isinstance(row, str):
+                    begun = row
                 else:
                     yield part, row
         finally:

@@ -35,7 +35,11 @@ def main() -> None:
     elif options.aot:
         found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
     else:
-        found = gpu.measure()
+        rows = options.json and options.json.with_suffix(".rows.jsonl")
+        if rows:
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            rows.unlink(missing_ok=True)
+        found = gpu.measure(keep=rows)
         print(gpu_report.table(found["rows"]))
     print(json.dumps(found["summary"], indent=2))
     if options.json:

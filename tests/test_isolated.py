@@ -9,6 +9,7 @@ from benchmarks import isolated
 def _parts(index):
     """Work of which one part ends its process, one hangs and one raises."""
     yield {"part": index}
+    yield "more of it"
     if index == 1:
         os._exit(7)
     if index == 2:
@@ -30,9 +31,9 @@ def test_rows_outlive_the_process_that_made_them():
         {"part": 4, "more": True},
     ]
     assert {part: why for part, why in found if isinstance(why, str)} == {
-        1: "its process ended with exit code 7",
-        2: "nothing was heard of it for 15 seconds",
-        3: "its process ended with exit code 1",
+        1: "its process ended with exit code 7 (more of it)",
+        2: "nothing was heard of it for 15 seconds (more of it)",
+        3: "its process ended with exit code 1 (more of it)",
     }
 
 

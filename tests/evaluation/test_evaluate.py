@@ -317,6 +317,9 @@ def test_what_a_list_of_causes_lacks_is_told(tmp_path):
     assert "meta.csv does not name 2 of the 6 videos: strata have no ceilings" in notes
     write(rows, "depth")
     assert any("meta.csv has no column 'depth'" in note for note in evaluate(run, data).metrics["notes"])
+    write([*rows[:-1], rows[-1] | {"onset_1": "soon"}])
+    (note,) = evaluate(run, data).metrics["notes"]
+    assert note.startswith(f"meta.csv is damaged in the row of {rows[-1]['path']}")
     file.unlink()
     found = evaluate(run, data).metrics["notes"]
     assert found == ["no meta.csv beside suite.json tells of these videos: there are no strata"]

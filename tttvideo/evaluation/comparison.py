@@ -50,7 +50,7 @@ def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0)
             run.name: {
                 "folders": [str(folder) for folder in run.folders],
                 "checkpoints": [about["checkpoint"] for one in measured[run.name] for about in one.about],
-                "weights_sha256": [about["weights_sha256"] for one in measured[run.name] for about in one.about],
+                "weights_sha256": [about.get("weights_sha256") for one in measured[run.name] for about in one.about],
             }
             for run in runs
         },
@@ -65,7 +65,7 @@ def _check_seeds(run: str, found: Sequence[Found], seeds: Sequence[Measured]) ->
     """Raises ValueError where two seeds are one: the interval over seeds would say what it is not."""
     known: dict[str, Found] = {}
     for folder, seed in zip(found, seeds, strict=True):
-        for weights in {about.get("weights_sha256") for about in seed.about} - {None}:
+        for weights in {str(about["weights_sha256"]) for about in seed.about if about.get("weights_sha256")}:
             if weights in known:
                 raise ValueError(
                     f"{run}: {known[weights].folder} and {folder.folder} hold evaluations of the same weights, not of "

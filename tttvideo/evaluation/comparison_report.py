@@ -37,7 +37,7 @@ def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
 def _protocols_in(file: Path) -> list[str]:
     """Those of an earlier comparison; none where the file is no such thing."""
     try:
-        return list(json.loads(file.read_text(encoding="utf-8"))["protocols"])
+        return [name for name in json.loads(file.read_text(encoding="utf-8"))["protocols"] if isinstance(name, str)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -14,6 +14,9 @@ from tttvideo.evaluation.views import Whole
 from tttvideo.tasks.accuracy import confusion_matrix, multi_label, single_label
 from tttvideo.video.index import Index, Video
 
+DAMAGED = (KeyError, ValueError, TypeError, IndexError)
+"""What a row of meta.csv that is not as it was made leads an oracle to."""
+
 
 class Evaluation(NamedTuple):
     """`metrics` is the content of metrics.json, `predictions` the rows of predictions.csv; `samples` and
@@ -243,12 +246,19 @@ def _cause_notes(
         return [*notes, "no meta.csv beside suite.json tells of these videos: there are no strata"]
     if unnamed := sum(not row for row in rows):
         notes.append(f"meta.csv does not name {unnamed} of the {len(index.videos)} videos: strata have no ceilings")
-    told = next(row for row in rows if row)
-    absent = [name for name in made.strata if name not in told]
-    try:
-        made.oracle(told, range(made.frames))
-    except KeyError as error:
-        absent.append(error.args[0])
+    told = [row for row in rows if row]
+    absent = [name for name in made.strata if name not in told[0]]
+    for row in told:
+        try:
+            made.oracle(row, range(made.frames))
+        except KeyError as error:
+            absent.append(error.args[0])
+        except DAMAGED:
+            where = row.get("path") or "a video"
+            notes.append(f"meta.csv is damaged in the row of {where}: strata have no ceilings; make the set again")
+        else:
+            continue
+        break
     if absent:
         names = " and ".join(map(repr, dict.fromkeys(absent)))
         notes.append(f"meta.csv has no column {names}: strata or their ceilings are missing; make the set again")
@@ -269,7 +279,7 @@ def _oracle_hits(
     """Whether the best observer of these frames, who reads meta.csv, is right about each of these very videos."""
     if suite is None or setting.views != Whole() or setting.control == "shuffled" or not all(rows):
         return None
-    from tttvideo.video.synthetic import ClassificationSuite, SuiteError, suite_from
+    from tttvideo.video.synthetic import ClassificationSuite, suite_from
 
     try:
         made = suite_from(suite)
@@ -277,7 +287,7 @@ def _oracle_hits(
             return None
         indices = made.sampled(str(setting.sampling), setting.frames)
         return [made.oracle(row, indices) == row["label"] for row in rows]
-    except (SuiteError, KeyError):  # a suite of another version
+    except DAMAGED:  # a suite of another version, a list that was changed: see _cause_notes
         return None
 
 

@@ -108,14 +108,18 @@ class AttentionLayer(SequenceLayer):
         keys = torch.cat((state.keys.to(k.dtype), k), dim=2)
         values = torch.cat((state.values.to(v.dtype), v), dim=2)
         cached = torch.cat((state.slots, held), dim=1)
-        mask = self._mask(slots, cached, unit).to(x.device)
-        y = self.o_proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)))
+        mask = self._mask(slots, cached, unit)
+        mask = None if mask is None else mask.to(x.device)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None)
+        y = self.o_proj(merge_heads(y))
         seen = state.seen + (length if lengths is None else lengths)
         return y, self._trimmed(AttentionState(keys, values, cached, seen), lengths, unit)
 
-    def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor:
+    def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor | None:
         """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
-        the window reaches."""
+        the window reaches. None: all tokens up to itself, which FlashAttention knows without a mask."""
+        if unit == 1 and self.config.window is None and torch.equal(queries, cached):
+            return None
         if bool((cached >= 0).all()) and bool((queries == queries[:1]).all()):
             queries, cached = queries[:1], cached[:1]
         age = queries[:, :, None] // unit - cached[:, None, :] // unit

@@ -1,11 +1,14 @@
 """The GPU benchmark goes through, interpreted and at tiny sizes, so that the first minute on a GPU gives figures."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import cycles, gpu, gpu_layers, gpu_report
 from benchmarks.contestants import CONTESTANTS
+from tttvideo.ttt import Layout
 
 NAMED = {
     "train_over_plain_scan",
@@ -18,7 +21,9 @@ NAMED = {
 
 
 def test_the_benchmark_runs_dry(tmp_path):
-    found = gpu.measure(dry=True)
+    found = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
+    kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert kept == json.loads(json.dumps(found["rows"]))
     assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in CONTESTANTS]
     measured = {(r["shape"], r["layer"], r["what"]) for r in found["rows"] if r["seconds"]}
     for shape in ("paper", "video"):
@@ -48,12 +53,47 @@ def test_what_fails_is_a_row_and_not_tried_again():
 
     part = gpu_layers.parts(True)[0]
     slow = set()
-    rows = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
-    assert [(r["what"], r["seconds"], r["why"]) for r in rows] == [
+    found = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
+    assert [r for r in found if isinstance(r, str)] == ["forward, 16 tokens", "train, 16 tokens"]
+    assert [(r["what"], r["seconds"], r["why"]) for r in found if isinstance(r, dict)] == [
         ("forward", None, "forward: RuntimeError: a bad kernel"),
         ("train", None, "out of memory"),
     ]
     assert list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow)) == []
+
+
+@pytest.mark.parametrize(("later", "measured"), [(0.01, [16, 32]), (6.0, [16])])
+def test_what_is_slow_only_at_first_is_measured_on_longer_sequences(monkeypatch, later, measured):
+    """The first call compiles the kernels."""
+    times = iter([6.0, later] * 100)
+    monkeypatch.setattr(gpu, "repeated", lambda run, device, rounds: {"first": next(times), "times": [next(times)]})
+    slow, lengths = set(), []
+    for length in (16, 32):
+        rows = gpu.timed(gpu_layers.parts(True)[0], nn.Identity(), length, torch.device("cpu"), slow)
+        lengths += [row["length"] for row in rows if isinstance(row, dict) and row["what"] == "train"]
+    assert lengths == measured
+
+
+def test_a_part_that_ends_early_hides_no_figure():
+    part = gpu_layers.parts(True)[0]
+    row = {"shape": "video", "layer": part.layer, "what": "train", "length": 16, "batch": 1, "seconds": 16e-6}
+    table = gpu_report.table([row, gpu._without(part, "the time was up")])
+    assert "1,000.0" in table
+    assert f"{part.layer}: the time was up" in table
+
+
+def test_attention_is_measured_without_a_mask(monkeypatch):
+    """FlashAttention takes none, and one of 262,144 x 262,144 would fill the host."""
+    given = []
+    attend = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *a, **k: (given.append(k), attend(*a, **k))[1]
+    )
+    for part in gpu_layers.parts(True):
+        if part.layer == "attention":
+            layer = gpu_layers.build(part, torch.device("cpu"))
+            layer(torch.randn(2, 32, 16), None, Layout(part.shape.grid))
+    assert given == [{"attn_mask": None, "is_causal": True}] * 2
 
 
 def test_the_summary_says_what_the_rows_say():
