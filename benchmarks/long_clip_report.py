@@ -24,7 +24,7 @@ def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
         mine = [row for row in rows if row["task"] == task]
         if mine:
             parts += _task(study, task, mine)
-            if out is not None:
+            if out is not None and _main(study, task):
                 for name, protocol in _protocols(study, task, mine).items():
                     file = f"long-clip-{task}-{name}.png"
                     plot_protocol(out / file, protocol)
@@ -32,9 +32,14 @@ def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
     return "\n".join(parts)
 
 
+def _main(study: dict[str, Any], task: str) -> bool:
+    """Whether the summary and the figures are of this task: not of one that asks about another."""
+    return study["tasks"][task].get("summary", True)
+
+
 def _summary(study: dict[str, Any], rows: Rows) -> list[str]:
-    """One table of all tasks: clips of the training length, the longest, and how many of what (pairs)."""
-    tasks = [task for task in study["tasks"] if any(row["task"] == task for row in rows)]
+    """One table of the main tasks: clips of the training length, the longest, and how many of what (pairs)."""
+    tasks = [task for task in study["tasks"] if _main(study, task) and any(row["task"] == task for row in rows)]
     names, longest = ["variant"], study["lengths"][-1]
     figures: list[tuple[str, Any]] = []
     for task in tasks:
