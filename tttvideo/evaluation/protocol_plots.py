@@ -43,7 +43,7 @@ def plot_protocol(path: Path, protocol: dict[str, Any]) -> None:
         entries.append((axes.axvline(length, color="#999999", linewidth=1, zorder=0), "length of training clips"))
     _x_axis(axes, protocol, numeric)
     _y_axis(axes, protocol)
-    axes.set_title(plain(protocol["title"]), fontsize=10, pad=60 if protocol.get("point_names") else None)
+    figure.suptitle(plain(protocol["title"]), fontsize=10, wrap=True)  # over the legend, too: some are long
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*zip(*entries), loc="outside right center", frameon=False, fontsize=8.5, handlelength=HANDLE)
