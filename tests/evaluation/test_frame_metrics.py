@@ -27,7 +27,7 @@ class I3D(nn.Module):
 @pytest.fixture(scope="module")
 def i3d(tmp_path_factory):
     file = tmp_path_factory.mktemp("i3d") / "i3d.pt"
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):  # by version
         torch.jit.script(I3D()).save(str(file))
     return file
 

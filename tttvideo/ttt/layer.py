@@ -244,12 +244,13 @@ class TTTLayer(SequenceLayer):
         period = chunk.tokens if isinstance(chunk, TokenCausal) else layout.tokens_per_frame
         positions = _positions(state.position if token_wise else torch.zeros(1, dtype=torch.int64), x) % period
         views, tails = self.project(x, state.tails, positions, 1 if token_wise else period, layout)
-        views = views._replace(rate=views.rate * self._rate_scale(x, layout))
+        # Tuples are made anew, not by _replace: torch.compile of PyTorch 2.11 cannot take those over a graph break
+        views = Views(views.q, views.k, views.v, views.rate * self._rate_scale(x, layout), views.fade)
         views, tails = self._with_past(views, tails, layout)
         mode = mode_of(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
         fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, mode)
         with torch.autocast(x.device.type, enabled=False):
-            state = state._replace(tails=tails)
+            state = TTTState(*state[:-1], tails)
             out, after = self._read_fused(views, state, layout, mode) if fused else self._scan(views, state, layout)
         y = self.post_norm(merge_heads(out).to(x.dtype))
         if self.g_proj is not None:
@@ -294,7 +295,8 @@ class TTTLayer(SequenceLayer):
         q = with_past(views.q.transpose(1, 2), tails["inner_q"], past)  # [B, P + T, H, d]
         k = with_past(views.k[:, :, 0].transpose(1, 2), tails["inner_k"], past)
         held = {"inner_q": last_valid(q, past, layout.lengths), "inner_k": last_valid(k, past, layout.lengths)}
-        return views._replace(q=q.transpose(1, 2), k=k.transpose(1, 2)[:, :, None]), tails | held
+        q, k = q.transpose(1, 2), k.transpose(1, 2)[:, :, None]
+        return Views(q, k, views.v, views.rate, views.fade), tails | held
 
     def _scan(self, views: Views, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
         """Brings the rows to a common chunk grid, scans it, and reads the rows back."""

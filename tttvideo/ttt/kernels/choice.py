@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,10 +74,20 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cpu" and interpreted and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
+        return not_interpreted()
     if device.type != "cuda":
         return f"kernels run on GPUs, not on {device.type} (Triton's interpreter runs them there: TRITON_INTERPRET=1)"
     return "kernels keep the hidden state in float32, not float64" if mode == "ieee" else None
+
+
+@functools.cache
+def not_interpreted() -> str | None:
+    """Why Triton's interpreter cannot run the kernels, or None: it makes numbers of arrays with one element, which NumPy
+    has given up (triton-lang/triton issue 9171)."""
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton >= (3, 7) or numpy < (2, 4):
+        return None
+    return f"the interpreter of Triton {version('triton')} needs NumPy below 2.4, and {version('numpy')} is installed"
 
 
 def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str | None:

@@ -55,26 +55,11 @@ def unit_gradients(x, slope, a1, b1, a2, MODE: tl.constexpr):
 
 @triton.jit
 def through_loss(
-    k,
-    v,
-    rate,
-    z,
-    gamma,
-    beta,
-    dz,  # dg2; becomes dz2
-    dk,
-    dv,
-    drate,
-    dgamma,  # [D]: added to, as dbeta
-    dbeta,
-    t,  # tokens of the sequence
-    i,  # the same tokens in their frame
-    valid,  # those that were read
-    frame,
-    D: tl.constexpr,
-    ACC: tl.constexpr,
+    k, v, rate, z, gamma, beta, dz, dk, dv, drate, dgamma, dbeta, t, i, valid, frame, D: tl.constexpr, ACC: tl.constexpr
 ):
-    """From the gradient at g2 to all that g2 was made of; dk is what the loss's target contributes."""
+    """From the gradient at g2, which stands in ``dz``, to all that g2 was made of, for tokens ``t`` (in their frame:
+    ``i``), of which ``valid`` were read. dz becomes dz2, dk what the loss's target contributes; it adds to dgamma and
+    dbeta [D]."""
     col = tl.arange(0, D)
     gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
     target = load_rows(v, t, valid, D, ACC) - load_rows(k, t, valid, D, ACC)
