@@ -82,7 +82,7 @@ def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
 
 @functools.cache
 def not_interpreted() -> str | None:
-    """Why Triton's interpreter cannot run the kernels, or None: it makes numbers of arrays with one element, which NumPy
+    """Why Triton's interpreter cannot run the kernels, or None: it makes numbers of arrays with one element, and NumPy
     has given up (triton-lang/triton issue 9171)."""
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
     if triton >= (3, 7) or numpy < (2, 4):
