@@ -33,7 +33,7 @@ class AccuracyProtocols:
         if len({cell.sampling for cell in mains}) > 1 or len({self._labels(data) for data in sets}) > 1:
             return {}
         known = sorted((self._frames(cell), cell) for cell in mains if cell.frames == "all")
-        if len(known) < 2:
+        if len({frames for frames, _ in known}) < 2:
             return {}
         title = f"Accuracy against length: whole videos, {known[0][1].sampling}"
         xs, cells = zip(*known)
