@@ -19,7 +19,16 @@ from typing import Any
 import torch
 
 from benchmarks.layer import DIM, GRID, LAYOUT, MIXERS
-from benchmarks.measure import Run, counted_flops, environment, in_turn, keep_memory, only_forward, peak_bytes
+from benchmarks.measure import (
+    Run,
+    counted_flops,
+    environment,
+    in_turn,
+    keep_memory,
+    only_forward,
+    peak_bytes,
+    read_lengths,
+)
 from tttvideo.evaluation.plots import COLOURS, INK, MARKERS, new_figure, save
 from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.mixers.lstm import LSTMLayer
@@ -67,12 +76,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     default = "16,64,256,1024" if device.type == "cpu" else "16,64,256,1024,4096,16384"
-    words = (options.frames or default).split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        parser.error(f"--frames takes positive numbers, separated by commas, not {options.frames!r}")
+    lengths = read_lengths(parser, "--frames", options.frames or default)
     if options.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {options.rounds}")
-    lengths = sorted(map(int, words))
     about = {**environment(device), "memory_kept": keep_memory()}
     torch.manual_seed(0)
     layers = {name: MIXERS[name].build(DIM).to(device).eval() for name in options.mixers}

@@ -32,6 +32,7 @@ from benchmarks.measure import (
     peak_bytes,
     products,
     ratio,
+    read_lengths,
     step,
 )
 from tttvideo.mixers import LSTM, Attention, LinearAttention, Mamba
@@ -93,12 +94,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     default = "1024,4096,16384" if device.type == "cpu" else "1024,4096,16384,65536,262144"
-    words = (options.lengths or default).split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        parser.error(f"--lengths takes positive numbers, separated by commas, not {options.lengths!r}")
+    lengths = read_lengths(parser, "--lengths", options.lengths or default)
     if options.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {options.rounds}")
-    lengths = sorted(map(int, words))
     about = {**environment(device), "memory_kept": keep_memory()}
     torch.manual_seed(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import math
@@ -34,6 +35,14 @@ def keep_memory() -> bool:
     mmap_max, trim_threshold = -4, -1
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+
+
+def read_lengths(parser: argparse.ArgumentParser, option: str, text: str) -> list[int]:
+    """ "64,16" as [16, 64]; the parser's error, which ends the program, where one of them is no positive number."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        parser.error(f"{option} takes positive numbers, separated by commas, not {text!r}")
+    return sorted(map(int, words))
 
 
 def seconds(run: Run, device: torch.device) -> float:

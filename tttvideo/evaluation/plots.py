@@ -12,11 +12,15 @@ INK = "#333333"
 LEGEND_LINES = 18
 """Lines of a legend beside the axes; more go into further columns."""
 LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (6, 2))}
-"""Controls are drawn in the colour of what they take something away from,"""
-FILLS = {"inner-rate-0": "#FFFFFF", "reset": "#BBBBBB", "shuffled": "#FFFFFF"}
-"""with markers of these."""
+"""Controls are drawn in the colour of what they take something away from, with markers of another (``marker_fill``)."""
 HANDLE = 3.4
 """Length of a legend's lines: dashes must show."""
+
+
+def marker_fill(control: str, colour: str) -> str:
+    """Inside of a marker: a line's own colour, white for what lacks something, grey for ``reset``, whose dashes are
+    nearest to those of ``shuffled``."""
+    return "#BBBBBB" if control == "reset" else "#FFFFFF" if control else colour
 
 
 def new_figure(width: float, height: float):
@@ -62,7 +66,7 @@ def plot_accuracy(
             yerr=errors if any(errors) else None,
             color=colour,
             marker=marker,
-            markerfacecolor=FILLS.get(control, colour),
+            markerfacecolor=marker_fill(control, colour),
             linestyle=LINES[control],
             capsize=3,
             zorder=3,

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tttvideo.evaluation.plots import COLOURS, FILLS, HANDLE, INK, LINES, MARKERS, new_figure, plain, save, short
+from tttvideo.evaluation.plots import COLOURS, HANDLE, INK, LINES, MARKERS, marker_fill, new_figure, plain, save, short
 
 BASELINES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 3)))
 BASELINE_INK = "#777777"
@@ -81,7 +81,7 @@ def _lines(axes, protocol: dict[str, Any], series: dict[str, Any], numeric: Sequ
                 yerr=[[m - x for m, x in zip(means, low)], [x - m for m, x in zip(means, high)]],
                 color=colour,
                 marker=marker,
-                markerfacecolor=FILLS.get(line["control"], colour),
+                markerfacecolor=marker_fill(line["control"], colour),
                 linestyle=style,
                 linewidth=1.0 if line["control"] else 1.8,
                 capsize=3,
