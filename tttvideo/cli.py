@@ -70,25 +70,26 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
     if source.task == "Prediction":
         return evaluate_prediction(args, out)
-    evaluation = run(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        root=args.root,
-        frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
-        samplings=parse_samplings(args.sampling or []),
-        views=parse_all_views(args.views or ["whole"]),
-        controls=args.controls or [],
-        by=args.by,
-        check_streaming=args.check_streaming or 0,
-        samples=6,
-        batch_size=args.batch_size,
-        segment=args.segment,
-        workers=2 if args.workers is None else args.workers,
-        device=args.device,
-        trust=args.trust,
-        progress=sys.stderr.isatty(),
-    )
+    with damaged_videos_named():
+        evaluation = run(
+            args.checkpoint,
+            args.data,
+            split=args.split,
+            root=args.root,
+            frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
+            samplings=parse_samplings(args.sampling or []),
+            views=parse_all_views(args.views or ["whole"]),
+            controls=args.controls or [],
+            by=args.by,
+            check_streaming=args.check_streaming or 0,
+            samples=6,
+            batch_size=args.batch_size,
+            segment=args.segment,
+            workers=2 if args.workers is None else args.workers,
+            device=args.device,
+            trust=args.trust,
+            progress=sys.stderr.isatty(),
+        )
     if evaluation is not None:
         print_report(evaluation)
         if out is None:
@@ -347,8 +348,9 @@ def _run(argv: list[str]) -> int:
 
 @contextmanager
 def damaged_videos_named() -> Iterator[None]:
-    """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
+    """Warnings about how videos are read are for the user: the sentence, without a line of code."""
     from tttvideo.video.reader import PartialVideoWarning
+    from tttvideo.video.workers import DataNote
 
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -356,6 +358,8 @@ def damaged_videos_named() -> Iterator[None]:
         def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, PartialVideoWarning):
                 print(f"warning: {message}", file=sys.stderr)
+            elif issubclass(category, DataNote):
+                print(f"note: {message}", file=sys.stderr)
             else:
                 show(message, category, *where, **more)
 

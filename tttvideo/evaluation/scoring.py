@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from tttvideo.evaluation.controls import without
 from tttvideo.evaluation.settings import Setting, passes
@@ -16,6 +16,7 @@ from tttvideo.video.index import Video
 from tttvideo.video.sampling import Sampling
 from tttvideo.video.segments import read_segments
 from tttvideo.video.transforms import Preprocessing
+from tttvideo.video.workers import WorkerLoader
 
 NOT_FINITE = "the model's logits are not finite"
 """A ``Score.failure``."""
@@ -74,6 +75,7 @@ class _Pieces(IterableDataset):
         self.max_frames = max_frames
         self.sampling = sampling
         self.shuffled = shuffled
+        self.reading: Callable[[str], None] | None = None
 
     def __iter__(self) -> Iterator[_Piece]:
         worker = get_worker_info()
@@ -83,6 +85,9 @@ class _Pieces(IterableDataset):
 
     def _read(self, batch: int) -> Iterator[_Piece]:
         videos = [view.source for view in self.batches[batch]]
+        if self.reading:
+            others = f" and {len(videos) - 1} more" if len(videos) > 1 else ""
+            self.reading(videos[0].path + others)
         segments = read_segments(
             [video.path for video in videos],
             self.preprocessing,
@@ -193,9 +198,7 @@ def score_videos(
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
         pieces = _Pieces(batches, model.preprocessing, segment, longest, rule, control == "shuffled")
-        loader = DataLoader(
-            pieces, batch_size=None, num_workers=min(workers, len(batches)), generator=torch.Generator()
-        )
+        loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
         begun, read = time.perf_counter(), 0
         found: dict[tuple[int, int], list[Score]] = {}  # the views of each video and setting
         with without(model, control):
@@ -230,7 +233,7 @@ def _joined(views: list[Score], several: bool) -> Score:
 
 def _run(
     model: VideoModel,
-    loader: DataLoader,
+    loader: WorkerLoader,
     batches: list[list[View]],
     cuts: list[int | None],
     device: torch.device,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
@@ -18,6 +18,7 @@ from tttvideo.video.index import DataError, Index
 from tttvideo.video.reader import PartialVideoWarning, VideoError
 from tttvideo.video.reading import catch_damage
 from tttvideo.video.transforms import sample_generator
+from tttvideo.video.workers import WorkerLoader
 
 _log = logging.getLogger(__name__)
 _ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws
@@ -142,8 +143,8 @@ class Collate:
         )
 
 
-class Loader(DataLoader):
-    """A DataLoader of `Batch`; warnings of readers in the workers are issued here, once per video.
+class Loader(WorkerLoader):
+    """Gives `Batch`es; warnings of readers in the workers are issued here, once per video.
 
     `loader.batch_sampler` is the EpochSampler: `set_epoch(e)` before every epoch, `skip(n)` after it to
     resume.
@@ -202,15 +203,16 @@ def _loader(config, index: Index, augment, seed: int, rank: int, world: int, sta
         cache=cache,
     )
     options: dict[str, Any] = {
-        "num_workers": config.workers,
-        "multiprocessing_context": start_method if config.workers else None,
+        "workers": config.workers,
+        "multiprocessing_context": start_method,
+        "time_limit": config.time_limit,
     }
     if isinstance(cache, MemoryCache):
         preload(dataset, cache, options)
     lengths = None
     if augment and config.buckets > 1:
         how = {} if isinstance(cache, MemoryCache) else options  # nothing to open then
-        lengths = list(DataLoader(_Lengths(dataset), batch_size=None, generator=torch.Generator(), **how))
+        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **how))
     sampler = EpochSampler(
         len(dataset),
         config.batch_size,
@@ -226,10 +228,9 @@ def _loader(config, index: Index, augment, seed: int, rank: int, world: int, sta
     return Loader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
-        generator=torch.Generator(),  # without it the global one is drawn from, which shifts dropout
+        collate=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=config.workers > 0,
+        persistent_workers=True,
         **options,
     )
 
@@ -237,7 +238,7 @@ def _loader(config, index: Index, augment, seed: int, rank: int, world: int, sta
 def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) -> None:
     """Decodes every video into the cache: in short-lived workers if there are any, because a process that has
     used decord should not be forked."""
-    loader = DataLoader(_Clips(dataset), batch_size=None, generator=torch.Generator(), **options)
+    loader = WorkerLoader(_Clips(dataset), batch_size=None, **options)
     for i, (clip, reason, note) in enumerate(loader):
         if clip is None:
             cache.failures[i] = reason
@@ -249,14 +250,21 @@ def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) 
     _log.info("%d videos kept in memory: %.1f MB", len(dataset) - len(cache.failures), size / 1e6)
 
 
-class _Clips(Dataset):
-    """(clip or None, why not, warning) of every video."""
+class _Each(Dataset):
+    """Something of each video of a dataset, by its number."""
 
     def __init__(self, dataset: VideoDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def name(self, i: int) -> str:
+        return self.dataset.index.videos[i].path
+
+
+class _Clips(_Each):
+    """(clip or None, why not, warning)."""
 
     def __getitem__(self, i: int) -> tuple[Clip | None, str, str]:
         with catch_damage() as notes:
@@ -267,12 +275,6 @@ class _Clips(Dataset):
         return clip, reason, notes[0] if notes else ""
 
 
-class _Lengths(Dataset):
-    def __init__(self, dataset: VideoDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
+class _Lengths(_Each):
     def __getitem__(self, i: int) -> int:
         return self.dataset.length(i)
