@@ -49,13 +49,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         words += _other_source_off(words, [_settings(file) for file in namespace_files(words)])
-        with _classes_start_afresh(), _null_stays_null():
-            namespace = parser.parse_args(words)
+        namespace = _parsed(parser, words)
         settings = vars(parser.instantiate(namespace))
         settings.pop("config", None)
         config = RunConfig(**settings)
     except argparse.ArgumentError as error:
-        raise ConfigError(_sentence(str(error), parser, namespace_files(words))) from None
+        raise ConfigError(_sentence(str(error), parser, words)) from None
     except (TypeError, ValueError) as error:
         # ours from __post_init__ already is a sentence
         raise ConfigError(_one_line(str(error))) from error
@@ -64,6 +63,38 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
         # skip_unset, its successor in jsonargparse 4.49, is not in the oldest version we allow
         warnings.simplefilter("ignore")
         return config, parser.dump(namespace, skip_none=False, skip_validation=True)
+
+
+def _parsed(parser: Any, words: Sequence[str]) -> Any:
+    """The namespace of the words. `--data.size 32,32` is the list [32, 32], which brackets would say, too, but a shell
+    takes those for a pattern."""
+    while True:
+        try:
+            with _classes_start_afresh(), _null_stays_null():
+                return parser.parse_args(list(words))
+        except argparse.ArgumentError as error:
+            place = _place_of_list(words, str(error))
+            if place is None:
+                raise
+            option, equals, value = words[place].partition("=") if words[place].startswith("--") else ("", "", "")
+            listed = f"[{value or words[place]}]" if not equals else f"{option}=[{value}]"
+            words = [*words[:place], listed, *words[place + 1 :]]
+
+
+def _place_of_list(words: Sequence[str], message: str) -> int | None:
+    """Where the words hold the value that jsonargparse refuses as it is no list, if commas make it one."""
+    if "Expected a <class 'tuple'>" not in message:
+        return None
+    key = ".".join(_keys_at_fault(message))
+    for i in reversed(range(len(words))):
+        option, equals, value = words[i].partition("=")
+        place = i if equals else i + 1
+        if option == f"--{key}" and place < len(words):
+            value = value if equals else words[place]
+            one_will_do = "tuple[" not in message  # of several kinds, the one that takes a single word is meant
+            simple = re.fullmatch(r"[^\s,\[\](){}:#&*!|>'\"%@`]+", value.replace(",", "")) and "" not in value.split(",")
+            return place if simple and ("," in value or one_will_do) else None
+    return None
 
 
 @contextmanager
@@ -160,8 +191,14 @@ def namespace_files(words: Sequence[str]) -> list[str]:
     return files + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
 
 
-def _sentence(message: str, parser: Any, files: list[str]) -> str:
+def _keys_at_fault(message: str) -> list[str]:
+    """From the outermost setting to the one at fault."""
+    return re.findall(r"""[Kk]ey ["']([\w.]+)["']""", message)
+
+
+def _sentence(message: str, parser: Any, words: Sequence[str]) -> str:
     """jsonargparse's message, which may be several lines and never suggests a key, as one sentence."""
+    files = namespace_files(words)
     where = f" (in {files[-1]} or on the command line)" if files else ""
 
     if "unrecognized arguments" in message:
@@ -171,7 +208,7 @@ def _sentence(message: str, parser: Any, files: list[str]) -> str:
         key = word.removeprefix("--").split("=", 1)[0]
         return f"unknown setting --{key}{_nearest(key, _keys(parser))}"
 
-    keys = re.findall(r"""[Kk]ey ["']([\w.]+)["']""", message)  # from the outermost setting to the one at fault
+    keys = _keys_at_fault(message)
     classes = re.findall(r"""class_path ['"]([\w.]+)['"]""", message)
     refused = re.findall(r"""Option ['"]([\w.]+)['"] is not accepted""", message)
     if keys and classes and refused:
@@ -195,7 +232,7 @@ def _sentence(message: str, parser: Any, files: list[str]) -> str:
             return f"{key}: {bad_class[1]!r} is neither one of {known} nor an import path such as mypkg.MyClass{where}"
         return f"{key}: {classes[-1]!r} cannot be imported ({absent[0]}); the known ones are {known}{where}"  # type: ignore[index]
     if keys and "Expected a" in message:
-        return f"{key} must be {_kinds(message)}, not {_value(message)!r}{_as_list(parser, keys, message)}{where}"
+        return f"{key} must be {_kinds(message)}, not {_value(message)!r}{_as_list(parser, keys, classes, words)}{where}"
     missing = re.search(r"File does not exist: ['\"](.+?)['\"]", message)
     if missing:
         return f"configuration file {missing[1]} does not exist"
@@ -261,23 +298,29 @@ def _kinds(message: str) -> str:
         literal = re.fullmatch(r"Literal\[(.*)\]", kind)
         if literal:
             kind = literal[1].strip("'") if optional and "," not in literal[1] else f"one of {literal[1]}"
-        kinds.append({"NoneType": "null", "tuple": "a list"}.get(kind, kind))
+        size = re.fullmatch(r"tuple with (\d+) elements", kind)
+        kinds.append(f"a list of {size[1]}" if size else {"NoneType": "null", "tuple": "a list"}.get(kind, kind))
     return " or ".join(dict.fromkeys(kinds))
 
 
 def _value(message: str) -> str:
     """The value as it was written, where jsonargparse tells that, else as it was read."""
     written = re.search(r"Given value: (.+)", message)
-    return written[1] if written else re.findall(r"Got value: (.+)", message)[-1]
+    return written[1] if written else (re.findall(r"Got value: (.+)", message) or [""])[-1]
 
 
-def _as_list(parser: Any, keys: list[str], message: str) -> str:
-    """`; write [33, 33]` where one value stands for a list."""
-    hint = _hint(parser, keys[:1], [])
+def _as_list(parser: Any, keys: list[str], classes: list[str], words: Sequence[str]) -> str:
+    """`; write --data.size 32,32`, or as a file has it, where a list is expected."""
+    hint = _hint(parser, keys, classes)
     for part in (hint, *typing.get_args(hint)):
-        if typing.get_origin(part) is tuple and not re.search(r"[\[\](){}]", _value(message)):
-            count = 1 if Ellipsis in typing.get_args(part) else len(typing.get_args(part))
-            return f"; write [{', '.join([_value(message)] * count)}]"
+        if typing.get_origin(part) is tuple:
+            kinds = typing.get_args(part)
+            count = 1 if Ellipsis in kinds else len(kinds)
+            example = {int: "32", float: "0.5"}.get(kinds[0], "name")
+            key = ".".join(keys)
+            if any(word.partition("=")[0] == f"--{key}" for word in words):
+                return f"; write --{key} {','.join([example] * count)}"
+            return f"; write [{', '.join([example] * count)}]"
     return ""
 
 

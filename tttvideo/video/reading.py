@@ -1,5 +1,6 @@
 """Opening a video at the size that the preprocessing needs, and the part of it between two times."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from tttvideo.video.decode import open_video
 from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError
 from tttvideo.video.sampling import Dense, Window, parse_sampling
 from tttvideo.video.transforms import Preprocessing
+from tttvideo.video.workers import DataNote
 
 
 def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> Reader:
@@ -82,3 +84,21 @@ def catch_damage() -> Iterator[list[str]]:
 
         warnings.showwarning = note  # put back by catch_warnings
         yield notes
+
+
+@contextmanager
+def damaged_videos_named() -> Iterator[None]:
+    """Warnings of how videos are read are for the user: the sentence, without a line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def sentence(message, category, filename, lineno, file=None, line=None) -> None:
+            if issubclass(category, PartialVideoWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            elif issubclass(category, DataNote):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = sentence
+        yield
