@@ -73,27 +73,26 @@ def _parsed(parser: Any, words: Sequence[str]) -> Any:
             with _classes_start_afresh(), _null_stays_null():
                 return parser.parse_args(list(words))
         except argparse.ArgumentError as error:
-            place = _place_of_list(words, str(error))
-            if place is None:
+            again = _with_list(words, str(error))
+            if again is None:
                 raise
-            option, equals, value = words[place].partition("=") if words[place].startswith("--") else ("", "", "")
-            listed = f"[{value or words[place]}]" if not equals else f"{option}=[{value}]"
-            words = [*words[:place], listed, *words[place + 1 :]]
+            words = again
 
 
-def _place_of_list(words: Sequence[str], message: str) -> int | None:
-    """Where the words hold the value that jsonargparse refuses as it is no list, if commas make it one."""
+def _with_list(words: Sequence[str], message: str) -> list[str] | None:
+    """The words with the value that jsonargparse refuses, as it is no list, as one; None if commas do not make it one."""
+    key = ".".join(_keys_at_fault(message))
     if "Expected a <class 'tuple'>" not in message:
         return None
-    key = ".".join(_keys_at_fault(message))
     for i in reversed(range(len(words))):
         option, equals, value = words[i].partition("=")
-        place = i if equals else i + 1
-        if option == f"--{key}" and place < len(words):
-            value = value if equals else words[place]
-            one_will_do = "tuple[" not in message  # of several kinds, the one that takes a single word is meant
-            simple = re.fullmatch(r"[^\s,\[\](){}:#&*!|>'\"%@`]+", value.replace(",", "")) and "" not in value.split(",")
-            return place if simple and ("," in value or one_will_do) else None
+        if option == f"--{key}" and (equals or i + 1 < len(words)):
+            value = value if equals else words[i + 1]
+            items = value.split(",")
+            # a single value is a list only where nothing else is possible and where any number will do
+            if not all(re.fullmatch(r"[\w.+/~ -]+", item) for item in items) or (len(items) == 1 and "tuple[" in message):
+                return None
+            return [*words[:i], f"{option}=[{value}]", *words[i + (1 if equals else 2) :]]
     return None
 
 
@@ -315,7 +314,7 @@ def _as_list(parser: Any, keys: list[str], classes: list[str], words: Sequence[s
     for part in (hint, *typing.get_args(hint)):
         if typing.get_origin(part) is tuple:
             kinds = typing.get_args(part)
-            count = 1 if Ellipsis in kinds else len(kinds)
+            count = len(kinds)  # of (str, ...), too
             example = {int: "32", float: "0.5"}.get(kinds[0], "name")
             key = ".".join(keys)
             if any(word.partition("=")[0] == f"--{key}" for word in words):

@@ -20,7 +20,7 @@ SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "d
 _NAMES = {
     "path": (
         ("path", "video", "file", "filename", "video_path"),
-        ("file_name", "filepath", "file_path", "video_name", "video_file", "videoname", "clip", "clip_path", "name"),
+        ("file_name", "filepath", "file_path", "video_name", "video_file", "videoname", "clip", "clip_path"),
     ),
     "label": (
         ("label", "labels", "class"),
@@ -68,6 +68,7 @@ def read_list(
     base = path.parent if root is None else Path(root)
     cells, delimiter = _records(path, labelled)
     first = [cell.lower() for cell in cells[0][1]]
+    first = [cell.removeprefix("#") for cell in first[first[0] == "#" :]]
     columns = _header_columns(path, first)
     if _is_header(columns, base, cells[0][1]):
         if "path" not in columns:
@@ -152,7 +153,6 @@ def _split(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]
 def _header_columns(path: Path, names: list[str]) -> dict[str, int]:
     """Which column a header calls what; empty if it calls none."""
     columns: dict[str, int] = {}
-    names = [name.removeprefix("#").strip() for name in names]
     for column, choices in _NAMES.items():
         for choice in choices:
             places = [i for i, name in enumerate(names) if name in choice]
