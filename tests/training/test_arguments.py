@@ -112,7 +112,11 @@ def test_an_unknown_setting_is_named_with_its_whole_key():
 def test_lists_with_commas():
     words = ["--data.size", "48,32", "--trackers=wandb,tensorboard", "--optimizer.betas", "0.8,0.9"]
     config = parse([*words, "--data.augment.speed", "0.5,2", "--data.root", "a,b"])[0]
-    assert (config.data.size, config.trackers, config.optimizer.betas) == ((48, 32), ("wandb", "tensorboard"), (0.8, 0.9))
+    assert (config.data.size, config.trackers, config.optimizer.betas) == (
+        (48, 32),
+        ("wandb", "tensorboard"),
+        (0.8, 0.9),
+    )
     assert (config.data.augment.speed, config.data.root) == ((0.5, 2.0), "a,b")
     stem = ["--model.encoder", "ConvStem"]
     for name, value in (("channels", "8,8"), ("time_kernels", "3,3"), ("time_strides", "2,1")):

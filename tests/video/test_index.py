@@ -398,7 +398,10 @@ def test_headers_by_other_names(tmp_path, lines, paths):
 def test_a_header_of_unknown_names_is_refused(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4")
     listed = write(tmp_path / "l.csv", "vid,kind", "a.mp4,x", "b.mp4,y")
-    fails(listed, match=r"the first line of .*l\.csv names no video \('vid'\) but another does \('a\.mp4'\); if it is a header")
+    fails(
+        listed,
+        match=r"the first line of .*l\.csv names no video \('vid'\) but another does \('a\.mp4'\); if it is a header",
+    )
     fails(write(tmp_path / "m.csv", "clip,video_file,label", "a.mp4,b.mp4,x"), match="two path columns")
 
 

@@ -51,7 +51,12 @@ def test_one_kind_is_taken_whole_in_natural_order(names):
 
 @pytest.mark.parametrize(
     "patterns",
-    [("left_{}.jpg", "right_{}.jpg"), ("flow_x_{}.jpg", "flow_y_{}.jpg"), ("a_{}.jpg", "a_{}.png"), ("x_{}.jpg", "y_{}.jpg")],
+    [
+        ("left_{}.jpg", "right_{}.jpg"),
+        ("flow_x_{}.jpg", "flow_y_{}.jpg"),
+        ("a_{}.jpg", "a_{}.png"),
+        ("x_{}.jpg", "y_{}.jpg"),
+    ],
 )
 def test_several_kinds_that_may_be_frames_are_refused(patterns):
     with pytest.raises(ValueError, match=r"\(3\), .*\(3\)"):
@@ -78,5 +83,7 @@ def test_folders_with_flow_say_what_they_take_once_and_stereo_is_refused(tmp_pat
         open_video(tmp_path)
     for i in range(3):
         picture(f"right_{i}.png", 10 * i)
-    with pytest.raises(VideoError, match=r"several kinds of images, .*: flow_x_\*\.png \(3\), img_\*\.png \(3\), right"):
+    with pytest.raises(
+        VideoError, match=r"several kinds of images, .*: flow_x_\*\.png \(3\), img_\*\.png \(3\), right"
+    ):
         open_video(tmp_path)

@@ -66,7 +66,7 @@ def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> 
     ValueError with those that there are."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("path", "label", "split", "index")))
     columns = []
-    for text in (part for text in wanted for part in ([text] if text in names else text.split(","))):
+    for text in (part for words in wanted for part in ([words] if words in names else words.split(","))):
         match = re.fullmatch(r"(.+?)(?::(\d+))?", text)
         name, bins = (match[1], int(match[2] or BINS)) if match else (text, BINS)
         if bins < 1:

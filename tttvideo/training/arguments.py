@@ -80,7 +80,7 @@ def _parsed(parser: Any, words: Sequence[str]) -> Any:
 
 
 def _with_list(words: Sequence[str], message: str) -> list[str] | None:
-    """The words with the value that jsonargparse refuses, as it is no list, as one; None if commas do not make it one."""
+    """The words with the value that jsonargparse refuses made a list; None if commas do not make it one."""
     key = ".".join(_keys_at_fault(message))
     if "Expected a <class 'tuple'>" not in message:
         return None
@@ -90,7 +90,9 @@ def _with_list(words: Sequence[str], message: str) -> list[str] | None:
             value = value if equals else words[i + 1]
             items = value.split(",")
             # a single value is a list only where nothing else is possible and where any number will do
-            if not all(re.fullmatch(r"[\w.+/~ -]+", item) for item in items) or (len(items) == 1 and "tuple[" in message):
+            if not all(re.fullmatch(r"[\w.+/~ -]+", item) for item in items) or (
+                len(items) == 1 and "tuple[" in message
+            ):
                 return None
             return [*words[:i], f"{option}=[{value}]", *words[i + (1 if equals else 2) :]]
     return None
@@ -231,7 +233,9 @@ def _sentence(message: str, parser: Any, words: Sequence[str]) -> str:
             return f"{key}: {bad_class[1]!r} is neither one of {known} nor an import path such as mypkg.MyClass{where}"
         return f"{key}: {classes[-1]!r} cannot be imported ({absent[0]}); the known ones are {known}{where}"  # type: ignore[index]
     if keys and "Expected a" in message:
-        return f"{key} must be {_kinds(message)}, not {_value(message)!r}{_as_list(parser, keys, classes, words)}{where}"
+        return (
+            f"{key} must be {_kinds(message)}, not {_value(message)!r}{_as_list(parser, keys, classes, words)}{where}"
+        )
     missing = re.search(r"File does not exist: ['\"](.+?)['\"]", message)
     if missing:
         return f"configuration file {missing[1]} does not exist"

@@ -11,6 +11,7 @@ from tttvideo.video.kinds import VIDEO_EXTENSIONS, holds_images
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
 from tttvideo.video.reader import PartialVideoWarning, printable
 
+
 class NoVideoWarning(PartialVideoWarning):
     """A class folder is left out as nothing in it is known to be a video; shown like other gaps in the data."""
 

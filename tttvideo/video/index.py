@@ -110,7 +110,7 @@ def split_names(source: str | Path, root: str | Path | None = None, *, labelled:
 
 
 def unlearnable_classes(train: Index, val: Index | None) -> str | None:
-    """A sentence on classes without a video in the training split, as a misspelt folder makes them; None if all have."""
+    """A sentence on classes without a training video, as a misspelt folder makes them; None if all have one."""
     counts = [_videos_of_each_class(index) for index in (train, val) if index]
     absent = [i for i, count in enumerate(counts[0]) if not count]
     if not absent:

@@ -8,7 +8,6 @@ folder, or from a root that is given beside it.
 import csv
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 

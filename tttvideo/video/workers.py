@@ -180,7 +180,7 @@ class WorkerLoader(DataLoader):
             return self._full()
         if code == -signal.SIGALRM:
             return (
-                f"data worker {number} took more than {self._time_limit:g} s{where}; leave that file out or convert it, "
+                f"data worker {number} took more than {self._time_limit:g} s{where}; leave that file out, convert it, "
                 "or raise data.time_limit"
             )
         if code in (-signal.SIGKILL, -signal.SIGTERM):
@@ -315,7 +315,9 @@ def _caught() -> Iterator[list[_Failed]]:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, MemoryError) or "allocate memory" in message:
-            message = f"a data worker ran out of memory ({message or 'MemoryError'}); use smaller batches, fewer workers"
+            message = (
+                f"a data worker ran out of memory ({message or 'MemoryError'}); use smaller batches, fewer workers"
+            )
         elif isinstance(error, RuntimeError):
             raise
         elif isinstance(error, OSError) and error.strerror:
