@@ -18,7 +18,17 @@ FOLDER = Path(__file__).parent / "checkpoints"
 NAMES = ["mlp", "conv", "prediction"]
 
 # Every configuration class of that commit, as its checkpoints name it.
-OLD_PATHS = ["backbone.Backbone", "encoder.patches.Patches", "encoder.patches.Tubelets", "encoder.pretrained.Timm", "encoder.stem.ConvStem", "mixers.attention.Attention", "mixers.bidirectional.Bidirectional", "mixers.conv_lstm.ConvLSTM", "mixers.frame_attention.FrameAttention", "mixers.linear_attention.LinearAttention", "mixers.lstm.LSTM", "mixers.mamba.Mamba", "mixers.none.NoMixer", "model.ModelConfig", "tasks.classification.Classification", "tasks.prediction.Prediction", "ttt.chunk.FrameCausal", "ttt.chunk.TokenCausal", "ttt.chunk.Whole", "ttt.inner.attention.SelfAttention", "ttt.inner.conv.Conv", "ttt.inner.conv_depthwise.ConvDepthwise", "ttt.inner.dwconv.DWConv", "ttt.inner.glu.GLU", "ttt.inner.linear.Linear", "ttt.inner.mlp.MLP", "ttt.layer.TTT", "ttt.objective.DotProduct", "ttt.objective.L2", "ttt.objective.ResidualL2", "ttt.optimizer.Adam", "ttt.optimizer.Momentum", "ttt.optimizer.Muon", "ttt.optimizer.SGD", "video.transforms.Augmentation", "video.transforms.Preprocessing"]
+OLD_PATHS = """
+    backbone.Backbone encoder.patches.Patches encoder.patches.Tubelets encoder.pretrained.Timm encoder.stem.ConvStem
+    mixers.attention.Attention mixers.bidirectional.Bidirectional mixers.conv_lstm.ConvLSTM
+    mixers.frame_attention.FrameAttention mixers.linear_attention.LinearAttention mixers.lstm.LSTM mixers.mamba.Mamba
+    mixers.none.NoMixer model.ModelConfig tasks.classification.Classification tasks.prediction.Prediction
+    ttt.chunk.FrameCausal ttt.chunk.TokenCausal ttt.chunk.Whole ttt.inner.attention.SelfAttention ttt.inner.conv.Conv
+    ttt.inner.conv_depthwise.ConvDepthwise ttt.inner.dwconv.DWConv ttt.inner.glu.GLU ttt.inner.linear.Linear
+    ttt.inner.mlp.MLP ttt.layer.TTT ttt.objective.DotProduct ttt.objective.L2 ttt.objective.ResidualL2
+    ttt.optimizer.Adam ttt.optimizer.Momentum ttt.optimizer.Muon ttt.optimizer.SGD video.transforms.Augmentation
+    video.transforms.Preprocessing
+""".split()
 
 
 def clip(frames: int = 8, size: int = 32) -> torch.Tensor:
