@@ -288,6 +288,13 @@ def train(argv: Sequence[str]) -> int:
     return importlib.import_module("train").main(argv)
 
 
+def configs(argv: Sequence[str]) -> int:
+    """list the packaged recipes, which `train --config NAME` takes"""
+    from tttvideo.recipes import show
+
+    return show(argv)
+
+
 class Command(NamedTuple):
     name: str
     run: Callable[[Sequence[str]], int]
@@ -302,6 +309,7 @@ COMMANDS = (
     Command("export", export),
     Command("classify", classify),
     Command("make-data", make_data),
+    Command("configs", configs),
 )
 
 
