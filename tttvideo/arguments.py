@@ -186,7 +186,7 @@ def _value(hint: Any, old: Any, value: Any, key: str) -> Any:
     base = _part_type(hint)
     if base is None:
         return _leaf(hint, value, key)
-    if isinstance(value, str) and value[:1] in ("{", "[") or value == "null":
+    if isinstance(value, str) and (value[:1] in ("{", "[") or value == "null"):
         value = _yaml(value, key)
     if value is None:
         if type(None) not in _options(hint):
@@ -259,7 +259,9 @@ def _find_class(base: type, path: Any, key: str) -> type:
         reason = _one_line(error).removesuffix(".")
         raise ConfigError(f"{key}: {path!r} cannot be imported ({reason}); the known ones are {known}") from error
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
-        raise ConfigError(f"{key}: {path!r} is not a dataclass derived from {base.__name__}; the known ones are {known}")
+        raise ConfigError(
+            f"{key}: {path!r} is not a dataclass derived from {base.__name__}; the known ones are {known}"
+        )
     return cls
 
 
@@ -271,7 +273,8 @@ def _build(part: Any, key: str) -> Any:
     values = {name: _build(value, f"{key}.{name}" if key else name) for name, value in part.settings.items()}
     for field in dataclasses.fields(part.cls):
         if field.init and field.name not in values:
-            raise ConfigError(f"{key}: {part.cls.__name__} needs {field.name}; set {key}.{field.name}")
+            whole = f"{key}.{field.name}" if key else field.name
+            raise ConfigError(f"{part.cls.__name__} needs {field.name}; set {whole}")
     try:
         return part.cls(**values)
     except (TypeError, ValueError) as error:  # a sentence of the class's own
