@@ -139,9 +139,6 @@ def _show_help(cls: type, words: Sequence[str], prog: str, description: str) -> 
     parser.parse_args(words[asked : asked + (2 if words[asked].endswith(".help") else 1)])
 
 
-# Merging.
-
-
 def _defaults(cls: type) -> Part:
     settings = {}
     for field in dataclasses.fields(cls):
@@ -293,9 +290,6 @@ def _plain(value: Any, hint: Any) -> Any:
     return [_plain(item, hint) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-# Types.
-
-
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -326,9 +320,6 @@ def _concrete(base: type) -> Iterator[type]:
         yield base
     for cls in base.__subclasses__():
         yield from _concrete(cls)
-
-
-# Words for messages.
 
 
 def _kinds(hint: Any) -> str:
@@ -374,8 +365,7 @@ def _unknown(part: Part, parent: str, name: str) -> str:
     valid = _keys(part)
     if any(_exchangeable(base) for base in part.cls.__mro__[1:-1] if dataclasses.is_dataclass(base)):
         return f"unknown setting {key}: {part.cls.__name__} has no {name!r}{_nearest(name, valid)}"
-    near = _nearest(name, valid, parent)
-    return f"unknown setting {key}{near}"
+    return f"unknown setting {key}{_nearest(name, valid, parent)}"
 
 
 def _keys(part: Part, prefix: str = "") -> list[str]:
