@@ -223,8 +223,8 @@ def run(config: RunConfig, yaml: str) -> None:
         return {**task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
 
     def means(totals: dict[str, float]) -> dict[str, float]:
-        """Loss and the task's figures, per video so far."""
-        return {name: totals[name] / max(totals["videos"], 1) for name in ("loss", *trainer.bare.head.logged)}
+        """Loss and the task's figures, per video (or predicted time step) so far."""
+        return {name: totals[name] / max(totals["counted"], 1) for name in ("loss", *trainer.bare.head.logged)}
 
     # Training.
     unreadable: list[Skipped] = []  # the first training video that could not be read
@@ -257,7 +257,7 @@ def run(config: RunConfig, yaml: str) -> None:
 
             # The epoch's line, and its checkpoint: only after both is the epoch done.
             pause = time.monotonic()
-            if not progress.totals["videos"]:
+            if not progress.totals["counted"]:
                 if not unreadable:
                     raise ValueError(
                         f"each of the {len(train.videos)} training videos is too short to learn from: the task's "
