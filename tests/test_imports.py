@@ -61,6 +61,13 @@ def test_imports_point_one_way():
     assert wrong == []
 
 
+def test_train_py_is_an_entry_and_nothing_more():
+    script = ROOT.parent / "train.py"
+    imported = [node.module for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert imported == ["tttvideo.training.run"]
+    assert not [path for path in ROOT.rglob("*.py") if "import train\n" in path.read_text()]
+
+
 def test_one_importer_of_decord():
     importers = [p.name for p in ROOT.rglob("*.py") if "import decord" in p.read_text()]
     assert importers == ["decode.py"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tttvideo.model import ModelConfig
-from tttvideo.serialize import from_plain, to_plain
+from tttvideo.serialize import from_plain, public_names, to_plain
 from tttvideo.training.config import ConfigError
 from tttvideo.training.run_folder import write_atomically
 from tttvideo.video.transforms import Preprocessing
@@ -285,7 +285,7 @@ def _completed(saved: Any) -> Any:
     try:
         return to_plain(from_plain(saved))
     except (ValueError, TypeError):  # of a user's own class, or of another version: as it stands
-        return saved
+        return public_names(saved)
 
 
 def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
