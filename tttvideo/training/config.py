@@ -155,7 +155,8 @@ class RunConfig:
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
             whatever that was trained for (prediction of frames, say, before classification).
         precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
-        accumulate: batches per optimizer step.
+        accumulate: batches per optimizer step, which descends the mean over all their videos together (batch norm and
+            Mixup see each batch alone).
         activation_checkpointing: recompute the chunk scan in the backward pass in groups of this many chunks: less
             memory, more time; 0 leaves what the model's own configuration says.
         ema: decay of the moving average of the weights (0.9 to 0.9999; it warms up); null: no average. With it on,
