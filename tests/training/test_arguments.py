@@ -128,21 +128,17 @@ def test_lists_with_commas():
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["--data.size", "32"], r"must be a list of 2, not '\[32\]'; write --data\.size 32,32"),
-        (["--data.size", "1,2,3"], r"must be a list of 2, .*; write --data\.size 32,32"),
-        (["--data.size", ""], r"must be a list, not ''; write --data\.size 32,32"),
-        (["--optimizer.betas", "0.9"], r"must be a list or null, not '0\.9'; write --optimizer\.betas 0\.5,0\.5"),
-        (["--model.encoder", "ConvStem", "--model.encoder.channels", "8,a"], r"must be int, .*channels 32,32"),
+        (["--data.size", "32"], r"size must be a list of 2, not '32'; write 32,32$"),
+        (["--data.size", "[32]"], r"size must be a list of 2, not '\[32\]'; write 32,32$"),
+        (["--data.size", "1,2,3"], r"size must be a list of 2, not '1,2,3'; write 1,1$"),
+        (["--data.size", ""], r"size must be a list of 2, not ''; write INT,INT$"),
+        (["--optimizer.betas", "0.9"], r"betas must be a list of 2 or null, not '0\.9'; write 0\.9,0\.9$"),
+        (
+            ["--model.encoder", "ConvStem", "--model.encoder.channels", "a,8"],
+            r"channels must be a list, .*; write 8,8$",
+        ),
     ],
 )
 def test_hints_of_lists_have_no_brackets_that_a_shell_would_read(words, hint):
-    with pytest.raises(ConfigError, match=hint) as caught:
+    with pytest.raises(ConfigError, match=hint):
         parse(words)
-    assert "[" not in str(caught.value).rpartition("write ")[2]
-
-
-def test_a_list_in_a_file_is_hinted_at_with_brackets(tmp_path):
-    file = tmp_path / "c.yaml"
-    file.write_text("data:\n  size: 32,32\n")
-    with pytest.raises(ConfigError, match=r"data\.size must be a list, not '32,32'; write \[32, 32\] \(in .*c\.yaml"):
-        parse(["--config", str(file)])

@@ -354,7 +354,7 @@ class Run:
     def _means(self) -> dict[str, float]:
         """Loss and the task's figures, per video of the epoch so far."""
         totals = self.progress.totals
-        return {name: totals[name] / max(totals["videos"], 1) for name in ("loss", *self.model.head.logged)}
+        return {name: totals[name] / max(totals["counted"], 1) for name in ("loss", *self.model.head.logged)}
 
     def _skip(self, index: Index, failures: list[Failure]) -> None:
         """List videos that could not be read, each once."""
@@ -370,7 +370,7 @@ class Run:
 
     def _refuse_nothing_learned(self) -> None:
         """A run of which no video could be used must not look like a success."""
-        if self.progress.totals["videos"]:
+        if self.progress.totals["counted"]:
             return
         count, first = len(self.train.videos), self._unreadable
         if first is None:
