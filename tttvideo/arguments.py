@@ -223,33 +223,14 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
     except ArgumentError:
         converted = None
     if converted is None and (type(None) not in options or value not in (None, "null")):
-        if lists:
-            length = f" of {_length(lists[0])}" if _length(lists[0]) else ""
-            asked = f"a list{length}" + " or null" * (type(None) in options)
-            raise ConfigError(f"{key} must be {asked}, not {_shown(value)}; write {_example(lists[0], value)}")
-        raise ConfigError(f"{key} must be {_kinds(hint)}, not {_shown(value)}")
+        kinds, example = _kinds(hint), ""
+        if lists:  # the example has commas: brackets are a pattern to a shell
+            of = typing.get_args(lists[0])
+            kinds = f"a list of {len(of)}" if Ellipsis not in of and typing.get_origin(lists[0]) is tuple else "a list"
+            kinds += " or null" * (type(None) in options)
+            example = "; write " + ",".join([{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2))
+        raise ConfigError(f"{key} must be {kinds}, not {_shown(value)}{example}")
     return converted
-
-
-def _length(hint: Any) -> int:
-    """Items of a list; 0: any number."""
-    several = Ellipsis in typing.get_args(hint) or typing.get_origin(hint) is list
-    return 0 if several else len(typing.get_args(hint))
-
-
-def _example(hint: Any, value: Any) -> str:
-    """A list such as is expected, with commas: brackets are a pattern to a shell."""
-    kind = typing.get_args(hint)[0]
-    items = [item.strip() for item in str(value).strip("[]()").split(",")]
-    item = next((item for item in items if isinstance(kind, type) and _is(kind, item)), None)
-    return ",".join([item or getattr(kind, "__name__", "item").upper()] * (_length(hint) or 2))
-
-
-def _is(kind: type, item: str) -> bool:
-    try:
-        return item != "" and kind(item) is not None
-    except (TypeError, ValueError):
-        return False
 
 
 @functools.cache

@@ -130,12 +130,12 @@ def test_lists_with_commas():
     [
         (["--data.size", "32"], r"size must be a list of 2, not '32'; write 32,32$"),
         (["--data.size", "[32]"], r"size must be a list of 2, not '\[32\]'; write 32,32$"),
-        (["--data.size", "1,2,3"], r"size must be a list of 2, not '1,2,3'; write 1,1$"),
-        (["--data.size", ""], r"size must be a list of 2, not ''; write INT,INT$"),
-        (["--optimizer.betas", "0.9"], r"betas must be a list of 2 or null, not '0\.9'; write 0\.9,0\.9$"),
+        (["--data.size", "1,2,3"], r"size must be a list of 2, not '1,2,3'; write 32,32$"),
+        (["--data.size", ""], r"size must be a list of 2, not ''; write 32,32$"),
+        (["--optimizer.betas", "0.9"], r"betas must be a list of 2 or null, not '0\.9'; write 0\.5,0\.5$"),
         (
             ["--model.encoder", "ConvStem", "--model.encoder.channels", "a,8"],
-            r"channels must be a list, .*; write 8,8$",
+            r"channels must be a list, .*; write 32,32$",
         ),
     ],
 )
