@@ -47,8 +47,8 @@ def mm(a, b, MODE: tl.constexpr):
     """a @ b, accumulated in the dtype of ``a``.
 
     ``MODE`` says what the tensor cores read: "bf16" operands rounded to bfloat16, "tf32" to TensorFloat-32, "tf32x3"
-    each as the sum of two of TensorFloat-32, "ieee" as they are. The interpreter multiplies float32 whatever it is told;
-    it gets operands that were rounded alike.
+    each as the sum of two of TensorFloat-32, "ieee" as they are. The interpreter multiplies float32 whatever it is
+    told; it gets operands that were rounded alike.
     """
     if MODE == "bf16":
         product = tl.dot(to_bf16(a), to_bf16(b), out_dtype=tl.float32)
