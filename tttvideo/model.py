@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, FrameEncoder
-from .encoder.pretrained import TimmEncoder
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
-from .ttt.interface import Layout, State
+from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
 
@@ -110,6 +109,8 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        self._exempt: set[str] = set()
+        self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
 
     @property
     def frame_multiple(self) -> int:
@@ -305,28 +306,13 @@ class VideoModel(nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would pull from what they mean: positions, inner starts, rates and norms."""
-        inner = (
-            ".weights.",
-            ".biases.",
-            ".rate.",
-            ".norm_",
-            ".scale_shift",
-            ".forget.",
-            ".alpha",
-            ".A_log",
-            ".dt_bias",
-            ".D",
-        )
-        named = {
-            name
-            for name, _ in self.named_parameters()
-            if "position" in name or (".mixer." in name and any(part in name for part in inner))
-        }
-        if isinstance(self.encoder, TimmEncoder):
-            own = getattr(self.encoder.model, "no_weight_decay", set)()
-            named |= {f"encoder.model.{name}" for name in own}
-        return named
+        """Parameters that say so themselves (``ttt.interface.exempt_from_decay``), and those that a module inside names
+        in its own ``no_weight_decay()``, as timm's models do. Optimizers exempt biases and other vectors anyway."""
+        self._exempt |= {name for name, p in self.named_parameters() if getattr(p, NO_WEIGHT_DECAY, False)}
+        for prefix, module in self.named_modules():
+            if module is not self and hasattr(module, "no_weight_decay"):
+                self._exempt |= {f"{prefix}.{name}" for name in module.no_weight_decay()}  # type: ignore[operator]
+        return set(self._exempt)
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""

@@ -27,7 +27,8 @@ class OptimizerConfig:
     Args:
         name: any optimizer timm knows (adamw, sgd, lamb, muon, ...).
         lr: learning rate at the top of the schedule.
-        weight_decay: decoupled weight decay; biases, norms and the model's `no_weight_decay()` are exempt.
+        weight_decay: decoupled weight decay; vectors (biases, norms) and parameters that mark themselves
+            (`parameter._no_weight_decay = True`) are exempt.
         betas: the optimizer's betas; null takes the optimizer's own default.
         layer_decay: learning rate factor from one layer to the one below (0.75 for fine-tuning); null for
         none.
