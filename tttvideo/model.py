@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from .video.segments import Piece
 
 WHOLE = 2**40
 """Frames of a segment that holds any video whole."""
@@ -242,6 +245,21 @@ class VideoModel(nn.Module):
             output, state = self(frames, lengths, state)
             state = detach_state(state)
             yield frames, lengths, output
+
+    @torch.no_grad()
+    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+        """The same of several batches whose segments alternate: each piece with the output for it; None where none of
+        its videos has a frame. The state of a batch is let go after its last piece."""
+        device = next(self.parameters()).device
+        states: dict[int, ModelState | None] = {}
+        for piece in pieces:
+            state, output = states.pop(piece.batch, None), None
+            if bool(piece.lengths.any()):
+                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
+                state = detach_state(state)
+            if not piece.last:
+                states[piece.batch] = state
+            yield piece, output
 
     @torch.no_grad()
     def classify(self, path: str | Path, topk: int = 5, segment: int = 256) -> list[tuple[str, float]]:
