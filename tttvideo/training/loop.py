@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +23,7 @@ from tttvideo.training.checkpoint import Progress
 from tttvideo.training.mix import ClipMix
 from tttvideo.training.optimizer import Schedule
 from tttvideo.training.randomness import MIX, derive, seed_batch
+from tttvideo.training.signals import STOP_SIGNALS
 from tttvideo.video.dataset import Failure
 from tttvideo.video.loader import Batch
 
@@ -45,6 +46,7 @@ class StepResult:
     grad_norm: float
     frames: int
     failures: list[Failure]  # on all processes; new and old alike
+    signal: int  # which of `STOP_SIGNALS` any process was sent, the same on all of them; 0: none
 
 
 class Trainer:
@@ -74,6 +76,7 @@ class Trainer:
         accumulate: int = 1,
         clip_grad: float | None = None,
         seed: int = 0,
+        signal: Callable[[], int] = lambda: 0,
     ):
         self.accelerator = accelerator
         self.model = model
@@ -85,6 +88,7 @@ class Trainer:
         self.accumulate = accumulate
         self.clip_grad = clip_grad
         self.seed = seed
+        self.signal_now = signal
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     @property
@@ -142,8 +146,12 @@ class Trainer:
 
         clip = math.inf if self.clip_grad is None else self.clip_grad  # inf: only measures
         norm = self.accelerator.clip_grad_norm_(self._parameters, clip)
-        sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
+        sent = self.signal_now()
+        asked = sums.new_tensor([float(sent == number) for number in STOP_SIGNALS])
+        sums = cast(Tensor, self.accelerator.reduce(torch.cat([sums, asked]), reduction="sum"))
         *figures_, grad_norm = torch.cat([sums, torch.as_tensor(norm, device=device).reshape(1).float()]).tolist()
+        asked_by = figures_[-len(STOP_SIGNALS) :]
+        figures_ = figures_[: -len(STOP_SIGNALS)]
         loss_sum, *of_task, videos, frames, failed, not_finite = figures_
         # fp16: infinite gradients are skipped and the scale lowered
         scaled = self.accelerator.scaler is not None
@@ -171,6 +179,7 @@ class Trainer:
             grad_norm=grad_norm,
             frames=int(frames),
             failures=failures,
+            signal=next((number for number, n in zip(STOP_SIGNALS, asked_by) if n), 0),
         )
 
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[Tensor, Tensor]:
