@@ -285,6 +285,13 @@ def train(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def configs(argv: Sequence[str]) -> int:
+    """list the packaged recipes, which `train --config NAME` takes"""
+    from tttvideo.recipes import show
+
+    return show(argv)
+
+
 class Command(NamedTuple):
     name: str
     run: Callable[[Sequence[str]], int]
@@ -299,6 +306,7 @@ COMMANDS = (
     Command("export", export),
     Command("classify", classify),
     Command("make-data", make_data),
+    Command("configs", configs),
 )
 
 

@@ -126,5 +126,5 @@ class Record:
             self.accelerator.log(figures, step=step)
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
-        """Loss and the task's figures, per video so far."""
-        return {name: totals[name] / max(totals["videos"], 1) for name in ("loss", *self.logged)}
+        """Loss and the task's figures, per video (or what else counts) so far."""
+        return {name: totals[name] / max(totals["counted"], 1) for name in ("loss", *self.logged)}

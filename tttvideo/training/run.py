@@ -379,7 +379,7 @@ class Run:
 
     def _refuse_nothing_learned(self) -> None:
         """A run of which no video could be used must not look like a success."""
-        if self.progress.totals["videos"]:
+        if self.progress.totals["counted"]:
             return
         count, first = len(self.train.videos), self.record.unreadable.get(self.train.split)
         if first is None:

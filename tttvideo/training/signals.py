@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+"""Where processes were sent different ones, all act on the one that stands first."""
+
 PATIENCE = 25.0
 """Seconds from the first signal to the end at the latest; torchrun and Slurm kill after 30."""
 
