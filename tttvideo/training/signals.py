@@ -67,8 +67,9 @@ class Signals:
         signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._writing.close()  # ends the thread
+        self._writing.send(b"\0")  # closing it ends nothing: data workers have it open too
         self._thread.join()
+        self._writing.close()
         self._reading.close()
 
     @contextmanager
