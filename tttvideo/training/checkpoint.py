@@ -242,7 +242,9 @@ class Checkpoints:
                 except (OSError, ValueError, TypeError, RecursionError):
                     continue
         todo = f"go on from {whole} with --resume {whole}" if whole else "no other one is whole: give another --out"
-        reason = getattr(why, "strerror", None) or " ".join(str(why).split()) or type(why).__name__
+        reason = " ".join(str(why).split())[:200] or type(why).__name__
+        if isinstance(why, OSError) and why.strerror:
+            reason = f"{Path(why.filename or checkpoint).name}: {why.strerror}"
         return ConfigError(f"{checkpoint} is damaged and cannot be resumed from: {reason}; {todo}")
 
     def forgets(self) -> str | None:

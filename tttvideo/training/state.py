@@ -42,6 +42,16 @@ def load_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
     # accelerate wrote the names of a wrapped model on several processes
     weights = {name.removeprefix("module."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     model.load_state_dict(weights)
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    optimizer.load_state_dict(_plain(folder / OPTIMIZER))
     if scaler is not None:
-        scaler.load_state_dict(torch.load(folder / SCALER, map_location="cpu", weights_only=True))
+        scaler.load_state_dict(_plain(folder / SCALER))
+
+
+def _plain(path: Path) -> Any:
+    """Tensors, numbers and containers of them. Raises ValueError for anything else, before it is built."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's text recommends to read it with weights_only off
+        raise ValueError(f"{path.name} is cut short, or holds something other than tensors and numbers") from error
