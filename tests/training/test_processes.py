@@ -29,7 +29,7 @@ def killed(self, line):
     if line.get("step") == int(os.environ["KILL_AT"]) and not os.path.exists(os.environ["KILLED"]):
         open(os.environ["KILLED"], "w").close()
         append(self, line)
-        self._file.write('{{"step": 99, "torn')
+        self._file.write(b'{{"step": 99, "torn')
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     if "KILL_AFTER" in os.environ and line.get("step") == int(os.environ["KILL_STEP"]):
