@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # train.py that sends SIGNAL to TARGET (this process; its data workers too; all of the group) at a moment: after step N
 # was logged, or when validation begins
 SCRIPT = """
-import os, signal, sys
+import os, subprocess, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
@@ -29,7 +29,9 @@ rank = os.environ.get("RANK", "0")
 
 def send():
     if rank == os.environ["AT_RANK"]:
-        os.killpg(os.getpgid(0), number) if "GROUP" in os.environ else os.kill(os.getpid(), number)
+        whom = -os.getpgid(0) if "GROUP" in os.environ else os.getpid()
+        # from outside: data workers obey their parent
+        subprocess.run(["kill", "-s", str(number), "--", str(whom)], start_new_session=True, check=True)
 
 append, score = JsonLines.append, run.score
 def appended(self, line):
