@@ -188,13 +188,11 @@ def test_a_subset_is_fixed_and_keeps_the_classes_shares():
 
 
 MEMORY = """
-import sys, train
+import sys, torch, train
 from tttvideo.training import memory
-import torch
-out, root = sys.argv[1:]
-assert train.main(["--data.root", root, "--data.size", "[64,64]", "--data.batch_size", "1", "--data.workers", "0",
-    "--data.max_frames", "8", "--model.encoder.patch", "16", "--model.backbone.width", "32",
-    "--model.backbone.depth", "1", "--model.backbone.mixer.heads", "2", "--schedule.epochs", "1", "--trackers", "[]", "--out", out]) == 0
+words = "--data.size [64,64] --data.batch_size 1 --data.workers 0 --data.max_frames 8 --model.encoder.patch 16 \\
+    --model.backbone.width 32 --model.backbone.depth 1 --model.backbone.mixer.heads 2 --schedule.epochs 1 --trackers []"
+assert train.main([*words.split(), "--out", sys.argv[1], "--data.root", sys.argv[2]]) == 0
 print("peak", memory.peak_mb(torch.device("cpu")))
 """
 
