@@ -1,4 +1,4 @@
-"""Links to files outside docs/ work where the repository is browsed; the built site shows those files' paths instead."""
+"""Links that leave docs/ work where the repository is browsed; the built site shows the paths of those files instead."""
 
 import posixpath
 import re
