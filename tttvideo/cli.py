@@ -307,6 +307,8 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Set TTTVIDEO_TRACEBACK=1 to see where an error was raised."""
+    if argv is None:  # a process of its own: Python processes that it starts do not search the working directory first
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
@@ -322,8 +324,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if os.getcwd() not in sys.path:  # a user's own mypkg.MyInner, named by a checkpoint that is trusted
-        sys.path.insert(0, os.getcwd())
     names = [command.name for command in COMMANDS]
     if argv and not argv[0].startswith("-"):
         if argv[0] not in names:

@@ -6,12 +6,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 FORMAT = "tttvideo-1"
+DEEPEST = 64
+"""Levels of lists and mappings in a configuration; ours have about a dozen."""
 
 
 def to_plain(value: Any) -> Any:
@@ -58,8 +64,17 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
     return cls(**values)
 
 
+def search_working_directory() -> None:
+    """Lets a class of the user's own be imported from the working directory, after all else: what is installed cannot
+    be replaced by a file that lies there."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def _import(path: str, where: str) -> type:
     module, _, name = path.rpartition(".")
+    if not path.startswith("tttvideo."):
+        search_working_directory()
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -80,9 +95,59 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(where.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply; the file is damaged.") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
+    _check_values(description, where)
     return description
+
+
+def _check_values(description: dict[str, Any], where: Path) -> None:
+    """Raises ValueError for a nesting that no recursion survives, and for settings that are NaN or infinite."""
+    level: list[tuple[str, Any]] = list(description.items())
+    for _ in range(DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for key, value in level:
+            if isinstance(value, float) and not math.isfinite(value) and key.split(".")[0] in ("model", "preprocessing"):
+                raise ValueError(f"{where} sets {key} to {value}; expected a finite number, so the file is damaged.")
+            parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            inner += [(f"{key}.{name}", part) for name, part in parts]
+        level = inner
+        if not level:
+            return
+    raise ValueError(f"{where} is nested more than {DEEPEST} levels deep; the file is damaged.")
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in ``folder/model.safetensors``; only the file's header is read.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    from safetensors import safe_open
+
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+
+
+def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError if the weights file ``path``, which holds ``shapes``, is not one of ``expected``."""
+    if said := _difference(expected, shapes):
+        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
+
+
+def _difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> str:
+    missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
+    other = [n for n in sorted(set(expected) & set(shapes)) if tuple(expected[n]) != tuple(shapes[n])]
+    if not (missing or unknown or other):
+        return ""
+    first = (missing or unknown or other)[0]
+    return f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(other)} of another shape (first: {first})"
 
 
 def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) -> None:
@@ -106,19 +171,13 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
         tensors, expected = (
             {name: t for name, t in found.items() if name.split(".")[0] in parts} for found in (tensors, expected)
         )
-    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    shapes = [n for n in sorted(set(expected) & set(tensors)) if expected[n].shape != tensors[n].shape]
-    if missing or unknown or shapes:
-        first = (missing or unknown or shapes)[0]
-        said = (
-            f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape (first: {first})"
+    shapes, wanted = ({name: t.shape for name, t in one.items()} for one in (tensors, expected))
+    if parts and (said := _difference(wanted, shapes)):
+        raise ValueError(
+            f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
+            f"Give them the settings in {folder / 'config.json'}."
         )
-        if parts:
-            raise ValueError(
-                f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
-                f"Give them the settings in {folder / 'config.json'}."
-            )
-        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
+    check_shapes(path, wanted, shapes)
     model.load_state_dict(tensors, strict=not parts)
 
 

@@ -40,6 +40,7 @@ class FrameEncoder(nn.Module, ABC):
 
     Attributes:
         grid: (rows, columns) of one time step's tokens.
+        statistics: mean and standard deviation of pixels in 0..1, for each colour.
         stride: frames per time step. A video's last, unfinished time step is completed by repeating its last
             frame, so that every frame is used.
         feature_shape: (channels, rows, columns) of the maps that ``features`` gives; None for an encoder that is
@@ -58,6 +59,7 @@ class FrameEncoder(nn.Module, ABC):
         super().__init__()
         self.grid = grid
         self.stride = stride
+        self.statistics = tuple(mean), tuple(std)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

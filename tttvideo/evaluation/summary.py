@@ -162,7 +162,7 @@ def _prediction(
         return row
     logits = torch.tensor(score.logits)
     probabilities = logits.sigmoid() if several else logits.softmax(0)
-    order = probabilities.argsort(descending=True).tolist()
+    order = logits.argsort(descending=True).tolist()  # probabilities are rounded to 1 where logits differ
     best = min((order.index(i) for i in right), default=len(labels))  # the best placed of the true labels
     row |= {
         "prediction": labels[order[0]],

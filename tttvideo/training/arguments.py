@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tttvideo.serialize import search_working_directory
 from tttvideo.training.config import ConfigError, RunConfig
 
 # what others call it, too far from its name here to be found by likeness
@@ -34,10 +35,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
     """
     from jsonargparse import ArgumentParser
 
-    # A console script lacks the working directory, where a user's own `mypkg.MyInner` lives.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
     parser = ArgumentParser(
         prog="train.py",
         description="Train a video model on a folder of videos.",
@@ -48,7 +45,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
     parser.add_class_arguments(RunConfig)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words += _other_source_off(words, [_settings(file) for file in namespace_files(words)])
+        files = [_settings(file) for file in namespace_files(words)]
+        if _names_own_class([word.partition("=")[2] or word for word in words], files):
+            search_working_directory()  # where a user's own `mypkg.MyInner` lives
+        words += _other_source_off(words, files)
         with _classes_start_afresh(), _null_stays_null():
             namespace = parser.parse_args(words)
         settings = vars(parser.instantiate(namespace))
@@ -131,6 +131,17 @@ def _settings(file: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"configuration file {file} holds no settings; write them as key: value, such as seed: 1")
     return found
+
+
+def _names_own_class(*values: Any) -> bool:
+    """Whether a word of the command line, or a value of the files, may be the import path of a class that is not ours:
+    dotted names, the last of them with a capital, as in `mypkg.MyInner`."""
+    return any(
+        re.fullmatch(r"(?!tttvideo\.)[^\W\d]\w*(\.[^\W\d]\w*)*\.[A-Z]\w*", value)
+        if isinstance(value, str)
+        else isinstance(value, dict | list) and _names_own_class(*(value.values() if isinstance(value, dict) else value))
+        for value in values
+    )
 
 
 def _other_source_off(words: Sequence[str], files: Sequence[dict[str, Any]]) -> list[str]:
