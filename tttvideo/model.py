@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,6 +364,7 @@ class VideoModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -376,7 +380,13 @@ class VideoModel(nn.Module):
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        file = folder / "model.safetensors"
+        try:
+            save_file(tensors, file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk among others
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -408,7 +418,15 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
         }
         _check_sizes(config, parts, shapes, folder / "model.safetensors")
         model = VideoModel(config, **parts)
-    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        MemoryError,
+        AssertionError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
     model.provenance = description.get("provenance") or {}
@@ -420,9 +438,7 @@ LARGEST_STATE = 2**34
 """Bytes that a model may remember of one video when it begins: more is a damaged or hostile configuration."""
 
 
-def _check_sizes(
-    config: ModelConfig, parts: dict[str, Any], shapes: dict[str, tuple[int, ...]], weights: Path
-) -> None:
+def _check_sizes(config: ModelConfig, parts: dict[str, Any], shapes: dict[str, tuple[int, ...]], weights: Path) -> None:
     """Compares a configuration with the shapes in its weights file, before memory is asked for.
 
     Raises:

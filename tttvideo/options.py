@@ -73,8 +73,8 @@ def add_device(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="allow model classes outside tttvideo, also from the working directory, and the TorchScript of --fvd: they "
-        "run their code",
+        help="allow model classes outside tttvideo, also from the working directory, and the TorchScript of --fvd: "
+        "they run their code",
     )
     if device:
         parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")

@@ -145,7 +145,11 @@ def _check_values(description: dict[str, Any], where: Path) -> None:
     for _ in range(DEEPEST):
         inner: list[tuple[str, Any]] = []
         for key, value in level:
-            if isinstance(value, float) and not math.isfinite(value) and key.split(".")[0] in ("model", "preprocessing"):
+            if (
+                isinstance(value, float)
+                and not math.isfinite(value)
+                and key.split(".")[0] in ("model", "preprocessing")
+            ):
                 raise ValueError(f"{where} sets {key} to {value}; expected a finite number, so the file is damaged.")
             parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
             inner += [(f"{key}.{name}", part) for name, part in parts]

@@ -171,7 +171,9 @@ class VideoDistance:
         self, file: str | Path, methods: tuple[str, ...], frames: int, device: torch.device, *, trust: bool = False
     ):
         if not Path(file).is_file():
-            raise ValueError(f"--fvd {file}: there is no such file; give I3D as TorchScript, such as i3d_torchscript.pt")
+            raise ValueError(
+                f"--fvd {file}: there is no such file; give I3D as TorchScript, such as i3d_torchscript.pt"
+            )
         if not trust:
             raise ValueError(
                 f"--fvd {file} is TorchScript, a program that may write your files; if you trust it, add --trust "

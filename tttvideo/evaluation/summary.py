@@ -39,6 +39,11 @@ def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
 
 
+def has_ceiling(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the best that can be reached is known of some row."""
+    return any(row.get("ceiling") is not None for row in rows)
+
+
 def summarise(
     context: dict[str, Any],
     gathered: list[Scores],

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tttvideo.printing import printable
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import VideoError, printable
+from tttvideo.video.reader import VideoError
 from tttvideo.video.reading import catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator

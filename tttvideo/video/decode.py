@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tttvideo.printing import is_unicode, printable
 from tttvideo.video.image_reader import ImageFolderReader
 from tttvideo.video.probe import Probe, probe
 from tttvideo.video.pyav_reader import PyAVReader
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo, printable
+from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo
 
 __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
 
@@ -40,8 +41,8 @@ def open_video(path: str | os.PathLike, size: tuple[int, int] | None = None, ima
     path = os.fsdecode(path)
     if size is not None and min(size) < 1:
         raise ValueError(f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1")
-    if (shown := printable(path)) != path:  # neither FFmpeg nor a log takes such a name
-        raise VideoError(f"{shown}: its name is not UTF-8; rename it")
+    if not is_unicode(path):
+        raise VideoError(f"{printable(path)}: its name is not UTF-8; rename it")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     found = probe(path)

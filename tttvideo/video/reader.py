@@ -2,7 +2,6 @@
 failing.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,16 +11,13 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from tttvideo.printing import printable
+
 
 class VideoError(ValueError):
     """A video (or folder of images) that cannot be used; the message is one sentence with the path and the
     reason.
     """
-
-
-def printable(path: str) -> str:
-    """The path as text that can be printed and written anywhere: bytes that are not UTF-8 as \\xe9."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class PartialVideoWarning(UserWarning):
@@ -104,7 +100,8 @@ class Reader(ABC):
         key = (self.info.path, decoded, self.announced)
         if key not in _already_warned:
             _already_warned.add(key)
-            message = f"{self.info.path}: only the first {decoded} of {self.announced} frames decode; they are used"
+            path = printable(self.info.path)
+            message = f"{path}: only the first {decoded} of {self.announced} frames decode; they are used"
             warnings.warn(message, PartialVideoWarning, stacklevel=3)
 
     def __enter__(self) -> Self:
