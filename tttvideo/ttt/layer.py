@@ -53,9 +53,8 @@ class TTT(Mixer):
         rope_theta: base of the rotary wavelengths.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
-        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` on GPUs where there are kernels for the
-            configuration, or ``require``, an error where there are none. Not the default before they have been measured
-            on a GPU.
+        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` where they were verified and found faster
+            on such a GPU and pass a self-check on this one, or ``require``, an error where there are none.
     """
 
     inner: InnerModel = field(default_factory=MLP)
@@ -248,7 +247,7 @@ class TTTLayer(SequenceLayer):
         views = Views(views.q, views.k, views.v, views.rate * self._rate_scale(x, layout), views.fade)
         views, tails = self._with_past(views, tails, layout)
         mode = mode_of(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
-        fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, mode)
+        fused = use_kernels(self.config, views.q.shape, layout.grid, x.device, mode)
         with torch.autocast(x.device.type, enabled=False):
             state = TTTState(*state[:-1], tails)
             out, after = self._read_fused(views, state, layout, mode) if fused else self._scan(views, state, layout)
