@@ -21,7 +21,24 @@ from tttvideo.training.run_folder import RunFolder, Skipped
 
 ACTING = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]"
 PIECES = ["\x1b[31m", "\x1b]0;t\x07", "\x9b2J", "\u202e", "\u2066", "\udce9", "\ud800", "\r", "\n", "\t", "\x00", "|"]
-PIECES += ["=1+1", "@SUM(1)", "-2+3", "+1", "<script>", "[red]", "$x$", "`", "'", '"', ",", ";", "&amp;", "é", "שלום", "👍🏽"]
+PIECES += [
+    "=1+1",
+    "@SUM(1)",
+    "-2+3",
+    "+1",
+    "<script>",
+    "[red]",
+    "$x$",
+    "`",
+    "'",
+    '"',
+    ",",
+    ";",
+    "&amp;",
+    "é",
+    "שלום",
+    "👍🏽",
+]
 names = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=5).map("".join)
 """Names of files, classes and columns that somebody else chose."""
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": (Phase.explicit, Phase.generate)}
@@ -95,7 +112,9 @@ def hostile_evaluation(names):
     context |= {"selection": {"step": names[0], "rule": names[1], "split": names[2]}, "streaming": None}
     context |= {"processes": 1, "clip_frames": None}
     columns = [Column(names[1] or "c", [names[i % 3] or "x" for i in range(len(videos))], 4)]
-    found = summarise(context, [Scores(scores, [], [names[0]])], setting, index, classes, None, False, [names[2]], columns)
+    found = summarise(
+        context, [Scores(scores, [], [names[0]])], setting, index, classes, None, False, [names[2]], columns
+    )
     return found, small_model(classes)
 
 
@@ -145,10 +164,10 @@ def test_no_name_acts_in_a_comparison_or_a_list_of_skipped_videos(tmp_path_facto
         assert not re.search(ACTING, text)
     assert "<script" not in (out / "compare.md").read_text()
 
-    folder = RunFolder(out)
+    folder = RunFolder(str(out), resume=True)
     videos = [Skipped(name, chosen[0]) for name in chosen]
     assert folder.skip("train", videos) == videos
-    assert RunFolder(out).skip("train", videos) == []  # read back, they are known
+    assert RunFolder(str(out), resume=True).skip("train", videos) == []  # read back, they are known
     with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
         content = file.read()
     assert not re.search(ACTING.replace("\x0b-\x1f", "\x0b\x0c\x0e-\x1f"), content)

@@ -336,7 +336,7 @@ def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
             task_type="video-classification",
             dataset_type=printable(Path(metrics["data"]).name),
             dataset_name=printable(Path(metrics["data"]).name),
-            dataset_split=metrics["split"],
+            dataset_split=printable(metrics["split"]),
             metric_type=kind,
             metric_name=", ".join(filter(None, (shown, f"{row['frames']} frames", row["sampling"], _views(row)))),
             metric_value=round(row[key], 4),

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from . import serialize
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder
+from .encoder.base import EncoderState, FrameEncoder, check_range
 from .encoder.pretrained import TimmEncoder
-from .serialize import (
-    FORMAT,
-    check_shapes,
-    from_plain,
-    load_weights,
-    read_description,
-    read_shapes,
-    resolve_checkpoint,
-    to_plain,
-)
+from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
@@ -153,17 +141,13 @@ class VideoModel(nn.Module):
             ValueError: for frames of another shape, kind or range, which leave ``state`` as it was.
         """
         if not self.training:
-            _check_range(frames, lengths)
+            check_range(frames, lengths)
         return self.read(frames, lengths, state)
 
     def read(
         self, frames: Tensor, lengths: Tensor | None = None, state: ModelState | None = None
     ) -> tuple[Any, ModelState]:
         """``forward`` of frames whose values need no look: decoded ones, and those that the model made itself."""
-        if not (frames.is_floating_point() or frames.dtype == torch.uint8):
-            raise ValueError(
-                f"Expected frames of uint8, or of floating point in 0..1, got {_name(frames.dtype)}; convert them."
-            )
         if frames.dim() != 5:
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
@@ -364,9 +348,6 @@ class VideoModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {
@@ -379,14 +360,7 @@ class VideoModel(nn.Module):
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        file = folder / "model.safetensors"
-        try:
-            save_file(tensors, file, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk among others
-            number = re.search(r"os error (\d+)", str(error))
-            code = int(number[1]) if number else errno.EIO
-            raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
+        serialize.save_weights(self, folder)
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -400,7 +374,7 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     """
     folder = resolve_checkpoint(folder)
     where = str(folder / "config.json")
-    description, shapes = read_description(folder), read_shapes(folder)
+    description, shapes = read_description(folder), serialize.read_shapes(folder)
     try:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
@@ -410,85 +384,16 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
         config = from_plain(description["model"], trust=trust, where=where)
         if not isinstance(config, ModelConfig):
             raise TypeError("its model is no ModelConfig")
-        parts = {
-            "preprocessing": from_plain(description["preprocessing"], trust=trust, where=where),
-            "labels": labels,
-            "multi_label": description["multi_label"],
-            "load": False,
-        }
-        _check_sizes(config, parts, shapes, folder / "model.safetensors")
+        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
+        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
+        serialize.check_depth(config.backbone.depth, shapes, folder)
+        with serialize.outlined(shapes, config.backbone.width):
+            outline = VideoModel(config, **parts)
+            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
         model = VideoModel(config, **parts)
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-        MemoryError,
-        AssertionError,
-    ) as error:
+    except serialize.DAMAGES as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
     model.provenance = description.get("provenance") or {}
     load_weights(model, folder)
     return model.eval()
-
-
-LARGEST_STATE = 2**34
-"""Bytes that a model may remember of one video when it begins: more is a damaged or hostile configuration."""
-
-
-def _check_sizes(config: ModelConfig, parts: dict[str, Any], shapes: dict[str, tuple[int, ...]], weights: Path) -> None:
-    """Compares a configuration with the shapes in its weights file, before memory is asked for.
-
-    Raises:
-        ValueError: if they differ, or if the state of a single video would not fit into any memory.
-    """
-    blocks = len({name.split(".")[2] for name in shapes if name.startswith("backbone.blocks.")})
-    if config.backbone.depth != blocks:  # first: a billion blocks could not even be counted
-        raise ValueError(
-            f"{weights} is of another architecture than its configuration says: expected {config.backbone.depth} "
-            f"blocks, got {blocks}."
-        )
-    try:
-        with torch.device("meta"):  # shapes without memory
-            outline = VideoModel(config, **parts)
-            state = outline.init_state(1)
-    except (NotImplementedError, RuntimeError) as error:
-        # A class that looks at numbers while it is built (a few of timm's, a user's own) has no outline: what says the
-        # width must do.
-        if "meta" not in str(error) or shapes.get("backbone.norm.weight") != (config.backbone.width,):
-            raise
-        return
-    check_shapes(weights, {name: tensor.shape for name, tensor in outline.state_dict().items()}, shapes)
-    tensors = [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
-    if (size := sum(tensor.numel() * tensor.element_size() for tensor in tensors)) > LARGEST_STATE:
-        raise ValueError(
-            f"The configuration beside {weights} asks for {size:,} bytes of state for a single video; it is damaged."
-        )
-
-
-def _check_range(frames: Tensor, lengths: Tensor | None) -> None:
-    """Raises ValueError for floating-point frames that are no pixels in 0..1; padding may hold anything."""
-    if not frames.is_floating_point() or frames.dim() != 5 or not frames.numel() or torch.compiler.is_compiling():
-        return
-    if lengths is not None:
-        valid = torch.arange(frames.shape[1]) < lengths.cpu()[:, None]
-        frames = frames[valid.to(frames.device)]
-        if not len(frames):
-            return
-    low, high = (float(value) for value in torch.stack(torch.aminmax(frames.detach())).float().cpu())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("Expected frames in 0..1, got NaN or infinite pixels; the stream's state is as it was.")
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise ValueError(
-            f"Expected floating-point frames in 0..1, got {low:.4g} to {high:.4g}; give uint8, or divide by 255."
-        )
-
-
-ROUNDING = 1e-3
-"""How far a pixel may lie outside 0..1: resizing and half precision round."""
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

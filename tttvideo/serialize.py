@@ -4,15 +4,20 @@ folders that models lie in."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 FORMAT = "tttvideo-1"
@@ -181,6 +186,54 @@ def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapp
         raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
 
 
+DAMAGES = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError)
+"""What building a model from plain data that nothing of ours wrote leads to."""
+LARGEST_STATE = 2**34
+"""Bytes that a model may remember of one video when it begins: more is a damaged or hostile configuration."""
+
+
+def check_depth(depth: int, shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
+    """Raises ValueError if the weights in ``folder`` are of another number of blocks: a billion of them could not even
+    be counted."""
+    blocks = len({name.split(".")[2] for name in shapes if name.startswith("backbone.blocks.")})
+    if depth != blocks:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} is of another architecture than its configuration says: expected {depth} "
+            f"blocks, got {blocks}."
+        )
+
+
+@contextmanager
+def outlined(shapes: Mapping[str, Sequence[int]], width: int) -> Iterator[None]:
+    """What is built in this block has shapes and no memory.
+
+    A class that looks at numbers while it is built (a few of timm's, a user's own) has no outline; its error is passed
+    over if the width is that of the weights.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error) or tuple(shapes.get("backbone.norm.weight", ())) != (width,):
+            raise
+
+
+def check_sizes(outline: nn.Module, state: Any, shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
+    """Compares an outlined model, and its state of one video, with the shapes in its weights file, before memory is
+    asked for.
+
+    Raises:
+        ValueError: if they differ, or if the state of a single video would not fit into any memory.
+    """
+    weights = folder / "model.safetensors"
+    check_shapes(weights, {name: tensor.shape for name, tensor in outline.state_dict().items()}, shapes)
+    tensors = [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    if (size := sum(tensor.numel() * tensor.element_size() for tensor in tensors)) > LARGEST_STATE:
+        raise ValueError(
+            f"The configuration beside {weights} asks for {size:,} bytes of state for a single video; it is damaged."
+        )
+
+
 def _difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> str:
     missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
     other = [n for n in sorted(set(expected) & set(shapes)) if tuple(expected[n]) != tuple(shapes[n])]
@@ -188,6 +241,21 @@ def _difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequ
         return ""
     first = (missing or unknown or other)[0]
     return f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(other)} of another shape (first: {first})"
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Writes ``folder/model.safetensors``. Raises OSError with its name if that cannot be."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk among others
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
 
 
 def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,3 +153,29 @@ def check_divides(size: tuple[int, int], patch: int, what: str) -> tuple[int, in
             "change data.size or the encoder's patch."
         )
     return height // patch, width // patch
+
+
+ROUNDING = 1e-3
+"""How far a pixel may lie outside 0..1: resizing and half precision round."""
+
+
+def check_range(frames: Tensor, lengths: Tensor | None) -> None:
+    """Raises ValueError for frames [B, F, 3, H, W] that are neither uint8 nor pixels in 0..1; padding may hold
+    anything."""
+    if not (frames.is_floating_point() or frames.dtype == torch.uint8):
+        kind = str(frames.dtype).removeprefix("torch.")
+        raise ValueError(f"Expected frames of uint8, or of floating point in 0..1, got {kind}; convert them.")
+    if not frames.is_floating_point() or frames.dim() != 5 or not frames.numel() or torch.compiler.is_compiling():
+        return
+    if lengths is not None:
+        valid = torch.arange(frames.shape[1]) < lengths.cpu()[:, None]
+        frames = frames[valid.to(frames.device)]
+        if not len(frames):
+            return
+    low, high = (float(value) for value in torch.stack(torch.aminmax(frames.detach())).float().cpu())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("Expected frames in 0..1, got NaN or infinite pixels; the stream's state is as it was.")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            f"Expected floating-point frames in 0..1, got {low:.4g} to {high:.4g}; give uint8, or divide by 255."
+        )
