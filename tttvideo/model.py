@@ -136,8 +136,7 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1. The values of floating-point frames are looked at
-                in evaluation mode, which costs an accelerator a synchronisation; in training mode they are not.
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
 
@@ -305,10 +304,7 @@ class VideoModel(nn.Module):
         finally:
             self.train(training)
         if not probabilities.isfinite().all():
-            raise ValueError(
-                f"The model answers {path} with NaN or infinite numbers: its weights are damaged, or its training "
-                "diverged; use an earlier checkpoint."
-            )
+            raise ValueError(f"The model answers {path} with NaN: its weights are damaged; use an earlier checkpoint.")
         values, indices = probabilities.topk(min(topk, len(self.labels)))
         return [(self.labels[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
