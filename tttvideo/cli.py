@@ -348,13 +348,13 @@ def _run(argv: list[str]) -> int:
 @contextmanager
 def damaged_videos_named() -> Iterator[None]:
     """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
-    from tttvideo.video.reader import PartialVideoWarning
+    from tttvideo.video.reader import VideoWarning
 
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, PartialVideoWarning):
+            if issubclass(category, VideoWarning):
                 print(f"warning: {message}", file=sys.stderr)
             else:
                 show(message, category, *where, **more)
