@@ -1,4 +1,4 @@
-"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data. User errors: one line, exit 2."""
+"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data, index, check. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tttvideo.comparing import compare, position
+from tttvideo.indexing import check, index
 from tttvideo.options import (
     Parser,
     UsageError,
@@ -302,6 +303,8 @@ COMMANDS = (
     Command("export", export),
     Command("classify", classify),
     Command("make-data", make_data),
+    Command("index", index),
+    Command("check", check),
 )
 
 

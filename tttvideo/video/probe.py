@@ -142,25 +142,40 @@ _held = _Held()
 
 
 def probe(path: str, stream: int | None = None) -> Probe:
-    """What is known of a file; it is read if nothing is. Raises VideoError (one sentence: path and reason) if
-    nothing can be decoded."""
+    """What is known of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
+    (one sentence: path and reason) if nothing can be decoded."""
+    from . import catalog
     from .scan import scan
 
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise VideoError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    file = (path, status.st_size, status.st_mtime_ns)
+    file = identity(path)
     known = _held.get((file, stream))
     if known is None:
-        known = scan(file, stream)
+        try:
+            known = catalog.load(file, stream)
+        except catalog.Refused as refusal:
+            raise VideoError(f"{path}: {refusal}") from refusal
+        if known is None:
+            known = scan(file, stream)
+            catalog.store(known)
         _held.put((file, stream), known)
     return replace(known)
 
 
+def identity(path: str) -> tuple[str, int, int]:
+    """Path, size and time of change. Raises VideoError if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    return path, status.st_size, status.st_mtime_ns
+
+
 def remember(known: Probe) -> None:
-    """Keeps what was learned of a file while it was decoded."""
+    """Keeps what was learned of a file while it was decoded, here and in the index."""
+    from . import catalog
+
     _held.put((known.file, known.stream), known)
+    catalog.store(known)
 
 
 def forget() -> None:

@@ -26,6 +26,9 @@ SHORTEST_JUMP = 500
 # A place that was not found after this many frames, or this many attempts, is not looked for any longer.
 _LONGEST_SEARCH, _MOST_SEEKS = 400, 4
 
+_LIFTED = "`tttvideo index --decode` lifts that, and so does any full read"
+_NOT_LIFTED = "nowhere else decoding gives the same frames: encode it with closed groups of pictures to change that"
+
 
 class Converter:
     """Decoded frame -> uint8 [3,H,W] RGB at a fixed size, turned for display.
@@ -144,6 +147,10 @@ class PyAVReader(Reader):
                 return
             self._forget_entry(start)
         # No seek led where it should, or damage was met: only the sequence can tell.
+        if number > 4 * SHORTEST_JUMP and number >= len(self.probe.checks):
+            self._tell("late", f"late windows of it are decoded from the start; {_LIFTED}")
+        elif number > 4 * SHORTEST_JUMP:
+            self._tell("late", f"late windows of it are decoded from the start; {_NOT_LIFTED}")
         yield from self._frames_in_sequence(number)
 
     def _frames_after_seek(self, start: int) -> Generator[tuple[int, Any], None, None]:
