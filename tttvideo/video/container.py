@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .reader import VideoError
+from .errors import VideoError
 
 
 class Broken(Exception):

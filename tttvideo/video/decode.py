@@ -51,7 +51,6 @@ def open_video(
         return ImageFolderReader(path, size, image_fps)
     known = probe(path, stream)
     use_decord = _decord_is_exact(known) and importlib.util.find_spec("decord") is not None
-    times = known.times
     info = VideoInfo(
         path=path,
         codec=known.codec,
@@ -59,7 +58,7 @@ def open_video(
         width=known.width,
         frames=known.frames,
         fps=known.fps,
-        duration=float(times[-1]) + 1 / known.fps,
+        duration=known.duration,
         reader="decord" if use_decord else "pyav",
     )
     asked = checked_size(size, info)

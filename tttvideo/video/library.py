@@ -16,10 +16,10 @@ import numpy as np
 from . import catalog
 from .clock import MISSING
 from .probe import Probe, identity, probe
-from .pyav_reader import SHORTEST_JUMP
-from .reader import VideoError
+from .errors import VideoError
 from .scan import scan
 
+_FAR = 2000  # frames to be decoded for a window
 # Kinds of problems: (name, whether frames are lost, what to do).
 KINDS: dict[str, tuple[bool, str]] = {
     "unreadable": (True, "skipped in training, wrong in evaluation: replace or remove them"),
@@ -98,10 +98,9 @@ def look(known: Probe, fresh: bool) -> Finding:
         repeated = n - missing - len(np.unique(known.stamps[known.stamps != MISSING]))
         if missing or (repeated and not known.jumps):
             problems.append(("irregular stamps", f"{missing} stamps are missing, {repeated} repeated"))
-    if (far := _farthest(known)) > 4 * SHORTEST_JUMP:
+    if (far := _farthest(known)) > _FAR:
         problems.append(("late windows", f"up to {far} frames are decoded to reach one"))
-    seconds = float(known.times[-1]) + 1 / known.fps
-    return Finding(known.file[0], n, seconds, known.codec, known.decoded is not None, fresh, problems)
+    return Finding(known.file[0], n, known.duration, known.codec, known.decoded is not None, fresh, problems)
 
 
 def _farthest(known: Probe) -> int:
@@ -149,6 +148,7 @@ def _serve(line: Connection, stream: int | None, decode: bool) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    line.send(None)  # imported: from here on time counts
     while True:
         try:
             path = line.recv()
@@ -166,6 +166,8 @@ class _Worker:
         theirs.close()
         self.path = ""
         self.until = 0.0
+
+        self.line.recv()
 
     def give(self, path: str, limit: float) -> None:
         self.path, self.until = path, time.monotonic() + limit

@@ -4,13 +4,15 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from . import clock
-from .reader import VideoError
+from .errors import VideoError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HELD_BYTES = 16 * 2**20
 _HELD_COUNT = 32  # each small array that stays pins the memory that was freed around it
@@ -87,8 +89,10 @@ class Probe:
         return clock.seconds(self.stamps, self.base, self.rate, self.restarts)
 
     @property
-    def times(self) -> Tensor:
+    def times(self) -> "Tensor":
         """float64 [F] seconds, first frame at 0, strictly increasing."""
+        import torch
+
         return torch.from_numpy(self._seconds[0])
 
     @property
@@ -97,9 +101,14 @@ class Probe:
         return self._seconds[1]
 
     @property
+    def duration(self) -> float:
+        """Seconds from the first frame's appearance to the end of the last one."""
+        return float(self._seconds[0][-1]) + 1 / self.fps
+
+    @property
     def fps(self) -> float:
         """Average rate by the stamps where there are two frames or more, else what the header says."""
-        return float((self.frames - 1) / self.times[-1]) if self.frames > 1 else self.rate
+        return float((self.frames - 1) / self._seconds[0][-1]) if self.frames > 1 else self.rate
 
 
     @property

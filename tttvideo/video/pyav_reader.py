@@ -215,8 +215,8 @@ class PyAVReader(Reader):
             ended = True
         except Broken:
             ended = True
-        finally:
-            self._learn(pictures, ended)
+        finally:  # the last frame may be all that is wanted
+            self._learn(pictures, ended or len(pictures.stamps) >= self.info.frames)
         if number < self.info.frames:
             self._cut, self._corrupt = True, pictures.corrupt
             self._warn(number)

@@ -2,7 +2,6 @@
 failing.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,24 +11,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from .errors import PartialVideoWarning, VideoError, VideoWarning, printable
 
-class VideoError(ValueError):
-    """A video (or folder of images) that cannot be used; the message is one sentence with the path and the
-    reason.
-    """
-
-
-def printable(path: str) -> str:
-    """The path as text that can be printed and written anywhere: bytes that are not UTF-8 as \\xe9."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-class VideoWarning(UserWarning):
-    """Something about a video that its user should know; given once per file and process."""
-
-
-class PartialVideoWarning(VideoWarning):
-    """A damaged video: only its first frames decode, with both counts, or some of its frames are damaged."""
+__all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "VideoWarning", "printable"]
 
 
 class VideoInfo(NamedTuple):

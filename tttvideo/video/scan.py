@@ -17,7 +17,7 @@ from .clock import MISSING, ends_in_gap
 from .container import Broken, Film, decode, is_empty, open_film, packets, refuse_non_files
 from .keyframes import INTRA, shows_frames_only, starts_clean
 from .probe import Probe
-from .reader import VideoError
+from .errors import VideoError
 
 # Codecs whose every packet is one shown frame unless a packet says otherwise. Not so: MPEG-4 (packed B-frames and
 # frames that are not coded), VP8 (hidden reference frames), MPEG-1/2 (fields).
