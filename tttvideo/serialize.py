@@ -15,16 +15,52 @@ FORMAT = "tttvideo-1"
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses become ``{"class_path", "init_args"}``, tuples lists; the rest must be JSON already."""
+    """Dataclasses become ``{"class_path", "init_args"}``, tuples lists; the rest must be JSON already.
+
+    Classes of this package are written by their public name (``tttvideo.ttt.MLP``), so that files can move.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": fields}
+        return {"class_path": public_name(f"{cls.__module__}.{cls.__qualname__}"), "init_args": fields}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     return value
+
+
+def public_name(path: str) -> str:
+    """The path that files name a class by: through the outermost package of ours that lists it in ``__all__``.
+
+    Checkpoints of before 2026-11-28 name the file that a class lay in then (``tttvideo.ttt.inner.mlp.MLP``); the same
+    rule finds those classes wherever they lie now. Paths outside ``tttvideo`` and unknown ones stay as they are.
+    """
+    module, _, name = path.rpartition(".")
+    parts = module.split(".")
+    if parts[0] != "tttvideo":
+        return path
+    for end in range(1, len(parts) + 1):
+        package = ".".join(parts[:end])
+        try:
+            listed = getattr(importlib.import_module(package), "__all__", ())
+        except ImportError:  # a file that is no more
+            break
+        if name in listed:
+            return f"{package}.{name}"
+    return path
+
+
+def public_names(data: Any) -> Any:
+    """Plain data with every class path as ``public_name`` has it."""
+    if isinstance(data, list):
+        return [public_names(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    named = {key: public_names(item) for key, item in data.items()}
+    if isinstance(named.get("class_path"), str):
+        named["class_path"] = public_name(named["class_path"])
+    return named
 
 
 def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint") -> Any:
@@ -59,7 +95,7 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
 
 
 def _import(path: str, where: str) -> type:
-    module, _, name = path.rpartition(".")
+    module, _, name = public_name(path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

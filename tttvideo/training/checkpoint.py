@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tttvideo.model import ModelConfig
-from tttvideo.serialize import from_plain, to_plain
+from tttvideo.serialize import from_plain, public_names, to_plain
 from tttvideo.training.config import ConfigError
 from tttvideo.training.run_folder import write_atomically
 from tttvideo.video.transforms import Preprocessing
@@ -38,7 +38,8 @@ class Progress:
         epoch: epochs completed, validation included.
         batch: batches done in the present epoch, by each process.
         step: optimizer steps done since the start.
-        totals: sums over the present epoch so far (loss, the task's figures, videos, frames, failed, seconds).
+        totals: sums over the present epoch so far (loss, the task's figures, how much counted in them, frames,
+            failed, seconds).
         best: name of the best checkpoint so far, and its value.
         fixed: what a position depends on (processes, batch size, seed, videos, ...); must be equal to resume.
     """
@@ -284,7 +285,7 @@ def _completed(saved: Any) -> Any:
     try:
         return to_plain(from_plain(saved))
     except (ValueError, TypeError):  # of a user's own class, or of another version: as it stands
-        return saved
+        return public_names(saved)
 
 
 def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
