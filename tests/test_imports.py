@@ -24,7 +24,8 @@ LAYERS = {
     "export": {"tasks", "serialize", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "evaluation"},
-    "cli": {"recipes", "options", "comparing", "video", "model", "training", "evaluation", "export"},
+    "indexing": {"options", "video"},
+    "cli": {"recipes", "options", "comparing", "indexing", "video", "model", "training", "evaluation", "export"},
     "__main__": {"cli"},
     "__init__": {"model"},
 }

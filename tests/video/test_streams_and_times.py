@@ -200,7 +200,9 @@ def test_spans_count_on_the_clock_of_the_file(tmp_path):
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 60, Fraction(60000, 1001)])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_spans_rounded_to_milliseconds_keep_their_frames(tmp_path, rate, name):
-    opened = read(write(tmp_path / name, numbered(40, 16, 32), "mjpeg", rate=rate, pts=range(40), base=1 / Fraction(rate)))[1]
+    opened = read(
+        write(tmp_path / name, numbered(40, 16, 32), "mjpeg", rate=rate, pts=range(40), base=1 / Fraction(rate))
+    )[1]
     for first in range(38):
         start, end = round(float(first / rate), 3), round(float((first + 1) / rate), 3)
         assert within(opened, start, end).tolist() == [first]

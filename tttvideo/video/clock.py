@@ -10,9 +10,7 @@ MISSING = -(2**63)  # a frame without a stamp
 GAP = 10.0  # seconds; FFmpeg's limit, too, for a new start of the clock
 
 
-def seconds(
-    stamps: np.ndarray, base: float, rate: float, restarts: bool
-) -> tuple[np.ndarray, list[tuple[int, float]]]:
+def seconds(stamps: np.ndarray, base: float, rate: float, restarts: bool) -> tuple[np.ndarray, list[tuple[int, float]]]:
     """Times float64 [F] of frames, strictly increasing, first frame at 0; and the jumps that were closed, as
     (frame, seconds).
 

@@ -74,9 +74,7 @@ class DecordReader(Reader):
     passes over damaged pictures in silence. Where few frames are wanted or decord fails, PyAV goes on."""
 
     def __init__(self, info: VideoInfo, probe: Probe, size: Size | None):
-        super().__init__(
-            info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt
-        )
+        super().__init__(info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt)
         self._pyav = PyAVReader(info, probe, size)
         self._resize = {} if size is None else {"height": size[0], "width": size[1]}
         self._decord: Any = None

@@ -7,8 +7,8 @@ import os
 import warnings
 from pathlib import Path
 
-from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
 from tttvideo.video.errors import PartialVideoWarning, printable
+from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
 
 _MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
 VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}

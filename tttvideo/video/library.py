@@ -15,8 +15,8 @@ import numpy as np
 
 from . import catalog
 from .clock import MISSING
-from .probe import Probe, identity, probe
 from .errors import VideoError
+from .probe import Probe, identity
 from .scan import scan
 
 _FAR = 2000  # frames to be decoded for a window

@@ -110,7 +110,6 @@ class Probe:
         """Average rate by the stamps where there are two frames or more, else what the header says."""
         return float((self.frames - 1) / self._seconds[0][-1]) if self.frames > 1 else self.rate
 
-
     @property
     def notes(self) -> list[str]:
         """Sentences on what is unusual but no damage."""

@@ -77,9 +77,7 @@ class PyAVReader(Reader):
     """Decodes every frame in order and converts only those asked for; see `Reader`."""
 
     def __init__(self, info: VideoInfo, probe: Probe, size: tuple[int, int] | None):
-        super().__init__(
-            info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt
-        )
+        super().__init__(info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt)
         self.probe = probe
         self._converter = Converter(size or (probe.height, probe.width), probe.turns)
         self._film: Film | None = None

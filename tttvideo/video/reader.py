@@ -127,7 +127,9 @@ class Reader(ABC):
     def _warn_of_corrupt(self, corrupt: int, of: int) -> None:
         if corrupt:
             which = f"its {of} frames" if self._corrupt else f"{of} frames that were decoded"
-            self._tell("corrupt", f"{corrupt} of {which} come out damaged; they are used as they are", PartialVideoWarning)
+            self._tell(
+                "corrupt", f"{corrupt} of {which} come out damaged; they are used as they are", PartialVideoWarning
+            )
 
     def _tell(self, what: object, sentence: str, category: type[VideoWarning] = VideoWarning) -> None:
         """Warns of `what` once per file and process."""

@@ -13,7 +13,6 @@ from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, Video
 from tttvideo.video.sampling import Dense, Window, parse_sampling
 from tttvideo.video.transforms import Preprocessing
 
-
 # Times in lists are often rounded to milliseconds, and so are those of some containers.
 _ROUNDING = 0.00101
 

@@ -15,9 +15,9 @@ import numpy as np
 from . import cut
 from .clock import MISSING, ends_in_gap
 from .container import Broken, Film, decode, is_empty, open_film, packets, refuse_non_files
+from .errors import VideoError
 from .keyframes import INTRA, shows_frames_only, starts_clean
 from .probe import Probe
-from .errors import VideoError
 
 # Codecs whose every packet is one shown frame unless a packet says otherwise. Not so: MPEG-4 (packed B-frames and
 # frames that are not coded), VP8 (hidden reference frames), MPEG-1/2 (fields).
@@ -232,9 +232,7 @@ def _rate(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _damage(
-    film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: float, rate: float
-) -> tuple[bool, int]:
+def _damage(film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: float, rate: float) -> tuple[bool, int]:
     """Whether the end is missing or the packets could not all be read; frames promised, 0 if that is not known."""
     steps = np.diff(np.sort(stamps[stamps != MISSING]))
     reached = cut.Reached(
