@@ -1,4 +1,4 @@
-"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data, index, check. User errors: one line, exit 2."""
+"""The command `tttvideo`: its subcommands are in COMMANDS. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses

@@ -73,8 +73,8 @@ def _parser(name: str, description: str) -> Parser:
     parser.add_argument(
         "--decode",
         action="store_true",
-        help="decode every frame once, too: counts the frames that really decode, and makes late windows quick in every "
-        "file",
+        help="decode every frame once, too: counts the frames that really decode, and makes late windows quick in "
+        "every file",
     )
     parser.add_argument(
         "--limit", type=float, default=None, help="seconds for a file before it is given up (default: by its size)"

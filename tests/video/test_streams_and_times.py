@@ -111,7 +111,7 @@ def two_tracks(path, default=None):
 @pytest.mark.parametrize(("name", "default", "first"), [("a.mkv", 1, 0), ("b.mkv", 0, 500), ("c.ts", None, 0)])
 def test_the_default_stream_is_read_and_any_can_be_chosen(tmp_path, name, default, first):
     path = two_tracks(tmp_path / name, default)
-    frames, opened, notes = read(path)
+    frames, _, notes = read(path)
     assert numbers(frames) == list(range(first, first + 20))
     assert len(notes) == 1
     assert "2 video streams, 0 (80x32), 1 (160x64)" in notes[0]
@@ -200,9 +200,8 @@ def test_spans_count_on_the_clock_of_the_file(tmp_path):
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 60, Fraction(60000, 1001)])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_spans_rounded_to_milliseconds_keep_their_frames(tmp_path, rate, name):
-    opened = read(
-        write(tmp_path / name, numbered(40, 16, 32), "mjpeg", rate=rate, pts=range(40), base=1 / Fraction(rate))
-    )[1]
+    even = {"rate": rate, "pts": range(40), "base": 1 / Fraction(rate)}
+    opened = read(write(tmp_path / name, numbered(40, 16, 32), "mjpeg", **even))[1]
     for first in range(38):
         start, end = round(float(first / rate), 3), round(float((first + 1) / rate), 3)
         assert within(opened, start, end).tolist() == [first]

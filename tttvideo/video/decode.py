@@ -41,8 +41,8 @@ def open_video(
     `size` = (height, width), or a function of the VideoInfo that gives it: frames are resized (stretched) while they
     are decoded; the caller computes the size that keeps the aspect. `image_fps` is the frame rate of a folder of
     images, in Hz. `stream` chooses a video stream of a file with several, counted from 0 without cover pictures; None:
-    the first that is marked as default, or else the largest. Raises VideoError with the path and the reason if nothing can be
-    decoded, ValueError for a size below 1.
+    the first that is marked as default, or else the largest. Raises VideoError with the path and the reason if nothing
+    can be decoded, ValueError for a size below 1.
     """
     path = os.fsdecode(path)
     if (shown := printable(path)) != path:  # neither FFmpeg nor a log takes such a name
