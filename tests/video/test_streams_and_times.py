@@ -215,3 +215,15 @@ def test_latin_text_in_a_file_is_no_reason_to_refuse_it(tmp_path):
     at = data.index(b"ISFT") + 8
     path.write_bytes(data[:at] + b"\xe9\xe8" + data[at + 2 :])
     assert len(read(path)[0]) == 5
+
+
+def test_a_hole_in_even_stamps_is_told_and_a_variable_rate_is_not(tmp_path):
+    whole = write(tmp_path / "whole.mkv", numbered(200, 16, 32), "mjpeg")
+    lost = remux(whole, tmp_path / "lost.mkv", keep=lambda i: not 90 <= i < 97)
+    frames, _, notes = read(lost)
+    assert len(frames) == 193
+    assert len(notes) == 1
+    assert "7 frames seem to be missing" in notes[0]
+    sparse = remux(whole, tmp_path / "sparse.mkv", keep=lambda i: i % 20)  # one in twenty is left out
+    assert read(sparse)[2] == []
+    assert read(whole)[2] == []

@@ -32,6 +32,22 @@ def seconds(stamps: np.ndarray, base: float, rate: float, restarts: bool) -> tup
     return times - times[0], jumps
 
 
+def holes(stamps: np.ndarray, constant: bool) -> int:
+    """Frames that are left out of stamps which are even elsewhere; 0 if a few gaps are nothing unusual, as at a
+    variable rate. `constant`: the container has no variable rate."""
+    steps = np.diff(np.sort(stamps[stamps != MISSING]))
+    step = float(np.median(steps)) if len(steps) else 0.0
+    if constant and step:
+        return max(0, round(float(steps.sum()) / step) - len(steps))
+    if len(steps) < 100 or not step:
+        return 0
+    even = np.abs(steps - step) <= max(1.01, 0.02 * step)  # stamps of whole milliseconds are off by one
+    gaps = steps[steps > 1.5 * step]
+    if len(gaps) > max(2, len(steps) // 200) or (~even).sum() > len(gaps) + 4:
+        return 0
+    return int(np.round(gaps / step - 1).sum())
+
+
 def ends_in_gap(stamps: np.ndarray) -> bool:
     """Whether frames of an even rate have a gap among the last 16 only: frames that are shown before others, but come
     after them in the file, are missing there."""

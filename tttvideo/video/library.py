@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "cut": (True, "used up to the damage: fetch them again if you can"),
     "damaged frames": (True, "used as they decode: fetch them again if you can"),
     "damaged packets": (True, "their frames are used as they decode; --decode counts them"),
+    "missing frames": (False, "a damaged file, or a recorder that left them out"),
     "several streams": (False, "the default one is read: data.stream chooses another"),
     "clock jumps": (False, "gaps are closed: check start and end in lists"),
     "irregular stamps": (False, "repeated or missing time stamps lie between their neighbours"),
@@ -92,6 +93,8 @@ def look(known: Probe, fresh: bool) -> Finding:
     notes = known.notes
     if len(known.streams) > 1:
         problems.append(("several streams", notes.pop(0)))
+    if known.holes:
+        problems.append(("missing frames", notes.pop()))
     problems += [("clock jumps", note) for note in notes]
     if known.base > 0 and n > 1:
         missing = int((known.stamps == MISSING).sum())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import cut
-from .clock import MISSING, ends_in_gap
+from .clock import MISSING, ends_in_gap, holes
 from .container import Broken, Film, decode, is_empty, open_film, packets, refuse_non_files
 from .errors import VideoError
 from .keyframes import INTRA, shows_frames_only, starts_clean
@@ -212,6 +212,7 @@ def _conclude(
         and len(container.streams.video) == 1
         and film.stream.frames in (0, seen.count),
         broken=seen.corrupt,
+        holes=0 if "mp4" in kind or kind == "avi" or damaged else holes(stamps, kind == "ogg"),
         stamps=stamps,
         entries=seen.entries() if seen.one_to_one and distinct and not seen.discarded else np.empty(0, np.int32),
     )
