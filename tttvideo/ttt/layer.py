@@ -15,7 +15,7 @@ from .dual import Problem
 from .grid import Grid, chunk_ends, chunks_begun
 from .inner.base import InnerModel
 from .inner.mlp import MLP
-from .interface import Layout, Mixer, SequenceLayer, merge_heads
+from .interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, L2, Norm, Objective, ResidualL2
@@ -53,9 +53,8 @@ class TTT(Mixer):
         rope_theta: base of the rotary wavelengths.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
-        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` on GPUs where there are kernels for the
-            configuration, or ``require``, an error where there are none. Not the default before they have been measured
-            on a GPU.
+        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` where they were verified and found faster
+            on such a GPU and pass a self-check on this one, or ``require``, an error where there are none.
     """
 
     inner: InnerModel = field(default_factory=MLP)
@@ -210,13 +209,13 @@ class TTTLayer(SequenceLayer):
         self.norm_scale = None if shape is None else nn.Parameter(torch.ones(shape))
         self.norm_shift = None if shape is None else nn.Parameter(torch.zeros(shape))
         # Only the paper's token mode learns the step's scale by position (delta of 1/(t+1) + delta_t).
-        self.scale_shift = (
-            nn.Parameter(torch.zeros(config.chunk.tokens)) if isinstance(config.chunk, TokenCausal) else None
-        )
+        scales = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else None
+        self.scale_shift = None if scales is None else nn.Parameter(torch.zeros(scales))
         self.post_norm = nn.LayerNorm(dim, eps=EPS)
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
         self.o_proj = nn.Linear(dim, dim, bias=False)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
+        exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
 
@@ -248,7 +247,7 @@ class TTTLayer(SequenceLayer):
         views = Views(views.q, views.k, views.v, views.rate * self._rate_scale(x, layout), views.fade)
         views, tails = self._with_past(views, tails, layout)
         mode = mode_of(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
-        fused = use_kernels(self.config, views.q.shape[-1], layout.tokens_per_frame, x.device, mode)
+        fused = use_kernels(self.config, views.q.shape, layout.grid, x.device, mode)
         with torch.autocast(x.device.type, enabled=False):
             state = TTTState(*state[:-1], tails)
             out, after = self._read_fused(views, state, layout, mode) if fused else self._scan(views, state, layout)
