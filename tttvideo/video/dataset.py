@@ -31,7 +31,7 @@ class DataConfig:
     Args:
         root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
             list beside it, the folder that the list's relative paths count from.
-        list: list file (path,label[,start,end][,group][,split]).
+        list: list file, `path,label[,start,end][,group][,split]`.
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
         val_fraction: share of the videos kept for `val` if the data have no splits of their own.
