@@ -1,4 +1,4 @@
-"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data. User errors: one line, exit 2."""
+"""The command `tttvideo`: its subcommands are in COMMANDS. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttvideo.comparing import compare, position
+from tttvideo.indexing import check, index
 from tttvideo.options import (
     Parser,
     UsageError,
@@ -309,6 +310,8 @@ COMMANDS = (
     Command("classify", classify),
     Command("make-data", make_data),
     Command("configs", configs),
+    Command("index", index),
+    Command("check", check),
 )
 
 

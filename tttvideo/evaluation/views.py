@@ -122,7 +122,7 @@ def expand(videos: Sequence[Video], views: Views, frames: int | None) -> list[Vi
     for number, video in enumerate(videos):
         try:
             with open_video(video.path) as reader:
-                times = reader.times[within(reader, video.start, video.end)]
+                times = reader.times[within(reader, video.start, video.end)] + reader.offset
         except (VideoError, OSError):
             found.append(View(number, video))
             continue

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 
 from tttvideo.printing import is_unicode, printable
+from tttvideo.video.errors import PartialVideoWarning
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
-from tttvideo.video.reader import PartialVideoWarning
 
 _MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
 VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}
