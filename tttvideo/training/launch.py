@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from tttvideo.printing import printable
 from tttvideo.training.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def start(config: RunConfig) -> Accelerator:
 def say(sentence: str, every_process: bool = False) -> None:
     """A line on stderr, of the first process alone if all would say the same."""
     if every_process or os.environ.get("RANK", "0") == "0":
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def by_leader(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
