@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cycles, gpu, gpu_layers, gpu_report
+from benchmarks import cores, cycles, gpu, gpu_layers, gpu_report
 from benchmarks.contestants import CONTESTANTS
 from tttvideo.ttt import Layout
 
@@ -24,16 +24,20 @@ def test_the_benchmark_runs_dry(tmp_path):
     found = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert kept == json.loads(json.dumps(found["rows"]))
-    assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in CONTESTANTS]
+    missing = CONTESTANTS.keys() | cores.PACKAGES.keys()
+    assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in missing]
     measured = {(r["shape"], r["layer"], r["what"]) for r in found["rows"] if r["seconds"]}
     for shape in ("paper", "video"):
         for layer in ("ttt_mlp", "ttt_linear"):
             assert {(shape, layer, what) for what in ("forward", "train", "decode", "decode_graph")} <= measured
+        for what in ("forward", "train", "forward_graph", "train_graph"):
+            assert (shape, "ttt_linear_core", what) in measured
+        assert (shape, "attention_core", "train") in measured
     assert ("paper", "plain_scan", "train") in measured
     assert ("video", "ttt_conv", "train") in measured
     assert found["summary"].keys() >= NAMED
     skipped = {r["layer"]: r["why"] for r in found["rows"] if r["seconds"] is None}
-    assert skipped.keys() == CONTESTANTS.keys()
+    assert skipped.keys() == missing
     profiles = {(r["shape"], r["layer"]): r for r in found["rows"] if r["what"] == "profile"}
     assert profiles.keys() >= {(shape, layer) for shape in ("paper", "video") for layer in ("ttt_mlp", "ttt_linear")}
     for row in profiles.values():
@@ -44,6 +48,18 @@ def test_the_benchmark_runs_dry(tmp_path):
     assert "mamba_ssm_mamba2: mamba-ssm" in table
     gpu_report.plot(found["rows"], "dry", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_only_some_layers_are_measured_in_the_order_of_the_words():
+    found = gpu.chosen(False, ("video:attention", "ttt_mlp_core_bf16"))
+    assert [(part.shape.name, part.layer) for part in found] == [
+        ("video", "attention"),
+        ("video", "ttt_mlp_core_bf16"),
+        ("paper", "ttt_mlp_core_bf16"),
+    ]
+    assert gpu.chosen(False, ()) == gpu_layers.parts(False)
+    with pytest.raises(ValueError, match="No layer is called ttt; there are ttt_mlp_core_bf16, attention_core"):
+        gpu.chosen(False, ("ttt",))
 
 
 def test_what_fails_is_a_row_and_not_tried_again():
