@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import Patches
 from tttvideo.model import ModelConfig, VideoModel
-from tttvideo.ttt import MLP, TTT, FrameCausal, TokenCausal
+from tttvideo.ttt import MLP, TTT, FrameCausal, Linear, TokenCausal
 from tttvideo.video.transforms import Preprocessing
 
 COLOURS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -36,7 +36,8 @@ def curve(fused: str, device: torch.device, steps: int, tiny: bool = False) -> I
     step. The same clips and the same start on every device, whatever ``fused`` (see ``TTT``)."""
     frames, size, width, batch = (4, 16, 16, 2) if tiny else (24, 32, 64, 16)
     heads = max(1, width // 32)
-    blocks = [TTT(MLP(), heads, chunk, fused=fused) for chunk in (TokenCausal(16), FrameCausal())]  # type: ignore[arg-type]
+    inner = Linear() if tiny else MLP()
+    blocks = [TTT(inner, heads, chunk, fused=fused) for chunk in (TokenCausal(16), FrameCausal())]  # type: ignore[arg-type]
     config = ModelConfig(Patches(patch=8), Backbone(width=width, depth=2, pattern=blocks))
     torch.manual_seed(0)
     names = [str(order) for order in ORDERS]

@@ -10,6 +10,7 @@ from benchmarks import cores, cycles, gpu, gpu_layers, gpu_report
 from benchmarks.contestants import CONTESTANTS
 from tttvideo.ttt import Layout
 
+PART = next(part for part in gpu_layers.parts(True) if part.layer == "ttt_mlp")
 NAMED = {
     "train_over_plain_scan",
     "forward_crossover_tokens_vs_flash",
@@ -67,7 +68,7 @@ def test_what_fails_is_a_row_and_not_tried_again():
         def forward(self, x):
             raise (torch.OutOfMemoryError if torch.is_grad_enabled() else RuntimeError)("a bad kernel")
 
-    part = gpu_layers.parts(True)[0]
+    part = PART
     slow = set()
     found = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
     assert [r for r in found if isinstance(r, str)] == ["forward, 16 tokens", "train, 16 tokens"]
@@ -85,13 +86,13 @@ def test_what_is_slow_only_at_first_is_measured_on_longer_sequences(monkeypatch,
     monkeypatch.setattr(gpu, "repeated", lambda run, device, rounds: {"first": next(times), "times": [next(times)]})
     slow, lengths = set(), []
     for length in (16, 32):
-        rows = gpu.timed(gpu_layers.parts(True)[0], nn.Identity(), length, torch.device("cpu"), slow)
+        rows = gpu.timed(PART, nn.Identity(), length, torch.device("cpu"), slow)
         lengths += [row["length"] for row in rows if isinstance(row, dict) and row["what"] == "train"]
     assert lengths == measured
 
 
 def test_a_part_that_ends_early_hides_no_figure():
-    part = gpu_layers.parts(True)[0]
+    part = PART
     row = {"shape": "video", "layer": part.layer, "what": "train", "length": 16, "batch": 1, "seconds": 16e-6}
     table = gpu_report.table([row, gpu._without(part, "the time was up")])
     assert "1,000.0" in table
