@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, FrameEncoder
-from .encoder.pretrained import TimmEncoder
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
-from .ttt.interface import Layout, State
+from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from .video.segments import Piece
 
 WHOLE = 2**40
 """Frames of a segment that holds any video whole."""
@@ -110,6 +112,8 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        self._exempt: set[str] = set()
+        self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
 
     @property
     def frame_multiple(self) -> int:
@@ -243,6 +247,21 @@ class VideoModel(nn.Module):
             yield frames, lengths, output
 
     @torch.no_grad()
+    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+        """The same of several batches whose segments alternate: each piece with the output for it; None where none of
+        its videos has a frame. The state of a batch is let go after its last piece."""
+        device = next(self.parameters()).device
+        states: dict[int, ModelState | None] = {}
+        for piece in pieces:
+            state, output = states.pop(piece.batch, None), None
+            if bool(piece.lengths.any()):
+                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
+                state = detach_state(state)
+            if not piece.last:
+                states[piece.batch] = state
+            yield piece, output
+
+    @torch.no_grad()
     def classify(self, path: str | Path, topk: int = 5, segment: int = 256) -> list[tuple[str, float]]:
         """Labels and probabilities of a video file or folder of frames, most probable first.
 
@@ -305,28 +324,13 @@ class VideoModel(nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would pull from what they mean: positions, inner starts, rates and norms."""
-        inner = (
-            ".weights.",
-            ".biases.",
-            ".rate.",
-            ".norm_",
-            ".scale_shift",
-            ".forget.",
-            ".alpha",
-            ".A_log",
-            ".dt_bias",
-            ".D",
-        )
-        named = {
-            name
-            for name, _ in self.named_parameters()
-            if "position" in name or (".mixer." in name and any(part in name for part in inner))
-        }
-        if isinstance(self.encoder, TimmEncoder):
-            own = getattr(self.encoder.model, "no_weight_decay", set)()
-            named |= {f"encoder.model.{name}" for name in own}
-        return named
+        """Parameters that say so themselves (``ttt.interface.exempt_from_decay``), and those that a module inside names
+        in its own ``no_weight_decay()``, as timm's models do. Optimizers exempt biases and other vectors anyway."""
+        self._exempt |= {name for name, p in self.named_parameters() if getattr(p, NO_WEIGHT_DECAY, False)}
+        for prefix, module in self.named_modules():
+            if module is not self and hasattr(module, "no_weight_decay"):
+                self._exempt |= {f"{prefix}.{name}" for name in module.no_weight_decay()}  # type: ignore[operator]
+        return set(self._exempt)
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""

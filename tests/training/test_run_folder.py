@@ -61,3 +61,5 @@ def test_changed_settings_name_what_moves_the_curve(tmp_path):
     (tmp_path / "config.yaml").write_text("optimizer: {lr: 0.1}\nout: a\ndata: {workers: 0, root: x}\n")
     new = "optimizer: {lr: 0.2}\nout: b\ndata: {workers: 2, root: y}\n"
     assert changed_settings(tmp_path / "config.yaml", new) == ["optimizer.lr: 0.1 -> 0.2"]
+    newer = new + "validation: {videos: null, max_frames: 8}\n"  # settings that there were not yet
+    assert changed_settings(tmp_path / "config.yaml", newer)[1:] == ["validation.max_frames: None -> 8"]

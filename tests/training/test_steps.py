@@ -59,7 +59,11 @@ def test_gradients_do_not_depend_on_how_a_step_is_divided(kind):
 
 def test_what_counts():
     """Videos; for prediction, the frames after the context: a film of twice as many weighs twice as much."""
-    for kind, expected in {"one label": 8, "several labels": 8, "prediction": sum(max(0, n - 3) for n in LENGTHS)}.items():
+    for kind, expected in {
+        "one label": 8,
+        "several labels": 8,
+        "prediction": sum(max(0, n - 3) for n in LENGTHS),
+    }.items():
         result, _, _ = step(kind, SPLITS["5 + 3"])
         assert result.progress.totals["counted"] == expected
         assert result.progress.totals["frames"] == sum(LENGTHS)

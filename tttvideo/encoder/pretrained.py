@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ttt.interface import exempt_from_decay
 from .base import Encoder, EncoderState, FrameEncoder
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class TimmEncoder(FrameEncoder):
             self.feature_shape = (features.shape[1], *config.grid)
         self.projection = nn.Linear(features.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
+        exempt_from_decay(self.position)
 
     def train(self, mode: bool = True) -> TimmEncoder:
         super().train(mode)

@@ -61,6 +61,7 @@ class Rule:
         metric: key of the validation metrics; None where nothing is validated.
         split: name of the split that decides.
         split_rule: the sentence that says how the split was made.
+        part: what of the split decides, such as "the first 64 frames of 20 of 200 videos"; "": all of it.
     """
 
     metric: str | None
@@ -68,11 +69,13 @@ class Rule:
     split_rule: str
     lower: bool = False  # whether lower figures are better
     videos: str = ""  # fingerprint of the videos that decide: unlike the sentence, it stays when the folder moves
+    part: str = ""
 
     def __str__(self) -> str:
         if not self.metric:
             return "the last step, as nothing was validated"
-        return f"{'lowest' if self.lower else 'highest'} {self.split} {self.metric}"
+        part = f" of {self.part}" if self.part else ""
+        return f"{'lowest' if self.lower else 'highest'} {self.split} {self.metric}{part}"
 
 
 class Checkpoints:
@@ -169,6 +172,7 @@ class Checkpoints:
                 "step": progress.step,
                 "epochs": progress.epoch,
                 "metrics": metrics or {},
+                "measured_part": self.rule.part,
                 "split": self.rule.split,
                 "split_rule": self.rule.split_rule,
                 "trained_on": self.trained_on,

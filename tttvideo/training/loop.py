@@ -246,7 +246,7 @@ class Trainer:
                 torch.tensor(float(len(batch.failures)), device=device),
                 ~torch.isfinite(loss.total.detach()),
             ]
-            return loss.total, torch.stack([value.to(self._dtype) for value in row])
+            return loss.total, torch.stack([value.to(device, self._dtype) for value in row])
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""

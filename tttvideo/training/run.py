@@ -28,7 +28,7 @@ from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer
 from .progress import Display, clock
 from .run_folder import RunFolder, Skipped, changed_settings, fingerprint
-from .validation import score
+from .validation import SEGMENT, measured_part, score
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3  # pyright: ignore
@@ -89,7 +89,7 @@ class Run:
     train: Index
     val: Index | None
     train_batches: Loader  # of this process
-    val_batches: Loader | None
+    val_batches: tuple[Loader, list[list[int]]] | None  # of this process: the loader of their pieces, and their videos
     rule: Rule
     checkpoints: Checkpoints
     progress: Progress
@@ -126,6 +126,7 @@ class Run:
             split=self.config.data.split_val,
             split_rule=self.val.rule if self.val else self.train.rule,
             videos=fingerprint(self.val or self.train),
+            part=self._part,
         )
         preprocessing = self.config.data.preprocessing
         paths = [video.path for video in self.train.videos] if self.leader else []
@@ -146,15 +147,15 @@ class Run:
         part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         self.train = data.index(data.split_train, labelled=task.labelled)
         self.train_batches = train_loader(data, self.train, seed=self.config.seed, **part)
-        self.val = self.val_batches = None
+        self.val, self._part = None, ""
         if self.config.evaluate_every:
-            self.val = data.index(
+            val = data.index(
                 data.split_val,
                 labels=self.train.labels,
                 multi_label=self.train.multi_label,
                 labelled=task.labelled,
             )
-            self.val_batches = val_loader(data, self.val, **part)
+            self.val, self._part = measured_part(val, self.config.validation, data.split_seed)
 
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
@@ -171,6 +172,11 @@ class Run:
         described = describe(config.model, config.data.preprocessing, self.train.labels, self.train.multi_label)
         self.progress = self.checkpoints.read(last, fixed, described) if last else Progress(fixed=fixed)
         self._build(last)
+        self.val_batches = None
+        if self.val:
+            part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+            segment, first = self.model.segment_frames(SEGMENT), config.validation.max_frames
+            self.val_batches = val_loader(config.data, self.val, segment=segment, first=first, **part)
         if last:
             self.accelerator.load_state(str(last / "training_state"))
         self.accelerator.wait_for_everyone()  # all have looked before the first file is written
@@ -242,6 +248,8 @@ class Run:
             display.say(f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}")
         if config.init_from and last is None:
             display.say(f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}")
+        for note in self.trainer.schedule.notes:
+            display.say(f"note: {note}")
         if last:
             display.say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {self.n_batches}")
             for change in changed_settings(self.folder.path / "config.yaml", self.yaml):
@@ -281,7 +289,7 @@ class Run:
         assert self.val_batches is not None
         evaluated = self.trainer.evaluated_model
         evaluated.set_inner_rate(1.0)
-        scores = score(evaluated, self.val_batches, self.val, self.accelerator)
+        scores = score(evaluated, *self.val_batches, self.val, self.accelerator)
         self._skip(self.val, scores.failures)
         return {**self.task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
 

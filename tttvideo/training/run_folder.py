@@ -189,6 +189,8 @@ def changed_settings(old: Path, new_yaml: str) -> list[str]:
     def compare(key: str, a: Any, b: Any) -> None:
         if key in harmless:
             return
+        if a is None and isinstance(b, dict):
+            a = {}  # a group of settings that the run began without
         if isinstance(a, dict) and isinstance(b, dict):
             for name in {**a, **b}:
                 compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))

@@ -15,7 +15,7 @@ from .dual import Problem
 from .grid import Grid, chunk_ends, chunks_begun
 from .inner.base import InnerModel
 from .inner.mlp import MLP
-from .interface import Layout, Mixer, SequenceLayer, merge_heads
+from .interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, L2, Norm, Objective, ResidualL2
@@ -209,13 +209,13 @@ class TTTLayer(SequenceLayer):
         self.norm_scale = None if shape is None else nn.Parameter(torch.ones(shape))
         self.norm_shift = None if shape is None else nn.Parameter(torch.zeros(shape))
         # Only the paper's token mode learns the step's scale by position (delta of 1/(t+1) + delta_t).
-        self.scale_shift = (
-            nn.Parameter(torch.zeros(config.chunk.tokens)) if isinstance(config.chunk, TokenCausal) else None
-        )
+        scales = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else None
+        self.scale_shift = None if scales is None else nn.Parameter(torch.zeros(scales))
         self.post_norm = nn.LayerNorm(dim, eps=EPS)
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
         self.o_proj = nn.Linear(dim, dim, bias=False)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
+        exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
 

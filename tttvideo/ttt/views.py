@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .interface import Layout, split_heads
+from .interface import Layout, exempt_from_decay, split_heads
 from .scan import Views
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Projections(nn.Module):
             # Keeps 99% of the old weights per frame (per token where chunks are of tokens) to begin with.
             nn.init.normal_(self.forget.weight, std=0.02)
             nn.init.constant_(self.forget.bias, 4.6)
+        exempt_from_decay(self.rate, self.forget)
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """The last inputs of the short convolutions, [B, 0 so far, C]."""
