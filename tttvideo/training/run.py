@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..model import VideoModel
+from ..printing import printable
 from ..serialize import load_weights, resolve_checkpoint
 from ..video.dataset import Failure
 from ..video.index import Index, save_labels
@@ -46,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(*parse(argv))
     except NonFinite as error:
         if first:
-            print(f"stopped: {error}", file=sys.stderr)
+            print(printable(f"stopped: {error}"), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         if first or isinstance(error, OSError):  # a ValueError is the same on every process
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(printable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if first:

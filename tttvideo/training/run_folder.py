@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tttvideo.printing import cell
 from tttvideo.training.config import ConfigError
 from tttvideo.video.index import Index
 
@@ -88,7 +89,8 @@ class Skipped(NamedTuple):
     @property
     def key(self) -> tuple[str, str, str]:
         """What tells it from others, as it stands in the file."""
-        return (self.path, "" if self.start is None else str(self.start), "" if self.end is None else str(self.end))
+        start, end = ("" if second is None else str(second) for second in (self.start, self.end))
+        return cell(self.path), start, end
 
 
 def _json(line: dict[str, Any]) -> str:
@@ -156,7 +158,7 @@ class RunFolder:
                 writer = csv.writer(file)
                 if fresh:
                     writer.writerow(["path", "split", "reason", "start", "end"])
-                writer.writerows((v.path, split, v.reason, *v.key[1:]) for v in new)
+                writer.writerows((v.key[0], split, cell(v.reason), *v.key[1:]) for v in new)
             self._skipped.update(v.key for v in new)
         return new
 

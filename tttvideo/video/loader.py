@@ -293,7 +293,7 @@ class _Clips(Dataset):
                 clip, reason = self.dataset.decode(i), ""
             except (VideoError, OSError) as error:
                 clip, reason = None, str(error)
-        return clip, reason, notes[0] if notes else ""
+        return clip, reason, "; ".join(notes)
 
 
 class _Lengths(Dataset):
