@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tttvideo.ttt import FrameCausal
 from tttvideo.video.dataset import DataConfig
 from tttvideo.video.index import Index, Video, subset
 from tttvideo.video.loader import val_loader
+from tttvideo.video.transforms import Preprocessing
 
 TASKS = [Classification(), Classification(pooling="ema"), Prediction(context=2, residual=False)]
 
@@ -40,14 +43,10 @@ def build(task, encoder=None, mixer=None) -> VideoModel:
     torch.manual_seed(0)
     config = ModelConfig(encoder or Patches(8), Backbone(width=16, depth=2, mixer=mixer or TTT(heads=2)), task)
     labels = ["a", "b"] if task.labelled else []
-    from tttvideo.video.transforms import Preprocessing
-
     return VideoModel(config, preprocessing=Preprocessing((16, 16)), labels=labels)
 
 
 def scored(model, data, segment, workers=0, first=None):
-    from dataclasses import replace
-
     from accelerate import Accelerator
 
     index = data.index("val", labels=["a", "b"], labelled=True)
@@ -72,8 +71,6 @@ def test_segments_score_as_whole_videos_do(data, task, encoder):
 
 def test_workers_change_nothing_and_stay(data):
     model = build(Classification())
-    from dataclasses import replace
-
     from accelerate import Accelerator
 
     alone, index = scored(model, data, 4)
@@ -139,13 +136,12 @@ def test_no_more_than_three_segments_are_held(monkeypatch, task):
 
 def test_capped_validation_says_and_records_so(arguments, capsys):
     caps = {"validation.max_frames": 3, "validation.videos": 2}
-    assert train.main(arguments(**caps, schedule__epochs=1)) == 0
+    assert train.main(arguments(**caps, schedule__epochs=1, schedule__warmup=2)) == 0
     said = capsys.readouterr().out
     part = "the first 3 frames of 2 of 5 videos"
     assert f"5 videos); best checkpoint: highest val top1 of {part}" in said
+    assert "note: schedule.warmup is 2 epochs and the run 1: shortened to 0.5" in said
     run = said.split("best checkpoint ")[-1].split("/checkpoints/")[0]
-    from pathlib import Path
-
     index = json.loads((Path(run) / "checkpoints" / "index.json").read_text())
     assert index["rule"] == f"highest val top1 of {part}"
     assert [line["val_n"] for line in lines(Path(run) / "log.jsonl")] == [2]
@@ -188,13 +184,11 @@ def test_a_subset_is_fixed_and_keeps_the_classes_shares():
 
 
 MEMORY = """
-import sys, train
+import sys, torch, train
 from tttvideo.training import memory
-import torch
-out, root = sys.argv[1:]
-assert train.main(["--data.root", root, "--data.size", "[64,64]", "--data.batch_size", "1", "--data.workers", "0",
-    "--data.max_frames", "8", "--model.encoder.patch", "16", "--model.backbone.width", "32",
-    "--model.backbone.depth", "1", "--model.backbone.mixer.heads", "2", "--schedule.epochs", "1", "--trackers", "[]", "--out", out]) == 0
+words = "--data.size [64,64] --data.batch_size 1 --data.workers 0 --data.max_frames 8 --model.encoder.patch 16 \\
+    --model.backbone.width 32 --model.backbone.depth 1 --model.backbone.mixer.heads 2 --schedule.epochs 1 --trackers []"
+assert train.main([*words.split(), "--out", sys.argv[1], "--data.root", sys.argv[2]]) == 0
 print("peak", memory.peak_mb(torch.device("cpu")))
 """
 

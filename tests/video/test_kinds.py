@@ -9,7 +9,7 @@ import pytest
 from tttvideo.video import image_reader
 from tttvideo.video.decode import open_video
 from tttvideo.video.kinds import choose_frames
-from tttvideo.video.reader import PartialVideoWarning, VideoError
+from tttvideo.video.reader import VideoError, VideoWarning
 
 
 def numbered(pattern: str, numbers=range(3)) -> list[str]:
@@ -75,7 +75,7 @@ def test_folders_with_flow_say_what_they_take_once_and_stereo_is_refused(tmp_pat
     for i in range(3):
         picture(f"img_{i}.png", 10 * i)
         picture(f"flow_x_{i}.png", 200)
-    with pytest.warns(PartialVideoWarning, match=r"3 images are frames, flow_x_\*\.png are left out") as said:
+    with pytest.warns(VideoWarning, match=r"3 images are frames, flow_x_\*\.png are left out") as said:
         assert open_video(tmp_path).read().amax((1, 2, 3)).tolist() == [0, 10, 20]
     assert len(said) == 1
     with warnings.catch_warnings():

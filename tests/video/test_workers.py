@@ -19,7 +19,7 @@ from tests.training.conftest import write_video
 from tests.video.small import batches, config
 from tttvideo.video import workers
 from tttvideo.video.index import DataError
-from tttvideo.video.loader import train_loader, val_loader
+from tttvideo.video.loader import train_loader
 from tttvideo.video.workers import DataNote, DataWorkerError, WorkerLoader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,9 +117,9 @@ def test_without_room_for_locks_this_process_reads(folder, monkeypatch):
     room_for(monkeypatch, 65_536)
     setup = config(folder, workers=2)
     with pytest.warns(DataNote, match=r"/dev/shm has 66 kB free, too little for 2 data workers: .* by this process"):
-        loader = val_loader(setup, setup.index("val"))
+        loader = train_loader(setup, setup.index("train"))
     assert loader.num_workers == 0
-    assert batches(loader) == batches(val_loader(replace(setup, workers=0), setup.index("val")))
+    assert batches(loader) == batches(train_loader(replace(setup, workers=0), setup.index("train")))
 
 
 def test_room_is_shared_by_the_processes_of_a_machine(monkeypatch):

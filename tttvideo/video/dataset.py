@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tttvideo.printing import printable
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import PartialVideoWarning, VideoError, printable
-from tttvideo.video.reading import catch_damage, open_sized, within
+from tttvideo.video.reader import PartialVideoWarning, VideoError, VideoWarning
+from tttvideo.video.reading import Notes, catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.segments import video_pieces
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
@@ -33,7 +34,7 @@ class DataConfig:
     Args:
         root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
             list beside it, the folder that the list's relative paths count from.
-        list: list file (path,label[,start,end][,group][,split]).
+        list: list file, `path,label[,start,end][,group][,split]`.
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
         val_fraction: share of the videos kept for `val` if the data have no splits of their own.
@@ -42,6 +43,8 @@ class DataConfig:
         size: height and width of the frames, in pixels.
         fit: crop, pad or stretch frames of another shape.
         sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
+        stream: which video stream of a file with several, counted from 0 (cover pictures do not count); null: the
+            first that is marked as default, or else the largest.
         max_frames: train on a random window of at most this many consecutive (sampled) frames; null: whole
             videos.
         batch_size: videos per process and step.
@@ -63,6 +66,7 @@ class DataConfig:
     size: tuple[int, int] = (64, 64)
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
+    stream: int | None = None
     max_frames: int | None = None
     batch_size: int = 8
     workers: int = 2
@@ -85,7 +89,7 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.size, self.fit, self.sampling)
+        return Preprocessing(self.size, self.fit, self.sampling, self.stream)
 
     @property
     def source(self) -> str:
@@ -188,7 +192,7 @@ class VideoDataset(Dataset):
             frames = self.augment.apply(frames, self.preprocessing, generator)
         else:
             frames = self.preprocessing.apply(frames)
-        return Sample(frames, self._label(video), i, video.path, notes[0] if notes else None)
+        return Sample(frames, self._label(video), i, video.path, "; ".join(notes) or None)
 
     def name(self, item: tuple[int, int]) -> str:
         return self.path(item[1])
@@ -227,7 +231,7 @@ class VideoDataset(Dataset):
         with catch_damage() as notes:
             frames, times = self._cached(i, notes)
         for note in notes:
-            warnings.warn(note, PartialVideoWarning, stacklevel=2)
+            warnings.warn(note, PartialVideoWarning if notes.damage else VideoWarning, stacklevel=2)
         for keep in self._choose(times, self._rule_first, None).split(segment):
             yield self.preprocessing.apply(_take(frames, keep))
 
@@ -247,7 +251,7 @@ class VideoDataset(Dataset):
         n = len(times) if clip is not None and self._rule_first else len(self._rule.indices(times - times[0], None))
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
-    def _frames(self, i: int, generator: torch.Generator | None, notes: list[str]) -> Tensor:
+    def _frames(self, i: int, generator: torch.Generator | None, notes: Notes) -> Tensor:
         """uint8 [F, 3, h, w] at decode size, chosen. `notes` grows when a file turns out to be damaged."""
         video = self.index.videos[i]
         if self.cache is not None:
@@ -260,7 +264,7 @@ class VideoDataset(Dataset):
             frames = reader.read(wanted)
         return frames[place[place < len(frames)]]
 
-    def _cached(self, i: int, notes: list[str]) -> tuple[Tensor | np.ndarray, Tensor]:
+    def _cached(self, i: int, notes: Notes) -> tuple[Tensor | np.ndarray, Tensor]:
         """Frames [F, 3, h, w] that the cache keeps of a video, and their times; kept from now on if they were not."""
         video = self.index.videos[i]
         if isinstance(self.cache, MemoryCache):
@@ -273,14 +277,23 @@ class VideoDataset(Dataset):
             return clip.frames, clip.times
         assert self.cache is not None
         rule, pre = str(self._rule) if self._rule_first else "all", self.preprocessing
-        what = [pre.size, pre.fit, self._margin, rule, video.start, video.end, *([self.first] if self.first else [])]
+        what = [
+            pre.size,
+            pre.fit,
+            pre.stream,
+            self._margin,
+            rule,
+            video.start,
+            video.end,
+            *([self.first] if self.first else []),
+        ]
         file = self.cache.file(video.path, *what)
         kept = self.cache.load(file)
         if kept is not None:
             return kept
         clip = self.decode(i)
         # Of a damaged file nothing is kept, so that a later run warns of it again.
-        if notes:
+        if notes.damage:
             self._damaged.add(i)
         if i not in self._damaged:
             self.cache.store(file, clip)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tttvideo.video.kinds import IMAGE_EXTENSIONS, choose_frames
 from tttvideo.video.pyav_reader import Converter
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo
+from tttvideo.video.reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
 
 # Kinds of folders of which it was said which images are their frames.
 _already_said: set[str] = set()
@@ -20,7 +20,7 @@ _already_said: set[str] = set()
 class ImageFolderReader(Reader):
     """Images of a folder as frames, `fps` of them a second; all are brought to the size of the first one."""
 
-    def __init__(self, path: str, size: tuple[int, int] | None, fps: float):
+    def __init__(self, path: str, size: Any, fps: float):
         self._files = _frames(path)
         if not self._files:
             raise VideoError(f"{path}: the folder holds no frame images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
@@ -32,7 +32,7 @@ class ImageFolderReader(Reader):
         suffix = self._files[0].suffix[1:].lower()
         info = VideoInfo(path, suffix, height, width, count, fps, count / fps, "images")
         super().__init__(info, torch.arange(count, dtype=torch.float64) / fps, announced=count)
-        self._size = size or (height, width)
+        self._size = checked_size(size, info) or (height, width)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,16 +72,16 @@ def _frames(folder: str) -> list[Path]:
     if frames.left_out and frames.left_out not in _already_said:
         _already_said.add(frames.left_out)
         message = f"{folder}: {len(frames.names)} images are frames, {frames.left_out} are left out"
-        warnings.warn(message, PartialVideoWarning, stacklevel=4)
+        warnings.warn(message, VideoWarning, stacklevel=4)
     return [Path(folder, name) for name in frames.names]
 
 
 def _decode(file: Path) -> Any:
     """The picture, or None if the file holds none."""
-    import av.error
+    import av
 
     try:
-        with av.open(os.path.abspath(file)) as container:
+        with av.open(os.path.abspath(file), metadata_errors="replace") as container:
             return next(container.decode(video=0), None)
-    except (av.error.FFmpegError, OSError, EOFError, IndexError):
+    except Exception:  # whatever FFmpeg makes of bytes that are no picture; nothing of ours runs in there
         return None

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from ..printing import printable
 from .listfile import DataError
-from .reader import printable
+from .worker_signals import follow
 
 TIME_LIMIT = 1800.0
 """Seconds that a worker may take for one video; a two-hour film at 300 frames/s takes 720."""
@@ -96,7 +98,7 @@ class WorkerLoader(DataLoader):
             dataset,
             num_workers=workers,
             collate_fn=_HandOver(collate, share),
-            worker_init_fn=_begin_worker if workers else None,
+            worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
             generator=torch.Generator(),  # without it the global one is drawn from, which shifts dropout
             **options,
         )
@@ -325,7 +327,8 @@ def _caught() -> Iterator[list[_Failed]]:
         failed.append(_Failed(isinstance(error, OSError), message, traceback.format_exc()))
 
 
-def _begin_worker(worker: int) -> None:
+def _begin_worker(parent: int, worker: int) -> None:
+    follow(parent, worker)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Made for overriding; as it is, it prints a traceback, and the training process waits for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_hand_over)  # type: ignore[attr-defined]
