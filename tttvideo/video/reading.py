@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from tttvideo.printing import printable
 from tttvideo.video.decode import open_video
 from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoWarning
 from tttvideo.video.sampling import Dense, Window, parse_sampling
