@@ -116,8 +116,8 @@ def _findings(args: argparse.Namespace) -> "list[Finding]":
 
 def _tell(findings: "list[Finding]", most: int) -> None:
     """Problems by kind, the first few by name."""
+    from .printing import printable
     from .video.library import KINDS
-    from .video.reader import printable
 
     if not any(finding.problems for finding in findings):
         print(f"nothing is wrong with the {len(findings)} videos")

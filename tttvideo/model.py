@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import serialize
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder
+from .encoder.base import EncoderState, FrameEncoder, check_range
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
@@ -135,10 +136,21 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1.
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
+
+        Raises:
+            ValueError: for frames of another shape, kind or range, which leave ``state`` as it was.
         """
+        if not self.training:
+            check_range(frames, lengths)
+        return self.read(frames, lengths, state)
+
+    def read(
+        self, frames: Tensor, lengths: Tensor | None = None, state: ModelState | None = None
+    ) -> tuple[Any, ModelState]:
+        """``forward`` of frames whose values need no look: decoded ones, and those that the model made itself."""
         if frames.dim() != 5:
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
@@ -180,8 +192,8 @@ class VideoModel(nn.Module):
             grid=self.encoder.grid,
             stride=self.encoder.stride,
             frame=self.preprocessing.size,
-            mean=tuple(self.encoder.mean.flatten().tolist()),
-            std=tuple(self.encoder.std.flatten().tolist()),
+            mean=self.encoder.statistics[0],
+            std=self.encoder.statistics[1],
             causal=self.backbone.causal,
             whole_frames=self.backbone.whole_frames,
             features=self.encoder.feature_shape,
@@ -291,6 +303,8 @@ class VideoModel(nn.Module):
             probabilities = self.probabilities(self.score_segments(segments()).logits[0].float())
         finally:
             self.train(training)
+        if not probabilities.isfinite().all():
+            raise ValueError(f"The model answers {path} with NaN: its weights are damaged; use an earlier checkpoint.")
         values, indices = probabilities.topk(min(topk, len(self.labels)))
         return [(self.labels[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
@@ -334,8 +348,6 @@ class VideoModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {
@@ -348,8 +360,7 @@ class VideoModel(nn.Module):
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        serialize.save_weights(self, folder)
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -363,20 +374,26 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     """
     folder = resolve_checkpoint(folder)
     where = str(folder / "config.json")
-    description = read_description(folder)
+    description, shapes = read_description(folder), serialize.read_shapes(folder)
     try:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
             raise TypeError("labels are not a list of names")
-        model = VideoModel(
-            from_plain(description["model"], trust=trust, where=where),
-            preprocessing=from_plain(description["preprocessing"], trust=trust, where=where),
-            labels=labels,
-            multi_label=description["multi_label"],
-            load=False,
-        )
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {error}).") from error
+        if not isinstance(description["multi_label"], bool):
+            raise TypeError("multi_label is neither true nor false")
+        config = from_plain(description["model"], trust=trust, where=where)
+        if not isinstance(config, ModelConfig):
+            raise TypeError("its model is no ModelConfig")
+        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
+        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
+        serialize.check_depth(config.backbone.depth, shapes, folder)
+        with serialize.outlined(shapes, config.backbone.width):
+            outline = VideoModel(config, **parts)
+            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
+        model = VideoModel(config, **parts)
+    except serialize.DAMAGES as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
     model.provenance = description.get("provenance") or {}
     load_weights(model, folder)
     return model.eval()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tttvideo.video.decode import open_video
@@ -137,5 +138,7 @@ def averaged(logits: Tensor, several: bool) -> Tensor:
     """Logits [views, n] -> logits [n] of the mean probabilities: of the softmax, or of a sigmoid each if ``several``
     labels are possible."""
     if several:
-        return logits.double().sigmoid().mean(0).logit(eps=1e-12).float()
+        # of p and of 1 - p, both as logarithms: neither is rounded to 0 or 1
+        yes, no = (F.logsigmoid(sign * logits.double()).logsumexp(0) for sign in (1, -1))
+        return (yes - no).float()
     return (logits.double().log_softmax(1).logsumexp(0) - math.log(len(logits))).float()

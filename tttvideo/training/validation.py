@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..model import VideoModel
+from ..printing import printable
 from ..tasks.base import Examiner
 from ..video.dataset import Failure
 from ..video.index import Index, subset
-from ..video.reader import printable
 from ..video.segments import Piece
 from .config import ValidationConfig
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tttvideo.printing import printable
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import PartialVideoWarning, VideoError, VideoWarning, printable
+from tttvideo.video.reader import PartialVideoWarning, VideoError, VideoWarning
 from tttvideo.video.reading import Notes, catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.segments import video_pieces

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..printing import is_unicode, printable
 from .image_reader import ImageFolderReader
 from .probe import Probe, probe, remember
 from .pyav_reader import PyAVReader
-from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, checked_size, printable
+from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, checked_size
 
 __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
 
@@ -45,8 +46,8 @@ def open_video(
     can be decoded, ValueError for a size below 1.
     """
     path = os.fsdecode(path)
-    if (shown := printable(path)) != path:  # neither FFmpeg nor a log takes such a name
-        raise VideoError(f"{shown}: its name is not UTF-8; rename it")
+    if not is_unicode(path):  # neither FFmpeg nor a log takes such a name
+        raise VideoError(f"{printable(path)}: its name is not UTF-8; rename it")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     known = probe(path, stream)

@@ -1,17 +1,10 @@
 """What is said of videos that cannot be used, or not whole. Imports nothing, so that indexing starts at once."""
 
-import os
-
 
 class VideoError(ValueError):
     """A video (or folder of images) that cannot be used; the message is one sentence with the path and the
     reason.
     """
-
-
-def printable(path: str) -> str:
-    """The path as text that can be printed and written anywhere: bytes that are not UTF-8 as \\xe9."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class VideoWarning(UserWarning):

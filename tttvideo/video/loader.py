@@ -4,6 +4,7 @@ The loaders are sharded already and keep their own generators: do not pass them 
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from tttvideo.video.reader import PartialVideoWarning, VideoError
 from tttvideo.video.reading import catch_damage
 from tttvideo.video.segments import SegmentedBatches
 from tttvideo.video.transforms import sample_generator
+from tttvideo.video.worker_signals import follow
 
 _log = logging.getLogger(__name__)
 _ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws
@@ -73,15 +75,14 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.rank, self.world, self.lengths = rank, world, lengths
         self.buckets = buckets if lengths is not None else 1
         self.epoch = 0
-        self._skip = 0
+        self.first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation of the next pass, and forgets `skip`."""
-        self.epoch, self._skip = epoch, 0
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Every pass from now on is through this epoch, from this batch on, without reading those before.
 
-    def skip(self, batches: int) -> None:
-        """The next pass starts after this many batches, without reading them."""
-        self._skip = batches
+        Iterating consumes nothing: a DataLoader with workers calls ``iter`` twice for one pass.
+        """
+        self.epoch, self.first = epoch, batch
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -90,8 +91,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self.n // whole + (rest >= self.world if self.shuffle else rest > 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, skip, self._skip = self.epoch, self._skip, 0
-        return iter([[(epoch, i) for i in batch] for batch in self._batches(epoch)[skip:]])
+        return iter([[(self.epoch, i) for i in batch] for batch in self._batches(self.epoch)[self.first :]])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         whole = self.batch_size * self.world
@@ -147,8 +147,7 @@ class Collate:
 class Loader(DataLoader):
     """A DataLoader of `Batch` (or `Piece`); warnings of readers in the workers are issued here, once per video.
 
-    `loader.batch_sampler` is the EpochSampler: `set_epoch(e)` before every epoch, `skip(n)` after it to
-    resume.
+    `loader.batch_sampler` is the EpochSampler: `start_at(epoch, batch)` before every epoch.
     """
 
     _issued: set[str] | None = None
@@ -251,6 +250,7 @@ def _options(config: DataConfig, start_method: str | None) -> dict[str, Any]:
     return {
         "num_workers": config.workers,
         "multiprocessing_context": start_method if config.workers else None,
+        "worker_init_fn": partial(follow, os.getpid()),
     }
 
 

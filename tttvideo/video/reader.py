@@ -11,9 +11,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .errors import PartialVideoWarning, VideoError, VideoWarning, printable
+from ..printing import printable
+from .errors import PartialVideoWarning, VideoError, VideoWarning
 
-__all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "VideoWarning", "printable"]
+__all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "VideoWarning"]
 
 
 class VideoInfo(NamedTuple):
@@ -136,7 +137,7 @@ class Reader(ABC):
         key = (self.info.path, what)
         if key not in _already_warned:
             _already_warned.add(key)
-            warnings.warn(f"{self.info.path}: {sentence}", category, stacklevel=4)
+            warnings.warn(f"{printable(self.info.path)}: {sentence}", category, stacklevel=4)
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from tttvideo.printing import printable
 from tttvideo.video.decode import open_video
 from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoWarning
 from tttvideo.video.sampling import Dense, Window, parse_sampling
@@ -104,7 +105,7 @@ def damaged_videos_named() -> Iterator[None]:
 
         def sentence(message, category, filename, lineno, file=None, line=None) -> None:
             if issubclass(category, VideoWarning):
-                print(f"warning: {message}", file=sys.stderr)
+                print(printable(f"warning: {message}"), file=sys.stderr)
             else:
                 show(message, category, filename, lineno, file, line)
 
