@@ -141,7 +141,7 @@ def score_videos(
             views = [View(number, video) for number, video in enumerate(videos)]
             cuts: list[int | None] = [settings[position].frames for position in group]
         else:  # what is divided is cut already
-            views = expand(videos, ways, cut)
+            views = expand(videos, ways, cut, model.preprocessing.stream)
             cuts = [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
