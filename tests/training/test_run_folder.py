@@ -13,7 +13,7 @@ def test_lines_are_cut_back_to_a_position_and_a_torn_line_is_dropped(tmp_path):
     lines.close()
     with lines.path.open("a") as file:
         file.write('{"step": 6, "lo')
-    assert [line["step"] for line in lines.read()] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines.read("step")] == [1, 2, 3, 4, 5]
     lines.cut("step", 3)
     lines.append({"step": 4, "loss": 9.0})
     lines.close()

@@ -12,7 +12,7 @@ import torch
 
 from tests.training.steps import ASKED, DIVIDED, DIVIDED_BY_THREE, KINDS, LENGTHS, NONE, batch_of, model_of, step
 from tttvideo.tasks.base import Loss
-from tttvideo.training.loop import STOP_SIGNALS
+from tttvideo.training.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = list(range(8))

@@ -32,7 +32,7 @@ def test_training_order(n, world, buckets):
     epochs = []
     for epoch in (0, 1):
         for sampler in ranks:
-            sampler.set_epoch(epoch)
+            sampler.start_at(epoch)
         per_rank = [list(s) for s in ranks]
         assert {len(b) for b in per_rank} == {len(ranks[0])}
         for step in zip(*per_rank):  # equal sizes on all ranks, so that averaged gradients are right
@@ -43,7 +43,7 @@ def test_training_order(n, world, buckets):
         assert len({i for _, i in flat}) == len(flat) == n - n % world
         epochs.append([i for _, i in flat])
     assert n == 5 or epochs[0] != epochs[1]
-    ranks[0].set_epoch(0)
+    ranks[0].start_at(0)
     assert [i for b in ranks[0] for _, i in b] == epochs[0][: len(epochs[0]) // world]
 
 
@@ -60,16 +60,15 @@ def test_buckets_save_padding():
     assert order != sorted(order)
 
 
-def test_skip_is_for_one_pass():
+def test_a_pass_starts_where_it_is_told_however_often_it_is_asked_for():
     sampler = EpochSampler(20, 3, seed=1)
-    sampler.set_epoch(4)
+    sampler.start_at(4)
     whole = list(sampler)
-    sampler.skip(2)
-    assert list(sampler) == whole[2:]
-    assert list(sampler) == whole
+    sampler.start_at(4, 2)
+    for _ in range(3):  # a DataLoader with workers asks twice
+        assert list(sampler) == whole[2:]
     assert len(sampler) == 7
-    sampler.skip(3)
-    sampler.set_epoch(4)
+    sampler.start_at(4)
     assert list(sampler) == whole
     with pytest.raises(DataError, match="2 videos for 3 processes"):
         EpochSampler(2, 1, world=3)
@@ -86,7 +85,7 @@ def test_training_is_the_same_with_workers_after_resuming_and_without_the_global
     state = torch.get_rng_state()
     epochs = []
     for epoch in (0, 1):
-        plain.batch_sampler.set_epoch(epoch)
+        plain.batch_sampler.start_at(epoch)
         epochs.append(batches(plain))
     assert torch.equal(torch.get_rng_state(), state)
     assert epochs[0] != epochs[1]
@@ -94,15 +93,17 @@ def test_training_is_the_same_with_workers_after_resuming_and_without_the_global
     assert [f for b in epochs[0] for f in b[3]] == [i for i, v in enumerate(index.videos) if "broken" in v.path]
     parallel = train_loader(replace(setup, workers=2), index, seed=5)
     for epoch in (1, 0):  # the workers stay, the epoch changes
-        parallel.batch_sampler.set_epoch(epoch)
+        parallel.batch_sampler.start_at(epoch)
         assert batches(parallel) == epochs[epoch]
-    parallel.batch_sampler.set_epoch(0)
+    parallel.batch_sampler.start_at(0)
     for _ in parallel:  # left in the middle, as a run that stops
         break
     for loader in (plain, parallel):
-        loader.batch_sampler.set_epoch(1)
-        loader.batch_sampler.skip(2)
+        loader.batch_sampler.start_at(1, 2)
         assert batches(loader) == epochs[1][2:]
+    afresh = train_loader(replace(setup, workers=2), index, seed=5)  # as a process that resumes
+    afresh.batch_sampler.start_at(1, 2)
+    assert batches(afresh) == epochs[1][2:]
     assert torch.equal(torch.get_rng_state(), state)
     assert batches(train_loader(setup, index, seed=6)) != epochs[0]
 
@@ -197,7 +198,7 @@ def test_second_epoch_of_small_cached_videos_is_fast(folder):
     loader = train_loader(setup, setup.index("train"))
     start = time.perf_counter()
     for epoch in range(20):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.batch_sampler.start_at(epoch)
         list(loader)
     assert (time.perf_counter() - start) / (20 * 13) < 0.01  # seconds per video; decoding takes more than that
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -190,7 +191,8 @@ class RunConfig:
         evaluate_every: epochs between validations (the last epoch is always validated); 0 for never.
         seed: decides initialisation, order, augmentation and dropout.
         out: the run folder.
-        resume: auto continues the run in `out` from its last checkpoint; null starts a new one.
+        resume: auto continues the run in `out` from its last checkpoint, a name such as step-00000040 from that one
+            (later ones are set aside); null starts a new one.
         trackers: accelerate's experiment trackers (tensorboard, wandb, mlflow, ...).
         log_every: optimizer steps between two points in the trackers.
         processes: number of processes the run must have; null accepts any.
@@ -211,7 +213,7 @@ class RunConfig:
     evaluate_every: int = 1
     seed: int = 0
     out: str | None = None
-    resume: Literal["auto"] | None = None
+    resume: str | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     log_every: int = 10
     processes: int | None = None
@@ -225,6 +227,10 @@ class RunConfig:
             self.data.max_frames is None or self.data.max_frames >= self.model.task.least_frames,
             f"data.max_frames is {self.data.max_frames}, but {type(self.model.task).__name__} as configured learns "
             f"from clips of at least {self.model.task.least_frames} frames",
+        )
+        _require(
+            self.resume is None or re.fullmatch(r"auto|(.*/)?step-\d+/?", self.resume) is not None,
+            f"resume must be auto, null or a checkpoint of the run such as step-00000040, not {self.resume!r}",
         )
         _require(
             self.validation.max_frames is None or self.validation.max_frames >= self.model.task.least_frames,
