@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .mixers import TTT, FrameAttention, Mixer
 from .ttt.interface import Layout, SequenceLayer, State
-from .ttt.views import CausalConv
+from .ttt.primitives import CausalConv
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.views import last_valid
+from ..ttt.primitives import last_valid
 from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
-from ..ttt.views import rotate
+from ..ttt.primitives import rotate
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class AttentionLayer(SequenceLayer):
         slots = state.seen[:, None] + torch.arange(length)
         q, k, v = (split_heads(t, self.config.heads) for t in self.qkv(x).chunk(3, dim=-1))
         time = slots // unit
-        q, k = rotate(q, time, self.config.rope_theta), rotate(k, time, self.config.rope_theta)
+        q, k = rotate(time, self.config.rope_theta, q, k)
 
         held = slots if lengths is None else torch.where(torch.arange(length) < lengths[:, None], slots, -1)
         keys = torch.cat((state.keys.to(k.dtype), k), dim=2)

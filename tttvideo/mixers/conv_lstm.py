@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer
-from ..ttt.views import at_least_float32
+from ..ttt.primitives import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer
-from ..ttt.views import at_least_float32
+from ..ttt.primitives import at_least_float32
 
 
 @dataclass(frozen=True)

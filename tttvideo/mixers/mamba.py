@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
-from ..ttt.views import CausalConv, at_least_float32
+from ..ttt.primitives import CausalConv, at_least_float32
 from . import fused
 
 

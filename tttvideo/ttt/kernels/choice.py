@@ -22,7 +22,7 @@ from ..objective import DotProduct, ResidualL2
 from ..optimizer import SGD
 
 if TYPE_CHECKING:
-    from ..layer import TTT
+    from ..config import TTT
 
 CHUNKS = (16, 32, 64)
 """Tokens of a token-causal chunk."""
