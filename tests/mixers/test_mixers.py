@@ -20,6 +20,7 @@ from tttvideo.mixers import (
 from tttvideo.mixers.mamba import segment_sum
 from tttvideo.ttt import FrameCausal, Layout, TokenCausal
 from tttvideo.ttt.interface import merge_heads, split_heads
+from tttvideo.ttt.primitives import query_key_value
 
 N = GRID[0] * GRID[1]
 DIM = 8
@@ -258,11 +259,11 @@ def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
     x = tokens(3 * N)
     state = ttt.init_state(2)
     positions = torch.arange(3 * N) % (4 if causality == "token" else N)
-    views, _ = ttt.project(x, state.tails, positions, 1, Layout(GRID))
-    q, k, v, _ = control._views(x, control.init_state(2), Layout(GRID))
-    assert difference(q, views.q) == 0
-    assert difference(k, views.k[:, :, 0]) == 0
-    assert difference(v, views.v[:, :, 0]) == 0
+    tokens_, _ = ttt._tokens(x, state.tails, 0, Layout(GRID))
+    q, k, v, _ = query_key_value(control, x, control.init_state(2).tails, positions, Layout(GRID))
+    assert difference(q, tokens_.q) == 0
+    assert difference(k, tokens_.k[:, :, 0]) == 0
+    assert difference(v, tokens_.v[:, :, 0]) == 0
 
 
 @pytest.mark.parametrize(

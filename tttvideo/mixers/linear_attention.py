@@ -32,7 +32,7 @@ class LinearAttention(Mixer):
         normalizer: divide by phi(q_t) . sum_s phi(k_s); needs the positive ``elu``.
         short_conv, share_qk, gate, normalize_qk: as in ``TTT``.
         rope_period: rotary positions of q and k count this many tokens and start again, as they do in a TTT layer
-            (``TokenCausal.tokens``); none: the tokens of a frame; 0: no rotary positions. They come before phi, so
+            (``TokenCausal.tokens``); null: the tokens of a frame; 0: no rotary positions. They come before phi, so
             that its output stays positive.
         rope_theta: base of the rotary wavelengths.
         chunk: tokens per matrix product, rounded down to whole frames where they must stay whole. It sets the
