@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,8 +108,17 @@ def test_mistyped_commands(capsys, tmp_path, monkeypatch, words, sentence):
     assert not list(tmp_path.iterdir())
 
 
-def test_train_is_train_py(capsys, tmp_path):
-    assert "did you mean 'data.root'" in error(capsys, "train", "--data.rot", "x", "--out", tmp_path / "run")
+def test_train_needs_no_file_beside_the_package(tmp_path):
+    """As from an installed wheel, where there is no train.py."""
+    package = Path(tttvideo.__file__).parent
+    shutil.copytree(package, tmp_path / "tttvideo", ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-m", "tttvideo", "train", "--data.rot", "x", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "did you mean 'data.root'" in done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_make_data(tmp_path, capsys):

@@ -15,14 +15,16 @@ LAYERS = {
     "encoder": {"ttt"},
     "tasks": set(),
     "serialize": set(),
+    "recipes": set(),
+    "arguments": {"serialize", "recipes"},
     "video": set(),
     "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video"},
-    "training": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "model"},
+    "training": {"arguments", "ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "model"},
     "evaluation": {"ttt", "tasks", "serialize", "video", "model"},
     "export": {"tasks", "serialize", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "evaluation"},
-    "cli": {"options", "comparing", "video", "model", "training", "evaluation", "export"},
+    "cli": {"recipes", "options", "comparing", "video", "model", "training", "evaluation", "export"},
     "__main__": {"cli"},
     "__init__": {"model"},
 }
@@ -59,6 +61,13 @@ def test_imports_point_one_way():
         assert part in LAYERS, f"{path.name}: say in LAYERS what {part} may import"
         wrong += [f"{path.relative_to(ROOT)} imports {p}" for p in imported_parts(path) - LAYERS[part] - {part}]
     assert wrong == []
+
+
+def test_train_py_is_an_entry_and_nothing_more():
+    script = ROOT.parent / "train.py"
+    imported = [node.module for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert imported == ["tttvideo.training.run"]
+    assert not [path for path in ROOT.rglob("*.py") if "import train\n" in path.read_text()]
 
 
 def test_one_importer_of_decord():

@@ -28,7 +28,7 @@ OLD_PATHS = """
     ttt.inner.mlp.MLP ttt.layer.TTT ttt.objective.DotProduct ttt.objective.L2 ttt.objective.ResidualL2
     ttt.optimizer.Adam ttt.optimizer.Momentum ttt.optimizer.Muon ttt.optimizer.SGD video.transforms.Augmentation
     video.transforms.Preprocessing
-""".split()
+""".split()  # noqa: SIM905
 
 
 def clip(frames: int = 8, size: int = 32) -> torch.Tensor:

@@ -2,15 +2,12 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tttvideo.comparing import compare, position
 from tttvideo.options import (
@@ -143,6 +140,7 @@ def predict(argv: Sequence[str]) -> int:
     args = parser.read(argv)
 
     from tttvideo.evaluation.predicting import predict as run
+    from tttvideo.video.reading import damaged_videos_named
 
     check_folder(Path(args.out))
     with damaged_videos_named():
@@ -203,6 +201,7 @@ def classify(argv: Sequence[str]) -> int:
 
     from tttvideo.evaluation.evaluate import best_device, choose_device
     from tttvideo.model import from_pretrained
+    from tttvideo.video.reading import damaged_videos_named
 
     device = choose_device(args.device) or best_device()
     model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
@@ -280,12 +279,17 @@ def make_data(argv: Sequence[str]) -> int:
 
 
 def train(argv: Sequence[str]) -> int:
-    """train a model: runs train.py of the repository with the same arguments"""
-    script = Path(__file__).resolve().parents[1] / "train.py"
-    if not script.is_file():
-        raise UsageError("train.py is not beside the installed package; run `python train.py` in the repository")
-    sys.path.insert(0, str(script.parent))
-    return importlib.import_module("train").main(argv)
+    """train a model: the same as train.py of the repository"""
+    from tttvideo.training.run import main as run
+
+    return run(argv)
+
+
+def configs(argv: Sequence[str]) -> int:
+    """list the packaged recipes, which `train --config NAME` takes"""
+    from tttvideo.recipes import show
+
+    return show(argv)
 
 
 class Command(NamedTuple):
@@ -302,6 +306,7 @@ COMMANDS = (
     Command("export", export),
     Command("classify", classify),
     Command("make-data", make_data),
+    Command("configs", configs),
 )
 
 
@@ -343,24 +348,6 @@ def _run(argv: list[str]) -> int:
     parser.read(argv)
     parser.print_help(sys.stderr)
     return 2
-
-
-@contextmanager
-def damaged_videos_named() -> Iterator[None]:
-    """Warnings about videos that are used in part are for the user: the sentence, without a line of code."""
-    from tttvideo.video.reader import PartialVideoWarning
-
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def sentence(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, PartialVideoWarning):
-                print(f"warning: {message}", file=sys.stderr)
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = sentence
-        yield
 
 
 def _sentence(error: Exception) -> str:

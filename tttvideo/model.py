@@ -17,7 +17,7 @@ from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, FrameEncoder
 from .encoder.pretrained import TimmEncoder
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
-from .tasks import Classification, Output, Sizes, Task
+from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
@@ -186,8 +186,24 @@ class VideoModel(nn.Module):
         )
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """The task's loss, mean over the batch; ``target`` as the task defines it (labels, for classification)."""
-        return self.head.loss(output, target)
+        """The task's loss, the mean over what counts in the batch (videos, or predicted time steps); ``target`` as the
+        task defines it (labels, for classification)."""
+        return self.summed_loss(output, target).mean()
+
+    def summed_loss(self, output: Any, target: Any) -> Loss:
+        """The same as a sum and the number of what it is summed over: what training adds up over the batches and
+        processes of a step.
+
+        Raises:
+            ValueError: where the head of a user's own task gives anything else.
+        """
+        loss = self.head.loss(output, target)
+        if not isinstance(loss, Loss):
+            raise ValueError(
+                f"Expected a tasks.Loss(total, count) of {type(self.head).__name__}.loss, got a {type(loss).__name__}; "
+                "return the sum over what counts (videos, say) and how many those are, in place of their mean."
+            )
+        return loss
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[..., classes] -> the same shape: softmax, or a sigmoid each where a video has several labels."""

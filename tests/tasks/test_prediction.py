@@ -155,12 +155,11 @@ def test_loss_by_hand(context, kind):
         d = (made - truth).abs()
         each = d.square() if kind == "mse" else torch.where(d < 1, d.square() / 2, d - 0.5)
         edges = [(made.diff(dim=i).abs() - truth.diff(dim=i).abs()).abs().mean() for i in (-1, -2)]
-        rows.append(each.mean() + 0.5 * sum(edges))
+        rows.append((length - context) * (each.mean() + 0.5 * sum(edges)))
     target = model.config.task.target(frames, lengths, torch.full((3,), -1))
     loss = model.loss(output, target)
-    assert float(loss.detach()) == pytest.approx(float((sum(rows) / 2).detach()), rel=1e-12)
-    figures = model.head.figures(output, target)
-    assert figures["videos"] == 2
+    assert float(loss.detach()) == pytest.approx(float((sum(rows) / (10 - 2 * context)).detach()), rel=1e-12)
+    assert model.head.loss(output, target).count == 10 - 2 * context
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -170,7 +169,7 @@ def test_what_is_too_short_gives_no_loss():
     output, _ = model(clips(4))
     target = (clips(4), torch.tensor([4]))
     assert model.loss(output, target) == 0
-    assert model.head.figures(output, target)["videos"] == 0
+    assert model.head.loss(output, target).count == 0
     rows = model.head.examine([(*target, output)])
     with pytest.raises(ValueError, match="none of the 1 videos to validate on"):
         model.config.task.summary(rows, torch.tensor([-1]), torch.tensor([True]))

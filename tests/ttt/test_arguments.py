@@ -6,8 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.helpers import GRID, name
-from tests.ttt.test_properties import DIM, N, build
+from tests.helpers import DIM, GRID, N, build, name
 from tttvideo.mixers import LSTM, Attention, Mamba
 from tttvideo.ttt import L2, SGD, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, TokenCausal, Whole
 from tttvideo.ttt.inner import InnerModel, MapShape

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import GRID
-from tests.ttt.test_properties import DIM, N, build, distance
+from tests.helpers import DIM, GRID, N, build, distance
 from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
 
 

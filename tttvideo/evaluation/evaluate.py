@@ -13,7 +13,6 @@ import torch
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from tttvideo.evaluation.controls import applicable
 from tttvideo.evaluation.lengths import check_lengths
-from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.samples import collect
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import all_settings, parse_controls
@@ -23,6 +22,7 @@ from tttvideo.evaluation.summary import Evaluation, main_row, summarise
 from tttvideo.evaluation.views import Clips, Views, Whole
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.video.index import Index, build_index, split_names
+from tttvideo.video.overlap import count_seen
 from tttvideo.video.sampling import Sampling, parse_sampling
 
 

@@ -28,11 +28,11 @@ from tttvideo.evaluation.forecaster import (
     space_of,
 )
 from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
-from tttvideo.evaluation.overlap import count_seen
 from tttvideo.evaluation.revealing import METHODS, measure_revealed, told_of
 from tttvideo.evaluation.summary import versions, where
 from tttvideo.model import VideoModel
 from tttvideo.video.index import Index, build_index
+from tttvideo.video.overlap import count_seen
 from tttvideo.video.reader import VideoError
 from tttvideo.video.reading import usual_rate
 from tttvideo.video.synthetic import PredictionSuite, SuiteError, suite_from

@@ -30,7 +30,10 @@ class LinearAttention(Mixer):
             itself.
         feature_map: phi of q and k: ``identity``, ``elu`` (elu + 1, positive) or ``silu``.
         normalizer: divide by phi(q_t) . sum_s phi(k_s); needs the positive ``elu``.
-        short_conv, share_qk, gate, normalize_qk: as in ``TTT``.
+        short_conv: causal convolutions on q and k, as in ``TTT``.
+        share_qk: one projection for q and k, as in ``TTT``.
+        gate: output gate, as in ``TTT``.
+        normalize_qk: q and k of unit length, as in ``TTT``.
         rope_period: rotary positions of q and k count this many tokens and start again, as they do in a TTT layer
             (``TokenCausal.tokens``); null: the tokens of a frame; 0: no rotary positions. They come before phi, so
             that its output stays positive.

@@ -1,8 +1,8 @@
 """What a model is trained for: head, loss and what it outputs, one task per file. Needs PyTorch only."""
 
-from .base import Sizes, Task, TaskHead
+from .base import Loss, Sizes, Task, TaskHead
 from .classification import Classification, Output
 from .prediction import Forecast, Prediction
 from .rollout import roll_out
 
-__all__ = ["Classification", "Forecast", "Output", "Prediction", "Sizes", "Task", "TaskHead", "roll_out"]
+__all__ = ["Classification", "Forecast", "Loss", "Output", "Prediction", "Sizes", "Task", "TaskHead", "roll_out"]

@@ -47,6 +47,21 @@ class Sizes(NamedTuple):
     multi_label: bool = False
 
 
+class Loss(NamedTuple):
+    """The loss of a batch, as a sum and the number of what it is summed over: videos, or predicted time steps.
+
+    Training descends the mean over all that counts in a step: it adds up sums and counts of batches and processes, so
+    it does not matter how many of them each holds.
+    """
+
+    total: Tensor  # float [], with the gradient
+    count: Tensor  # int []; of a batch in which nothing counts both are 0
+
+    def mean(self) -> Tensor:
+        """The mean over what counts; 0 where nothing does."""
+        return self.total / self.count.clamp_min(1)
+
+
 class Criterion(NamedTuple):
     """How the best checkpoint is chosen: a name among ``Task.summary``'s figures, which way is better, and what must be
     said of it."""
@@ -125,12 +140,12 @@ class TaskHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, output: Any, target: Any) -> Tensor:
-        """Mean over the batch; ``target`` as ``Task.target`` gives it."""
+    def loss(self, output: Any, target: Any) -> Loss:
+        """The loss, summed over what counts; ``target`` as ``Task.target`` gives it."""
 
     @abstractmethod
     def figures(self, output: Any, target: Any) -> dict[str, Tensor]:
-        """``videos``: how many rows took part in the loss; and sums over them of each figure in ``logged``."""
+        """Each figure in ``logged``, summed over what counts in the loss."""
 
     @abstractmethod
     def examine(self, segments: Iterable[Read]) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .accuracy import multi_label, single_label
-from .base import Body, Criterion, Read, Sizes, Task, TaskHead
+from .base import Body, Criterion, Loss, Read, Sizes, Task, TaskHead
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,19 @@ class ClassificationHead(TaskHead):
         logits, timeline, own = self.pool(x, valid, own)
         return Output(logits, timeline), state, own
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
-        """Mean over the batch.
+    def loss(self, output: Output, target: Tensor) -> Loss:
+        """Summed over the videos.
 
         Args:
             target: int64 [B], or float [B, classes]: several labels (binary cross-entropy per class), or the soft
                 labels of Mixup.
         """
         if self.multi_label:
-            return F.binary_cross_entropy_with_logits(output.logits, target.to(output.logits.dtype))
-        return F.cross_entropy(output.logits, target, label_smoothing=self.label_smoothing)
+            each = F.binary_cross_entropy_with_logits(output.logits, target.to(output.logits.dtype), reduction="none")
+            total = each.mean(1).sum()
+        else:
+            total = F.cross_entropy(output.logits, target, label_smoothing=self.label_smoothing, reduction="sum")
+        return Loss(total, torch.full((), len(target), device=total.device))
 
     def figures(self, output: Output, target: Tensor) -> dict[str, Tensor]:
         logits = output.logits
@@ -129,7 +132,7 @@ class ClassificationHead(TaskHead):
             correct = (logits.argmax(1) == target).sum()
         else:  # several labels: the share of right yes/no answers
             correct = ((logits > 0) == (target > 0.5)).float().mean(1).sum()
-        return {"videos": logits.new_tensor(float(len(target))), "accuracy": correct}
+        return {"accuracy": correct}
 
     def examine(self, segments: Iterable[Read]) -> Tensor:
         """The logits of the whole videos."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Body, Criterion, Read, Sizes, Task, TaskHead
+from .base import Body, Criterion, Loss, Read, Sizes, Task, TaskHead
 from .trivial import TRIVIAL, History
 
 
@@ -278,9 +278,9 @@ class PredictionHead(TaskHead):
         truth = steps[rows, output.at.clamp(max=max(whole - 1, 0))] if whole else torch.zeros_like(output.timeline)
         return output.timeline, self.pictures(truth), counts
 
-    def loss(self, output: Forecast, target: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean over the pixels (in the encoder's normalisation) of the predicted time steps of each row, then over
-        the rows that have any; 0 where none has.
+    def loss(self, output: Forecast, target: tuple[Tensor, Tensor]) -> Loss:
+        """Summed over the predicted time steps that count; of each, the mean over its pixels (in the encoder's
+        normalisation).
 
         Args:
             target: frames [B, F, 3, H, W], valid frames [B].
@@ -293,14 +293,13 @@ class PredictionHead(TaskHead):
             for dim in (-1, -2):
                 difference = (made.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
                 each = each + self.config.gradient_difference * difference.flatten(2).mean(2)
-        return _mean(each, counts)
+        return Loss(_sum(each, counts), counts.sum())
 
     def figures(self, output: Forecast, target: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """``mse`` as ``Prediction.summary`` has it, over the predictions that count."""
+        """``mse`` of a frame, as ``Prediction.summary`` has it, over the time steps that count."""
         made, truth, counts = self._compared(output, target)
-        videos = counts.any(1).sum()
         squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
-        return {"videos": videos, "mse": _mean(squared, counts) * videos}
+        return {"mse": _sum(squared, counts)}
 
     def examine(self, segments: Iterable[Read]) -> Tensor:
         """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and
@@ -330,12 +329,9 @@ class PredictionHead(TaskHead):
         return total.float()
 
 
-def _mean(each: Tensor, counts: Tensor) -> Tensor:
-    """Mean of ``each`` [B, P] over what ``counts``, row by row, then over the rows that have any; else 0."""
-    per_row = counts.sum(1)
-    # where, not a product: what does not count may be anything
-    rows = torch.where(counts, each, 0.0).sum(1) / per_row.clamp_min(1)
-    return rows.sum() / (per_row > 0).sum().clamp_min(1)
+def _sum(each: Tensor, counts: Tensor) -> Tensor:
+    """Sum of ``each`` [B, P] over what ``counts``."""
+    return torch.where(counts, each, 0.0).sum()  # not a product: what does not count may be anything
 
 
 def in_unit(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,2 +1,1 @@
-"""Training: configuration, optimizer, loop, checkpoints and exact resume. `train.py` tells the story of a
-run."""
+"""Training: configuration, optimizer, loop, checkpoints and exact resume. `run.py` tells the story of a run."""

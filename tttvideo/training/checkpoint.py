@@ -38,7 +38,8 @@ class Progress:
         epoch: epochs completed, validation included.
         batch: batches done in the present epoch, by each process.
         step: optimizer steps done since the start.
-        totals: sums over the present epoch so far (loss, the task's figures, videos, frames, failed, seconds).
+        totals: sums over the present epoch so far (loss, the task's figures, how much counted in them, frames,
+            failed, seconds).
         best: name of the best checkpoint so far, and its value.
         fixed: what a position depends on (processes, batch size, seed, videos, ...); must be equal to resume.
     """

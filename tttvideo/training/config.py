@@ -7,12 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tttvideo.arguments import ConfigError
 from tttvideo.model import ModelConfig
 from tttvideo.video.dataset import DataConfig
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence."""
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -29,8 +26,8 @@ class OptimizerConfig:
         lr: learning rate at the top of the schedule.
         weight_decay: decoupled weight decay; biases, norms and the model's `no_weight_decay()` are exempt.
         betas: the optimizer's betas; null takes the optimizer's own default.
-        layer_decay: learning rate factor from one layer to the one below (0.75 for fine-tuning); null for
-        none.
+        layer_decay: learning rate factor from one layer to the one below (0.75 for fine-tuning); null: all layers
+            learn at the same rate.
         clip_grad: largest allowed norm of the whole gradient; null does not clip.
     """
 
@@ -158,12 +155,12 @@ class RunConfig:
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
             whatever that was trained for (prediction of frames, say, before classification).
         precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
-        accumulate: batches per optimizer step.
-        activation_checkpointing: recompute the chunk scan in the backward pass in groups of this many
-        chunks: less
+        accumulate: batches per optimizer step, which descends the mean over all their videos together (batch norm and
+            Mixup see each batch alone).
+        activation_checkpointing: recompute the chunk scan in the backward pass in groups of this many chunks: less
             memory, more time; 0 leaves what the model's own configuration says.
-        ema: decay of the moving average of the weights (0.9 to 0.9999; it warms up); null for none.
-            With it on, the averaged weights are validated and saved.
+        ema: decay of the moving average of the weights (0.9 to 0.9999; it warms up); null: no average. With it on,
+            the averaged weights are validated and saved.
         evaluate_every: epochs between validations (the last epoch is always validated); 0 for never.
         seed: decides initialisation, order, augmentation and dropout.
         out: the run folder.

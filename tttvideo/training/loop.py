@@ -3,13 +3,17 @@
 Position is counted in batches; optimizer steps, and so checkpoints, happen only between groups of
 `accumulate` batches. Every draw is seeded by position (`randomness.py`), learning rates are functions of the
 step, and the sums that make the epoch's figures travel in the checkpoint.
+
+A step descends the mean over all its videos (or predicted time steps), however many of them each batch and process
+holds: sums are back-propagated, and the gradient is divided by the number of their terms at the end.
 """
 
 from __future__ import annotations
 
 import math
+import signal as signals
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+STOP_SIGNALS = tuple(getattr(signals, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signals, name))
+"""What stops a run after a step. Where processes were sent different ones, all act on the one that stands first."""
+
+
 class NonFinite(ArithmeticError):
     """The loss or the gradient is not a number any more; the message names step and videos."""
 
@@ -39,12 +47,13 @@ class StepResult:
     """What one optimizer step did, summed over all processes."""
 
     progress: Progress  # position after the step
-    loss: float  # mean over the step's videos (nan if none could be read)
+    loss: float  # what was descended: the mean over all the step's videos, or predicted time steps (nan: none)
     figures: dict[str, float]  # means of the figures that the task logs, such as accuracy
     lr: float
     grad_norm: float
     frames: int
     failures: list[Failure]  # on all processes; new and old alike
+    signal: int  # which of `STOP_SIGNALS` any process was sent, the same on all of them; 0: none
 
 
 class Trainer:
@@ -60,6 +69,7 @@ class Trainer:
         accumulate: batches per step.
         clip_grad: largest norm of the gradient, or None.
         seed: of dropout and mixing.
+        signal: tells, once per step, which of `STOP_SIGNALS` this process has been sent; 0: none.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Trainer:
         accumulate: int = 1,
         clip_grad: float | None = None,
         seed: int = 0,
+        signal: Callable[[], int] = lambda: 0,
     ):
         self.accelerator = accelerator
         self.model = model
@@ -85,7 +96,10 @@ class Trainer:
         self.accumulate = accumulate
         self.clip_grad = clip_grad
         self.seed = seed
+        self.signal_now = signal
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        # of the sums over a step: not half precision, which cannot count
+        self._dtype = torch.promote_types(self._parameters[0].dtype, torch.float32)
 
     @property
     def evaluated_model(self) -> VideoModel:
@@ -121,10 +135,65 @@ class Trainer:
         lr = self.schedule.set(progress.step)
         self.bare.set_inner_rate(self.schedule.inner_scale(progress.step))
         self.bare.head.set_progress(progress.step / self.schedule.total_steps)
-        device = self.accelerator.device
-        # loss, what the task logs, videos, frames, failures, batches with a loss that is not finite
-        logged = self.bare.head.logged
-        sums = torch.zeros(5 + len(logged), device=device)
+        sums, failures, suspects = self._add_gradients(group, size, progress)
+
+        # The one exchange of a step: every process learns all sums, and that somebody asked it to stop.
+        sent = self.signal_now()
+        assert sent in (0, *STOP_SIGNALS), f"signal {sent} is none of {STOP_SIGNALS}"
+        asked = sums.new_tensor([float(sent == number) for number in STOP_SIGNALS])
+        sums = cast(Tensor, self.accelerator.reduce(torch.cat([sums, asked]), reduction="sum"))
+        norm = self._to_mean(sums[self._columns.index("counted")])
+        *values, grad_norm = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
+        row = dict(zip(self._columns, values))
+        # fp16: infinite gradients are skipped and the scale lowered
+        scaled = self.accelerator.scaler is not None
+        if row["not_finite"] or not (math.isfinite(grad_norm) or scaled):
+            self._stop(progress.step, suspects, "loss" if row["not_finite"] else "gradient")
+
+        counted = row["counted"]
+        if not counted:  # nothing to learn from anywhere: without gradients the optimizer moves nothing
+            self.optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        step = progress.step + 1
+        if self.ema is not None:
+            self.ema.update(self.bare, step=step)
+
+        if row["failed"]:
+            from accelerate.utils import gather_object
+
+            failures = [Failure(*failure) for failure in gather_object(failures)]
+        totals = dict(progress.totals)
+        totals.setdefault("counted", totals.pop("videos", 0.0))  # as it was called in older checkpoints
+        for name in ("loss", *self.bare.head.logged, "counted", "frames", "failed"):
+            totals[name] = totals.get(name, 0.0) + row[name]
+        return StepResult(
+            progress=replace(progress, batch=progress.batch + size, step=step, totals=totals),
+            loss=row["loss"] / counted if counted else math.nan,
+            figures={name: row[name] / counted if counted else math.nan for name in self.bare.head.logged},
+            lr=lr,
+            grad_norm=grad_norm,
+            frames=int(row["frames"]),
+            failures=failures,
+            signal=next((number for number, n in zip(STOP_SIGNALS, values[len(self._columns) :]) if n), 0),
+        )
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """What is added up over the batches and processes of a step: the loss, what the task logs, what counted in
+        them, frames, failures, and batches with a loss that is not finite."""
+        return ("loss", *self.bare.head.logged, "counted", "frames", "failed", "not_finite")
+
+    def _add_gradients(
+        self, group: Iterable[Batch], size: int, progress: Progress
+    ) -> tuple[Tensor, list[Failure], list[tuple[Tensor, list[str]]]]:
+        """Adds up the gradients of the losses' sums over this process's batches of a step, and averages them over the
+        processes (as DDP does it).
+
+        Returns:
+            the sums of ``_columns``, the failures, and of each batch whether its loss is not finite, with its paths.
+        """
+        sums = torch.zeros(len(self._columns), device=self.accelerator.device, dtype=self._dtype)
         failures: list[Failure] = []
         suspects: list[tuple[Tensor, list[str]]] = []
         taken = 0
@@ -132,54 +201,32 @@ class Trainer:
             last = offset == size - 1
             seed_batch(self.seed, progress.epoch, progress.batch + offset, self.accelerator.process_index)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, figures = self._forward(batch, progress.epoch, progress.batch + offset)
-                self.accelerator.backward(loss / size)
-            sums += figures
+                total, row = self._forward(batch, progress.epoch, progress.batch + offset)
+                self.accelerator.backward(total)
+            sums += row
             failures += batch.failures
-            suspects.append((figures[-1], list(batch.paths)))
+            suspects.append((row[-1], list(batch.paths)))
             taken += 1
         assert taken == size, f"the loader ended after {taken} of {size} batches"
+        return sums, failures, suspects
 
+    def _to_mean(self, counted: Tensor) -> Tensor:
+        """Makes the gradient that of the mean over all that counted, and clips it; returns its norm before that."""
+        self.accelerator.unscale_gradients(self.optimizer)  # of fp16; it can be done once only
+        factor = self.accelerator.num_processes / counted.clamp_min(1)
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
         clip = math.inf if self.clip_grad is None else self.clip_grad  # inf: only measures
-        norm = self.accelerator.clip_grad_norm_(self._parameters, clip)
-        sums = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
-        *figures_, grad_norm = torch.cat([sums, torch.as_tensor(norm, device=device).reshape(1).float()]).tolist()
-        loss_sum, *of_task, videos, frames, failed, not_finite = figures_
-        # fp16: infinite gradients are skipped and the scale lowered
-        scaled = self.accelerator.scaler is not None
-        if not_finite or not (math.isfinite(grad_norm) or scaled):
-            self._stop(progress.step, suspects, "loss" if not_finite else "gradient")
-
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        step = progress.step + 1
-        if self.ema is not None:
-            self.ema.update(self.bare, step=step)
-
-        if failed:
-            from accelerate.utils import gather_object
-
-            failures = [Failure(*failure) for failure in gather_object(failures)]
-        totals = dict(progress.totals)
-        for name, value in zip(("loss", *logged, "videos", "frames", "failed"), figures_):
-            totals[name] = totals.get(name, 0.0) + value
-        return StepResult(
-            progress=replace(progress, batch=progress.batch + size, step=step, totals=totals),
-            loss=loss_sum / videos if videos else math.nan,
-            figures={name: value / videos if videos else math.nan for name, value in zip(logged, of_task)},
-            lr=lr,
-            grad_norm=grad_norm,
-            frames=int(frames),
-            failures=failures,
-        )
+        return nn.utils.clip_grad_norm_(self._parameters, clip)
 
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[Tensor, Tensor]:
-        """Loss of one batch (mean over its videos), and its row of figures (see `_step`)."""
+        """The loss of one batch, summed over what counts, and its row of ``_columns``."""
         device = self.accelerator.device
         head, task = self.bare.head, self.bare.config.task
         if not len(batch.indices):
             nothing = [0.0] * (3 + len(head.logged)) + [float(len(batch.failures)), 0.0]
-            return self._empty_loss(), torch.tensor(nothing, device=device)
+            return self._empty_loss(), torch.tensor(nothing, device=device, dtype=self._dtype)
         frames = batch.frames.to(device, non_blocking=True)
         lengths = batch.lengths  # the model plans with them on the CPU
         labels = mixed = batch.labels.to(device, non_blocking=True)
@@ -188,20 +235,18 @@ class Trainer:
             seed = derive(self.seed, MIX, epoch, number, self.accelerator.process_index)
             frames, lengths, mixed = self.mix(frames, lengths, labels, seed)
         output, _ = self.model(frames, lengths)
-        loss = self.bare.loss(output, task.target(frames, lengths, mixed))
+        loss = self.bare.summed_loss(output, task.target(frames, lengths, mixed))
         with torch.no_grad():
-            found = head.figures(output, task.target(frames, lengths, labels))
-            figures = torch.stack(
-                [
-                    loss.detach().float() * found["videos"],
-                    *(found[name].float() for name in head.logged),
-                    found["videos"].float(),
-                    torch.tensor(n_frames, device=device),
-                    torch.tensor(float(len(batch.failures)), device=device),
-                    (~torch.isfinite(loss.detach())).float(),
-                ]
-            )
-        return loss, figures
+            figures = head.figures(output, task.target(frames, lengths, labels))
+            row = [
+                loss.total.detach(),
+                *(figures[name] for name in head.logged),
+                loss.count,
+                torch.tensor(n_frames, device=device),
+                torch.tensor(float(len(batch.failures)), device=device),
+                ~torch.isfinite(loss.total.detach()),
+            ]
+            return loss.total, torch.stack([value.to(self._dtype) for value in row])
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""

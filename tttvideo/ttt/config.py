@@ -45,9 +45,8 @@ class TTT(Mixer):
         rope_theta: base of the rotary wavelengths.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
-        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` on GPUs where there are kernels for the
-            configuration, or ``require``, an error where there are none. Not the default before they have been measured
-            on a GPU.
+        fused: Triton kernels in place of the eager scan: ``never``, ``auto`` where they were verified and found faster
+            on such a GPU and pass a self-check on this one, or ``require``, an error where there are none.
     """
 
     inner: InnerModel = field(default_factory=MLP)

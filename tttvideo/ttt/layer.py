@@ -149,7 +149,7 @@ class TTTLayer(SequenceLayer):
         ages = self._ages(state.position, counts, per_frame)
         age = ages[0] if ages.count(ages[0]) == len(ages) else state.position
         tokens, tails = self._tokens(x, state.tails, age, layout)
-        mode = None if self.config.fused == "never" else self._use_kernels(x, layout)
+        mode = None if self.config.fused == "never" else self._use_kernels(x, tokens, layout)
         with torch.autocast(x.device.type, enabled=False):
             if mode is not None:
                 out, after = self._read_fused(tokens, state, layout, counts, mode)
@@ -247,12 +247,11 @@ class TTTLayer(SequenceLayer):
         y = self.o_proj(y)
         return y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)
 
-    def _use_kernels(self, x: Tensor, layout: Layout) -> str | None:
+    def _use_kernels(self, x: Tensor, tokens: Tokens, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
         kind = x.device.type
         mode = mode_of(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
-        use = use_kernels(self.config, self.head_dim, layout.tokens_per_frame, x.device, mode)
-        return mode if use else None
+        return mode if use_kernels(self.config, tokens.q.shape, layout.grid, x.device, mode) else None
 
     def _read_fused(
         self, tokens: Tokens, state: TTTState, layout: Layout, counts: list[int], mode: str

@@ -1,5 +1,6 @@
 """Opening a video at the size that the preprocessing needs, and the part of it between two times."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -82,3 +83,19 @@ def catch_damage() -> Iterator[list[str]]:
 
         warnings.showwarning = note  # put back by catch_warnings
         yield notes
+
+
+@contextmanager
+def damaged_videos_named() -> Iterator[None]:
+    """`PartialVideoWarning`s are for the user: the sentence, without a line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def sentence(message, category, filename, lineno, file=None, line=None) -> None:
+            if issubclass(category, PartialVideoWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = sentence
+        yield

@@ -95,11 +95,14 @@ class Augmentation:
         flip: probability of a mirror image. Leave it off where left and right matter.
         translate: largest shift, relative to height and to width.
         rotate: largest rotation in degrees.
-        brightness, contrast, saturation, hue: strengths of the colour jitter, as in torchvision's
-            ColorJitter.
+        brightness: strength of the brightness jitter, as in torchvision's ColorJitter.
+        contrast: strength of the contrast jitter.
+        saturation: strength of the saturation jitter.
+        hue: strength of the hue jitter, at most 0.5.
         grayscale: probability of losing the colours.
-        auto: none, `trivial` (TrivialAugmentWide) or `rand` (RandAugment with `auto_ops` and
-            `auto_magnitude`).
+        auto: `none`, `trivial` (TrivialAugmentWide) or `rand` (RandAugment).
+        auto_ops: number of operations of RandAugment.
+        auto_magnitude: strength of RandAugment's operations, 0 to 30.
         erase: probability of blacking out one rectangle of 2 to 33 % of the area.
     """
 

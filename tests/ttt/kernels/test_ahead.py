@@ -10,11 +10,12 @@ import pytest
 from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, configurations
 
 QUICK = """
-from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, compiled, frame_configurations
+from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, build, compiled, frame_configurations
 one = next(frame_configurations("conv_depthwise", 16, "tf32", 90))
 for capability, most in SHARED_MEMORY.items():
     needs = compiled(one, capability)
     assert 0 < needs.registers <= 255 and needs.stack == 0 and needs.shared < most, needs
+    assert "cvt.rna.tf32.f32" in build(one, capability).asm["ptx"]  # tensor cores would cut what is not rounded
 """
 
 

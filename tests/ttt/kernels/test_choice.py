@@ -1,9 +1,11 @@
 """`fused`: what is computed by kernels, and what is said where there are none."""
 
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from tttvideo.ttt import (
     TokenCausal,
     Whole,
 )
-from tttvideo.ttt.kernels import choice, launch
+from tttvideo.ttt.kernels import choice, launch, read, self_check, verified
 
 ABLE = TTT(MLP(), 2, TokenCausal(16), fused="require")
 
@@ -81,6 +83,114 @@ def test_the_choice_is_logged_once(caplog):
     assert [record.message for record in caplog.records] == ["TTT MLP: fused kernels"]
 
 
+AUTO = TTT(Linear(), 2, TokenCausal(16), fused="auto")
+ROW = verified.Verified("linear", "token", "tf32x3", 90, "", 16, 2, 6, 1e-7, 3.0)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The CPU counts as a device (sm_90, as the interpreter says); returns what sets the table."""
+    monkeypatch.setattr(choice, "not_here", lambda *_: None)
+    monkeypatch.setattr(self_check, "_SMALL_BATCH", 1)
+    for cached in (choice._say, choice._warn, self_check.failure):
+        cached.cache_clear()
+    release = ".".join(version("triton").split(".")[:2])
+
+    def rows(*table):
+        monkeypatch.setattr(verified, "table", lambda: tuple(row._replace(triton=release) for row in table))
+
+    yield rows
+    self_check.failure.cache_clear()
+
+
+def test_the_committed_table_has_rows_of_the_bounds_only():
+    for row in verified.table():
+        assert row.error <= verified.BOUNDS[row.mode]
+        assert row.speedup > 1
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ((), "was not verified on sm_90 with Triton"),
+        ((ROW._replace(mode="bf16"), ROW._replace(kernel="mlp"), ROW._replace(sm=80)), "tf32x3 products, was not"),
+        ((ROW._replace(dim=64), ROW._replace(dim=128)), "was verified for heads of 64, 128, not 16"),
+        ((ROW._replace(programs=3), ROW._replace(tokens=7)), "was not found faster for 1 x 2 rows x heads of 6 tokens"),
+    ],
+)
+def test_auto_takes_what_was_verified_and_found_faster_and_says_once_why_not(
+    table, reason, as_on_a_gpu, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO, "tttvideo.ttt")
+    as_on_a_gpu(*table)
+    monkeypatch.setattr("tttvideo.ttt.layer.read_fused", None)
+    layer = AUTO.build(32)
+    for _ in range(2):
+        layer(torch.randn(1, 6, 32))
+    (record,) = caplog.records
+    assert record.message.startswith("TTT Linear: the eager scan: the linear kernel for token-causal chunks, ")
+    assert reason in record.message
+
+
+def test_auto_checks_kernels_once_and_then_uses_them(as_on_a_gpu, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "tttvideo.ttt")
+    as_on_a_gpu(ROW)
+    tried = []
+    all_of = self_check._all_of
+    monkeypatch.setattr(self_check, "_all_of", lambda layer, *rest: (tried.append(layer), all_of(layer, *rest))[1])
+    layer, x = AUTO.build(32), torch.randn(1, 6, 32)
+    state, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
+    with torch.inference_mode():
+        first, second = (layer(x)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_float32_matmul_precision() == precision
+    assert [one.config.fused for one in tried] == ["require", "never"]
+    assert [record.message for record in caplog.records] == ["TTT Linear: fused kernels"]
+    expected = replace(AUTO, fused="never").build(32)
+    expected.load_state_dict(layer.state_dict())
+    assert (expected(x)[0] - first).abs().max() <= 1e-5
+
+
+def wrong(*arguments):
+    out, *rest = read(*arguments)
+    return (out + 0.01 * out.abs(), *rest)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [
+        (wrong, r"the relative error of .* is .*e-0[23], above 1e-04"),
+        (lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")), "RuntimeError: no kernel image"),
+    ],
+)
+def test_kernels_that_fail_their_self_check_are_left_alone_with_one_warning(
+    kernels, reason, as_on_a_gpu, caplog, monkeypatch
+):
+    as_on_a_gpu(ROW)
+    monkeypatch.setattr("tttvideo.ttt.layer.read_fused", kernels)
+    layer, x = AUTO.build(32), torch.randn(1, 6, 32)
+    found = [layer(x)[0] for _ in range(2)]
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert re.search(rf"TTT Linear: kernels fail their self-check \(.*{reason}.*\); the eager scan", record.message)
+    expected = replace(AUTO, fused="never").build(32)
+    expected.load_state_dict(layer.state_dict())
+    assert all(torch.equal(y, expected(x)[0]) for y in found)
+
+
+def test_the_environment_switches_kernels_off(as_on_a_gpu, monkeypatch):
+    as_on_a_gpu(ROW)
+    monkeypatch.setattr("tttvideo.ttt.layer.read_fused", None)
+    monkeypatch.setenv("TTTVIDEO_FUSED", "never")
+    x = torch.randn(1, 6, 32)
+    AUTO.build(32)(x)
+    with pytest.raises(ValueError, match="fused is require, but TTTVIDEO_FUSED=never is set"):
+        replace(AUTO, fused="require").build(32)(x)
+    monkeypatch.setenv("TTTVIDEO_FUSED", "off")
+    with pytest.raises(ValueError, match="TTTVIDEO_FUSED is 'off'; set it to never, or not at all"):
+        AUTO.build(32)(x)
+
+
 def test_layers_work_where_triton_is_not_installed():
     code = (
         "import sys, importlib.util as u; find = u.find_spec;"
@@ -102,7 +212,8 @@ def test_large_heads_have_smaller_chunks():
     assert "MLP read chunks of 16 or 32 (heads of 128, bf16 products)" in choice.not_for(config, 128, 1, "bf16")
     assert "chunks of 16 or 32 (heads of 64, tf32 products)" in choice.not_for(config, 64, 1, "tf32")
     assert choice.not_for(config, 32, 1, "bf16") is None
-    assert choice.not_for(replace(config, inner=Linear()), 64, 1, "tf32") is None
+    assert choice.not_for(replace(config, inner=Linear()), 32, 1, "tf32") is None
+    assert "chunks of 16 or 32 (heads of 64, tf32" in choice.not_for(replace(config, inner=Linear()), 64, 1, "tf32")
     assert "chunks of 16 (heads of 128" in choice.not_for(replace(ABLE, chunk=TokenCausal(32)), 128, 1, "tf32")
 
 

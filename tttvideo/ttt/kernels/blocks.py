@@ -53,6 +53,19 @@ def column_sum(x):
 
 
 @triton.jit
+def add_to_norm(dgamma, dbeta, of_gamma, of_beta, D: tl.constexpr):
+    """dgamma [D] += of_gamma, dbeta [D] += of_beta. Several threads read an element and one writes it: none may write,
+    or read again in a next turn of a loop, before all have."""
+    col = tl.arange(0, D)
+    of_gamma += tl.load(dgamma + col)
+    of_beta += tl.load(dbeta + col)
+    tl.debug_barrier()
+    tl.store(dgamma + col, of_gamma)
+    tl.store(dbeta + col, of_beta)
+    tl.debug_barrier()
+
+
+@triton.jit
 def load_row(x, D: tl.constexpr, ACC: tl.constexpr):
     """x [D] as [1, D]."""
     return tl.load(x + tl.arange(0, D)).to(ACC)[None, :]

@@ -20,6 +20,8 @@ from ..inner.linear import Linear
 from ..inner.mlp import MLP
 from ..objective import DotProduct, ResidualL2
 from ..optimizer import SGD
+from . import self_check, verified
+from .launch import FEW_PROGRAMS, capability_of
 
 if TYPE_CHECKING:
     from ..config import TTT
@@ -28,7 +30,7 @@ CHUNKS = (16, 32, 64)
 """Tokens of a token-causal chunk."""
 
 LARGEST_CHUNK = {
-    "linear": {"bf16": (64, 64, 64), "tf32": (64, 64, 32), "tf32x3": (32, 32, 0), "ieee": (64, 64, 64)},
+    "linear": {"bf16": (64, 64, 64), "tf32": (64, 32, 32), "tf32x3": (32, 32, 0), "ieee": (64, 64, 64)},
     "mlp": {"bf16": (64, 64, 32), "tf32": (32, 32, 16), "tf32x3": (32, 16, 0), "ieee": (64, 64, 64)},
 }
 """The largest of them with heads of up to 32, of 64, of 128, by what the products read (``mode_of``): larger ones need
@@ -53,20 +55,63 @@ the kernel is held whole."""
 log = logging.getLogger("tttvideo.ttt")
 
 
-def use_kernels(config: TTT, head_dim: int, tokens_per_frame: int, device: torch.device, mode: str) -> bool:
-    """Whether the kernels compute this layer on this device, with products in ``mode``. Says so once in the log.
+SWITCH = "TTTVIDEO_FUSED"
+"""Environment variable; "never": no kernels in this process."""
+
+
+def use_kernels(config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, mode: str) -> bool:
+    """Whether the kernels compute tokens of ``shape`` [B, H, T, d] on this device, with products in ``mode``. Says so
+    once in the log.
 
     Raises:
         ValueError: if the configuration requires kernels where there are none.
     """
     if config.fused == "never":
         return False
-    why = not_here(device, mode, config.fused == "require") or not_for(config, head_dim, tokens_per_frame, mode)
-    if why is not None and config.fused == "require":
+    required = config.fused == "require"
+    elsewhere = switched_off() or not_here(device, mode, required)
+    why = elsewhere or not_for(config, shape[-1], grid[0] * grid[1], mode)
+    if why is not None and required:
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
-    if device.type != "cpu" or why is None:
+    if why is None and not required:
+        why = not_trusted(config, tuple(shape), tuple(grid), device, mode)
+    if device.type != "cpu" or elsewhere is None:
         _say(f"TTT {type(config.inner).__name__}: " + ("fused kernels" if why is None else f"the eager scan: {why}"))
     return why is None
+
+
+def switched_off() -> str | None:
+    """Whether the environment forbids kernels.
+
+    Raises:
+        ValueError: if the variable says anything but never.
+    """
+    word = os.environ.get(SWITCH, "")
+    if word not in ("", "never"):
+        raise ValueError(f"The environment variable {SWITCH} is {word!r}; set it to never, or not at all.")
+    return f"{SWITCH}=never is set" if word else None
+
+
+@torch.compiler.assume_constant_result
+def not_trusted(
+    config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, mode: str
+) -> str | None:
+    """Why ``fused: auto`` leaves a configuration that there are kernels for to the eager scan, or None: kernels must
+    have been verified and found faster on such a device, and agree with the eager scan on this one."""
+    chunk = "frame" if isinstance(config.chunk, FrameCausal) else "token"
+    kind = kind_of(config.inner)
+    assert kind is not None  # not_for let it pass
+    why = verified.why_not(kind, chunk, mode, capability_of(device), shape)
+    if why is not None:
+        return why
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being captured, in which kernels cannot be checked; run the layer once before"
+    many = shape[0] * shape[1] >= FEW_PROGRAMS
+    failure = self_check.failure(config, shape[-1], grid, device, mode, many)
+    if failure is None:
+        return None
+    _warn(f"TTT {type(config.inner).__name__}: kernels fail their self-check ({failure}); the eager scan is used.")
+    return "the kernels fail their self-check"
 
 
 def not_here(device: torch.device, mode: str, interpreted: bool) -> str | None:
@@ -155,6 +200,11 @@ def _either(sizes: tuple[int, ...]) -> str:
 @functools.cache
 def _say(message: str) -> None:
     log.info(message)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    log.warning(message)
 
 
 def mode_of(dtype: torch.dtype) -> str:

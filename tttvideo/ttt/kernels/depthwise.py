@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import TAPS, contiguous, depthwise_constants
+from .launch import TAPS, contiguous, depthwise_constants, operator
 
 
-@torch.library.custom_op("tttvideo::convolve", mutates_args=())
+@operator("tttvideo::convolve")
 def convolve(x: Tensor, taps: Tensor, columns: int) -> Tensor:
     """Every frame with its own kernel, zero padding at the border.
 
@@ -44,7 +44,7 @@ def convolve(x: Tensor, taps: Tensor, columns: int) -> Tensor:
     return y
 
 
-@torch.library.custom_op("tttvideo::correlate", mutates_args=())
+@operator("tttvideo::correlate")
 def correlate(x: Tensor, y: Tensor, columns: int) -> Tensor:
     """The gradient at a frame's kernel, [M, 9, d], where ``y`` [M, N, d] is that at what came of ``x`` [M, N, d]."""
     from . import depthwise_kernels

@@ -26,11 +26,12 @@ from .launch import (
     frame_grid,
     frame_sizes,
     frame_tiles,
+    operator,
     workspace,
 )
 
 
-@torch.library.custom_op("tttvideo::frame_causal", mutates_args=())
+@operator("tttvideo::frame_causal")
 def frame_causal(
     q: Tensor,
     k: Tensor,
@@ -87,7 +88,7 @@ def _(q, k, v, rate, gamma, beta, weights, lengths, frame, columns, step, kind, 
     return q.new_empty(q.shape), weights.new_empty(weights.shape), starts
 
 
-@torch.library.custom_op("tttvideo::frame_causal_backward", mutates_args=())
+@operator("tttvideo::frame_causal_backward")
 def frame_causal_backward(
     dout: Tensor,
     dweights: Tensor,

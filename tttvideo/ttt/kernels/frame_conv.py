@@ -18,7 +18,7 @@ State of a program: see ``taps``.
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_rows, store_rows
+from .blocks import add_to_norm, column_sum, load_rows, store_rows
 from .pointwise import (
     across,
     gelu,
@@ -237,9 +237,8 @@ def backward_kernel(
                 zq1 += b1
                 h, r = standardised(mm(gelu(zq1), a2, MODE) + b2, D)
                 dout_tile = load_rows(dout_of, t, valid, D, ACC)
-                of_tile = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + of_tile, tl.load(dgamma + of_tile) + tl.sum(dout_tile * h, 0))
-                tl.store(dbeta + of_tile, tl.load(dbeta + of_tile) + tl.sum(dout_tile, 0))
+                of_tile = (program * tiles + tile // TILE) * D
+                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
                 dzq2 = across(gamma_row * dout_tile, h, r, D)
                 store_rows(last_of, t, t < frame, dzq2, D)
                 store_rows(back_of, t, t < frame, zq1, F)
@@ -289,9 +288,8 @@ def backward_kernel(
                 dback = dg1 * gelu_slope(z1)
                 dg2 = mm(dback, a2, MODE) - size * (mm(gelu(z1), u_a2, MODE) + u_b2)
                 dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
-                of_tile = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + of_tile, tl.load(dgamma + of_tile) + tl.sum(rows, 0))
-                tl.store(dbeta + of_tile, tl.load(dbeta + of_tile) + tl.sum(derror, 0))
+                of_tile = (program * tiles + tile // TILE) * D
+                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(rows, 0), tl.sum(derror, 0), D)
                 back = mm(g2, tl.trans(a2), MODE)
                 dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
                 store_rows(dz1_of, t, t < frame, dx * gelu_slope(z1) + dg1 * back * gelu_bend(z1), F)

@@ -16,7 +16,7 @@ State of a program, ``size`` = D D + D numbers: A [D, D], b [D].
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_columns, load_rows, store_rows
+from .blocks import add_to_norm, column_sum, load_columns, load_rows, store_rows
 from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
 
 
@@ -207,9 +207,8 @@ def backward_kernel(
                     q_part = load_columns(q, at, valid, i, D, BLOCK, ACC)
                     zq += mm(q_part, tl.load(rows_of(there, i, D, BLOCK)), MODE)
                 h, r = standardised(zq, D)
-                of_tile = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + of_tile, tl.load(dgamma + of_tile) + tl.sum(dout_tile * h, 0))
-                tl.store(dbeta + of_tile, tl.load(dbeta + of_tile) + tl.sum(dout_tile, 0))
+                of_tile = (program * tiles + tile // TILE) * D
+                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
                 dzq = across(gamma_row * dout_tile, h, r, D)
                 store_rows(dzq_of, t, t < frame, dzq, D)
                 for i in range(0, width, BLOCK):
@@ -248,9 +247,8 @@ def backward_kernel(
                     dg += mm(k_part, tl.load(rows_of(dstate, i, D, BLOCK)), MODE)
                 dg *= -size
                 dz, derror, rows = loss_gradient_backward(rates * dg, z, target, gamma_row, beta_row, D)
-                of_tile = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + of_tile, tl.load(dgamma + of_tile) + tl.sum(rows, 0))
-                tl.store(dbeta + of_tile, tl.load(dbeta + of_tile) + tl.sum(derror, 0))
+                of_tile = (program * tiles + tile // TILE) * D
+                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(rows, 0), tl.sum(derror, 0), D)
                 store_rows(dz_of, t, t < frame, dz, D)
                 store_rows(dv, at, valid, -derror, D)
                 store_rows(dk, at, valid, derror, D)

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from .blocks import (
+    add_to_norm,
     column_sum,
     load_block,
     load_row,
@@ -60,15 +61,13 @@ def through_loss(
     """From the gradient at g2, which stands in ``dz``, to all that g2 was made of, for tokens ``t`` (in their frame:
     ``i``), of which ``valid`` were read. dz becomes dz2, dk what the loss's target contributes; it adds to dgamma and
     dbeta [D]."""
-    col = tl.arange(0, D)
     gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
     target = load_rows(v, t, valid, D, ACC) - load_rows(k, t, valid, D, ACC)
     rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
     z2, dg2 = load_rows(z, i, i < frame, D, ACC), load_rows(dz, i, i < frame, D, ACC)
     tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
     dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
-    tl.store(dgamma + col, tl.load(dgamma + col) + tl.sum(rows, 0))
-    tl.store(dbeta + col, tl.load(dbeta + col) + tl.sum(derror, 0))
+    add_to_norm(dgamma, dbeta, tl.sum(rows, 0), tl.sum(derror, 0), D)
     store_rows(dv, t, valid, -derror, D)
     store_rows(dk, t, valid, derror, D)
     store_rows(dz, i, i < frame, dz2, D)
@@ -271,9 +270,8 @@ def backward_kernel(
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
                     zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
                 h, r = standardised(zq2, D)
-                at = (program * tiles + tile // TILE) * D + col
-                tl.store(dgamma + at, tl.load(dgamma + at) + tl.sum(dout_tile * h, 0))
-                tl.store(dbeta + at, tl.load(dbeta + at) + tl.sum(dout_tile, 0))
+                at = (program * tiles + tile // TILE) * D
+                add_to_norm(dgamma + at, dbeta + at, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
                 dzq2 = across(load_row(gamma, D, ACC) * dout_tile, h, r, D)
                 store_rows(dzq, i, i < frame, dzq2, D)
                 to_q = dout_tile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,22 @@ tokens or block of the state: otherwise most of a GPU of 108 or 132 multiprocess
 
 FORWARD, RECOMPUTED = (1, 2, 4), (1, 2)
 """Phases of the frame kernels: of a call, and of the recomputation before a backward pass. 1 and 4 are of tiles."""
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], torch.library.CustomOpDef]:
+    """``torch.library.custom_op`` on the device of the first tensor: Triton launches on the current one, which may be
+    another GPU."""
+
+    def register(function: Callable[..., Any]) -> torch.library.CustomOpDef:
+        @functools.wraps(function)
+        def on_its_device(*arguments: Any) -> Any:
+            with torch.cuda.device_of(arguments[0]):  # of a tensor on a CPU: nothing
+                return function(*arguments)
+
+        return torch.library.custom_op(name, on_its_device, mutates_args=())
+
+    return register
+
 
 TAPS = 9
 """Places that a 3 x 3 convolution sees."""

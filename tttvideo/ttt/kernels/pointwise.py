@@ -10,20 +10,53 @@ import triton.language as tl
 from ..derivatives import EPS, A, C
 
 # constexpr stands right of a tensor: left of it, the interpreter makes the product a constexpr, too
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 GELU_A = tl.constexpr(A)
 GELU_C = tl.constexpr(C)
 NORM_EPS = tl.constexpr(EPS)
 
 
 @triton.jit
+def to_tf32(x):
+    """x rounded to the nearest TensorFloat-32 number, which has 11 bits. Tensor cores cut the other 13 off by
+    themselves: operands that are not rounded would all err towards zero."""
+    if INTERPRETED:
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # what is added can make a NaN a zero
+    else:
+        rounded = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], tl.float32, is_pure=True, pack=1)
+    return rounded
+
+
+@triton.jit
+def to_bf16(x):
+    """x rounded to the nearest bfloat16 number, which has 8 bits; in the interpreter, whose own conversion cuts and
+    whose products read bfloat16 as integers, a float32 of that value."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    else:
+        rounded = x.to(tl.bfloat16)
+    return rounded
+
+
+@triton.jit
 def mm(a, b, MODE: tl.constexpr):
     """a @ b, accumulated in the dtype of ``a``.
 
-    ``MODE`` says what the tensor cores read: "bf16" operands rounded to bfloat16, "tf32" to TensorFloat-32, "ieee" as
-    they are.
+    ``MODE`` says what the tensor cores read: "bf16" operands rounded to bfloat16, "tf32" to TensorFloat-32, "tf32x3"
+    each as the sum of two of TensorFloat-32, "ieee" as they are. The interpreter multiplies float32 whatever it is
+    told; it gets operands that were rounded alike.
     """
     if MODE == "bf16":
-        product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), out_dtype=tl.float32)
+        product = tl.dot(to_bf16(a), to_bf16(b), out_dtype=tl.float32)
+    elif MODE == "tf32":
+        product = tl.dot(to_tf32(a), to_tf32(b), input_precision="tf32", out_dtype=tl.float32)
+    elif MODE == "tf32x3" and INTERPRETED:  # as Triton compiles it
+        large_a, large_b = to_tf32(a), to_tf32(b)
+        product = tl.dot(to_tf32(a - large_a), large_b) + tl.dot(large_a, to_tf32(b - large_b))
+        product += tl.dot(large_a, large_b)
     else:
         product = tl.dot(a, b, input_precision=MODE, out_dtype=a.dtype)
     return product

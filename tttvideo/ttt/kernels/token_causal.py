@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import contiguous, token_constants
+from .launch import contiguous, operator, token_constants
 
 
-@torch.library.custom_op("tttvideo::token_causal", mutates_args=())
+@operator("tttvideo::token_causal")
 def token_causal(
     q: Tensor,
     k: Tensor,
@@ -83,7 +83,7 @@ def _(q, k, v, rate, scale, gamma, beta, weights, pending, position, lengths, hi
     return q.new_empty(q.shape), weights.new_empty(weights.shape), weights.new_empty(weights.shape), starts
 
 
-@torch.library.custom_op("tttvideo::token_causal_backward", mutates_args=())
+@operator("tttvideo::token_causal_backward")
 def token_causal_backward(
     dout: Tensor,
     dweights: Tensor,

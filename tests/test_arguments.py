@@ -1,0 +1,173 @@
+"""One way from words and YAML to dataclasses: merging, help for every field, recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from docstring_parser import parse as parse_docstring
+
+from tests.helpers import ALL_CHUNKS, ALL_ENCODERS, ALL_INNER, ALL_MIXERS, ALL_OBJECTIVES, ALL_OPTIMIZERS
+from tttvideo.arguments import ConfigError, read, to_yaml
+from tttvideo.mixers import Bidirectional
+from tttvideo.recipes import comment, recipe, recipes
+from tttvideo.tasks import Classification, Prediction
+from tttvideo.training.arguments import parse
+from tttvideo.training.config import RunConfig
+from tttvideo.ttt import GLU, MLP, SGD, TTT, Linear, TokenCausal
+
+
+def dataclasses_in(value) -> dict[str, type]:
+    if not dataclasses.is_dataclass(value):
+        return {}
+    classes = {type(value).__name__: type(value)}
+    for field in dataclasses.fields(value):
+        classes |= dataclasses_in(getattr(value, field.name))
+    return classes
+
+
+PARTS = [*ALL_INNER, *ALL_CHUNKS, *ALL_OBJECTIVES, *ALL_OPTIMIZERS, *ALL_MIXERS, *ALL_ENCODERS]
+CLASSES = {
+    name: cls
+    for part in [*PARTS, RunConfig(), Classification(), Prediction()]
+    for name, cls in dataclasses_in(part).items()
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+def test_every_setting_has_help(cls):
+    """The help is read from the docstring: a line wrapped at the wrong column makes the rest of it vanish."""
+    entries = [entry for base in cls.__mro__ for entry in parse_docstring(base.__doc__ or "").params]
+    helped = {entry.arg_name for entry in entries if entry.description}
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert fields - helped == set(), "no help"
+    assert helped - fields - set(dir(cls)) == set(), "help of no field: a broken line, or a field that is gone"
+
+
+def test_train_help_says_what_each_setting_is(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("--optimizer.lr ", "learning rate at the top of the schedule", "strength of the hue jitter"):
+        assert words in text
+
+
+def mixer(*words) -> object:
+    return parse(list(words))[0].model.backbone.mixer
+
+
+KEY = "--model.backbone.mixer"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((f"{KEY}.inner", "Linear"), TTT(inner=Linear())),
+        ((f"{KEY}.heads", "2", KEY, "TTT"), TTT(heads=2)),  # the same class keeps what was set
+        (
+            (f"{KEY}.optimizer", "Momentum", f"{KEY}.optimizer", "SGD", f"{KEY}.optimizer.clip", "2"),
+            TTT(optimizer=SGD(clip=2.0)),
+        ),
+        ((f"{KEY}.optimizer", "null", f"{KEY}.optimizer", "Momentum"), None),
+        ((f"{KEY}={{class_path: TTT, init_args: {{heads: 2}}}}", f"{KEY}.inner", "GLU"), TTT(heads=2, inner=GLU())),
+        (
+            (KEY, "Bidirectional", f"{KEY}.mixer.chunk", "TokenCausal", f"{KEY}.mixer.chunk.tokens", "8"),
+            Bidirectional(TTT(chunk=TokenCausal(8))),
+        ),
+        ((f"{KEY}.inner", "tttvideo.ttt.inner.mlp.MLP"), TTT()),  # as old config.yaml files name it
+    ],
+)
+def test_later_words_win_and_another_class_starts_afresh(words, expected):
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"optimizer must be one of .*SGD.*, not null"):
+            mixer(*words)
+    else:
+        assert mixer(*words) == expected
+
+
+def test_null_then_a_class_of_a_nested_setting():
+    """`null` clears a setting that may be absent; a class after it starts from its own defaults."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        """Outer.
+
+        Args:
+            part: a part.
+        """
+
+        part: MLP | None = dataclasses.field(default_factory=lambda: MLP(expansion=7))
+
+    def outer(*words):
+        return read(Outer, words, prog="x", description="x")[0].part
+
+    assert outer() == MLP(expansion=7)
+    assert outer("--part", "null") is None
+    assert outer("--part", "null", "--part", "MLP") == MLP()
+    assert outer("--part.expansion", "2") == MLP(expansion=2)
+    with pytest.raises(ConfigError, match=r"unknown setting part\.expansion: part is null and has no settings"):
+        outer("--part", "null", "--part.expansion", "2")
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "trackers"),
+    [
+        (["--data.size", "32,48"], (32, 48), ("tensorboard",)),
+        (["--data.size", "[32, 48]"], (32, 48), ("tensorboard",)),
+        (["--trackers", "wandb,tensorboard"], (64, 64), ("wandb", "tensorboard")),
+        (["--trackers", "wandb"], (64, 64), ("wandb",)),
+        (["--trackers", "[]"], (64, 64), ()),
+    ],
+)
+def test_lists_on_the_command_line(words, size, trackers):
+    config = parse(words)[0]
+    assert (config.data.size, config.trackers) == (size, trackers)
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
+def test_a_recipe_is_found_by_name_and_survives_the_round_trip(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no configs/ here
+    config, text = parse(["--config", path.stem])
+    (tmp_path / "again.yaml").write_text(text)
+    assert parse(["--config", "again.yaml"]) == (config, text)
+    assert to_yaml(config) == text
+    assert "config" in comment(path)
+    assert recipe(path.stem) == path
+
+
+def test_a_file_goes_before_a_recipe_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").write_text("seed: 5\n")
+    assert parse(["--config", "folder.yaml"])[0].seed == 5
+    assert parse(["--config", "folder"])[0].data.max_frames == 512
+    with pytest.raises(ConfigError, match="folders does not exist; the recipes are demo, folder"):
+        parse(["--config", "folders"])
+
+
+def test_mistakes_name_the_file_or_none(tmp_path):
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: fast}\n")
+    with pytest.raises(ConfigError, match=r"optimizer\.lr must be float, not 'fast' \(in .*c\.yaml\)"):
+        parse(["--config", str(tmp_path / "c.yaml")])
+    with pytest.raises(ConfigError, match=r"optimizer\.lr must be float, not 'fast'$"):
+        parse(["--optimizer.lr", "fast"])
+    with pytest.raises(ConfigError, match=r"--seed needs a value"):
+        parse(["--seed", "--optimizer.lr", "1"])
+    with pytest.raises(ConfigError, match=r"mixer: 'tttvideo.ttt.MLP' is not a dataclass derived from Mixer"):
+        parse([KEY, "tttvideo.ttt.MLP"])
+
+
+def test_a_setting_without_a_default_must_be_given():
+    @dataclasses.dataclass(frozen=True)
+    class Needs:
+        """Needs.
+
+        Args:
+            rank: a number.
+        """
+
+        rank: int
+
+    assert read(Needs, ["--rank", "3"], prog="x", description="x")[0] == Needs(3)
+    with pytest.raises(ConfigError, match=r"Needs needs rank; set rank"):
+        read(Needs, [], prog="x", description="x")

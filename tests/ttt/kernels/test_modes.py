@@ -1,0 +1,128 @@
+"""What the products read on a device, emulated by the interpreter: TensorFloat-32 and bfloat16 operands, rounded to
+nearest, so that every mode runs on the numbers that a GPU would give."""
+
+import contextlib
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from tests.helpers import name
+from tests.ttt.kernels.accuracy import relative, rounded
+from tests.ttt.kernels.cases import case, eager, fused, gradients
+from tttvideo.ttt import MLP, SGD, Conv, ConvDepthwise, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
+from tttvideo.ttt.kernels import depthwise, frame_causal, launch, token_causal
+from tttvideo.ttt.kernels.pointwise import mm, to_bf16, to_tf32
+from tttvideo.ttt.kernels.verified import BOUNDS
+
+LEAST = {"tf32x3": 1e-8, "tf32": 5e-5, "bf16": 5e-4}
+"""Errors that a mode cannot stay under: below, nothing would have been rounded."""
+
+CASES = [
+    (Linear(), TokenCausal(16), 1, (18, 2)),
+    (Linear(), FrameCausal(), (1, 3), (6, 3)),
+    *(
+        pytest.param(*arguments, marks=pytest.mark.kernels)
+        for arguments in (
+            (MLP(2), TokenCausal(16), 1, (37, 5)),
+            (MLP(), FrameCausal(), (1, 5), (10, 5)),
+            (MLP(), FrameCausal(), (5, 13), (130,)),  # wide tiles
+            (Conv(), FrameCausal(), (2, 3), (12, 6)),
+            (ConvDepthwise(), FrameCausal(), (2, 3), (12, 6)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", BOUNDS)
+@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES, ids=name)
+def test_every_mode_keeps_to_its_bound(model, chunk, frame, lengths, mode):
+    one = case(model, chunk, lengths=lengths, frame=frame, heads=1)
+    exact = gradients(eager, one)
+    errors = relative(gradients(lambda c: fused(c, mode), rounded(one, torch.float32)), exact)
+    assert {n: error for n, error in errors.items() if not error <= BOUNDS[mode]} == {}
+    assert max(errors.values()) > LEAST[mode]
+
+
+def test_the_cumulative_kernels_have_no_products_to_round():
+    one = case(DWConv(), FrameCausal(), lengths=(4,), frame=(1, 2), objective=DotProduct(), optimizer=SGD(clip=1.0))
+    errors = relative(gradients(lambda c: fused(c, "bf16"), rounded(one, torch.float32)), gradients(eager, one))
+    assert max(errors.values()) <= 1e-5
+
+
+@triton.jit
+def _round(x, as_tf32, as_bf16, SIZE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    tl.store(as_tf32 + i, to_tf32(tl.load(x + i)))
+    tl.store(as_bf16 + i, to_bf16(tl.load(x + i)))
+
+
+def test_operands_are_rounded_to_nearest_and_what_is_no_number_stays_none():
+    largest = torch.finfo(torch.float32).max
+    x = torch.cat(
+        [torch.tensor([0.0, -0.0, float("inf"), -float("inf"), largest, -largest, float("nan")]), torch.randn(1017)]
+    )
+    x[7] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a GPU's NaN
+    x[8:10] = torch.tensor([1 + 2**-11, -1 - 2**-11])  # halfway: away from zero
+    as_tf32, as_bf16 = torch.empty_like(x), torch.empty_like(x)
+    _round[(1,)](x, as_tf32, as_bf16, 1024)
+    assert torch.equal(as_bf16.nan_to_num(7.0), x.bfloat16().float().nan_to_num(7.0))
+    assert as_tf32[6:8].isnan().all()
+    assert as_tf32[8:10].tolist() == [1 + 2**-10, -1 - 2**-10]
+    numbers = x.isfinite() & (x.abs() < largest)
+    assert not (as_tf32.view(torch.int32)[numbers] & 0x1FFF).any()
+    assert ((as_tf32 - x)[numbers].abs() <= x[numbers].abs() * 2**-11).all()
+    assert torch.equal(as_tf32[:4], x[:4])
+    assert (as_tf32[4:6].abs() == torch.inf).all()
+
+
+@triton.jit
+def _multiply(x, y, product, MODE: tl.constexpr):
+    at = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    tl.store(product + at, mm(tl.load(x + at), tl.load(y + at), MODE))
+
+
+def test_products_in_bfloat16_are_those_of_rounded_operands():
+    """Triton's interpreter by itself multiplies the integers that the bits are."""
+    x, y, found = torch.randn(16, 16), torch.randn(16, 16), torch.empty(16, 16)
+    _multiply[(1,)](x, y, found, "bf16")
+    assert (found - x.bfloat16().float() @ y.bfloat16().float()).abs().max() <= 1e-5
+
+
+OPERATORS = [
+    depthwise.convolve,
+    depthwise.correlate,
+    frame_causal.frame_causal,
+    frame_causal.frame_causal_backward,
+    token_causal.token_causal,
+    token_causal.token_causal_backward,
+]
+
+
+def test_every_operator_launches_on_the_device_of_its_tensors(monkeypatch):
+    """Triton launches on the current device. Here the guard's argument and extent are seen; two GPUs: test_gpu.py."""
+    held, launched = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        held.append(tensor)
+        yield
+        held.pop()
+
+    contiguous = launch.contiguous
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for module in (depthwise, frame_causal, token_causal):
+        monkeypatch.setattr(module, "contiguous", lambda *x: (launched.append(len(held)), contiguous(*x))[1])
+    given = {"objective": DotProduct(), "optimizer": SGD(clip=1.0)}
+    for one in (
+        case(Linear(), TokenCausal(16), lengths=(3,), heads=1),
+        case(Linear(), FrameCausal(), lengths=(3,), frame=(1, 3), heads=1),
+        case(DWConv(), FrameCausal(), lengths=(3,), frame=(1, 3), heads=1, **given),
+    ):
+        gradients(fused, one)
+    assert launched
+    assert set(launched) == {1}
+    assert {op._qualname for op in OPERATORS} == {
+        f"tttvideo::{n}" for n in dir(torch.ops.tttvideo) if f"tttvideo::{n}" in torch._library.custom_ops.OPDEFS
+    }
