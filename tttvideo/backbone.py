@@ -123,9 +123,7 @@ class Block(nn.Module):
         """``SequenceLayer.step`` of this block's mixer reads multiples of this many tokens."""
         return math.lcm(self.mixer.step_unit(tokens_per_frame), self.unit(tokens_per_frame))
 
-    def forward(
-        self, x: Tensor, state: BlockState, layout: Layout, steps: bool = False
-    ) -> tuple[Tensor, BlockState]:
+    def forward(self, x: Tensor, state: BlockState, layout: Layout, steps: bool = False) -> tuple[Tensor, BlockState]:
         """``steps``: the mixer reads by its ``step``."""
         tail = state.tail
         if self.frame_attention is not None and self.frame_norm is not None:

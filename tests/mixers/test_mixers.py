@@ -23,6 +23,7 @@ from tttvideo.ttt import FrameCausal, Layout, TokenCausal
 from tttvideo.ttt.interface import merge_heads, split_heads
 from tttvideo.ttt.primitives import query_key_value
 
+
 def tokens(count, batch=2):
     return torch.randn(batch, count, DIM).double()
 

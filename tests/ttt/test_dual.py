@@ -24,8 +24,8 @@ from tttvideo.ttt import (
     Whole,
     reference,
 )
-from tttvideo.ttt.inner import InnerModel
 from tttvideo.ttt.derivatives import affine
+from tttvideo.ttt.inner import InnerModel
 from tttvideo.ttt.inner_gradient import InnerLoop, summed, traces
 from tttvideo.ttt.kernel_regression import nadaraya_watson
 from tttvideo.ttt.objective import Norm

@@ -10,27 +10,27 @@ from torch import Tensor
 from .derivatives import affine
 from .inner_gradient import InnerLoop, summed, traces
 from .state import TTTState, by_row, combine
-from .step import ahead_of_update, steps_of
+from .step import Steps, ahead_of_update
 from .tokens import Tokens
 
 
-def scan_cumulative(
-    loop: InnerLoop,
-    state: TTTState,
-    tokens: Tokens,
-    size: int,
-    scale: Tensor,
-    mask: Tensor | None,
-    closes: Sequence[bool | Tensor] | None,
+def read_side_by_side(
+    loop: InnerLoop, state: TTTState, tokens: Tokens, steps: Steps, closes: int | Sequence[bool | Tensor]
 ) -> tuple[Tensor, TTTState]:
-    """See ``scan.scan``: all chunks as rows of one batch, their moves summed up over time."""
-    batch, length, past = tokens.v.shape[0], tokens.v.shape[3], tokens.q.shape[2] - tokens.v.shape[3]
+    """Many chunks as rows of one batch, their moves summed up over time.
+
+    Args:
+        steps: of one chunk.
+        closes: for every chunk, see ``scan.scan``; or its full size: under a mask those of so many tokens end.
+
+    Returns:
+        g(q_t; W_t) [B, H, T, d], and the state after the tokens.
+    """
+    batch, length, size, mask = tokens.v.shape[0], tokens.v.shape[3], len(steps.scale), steps.mask
     count = -(-length // size)
-    if closes is None:
-        closes = [mask is None or (c + 1) * size <= length for c in range(count)]
-    size = min(size, length)
+    if isinstance(closes, int):
+        closes = [mask is None or (c + 1) * closes <= length for c in range(count)]
     rows = _side_by_side(tokens, count, size)
-    steps = steps_of(scale, mask, 0, size, tokens.v.shape[2])
 
     def apart(x: Tensor) -> Tensor:
         return x.unflatten(0, (batch, count))
@@ -60,8 +60,7 @@ def scan_cumulative(
         z = loop.model(rows.q, ahead_of_update(loop, before, parts, rows, steps), loop.grid)
         pending = combine(lambda g: (g - ended(g)).sum(1), total)
     z = apart(z).transpose(1, 2).flatten(2, 3)[:, :, :length]
-    out = loop.objective.read(z, tokens.q[:, :, past:], loop.norm)
-    return out, TTTState(weights, pending, *state[2:])
+    return z, TTTState(weights, pending, *state[2:])
 
 
 def _side_by_side(tokens: Tokens, count: int, size: int) -> Tokens:

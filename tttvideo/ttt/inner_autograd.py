@@ -46,7 +46,9 @@ def traces_by_autograd(
             raise never_applied(loop.model, weights.keys() - inputs.keys())
         slope = rate * loop.objective.gradient(z, own, v, loop.norm)
         within.inner = True
-        gradients = torch.autograd.grad(z, list(outputs.values()), slope if outer else slope.detach(), create_graph=outer)
+        gradients = torch.autograd.grad(
+            z, list(outputs.values()), slope if outer else slope.detach(), create_graph=outer
+        )
         within.inner = False
     return {
         name: Trace(inputs[name] if outer else inputs[name].detach(), gradient)
@@ -54,9 +56,7 @@ def traces_by_autograd(
     }
 
 
-def _traces_by_vjp(
-    loop: InnerLoop, weights: Weights, k: Tensor, slope: Callable[[Tensor], Tensor]
-) -> dict[str, Trace]:
+def _traces_by_vjp(loop: InnerLoop, weights: Weights, k: Tensor, slope: Callable[[Tensor], Tensor]) -> dict[str, Trace]:
     """The same in terms that torch.compile and torch.func follow: the derivative to a zero that is added to each map's
     output. ``slope``: the gradient at the model's output."""
     outputs = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .derivatives import affine, transposed
@@ -90,9 +89,9 @@ def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace
 def summed(weights: Weights, parts: dict[str, Trace]) -> Weights:
     """sum_s of the gradients of every map: X^T G and sum G."""
     sums = {}
-    for name, (inputs, gradients) in parts.items():
-        bias = None if weights[name].bias is None else gradients.sum(-2, keepdim=True)
-        sums[name] = Map(inputs.mT @ gradients, bias)
+    for name, map in weights.items():
+        inputs, gradients = parts[name]
+        sums[name] = Map(inputs.mT @ gradients, None if map.bias is None else gradients.sum(-2, keepdim=True))
     return sums
 
 

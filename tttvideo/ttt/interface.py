@@ -112,7 +112,9 @@ class SequenceLayer(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} sees the end of a sequence first, so it cannot read it in steps.")
         unit = self.step_unit(grid[0] * grid[1])
         if x.dim() != 3 or not x.shape[1] or x.shape[1] % unit:
-            raise ValueError(f"Expected x [B, T, C] with T a multiple of {unit}, got {list(x.shape)}; read whole steps.")
+            raise ValueError(
+                f"Expected x [B, T, C] with T a multiple of {unit}, got {list(x.shape)}; read whole steps."
+            )
 
     def _check(self, x: Tensor, state: State | None, layout: Layout) -> None:
         """Raises ValueError, in one sentence, where tokens, state and layout do not fit together or a call ends inside

@@ -276,8 +276,8 @@ class TTTLayer(SequenceLayer):
         if self.chunk_is_whole:
             if any(map(min, ages, counts)):
                 raise ValueError(
-                    f"The sequence ended inside a chunk of {type(self.config.chunk).__name__} and cannot go on from there; split "
-                    "it at whole chunks, or use chunk: FrameCausal."
+                    f"The sequence ended inside a chunk of {type(self.config.chunk).__name__} and cannot go on from "
+                    "there; split it at whole chunks, or use chunk: FrameCausal."
                 )
             return [0] * len(ages)
         unit = self.config.chunk.unit(tokens_per_frame) if any(ages) else 1
@@ -306,12 +306,10 @@ class TTTLayer(SequenceLayer):
         start = {}
         for key, weight in self.weights.items():
             name = key.removesuffix("_weight")
-            bias = self.biases[f"{name}_bias"] if f"{name}_bias" in self.biases else None
+            bias = self.biases.get(f"{name}_bias")
             if not torch.is_grad_enabled():  # a view of a parameter asks for its gradient even under no_grad
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            start[name] = Map(
-                at_least_float32(weight)[None], None if bias is None else at_least_float32(bias)[None]
-            )
+            start[name] = Map(at_least_float32(weight)[None], None if bias is None else at_least_float32(bias)[None])
         return start
 
     def _norm(self, like: Tensor) -> Norm:

@@ -17,8 +17,18 @@ Read = Callable[[Tensor, Tensor], Tensor]  # (z, q) -> out [..., T, d]
 
 
 def chunk(
-    g: Model, loss: Loss, read: Read, weights: list[Tensor], q: Tensor, k: Tensor, v: Tensor, rate: Tensor,
-    scale: Tensor, sees: Tensor, start: list[Tensor] | None = None, keep: Tensor | None = None,
+    g: Model,
+    loss: Loss,
+    read: Read,
+    weights: list[Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rate: Tensor,
+    scale: Tensor,
+    sees: Tensor,
+    start: list[Tensor] | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradient descent on one chunk of T tokens, each of which gives S / T pairs (k, v), pair by pair.
 
@@ -40,7 +50,9 @@ def chunk(
         own = weights
         if start is not None and keep is not None:
             kept = keep[..., sees[t]].prod(-1)
-            own = [w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, own)]
+            own = [
+                w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, own)
+            ]
         seen = [gradient for s, gradient in enumerate(gradients) if sees[t, s % tokens]]
         own = [w - scale[t] * sum(steps) for w, *steps in zip(own, *seen)]
         out.append(read(g(q, own), q)[..., t, :])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .cumulative import scan_cumulative
+from .cumulative import read_side_by_side
+from .derivatives import transformed
 from .inner_gradient import InnerLoop
 from .state import TTTState
 from .step import read_ahead_then_update, steps_of, update_then_read
 from .tokens import Tokens
 
 Closes = Sequence[bool | Tensor]
-"""For every chunk, whether it ends in this call: a bool, or bool [B, 1, 1, 1] by row (see ``step.read_ahead_then_update``; without a mask: whether it has any token)."""
+"""For every chunk, whether it ends in this call (without a mask: whether it has any token): a bool, or bool
+[B, 1, 1, 1] by row."""
 
 
 @torch.compiler.disable(recursive=False)  # the loop depends on lengths; a chunk is a graph of its own, compiled once
@@ -47,22 +50,44 @@ def scan(
         outputs [B, H, T, d], and the state after them.
     """
     length, pairs = tokens.v.shape[3], tokens.v.shape[2]
-    if group and torch.is_grad_enabled():
-        return _checkpointed(loop, state, tokens, size, scale, mask, closes, offset, group)
+    group = 0 if transformed() or not torch.is_grad_enabled() else group  # torch.func passes through no checkpoint
     if loop.cumulative:
         assert not offset
-        return scan_cumulative(loop, state, tokens, size, scale, mask, closes)
-    read = update_then_read if mask is None else read_ahead_then_update
-    outputs, shape = [], None
-    for c, piece in enumerate(cut(tokens, size, size - offset)):
-        start, count = 0 if c else offset, piece.v.shape[3]
-        if shape != (start, count):  # the first piece may begin, the last one end inside its chunk
-            shape, steps = (start, count), steps_of(scale, mask, start, count, pairs)
-        closed = closes[c] if closes is not None else mask is None or start + count == size
-        z, state = read(loop, state, piece, steps, closed)
+        read, parts = read_side_by_side, []
+        wide, steps = (group or length) * size, steps_of(scale, mask, 0, min(size, length), pairs)
+        for i, piece in enumerate(cut(tokens, wide)):
+            own = closes[i * group :][: group or None] if closes is not None else None
+            parts.append((piece, steps, own if own is not None else size))
+        group = min(group, 1)
+    else:
+        read, parts, shape = update_then_read if mask is None else read_ahead_then_update, [], None
+        for c, piece in enumerate(cut(tokens, size, size - offset)):
+            start, count = 0 if c else offset, piece.v.shape[3]
+            if shape != (start, count):  # the first piece may begin, the last one end inside its chunk
+                shape, steps = (start, count), steps_of(scale, mask, start, count, pairs)
+            closed = closes[c] if closes is not None else mask is None or start + count == size
+            parts.append((piece, steps, closed))
+    if group:
+        read, parts = partial(_checkpointed, read), [(parts[i : i + group],) for i in range(0, len(parts), group)]
+    outputs = []
+    for part in parts:
+        z, state = read(loop, state, *part)
         outputs.append(z)
     z = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return loop.objective.read(z, tokens.q[:, :, tokens.q.shape[2] - length :], loop.norm), state
+
+
+def _checkpointed(read: Callable, loop: InnerLoop, state: TTTState, parts: list[tuple]) -> tuple[Tensor, TTTState]:
+    """``parts`` read one after the other, and again in the backward pass."""
+
+    def run(state: TTTState) -> tuple[Tensor, TTTState]:
+        outputs = []
+        for part in parts:
+            z, state = read(loop, state, *part)
+            outputs.append(z)
+        return torch.cat(outputs, dim=2), state
+
+    return checkpoint(run, state, use_reentrant=False)  # type: ignore[return-value]
 
 
 def cut(tokens: Tokens, size: int, first: int | None = None) -> list[Tokens]:
@@ -99,24 +124,3 @@ def _windows(x: Tensor, past: int, size: int) -> Sequence[Tensor]:
     rest = length % size
     whole = [] if length < size else list(x[..., : past + length - rest, :].unfold(-2, past + size, size).mT.unbind(-3))
     return [*whole, x[..., length - rest :, :]] if rest else whole
-
-
-def _checkpointed(
-    loop: InnerLoop,
-    state: TTTState,
-    tokens: Tokens,
-    size: int,
-    scale: Tensor,
-    mask: Tensor | None,
-    closes: Closes | None,
-    offset: int,
-    group: int,
-) -> tuple[Tensor, TTTState]:
-    """``scan`` in groups of chunks, each computed again in the backward pass."""
-    outputs = []
-    for i, part in enumerate(cut(tokens, group * size, group * size - offset)):
-        own = None if closes is None else closes[i * group : (i + 1) * group]
-        settings = dict(size=size, scale=scale, mask=mask, closes=own, offset=0 if i else offset)
-        out, state = checkpoint(scan, loop, state, part, use_reentrant=False, **settings)  # type: ignore[misc]
-        outputs.append(out)
-    return torch.cat(outputs, dim=2), state

@@ -76,8 +76,8 @@ def update_then_read(
             before = faded(loop, weights, tokens.fade.sum(2, keepdim=True))
         if loop.optimizer.linear:
             weights = {}
-            for name, (x, g) in parts.items():
-                weights[name] = moved(before[name], x, g, steps.last)
+            for name, map in before.items():
+                weights[name] = moved(map, *parts[name], steps.last)
         else:
             gradient = combine(lambda g: steps.last * g, summed(weights, parts))
             weights, moments = loop.optimizer.step(before, gradient, moments, loop.start, loop.warmup)
@@ -114,10 +114,10 @@ def read_ahead_then_update(
             weights, fading = faded(loop, weights, fading), torch.zeros_like(fading)
         if pending is not None:
             weights = combine(lambda w, p: w - steps.last * p, weights, pending)
-        moves = {}
-        for name, (x, g) in parts.items():
-            moves[name] = moved(weights[name], x, g, steps.last)
-        return z, TTTState(moves, None, fading, moments, position, tails)
+        after = {}
+        for name, map in weights.items():
+            after[name] = moved(map, *parts[name], steps.last)
+        return z, TTTState(after, None, fading, moments, position, tails)
 
     total = summed(weights, parts)
     if pending is not None:
@@ -130,11 +130,9 @@ def read_ahead_then_update(
     return z, TTTState(weights, pending, torch.where(closes, 0.0, fading), moments, position, tails)
 
 
-def ahead_of_update(
-    loop: InnerLoop, state: TTTState, parts: dict[str, Trace], tokens: Tokens, steps: Steps
-) -> Affine:
-    """The maps of g(q_t; W_t), by the dual form. What the chunk has read before (``pending`` gradients, and ``fading``, the sum of
-    its gates) is seen by all.
+def ahead_of_update(loop: InnerLoop, state: TTTState, parts: dict[str, Trace], tokens: Tokens, steps: Steps) -> Affine:
+    """The maps of g(q_t; W_t), by the dual form. What the chunk has read before (``pending`` gradients, and ``fading``,
+    the sum of its gates) is seen by all.
 
     With a forget gate W_t begins at W_0 + kept[t] (W - W_0), kept[t] the product of the gates that token t sees.
     """

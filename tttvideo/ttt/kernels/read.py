@@ -8,8 +8,8 @@ from torch import Tensor
 from ..inner.base import InnerModel
 from ..objective import Norm
 from ..optimizer import InnerOptimizer
-from ..tokens import Tokens
 from ..state import Weights, zeros_like
+from ..tokens import Tokens
 from .choice import CUMULATIVE, kind_of
 from .packed import pack, unpack
 
