@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu test-kernels lint release-check bench bench-gpu clean
+.PHONY: help env demo test test-slow test-gpu test-kernels lint docs release-check bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -45,6 +45,10 @@ test-kernels: env  ## kernels at many shapes through the interpreter; compilatio
 lint: env  ## ruff and pyright, as pre-commit runs them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: env  ## the documentation as a site, in site/; broken links and references are errors
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 release-check: env  ## wheel and sdist; the wheel trains, evaluates, exports and classifies in an empty environment
 	rm -rf dist

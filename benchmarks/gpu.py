@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,37 +34,72 @@ from tttvideo.ttt import Layout, SequenceLayer, Stream, TTTLayer
 Row = dict[str, Any]
 
 SLOW = 5.0  # seconds: what takes longer is not repeated, and not tried on longer sequences
-ROUNDS = {"forward": 3, "train": 3, "decode": 50, "decode_graph": 50}
-BACKENDS = {"attention": SDPBackend.FLASH_ATTENTION, "attention_cudnn": SDPBackend.CUDNN_ATTENTION}
+ROUNDS = {"forward": 3, "train": 3, "forward_graph": 3, "train_graph": 3, "decode": 50, "decode_graph": 50}
+BACKENDS = {
+    "attention": SDPBackend.FLASH_ATTENTION,
+    "attention_core": SDPBackend.FLASH_ATTENTION,
+    "attention_cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+GRAPHED = (
+    "ttt_linear_core",
+    "ttt_mlp_core_bf16",
+    "ttt_mlp_core",
+    "ttt_mlp",
+    "ttt_mlp_bf16",
+)  # forward and training step as CUDA graphs, too
 SILENCE = 150.0  # seconds without a row, a kernel's compilation included
 
 
-def measure(dry: bool = False, budget: float = 450.0, keep: Path | None = None) -> Row:
+def measure(
+    dry: bool = False,
+    budget: float = 450.0,
+    keep: Path | None = None,
+    only: Sequence[str] = (),
+    about: Row | None = None,
+) -> Row:
     """Rows of times and what follows from them, within ``budget`` seconds. What failed, or was not begun, is a row
-    that says why. Rows are appended to the file ``keep`` as they come: a rented GPU may be gone before the last."""
+    that says why. Rows are appended to the file ``keep`` as they come, with ``about`` in each: a rented GPU may be gone
+    before the last. ``only``: layers, or shape:layer; none: all."""
     if not dry and not torch.cuda.is_available():
         sys.exit("No CUDA device is to be seen; the kernels' speed can only be measured on one.")
     device = torch.device("cpu" if dry else "cuda")
     end = time.time() + budget
     rate = matmul_rate(device)
-    todo, rows = parts(dry), []
-    for index, found in isolated.results(partial(rows_of, dry), len(todo), SILENCE, end):
+    todo, rows = chosen(dry, tuple(only)), []
+    for index, found in isolated.results(partial(rows_of, dry, tuple(only)), len(todo), SILENCE, end):
         row = found if isinstance(found, dict) else _without(todo[index], found)
         rows.append(row)
         print_row(row)
         if keep is not None:
             with keep.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps((about or {}) | row) + "\n")
     rate = max(rate, matmul_rate(device))
-    about = {**summary(rows, rate), "device": device_name(device)}
+    total = {**summary(rows, rate), "device": device_name(device)}
     versions = environment(device) | contestants.versions()
-    return {"environment": versions, "matmul_flops_per_second": rate, "rows": rows, "summary": about}
+    return {"environment": versions, "matmul_flops_per_second": rate, "rows": rows, "summary": total}
 
 
-def rows_of(dry: bool, index: int) -> Iterator[Row | str]:
+def chosen(dry: bool, only: tuple[str, ...]) -> list[Part]:
+    """The parts that ``only`` names, in its order; all, if it is empty.
+
+    Raises:
+        ValueError: where it names none.
+    """
+    everything = parts(dry)
+    found = []
+    for word in only:
+        named = [part for part in everything if word in (part.layer, f"{part.shape.name}:{part.layer}")]
+        if not named:
+            layers = ", ".join(dict.fromkeys(part.layer for part in everything))
+            raise ValueError(f"No layer is called {word}; there are {layers}, each also as paper:... or video:...")
+        found += [part for part in named if part not in found]
+    return found if only else everything
+
+
+def rows_of(dry: bool, only: tuple[str, ...], index: int) -> Iterator[Row | str]:
     """Of one layer at one shape, all lengths; before each row, what is begun. Raises what broke the GPU's context,
     after a row that says so."""
-    part = parts(dry)[index]
+    part = chosen(dry, only)[index]
     device = torch.device("cpu" if dry else "cuda")
     yield "building it"
     layer = build(part, device)
@@ -115,6 +150,9 @@ def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run
         "forward": lambda: only_forward(layer, x, layout) if not compiled else compiled_forward(layer, x, layout),
         "train": lambda: step(layer, x, layout) if not compiled else compiled_step(layer, x, layout),
     }
+    if part.layer in (GRAPHED if x.is_cuda else GRAPHED[:1]):
+        runs["forward_graph"] = lambda: graphed(only_forward(layer, x, layout), x.device)
+        runs["train_graph"] = lambda: graphed(step(layer, x, layout), x.device)
     if isinstance(layer, TTTLayer) and layer.config.fused == "require" and length == shape.profiled:
         runs["profile"] = lambda: step(layer, x, layout)
     if isinstance(layer, SequenceLayer) and length == shape.lengths[0]:
@@ -204,6 +242,22 @@ def decode_graph(layer: nn.Module, x: Tensor, layout: Layout) -> Run:
     for _ in range(places + 1 if x.is_cuda else 2):
         stream(token)
     return lambda: stream(token)
+
+
+def graphed(run: Run, device: torch.device) -> Run:
+    """The same as one CUDA graph: no time for launching. (On a CPU: the same.)"""
+    if device.type != "cuda":
+        return run
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels are compiled and gradients allocated before anything is recorded
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 @contextlib.contextmanager

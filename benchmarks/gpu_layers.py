@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from benchmarks import contestants
+from benchmarks import contestants, cores
 from benchmarks.plain_scan import PlainTTTMLP
 from tttvideo.mixers import Attention, LinearAttention, Mamba
 from tttvideo.ttt import MLP, SGD, TTT, Conv, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
@@ -54,13 +54,13 @@ ON_A_GPU = ("attention_cudnn", COMPILED)
 
 
 def parts(dry: bool) -> list[Part]:
-    """The kernels' layers of a shape, those they are compared with, the other shape's; ``torch.compile``, which takes
+    """The kernels alone, their layers and those they are compared with, shape by shape; ``torch.compile``, which takes
     the longest to begin, last. What needs a GPU is left out of a dry run."""
     shapes = DRY if dry else SHAPES
     found = []
     for shape in shapes:
         frames = ("ttt_conv", "ttt_dwconv") if shape.chunk.whole else ()
-        found += [Part(shape, layer) for layer in (*OURS, *frames, *OTHERS)]
+        found += [Part(shape, layer) for layer in (*(cores.DRY if dry else cores.CORES), *OURS, *frames, *OTHERS)]
     return found if dry else [*found, *(Part(shape, layer) for layer in ON_A_GPU for shape in shapes)]
 
 
@@ -70,6 +70,8 @@ def build(part: Part, device: torch.device) -> nn.Module | str:
     torch.manual_seed(0)
     if name in contestants.CONTESTANTS:
         return contestants.build(name, shape.dim, shape.heads, device)
+    if name in cores.CORES:
+        return cores.build(name, shape, device)
     layer = _mixer(shape, name).build(shape.dim).to(device)
     if name == "plain_scan":
         return PlainTTTMLP(layer)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels --interpret [--json FILE]   errors against the eager scan in float64, without a GPU
     python -m benchmarks.kernels --aot [--dims 64] [--json FILE]    registers, stack, shared memory on sm_80 and sm_90
-    python -m benchmarks.kernels --gpu [--json FILE]         times on a GPU (benchmarks/gpu.py)
+    python -m benchmarks.kernels --gpu [--only LAYER,LAYER] [--budget SECONDS] [--dry] [--json FILE]    times on a GPU
 
 The JSON has ``rows`` and ``summary``; beside that of ``--gpu`` is a plot.
 """
@@ -24,13 +24,19 @@ def main() -> None:
     for name in ("interpret", "aot", "gpu"):
         what.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--dims", default="64", help="head dimensions to compile for, separated by commas")
+    parser.add_argument("--only", default="", help="--gpu: layers, or shape:layer (video:ttt_mlp_core), by commas")
+    parser.add_argument("--budget", type=float, default=450.0, help="--gpu: seconds")
+    parser.add_argument("--dry", action="store_true", help="--gpu: the same way on a CPU, with figures of no meaning")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     # Triton decides when it is imported
-    os.environ["TRITON_INTERPRET"] = "1" if options.interpret else "0"
+    os.environ["TRITON_INTERPRET"] = "1" if options.interpret or options.dry else "0"
     from benchmarks import gpu, gpu_report  # after that
+    from tttvideo.ttt.kernels.choice import not_interpreted
 
     if options.interpret:
+        if why := not_interpreted():
+            parser.error(f"{why}; it can run none here")
         found = interpret()
     elif options.aot:
         found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
@@ -39,7 +45,12 @@ def main() -> None:
         if rows:
             rows.parent.mkdir(parents=True, exist_ok=True)
             rows.unlink(missing_ok=True)
-        found = gpu.measure(keep=rows)
+        only = [word for word in options.only.split(",") if word]
+        try:
+            gpu.chosen(options.dry, tuple(only))
+        except ValueError as error:
+            parser.error(str(error))
+        found = gpu.measure(options.dry, options.budget, rows, only)
         print(gpu_report.table(found["rows"]))
     print(json.dumps(found["summary"], indent=2))
     if options.json:

@@ -7,6 +7,7 @@ when it likes: so it is decided here, before either. Tests on a GPU set TRITON_I
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ["TTTVIDEO_INDEX"] = "off"  # nothing of a test in the user's index; tests of the index set their own
 
 import pytest
 

@@ -11,8 +11,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import os
-import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .recipes import recipe, recipes
-from .serialize import public_name
+from .serialize import public_name, search_working_directory
 
 Config = TypeVar("Config")
 
@@ -248,8 +246,8 @@ def _find_class(base: type, path: Any, key: str) -> type:
     module, dot, name = public_name(str(path)).rpartition(".")
     if not dot:
         raise ConfigError(f"{key}: {path!r} is neither one of {known} nor an import path such as mypkg.MyClass")
-    if os.getcwd() not in sys.path:  # a console script lacks it; last, so that nothing there takes another's name
-        sys.path.append(os.getcwd())
+    if not module.startswith("tttvideo"):
+        search_working_directory()
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""The command `tttvideo`: train, evaluate, predict, export, classify, make-data. User errors: one line, exit 2."""
+"""The command `tttvideo`: its subcommands are in COMMANDS. User errors: one line, exit 2."""
 
 import argparse
 import dataclasses
-import json
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttvideo.comparing import compare, position
+from tttvideo.indexing import check, index
 from tttvideo.options import (
     Parser,
     UsageError,
@@ -23,6 +24,7 @@ from tttvideo.options import (
     nearest,
     prediction_settings,
 )
+from tttvideo.printing import json_text, printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -92,7 +94,7 @@ def evaluate(argv: Sequence[str]) -> int:
             print("not written to files: an export has no run folder, so give --out DIR for that")
         else:
             write_report(evaluation, out)
-            print(f"written to {out}: report.html, metrics.json, predictions.csv and figures")
+            print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
     return 0
 
 
@@ -122,7 +124,7 @@ def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
         print("not written to files: an export has no run folder, so give --out DIR for that")
     else:
         write_forecasts(found, out)
-        print(f"written to {out}: report.html, metrics.json, predictions.csv and figures")
+        print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
     return 0
 
 
@@ -153,10 +155,10 @@ def predict(argv: Sequence[str]) -> int:
             trust=args.trust,
         )
     for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
     for line in found.lines:
-        print(line)
-    print(f"written to {args.out}: {found.film.name} and {found.strip.name}")
+        print(printable(line))
+    print(printable(f"written to {args.out}: {found.film.name} and {found.strip.name}"))
     return 0
 
 
@@ -180,7 +182,8 @@ def export(argv: Sequence[str]) -> int:
     from tttvideo.export import export as run
 
     out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
-    print(f'exported to {out}; load it with tttvideo.from_pretrained("{out}")')
+    trusted = ", trust=True" if args.trust else ""
+    print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
     return 0
 
 
@@ -218,7 +221,7 @@ def classify(argv: Sequence[str]) -> int:
             for video, classes in answers
         ]
         found += [{"path": video, "error": reason} for video, reason in failures]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json_text(found))
     elif answers:
         table = Table()
         table.add_column("video", overflow="fold")
@@ -227,8 +230,8 @@ def classify(argv: Sequence[str]) -> int:
         for video, classes in answers:
             for place, (label, probability) in enumerate(classes):
                 # Text: names with brackets or colons are no markup.
-                name, last = Text("" if place else video), place + 1 == len(classes)
-                table.add_row(name, Text(label), f"{probability:.3f}", end_section=last)
+                name, last = Text("" if place else printable(video)), place + 1 == len(classes)
+                table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
         Console().print(table)
     for _, reason in failures:
         _complain(reason)
@@ -273,7 +276,7 @@ def make_data(argv: Sequence[str]) -> int:
         )
     splits = ", ".join(f"{name} {count}" for name, count in made.suite["splits"].items())
     kept = f" ({made.kept} were there)" if made.kept else ""
-    print(f"{made.out}: {made.written} videos written{kept}; {splits}")
+    print(printable(f"{made.out}: {made.written} videos written{kept}; {splits}"))
     print(suite_class.sentence(made.suite))
     return 0
 
@@ -307,11 +310,15 @@ COMMANDS = (
     Command("classify", classify),
     Command("make-data", make_data),
     Command("configs", configs),
+    Command("index", index),
+    Command("check", check),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Set TTTVIDEO_TRACEBACK=1 to see where an error was raised."""
+    if argv is None:  # a process of its own: Python processes that it starts do not search the working directory first
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
@@ -327,8 +334,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if os.getcwd() not in sys.path:  # a user's own mypkg.MyInner, named by a checkpoint that is trusted
-        sys.path.insert(0, os.getcwd())
     names = [command.name for command in COMMANDS]
     if argv and not argv[0].startswith("-"):
         if argv[0] not in names:
@@ -354,12 +359,14 @@ def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text += "; make room, or write to another disk"
     return text.removesuffix(".")
 
 
 def _complain(sentence: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process meets the same error: said once
-        print(f"error: {sentence}", file=sys.stderr)
+        print(printable(f"error: {sentence}"), file=sys.stderr)
 
 
 def _leave_process_group() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tttvideo.options import Parser, UsageError, add_data, add_device, check_folder
+from tttvideo.printing import printable
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def compare(argv: Sequence[str]) -> int:
     found = compare_runs(runs, resamples=args.resamples, seed=args.seed)
     print_comparison(found)
     files = write_comparison(found, Path(args.out))
-    print(f"written to {args.out}: {', '.join(files)}")
+    print(printable(f"written to {args.out}: {', '.join(files)}"))
     return 0
 
 
@@ -69,7 +70,7 @@ def position(argv: Sequence[str]) -> int:
 
     from tttvideo.evaluation.comparison_report import write_positions
     from tttvideo.evaluation.named import parse_named
-    from tttvideo.evaluation.position_curves import compare_positions
+    from tttvideo.evaluation.position_curves import compare_positions, position_sentence
 
     runs = parse_named(args.runs)
     check_folder(Path(args.out))
@@ -86,9 +87,8 @@ def position(argv: Sequence[str]) -> int:
     )
     write_positions(found, arrays, Path(args.out))
     for name, curve in found["series"].items():
-        first, last = curve["frames"][0], curve["frames"][-1]
-        print(f"{name}: {curve['loss'][0]:.4g} after {first:g} frames, {curve['loss'][-1]:.4g} after {last:g}")
+        print(printable(f"{name}: {position_sentence(curve)}"))
     for failure in found["failures"]:
-        print(f"not read: {failure['path']}: {failure['reason']}")
-    print(f"written to {args.out}: position.json, position.npz and position.png")
+        print(printable(f"not read: {failure['path']}: {failure['reason']}"))
+    print(printable(f"written to {args.out}: position.json, position.npz and position.png"))
     return 0

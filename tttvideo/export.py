@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
 from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.printing import markdown, markdown_code, printable
 from tttvideo.tasks import Prediction
 from tttvideo.video.index import save_labels
 
@@ -43,13 +45,14 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
     source = _public(source)
     title = source.provenance["name"]
     measured = _measured(source, metrics)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    unfinished = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         model.save_pretrained(unfinished, provenance=source.provenance)
         save_labels(unfinished / "labels.json", model.labels)
         (unfinished / "README.md").write_text(
-            model_card(model, title, out.name, source, measured), encoding="utf-8", newline="\n"
+            model_card(model, title, out.name, source, measured, trust=trust), encoding="utf-8", newline="\n"
         )
         _verify(model, from_pretrained(unfinished, trust=trust).eval(), out)
         out.mkdir(exist_ok=True)
@@ -57,8 +60,13 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
         for name in EXPORTED:
             (unfinished / name).chmod(0o666 & ~_umask())
             os.replace(unfinished / name, out / name)
+    except OSError as error:
+        file = out / Path(error.filename).name if error.filename and unfinished else out
+        reason = error.strerror or str(error)
+        raise ExportError(f"{file} cannot be written ({reason}); make room, or give --out another folder") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
@@ -135,12 +143,16 @@ def _umask() -> int:
     return mask
 
 
-def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]]) -> str:
-    """The README.md of an export: YAML front matter for the Hub, then what a user must know."""
+def model_card(
+    model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]], *, trust: bool = False
+) -> str:
+    """The README.md of an export: YAML front matter for the Hub, then what a user must know. With ``trust`` it has
+    classes of the user's own."""
     from huggingface_hub import ModelCardData
 
+    name = printable(name)
     if isinstance(model.config.task, Prediction):
-        return _prediction_card(model, name, folder, source, measured)
+        return _prediction_card(model, name, folder, source, measured, trust)
     data = ModelCardData(
         library_name="tttvideo",
         pipeline_tag="video-classification",
@@ -150,7 +162,7 @@ def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequ
     )
     p = model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    labels = ", ".join(f"`{label}`" for label in model.labels[:50])
+    labels = ", ".join(map(markdown_code, model.labels[:50]))
     more = f" and {len(model.labels) - 50} more (labels.json)" if len(model.labels) > 50 else ""
     figures = (
         "\n\n".join(map(_figures, measured)) or "No evaluation of these weights was at hand at the time of export."
@@ -160,7 +172,7 @@ def model_card(model, name: str, folder: str, source: Checkpoint, measured: Sequ
 {data.to_yaml()}
 ---
 
-# {name}
+# {markdown(name)}
 
 A video classifier made with tttvideo: {parameters:,} parameters, {len(model.labels)} classes{
         ", several may apply to one video" if model.multi_label else ""
@@ -171,7 +183,7 @@ number of frames.
 
 ```python
 import tttvideo
-model = tttvideo.from_pretrained("{folder}")
+model = tttvideo.from_pretrained({_python(folder, trust)})
 print(model.classify("clip.mp4"))  # [(label, probability), ...]
 ```
 
@@ -183,14 +195,14 @@ print(model.classify("clip.mp4"))  # [(label, probability), ...]
 
 Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
 `{p.sampling}`. Normalisation happens inside the model. `classify` does all of this.
-
+{OWN_CLASSES if trust else ""}
 ## Figures
 
 {figures}
 
-Choice of weights: {selection_sentence(source.selection)}.
+Choice of weights: {markdown(selection_sentence(source.selection))}.
 Where that split is the one measured above, the figure is optimistic by the choice.
-How the data was divided: {split_rule}.
+How the data was divided: {markdown(split_rule)}.
 
 ## Limits
 
@@ -200,30 +212,43 @@ cameras can lower its accuracy: measure with `tttvideo evaluate` on your own.
 """
 
 
-def _prediction_card(model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]]) -> str:
+OWN_CLASSES = """
+The model has classes that are not part of tttvideo: install them where it is loaded; `trust=True` imports them.
+"""
+
+
+def _python(folder: str, trust: bool) -> str:
+    """The arguments of ``from_pretrained``."""
+    return repr(printable(folder)).replace("`", "\\x60") + (", trust=True" if trust else "")
+
+
+def _prediction_card(
+    model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]], trust: bool
+) -> str:
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(library_name="tttvideo", tags=["video-prediction", "test-time-training"], model_name=name)
     p = model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = [_errors(metrics) for metrics in measured]
+    shell = shlex.quote(printable(folder)).replace("`", "\\x60")
     figures = "\n\n".join(tables) or "No evaluation of these weights was at hand at the time of export."
     return f"""---
 {data.to_yaml()}
 ---
 
-# {name}
+# {markdown(name)}
 
 A model that predicts the next frames of a video from all frames so far, made with tttvideo: {parameters:,} parameters.
 
 ## Use
 
 ```sh
-tttvideo predict {folder} clip.mp4 --context 64 --horizon 16 --out predictions
+tttvideo predict {shell} clip.mp4{" --trust" if trust else ""} --context 64 --horizon 16 --out predictions
 ```
 
-Its encoder and backbone start a classifier: `python train.py ... --init_from {folder}`.
-
+Its encoder and backbone start a classifier: `tttvideo train ... --init_from` with this folder.
+{OWN_CLASSES if trust else ""}
 ## Preprocessing
 
 Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
@@ -233,8 +258,8 @@ Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.
 
 {figures}
 
-Choice of weights: {selection_sentence(source.selection)}.
-How the data was divided: {(source.selection or {}).get("split_rule") or "not recorded"}.
+Choice of weights: {markdown(selection_sentence(source.selection))}.
+How the data was divided: {markdown((source.selection or {}).get("split_rule") or "not recorded")}.
 
 ## Limits
 
@@ -251,7 +276,7 @@ def _errors(metrics: dict[str, Any]) -> str:
         cells = [f"{metrics['per_horizon'][method]['mse'][ahead - 1]:.2f}" for method in methods]
         lines.append(f"| {ahead} | " + " | ".join(cells) + " |")
     head = (
-        f"Data `{Path(metrics['data']).name}`, split `{metrics['split']}`: "
+        f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
         f"{metrics['n_videos'] - metrics['n_failed']} videos, {metrics['context']} frames of context; mse: "
         f"{metrics['convention']}."
     )
@@ -260,23 +285,47 @@ def _errors(metrics: dict[str, Any]) -> str:
 
 def _figures(metrics: dict[str, Any]) -> str:
     """One evaluation as a Markdown table."""
+    controls = [row for row in metrics["results"] if row.get("control")]
+    tables = [_rows(metrics, [row for row in metrics["results"] if not row.get("control")])]
+    if controls:
+        tables += ["Controls, with something taken away from the model:", _rows(metrics, controls)]
+    failed = f", {metrics['n_failed']} of them unreadable and counted as wrong" if metrics["n_failed"] else ""
+    head = (
+        f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
+        f"{metrics['n_videos']} videos"
+        f"{failed}; chance {metrics['chance']:.3f}."
+    )
+    notes = [f"Note: {markdown(note)}." for note in metrics.get("notes", [])]
+    return "\n\n".join([head, *tables, *notes])
+
+
+def _rows(metrics: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of metrics.json as a table; how videos were divided, and the control, where any of them says so."""
     several, k = metrics["multi_label"], min(5, len(metrics["labels"]))
-    names = ["frames", "sampling", "top-1", f"top-{k}", "mean class recall"] + (["mAP"] if several else [])
-    bounded = any(row.get("ceiling") is not None for row in metrics["results"])
-    names += ["ceiling"] if bounded else []
+    divided, controlled = any(_views(row) for row in rows), any(row.get("control") for row in rows)
+    bounded = any(row.get("ceiling") is not None for row in rows)
+    names = ["frames", "sampling", *(["views"] if divided else []), *(["control"] if controlled else [])]
+    names += [
+        "top-1",
+        f"top-{k}",
+        "mean class recall",
+        *(["mAP"] if several else []),
+        *(["ceiling"] if bounded else []),
+    ]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in metrics["results"]:
+    for row in rows:
         cells = [str(row["frames"]), f"`{row['sampling']}`"]
+        cells += ([_views(row) or "whole"] if divided else []) + ([row["control"]] if controlled else [])
         cells += [f"{row[key]:.3f}" for key in ("top1", "top5", "mean_class", *(["map"] if several else []))]
         cells += ["" if row.get("ceiling") is None else f"{row['ceiling']:.3f}"] if bounded else []
         lines.append("| " + " | ".join(cells) + " |")
-    failed = f", {metrics['n_failed']} of them unreadable and counted as wrong" if metrics["n_failed"] else ""
-    head = (
-        f"Data `{Path(metrics['data']).name}`, split `{metrics['split']}`: {metrics['n_videos']} videos"
-        f"{failed}; chance {metrics['chance']:.3f}."
-    )
-    notes = [f"Note: {note}." for note in metrics.get("notes", [])]
-    return "\n\n".join([head, "\n".join(lines), *notes])
+    return "\n".join(lines)
+
+
+def _views(row: dict[str, Any]) -> str:
+    """How the videos were divided; empty where each was read as a whole."""
+    views = row.get("views", "whole")
+    return "" if views == "whole" else views
 
 
 def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
@@ -285,11 +334,11 @@ def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
     return [
         EvalResult(
             task_type="video-classification",
-            dataset_type=Path(metrics["data"]).name,
-            dataset_name=Path(metrics["data"]).name,
-            dataset_split=metrics["split"],
+            dataset_type=printable(Path(metrics["data"]).name),
+            dataset_name=printable(Path(metrics["data"]).name),
+            dataset_split=printable(metrics["split"]),
             metric_type=kind,
-            metric_name=f"{shown}, {row['frames']} frames, {row['sampling']}",
+            metric_name=", ".join(filter(None, (shown, f"{row['frames']} frames", row["sampling"], _views(row)))),
             metric_value=round(row[key], 4),
         )
         for metrics in measured
@@ -297,4 +346,5 @@ def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
             [("map", "mean_average_precision", "mAP")] if metrics["multi_label"] else [("top1", "accuracy", "top-1")]
         )
         for row in metrics["results"]
+        if not row.get("control")  # the model with something taken away is not this model
     ]

@@ -7,23 +7,26 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import serialize
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder
-from .encoder.pretrained import TimmEncoder
+from .encoder.base import EncoderState, FrameEncoder, check_range
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
-from .ttt.interface import Layout, State
+from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from .video.segments import Piece
 
 WHOLE = 2**40
 """Frames of a segment that holds any video whole."""
@@ -110,6 +113,8 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        self._exempt: set[str] = set()
+        self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
 
     @property
     def frame_multiple(self) -> int:
@@ -131,10 +136,21 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1.
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
+
+        Raises:
+            ValueError: for frames of another shape, kind or range, which leave ``state`` as it was.
         """
+        if not self.training:
+            check_range(frames, lengths)
+        return self.read(frames, lengths, state)
+
+    def read(
+        self, frames: Tensor, lengths: Tensor | None = None, state: ModelState | None = None
+    ) -> tuple[Any, ModelState]:
+        """``forward`` of frames whose values need no look: decoded ones, and those that the model made itself."""
         if frames.dim() != 5:
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
@@ -176,8 +192,8 @@ class VideoModel(nn.Module):
             grid=self.encoder.grid,
             stride=self.encoder.stride,
             frame=self.preprocessing.size,
-            mean=tuple(self.encoder.mean.flatten().tolist()),
-            std=tuple(self.encoder.std.flatten().tolist()),
+            mean=self.encoder.statistics[0],
+            std=self.encoder.statistics[1],
             causal=self.backbone.causal,
             whole_frames=self.backbone.whole_frames,
             features=self.encoder.feature_shape,
@@ -243,6 +259,21 @@ class VideoModel(nn.Module):
             yield frames, lengths, output
 
     @torch.no_grad()
+    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+        """The same of several batches whose segments alternate: each piece with the output for it; None where none of
+        its videos has a frame. The state of a batch is let go after its last piece."""
+        device = next(self.parameters()).device
+        states: dict[int, ModelState | None] = {}
+        for piece in pieces:
+            state, output = states.pop(piece.batch, None), None
+            if bool(piece.lengths.any()):
+                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
+                state = detach_state(state)
+            if not piece.last:
+                states[piece.batch] = state
+            yield piece, output
+
+    @torch.no_grad()
     def classify(self, path: str | Path, topk: int = 5, segment: int = 256) -> list[tuple[str, float]]:
         """Labels and probabilities of a video file or folder of frames, most probable first.
 
@@ -272,6 +303,8 @@ class VideoModel(nn.Module):
             probabilities = self.probabilities(self.score_segments(segments()).logits[0].float())
         finally:
             self.train(training)
+        if not probabilities.isfinite().all():
+            raise ValueError(f"The model answers {path} with NaN: its weights are damaged; use an earlier checkpoint.")
         values, indices = probabilities.topk(min(topk, len(self.labels)))
         return [(self.labels[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
@@ -305,33 +338,16 @@ class VideoModel(nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would pull from what they mean: positions, inner starts, rates and norms."""
-        inner = (
-            ".weights.",
-            ".biases.",
-            ".rate.",
-            ".norm_",
-            ".scale_shift",
-            ".forget.",
-            ".alpha",
-            ".A_log",
-            ".dt_bias",
-            ".D",
-        )
-        named = {
-            name
-            for name, _ in self.named_parameters()
-            if "position" in name or (".mixer." in name and any(part in name for part in inner))
-        }
-        if isinstance(self.encoder, TimmEncoder):
-            own = getattr(self.encoder.model, "no_weight_decay", set)()
-            named |= {f"encoder.model.{name}" for name in own}
-        return named
+        """Parameters that say so themselves (``ttt.interface.exempt_from_decay``), and those that a module inside names
+        in its own ``no_weight_decay()``, as timm's models do. Optimizers exempt biases and other vectors anyway."""
+        self._exempt |= {name for name, p in self.named_parameters() if getattr(p, NO_WEIGHT_DECAY, False)}
+        for prefix, module in self.named_modules():
+            if module is not self and hasattr(module, "no_weight_decay"):
+                self._exempt |= {f"{prefix}.{name}" for name in module.no_weight_decay()}  # type: ignore[operator]
+        return set(self._exempt)
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {
@@ -344,8 +360,7 @@ class VideoModel(nn.Module):
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        serialize.save_weights(self, folder)
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -359,20 +374,26 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     """
     folder = resolve_checkpoint(folder)
     where = str(folder / "config.json")
-    description = read_description(folder)
+    description, shapes = read_description(folder), serialize.read_shapes(folder)
     try:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
             raise TypeError("labels are not a list of names")
-        model = VideoModel(
-            from_plain(description["model"], trust=trust, where=where),
-            preprocessing=from_plain(description["preprocessing"], trust=trust, where=where),
-            labels=labels,
-            multi_label=description["multi_label"],
-            load=False,
-        )
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {error}).") from error
+        if not isinstance(description["multi_label"], bool):
+            raise TypeError("multi_label is neither true nor false")
+        config = from_plain(description["model"], trust=trust, where=where)
+        if not isinstance(config, ModelConfig):
+            raise TypeError("its model is no ModelConfig")
+        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
+        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
+        serialize.check_depth(config.backbone.depth, shapes, folder)
+        with serialize.outlined(shapes, config.backbone.width):
+            outline = VideoModel(config, **parts)
+            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
+        model = VideoModel(config, **parts)
+    except serialize.DAMAGES as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
     model.provenance = description.get("provenance") or {}
     load_weights(model, folder)
     return model.eval()

@@ -73,7 +73,8 @@ def add_device(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="allow model classes outside tttvideo: importing them runs their code",
+        help="allow model classes outside tttvideo, also from the working directory, and the TorchScript of --fvd: "
+        "they run their code",
     )
     if device:
         parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: what is there)")
@@ -189,7 +190,10 @@ def add_frame_metrics(parser: Parser) -> tuple[str, ...]:
         help="measure LPIPS too: torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1",
     )
     parser.add_argument(
-        "--fvd", metavar="FILE", default=None, help="measure the Fréchet video distance too: I3D as TorchScript"
+        "--fvd",
+        metavar="FILE",
+        default=None,
+        help="measure the Fréchet video distance too: I3D as TorchScript, which is a program and so needs --trust",
     )
     return ("grey", "lpips", "fvd")
 

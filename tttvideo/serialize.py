@@ -4,14 +4,25 @@ folders that models lie in."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 FORMAT = "tttvideo-1"
+DEEPEST = 64
+"""Levels of lists and mappings in a configuration; ours have about a dozen."""
 
 
 def to_plain(value: Any) -> Any:
@@ -94,8 +105,17 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
     return cls(**values)
 
 
+def search_working_directory() -> None:
+    """Lets a class of the user's own be imported from the working directory, after all else: what is installed cannot
+    be replaced by a file that lies there."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def _import(path: str, where: str) -> type:
     module, _, name = public_name(path).rpartition(".")
+    if module.partition(".")[0] != "tttvideo":
+        search_working_directory()
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -116,9 +136,126 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(where.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply; the file is damaged.") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
+    _check_values(description, where)
     return description
+
+
+def _check_values(description: dict[str, Any], where: Path) -> None:
+    """Raises ValueError for a nesting that no recursion survives, and for settings that are NaN or infinite."""
+    level: list[tuple[str, Any]] = list(description.items())
+    for _ in range(DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for key, value in level:
+            if (
+                isinstance(value, float)
+                and not math.isfinite(value)
+                and key.split(".")[0] in ("model", "preprocessing")
+            ):
+                raise ValueError(f"{where} sets {key} to {value}; expected a finite number, so the file is damaged.")
+            parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            inner += [(f"{key}.{name}", part) for name, part in parts]
+        level = inner
+        if not level:
+            return
+    raise ValueError(f"{where} is nested more than {DEEPEST} levels deep; the file is damaged.")
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in ``folder/model.safetensors``; only the file's header is read.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    from safetensors import safe_open
+
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+
+
+def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError if the weights file ``path``, which holds ``shapes``, is not one of ``expected``."""
+    if said := _difference(expected, shapes):
+        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
+
+
+DAMAGES = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError)
+"""What building a model from plain data that nothing of ours wrote leads to."""
+LARGEST_STATE = 2**34
+"""Bytes that a model may remember of one video when it begins: more is a damaged or hostile configuration."""
+
+
+def check_depth(depth: int, shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
+    """Raises ValueError if the weights in ``folder`` are of another number of blocks: a billion of them could not even
+    be counted."""
+    blocks = len({name.split(".")[2] for name in shapes if name.startswith("backbone.blocks.")})
+    if depth != blocks:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} is of another architecture than its configuration says: expected {depth} "
+            f"blocks, got {blocks}."
+        )
+
+
+@contextmanager
+def outlined(shapes: Mapping[str, Sequence[int]], width: int) -> Iterator[None]:
+    """What is built in this block has shapes and no memory.
+
+    A class that looks at numbers while it is built (a few of timm's, a user's own) has no outline; its error is passed
+    over if the width is that of the weights.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error) or tuple(shapes.get("backbone.norm.weight", ())) != (width,):
+            raise
+
+
+def check_sizes(outline: nn.Module, state: Any, shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
+    """Compares an outlined model, and its state of one video, with the shapes in its weights file, before memory is
+    asked for.
+
+    Raises:
+        ValueError: if they differ, or if the state of a single video would not fit into any memory.
+    """
+    weights = folder / "model.safetensors"
+    check_shapes(weights, {name: tensor.shape for name, tensor in outline.state_dict().items()}, shapes)
+    tensors = [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    if (size := sum(tensor.numel() * tensor.element_size() for tensor in tensors)) > LARGEST_STATE:
+        raise ValueError(
+            f"The configuration beside {weights} asks for {size:,} bytes of state for a single video; it is damaged."
+        )
+
+
+def _difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> str:
+    missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
+    other = [n for n in sorted(set(expected) & set(shapes)) if tuple(expected[n]) != tuple(shapes[n])]
+    if not (missing or unknown or other):
+        return ""
+    first = (missing or unknown or other)[0]
+    return f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(other)} of another shape (first: {first})"
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Writes ``folder/model.safetensors``. Raises OSError with its name if that cannot be."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk among others
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
 
 
 def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) -> None:
@@ -142,19 +279,13 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
         tensors, expected = (
             {name: t for name, t in found.items() if name.split(".")[0] in parts} for found in (tensors, expected)
         )
-    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    shapes = [n for n in sorted(set(expected) & set(tensors)) if expected[n].shape != tensors[n].shape]
-    if missing or unknown or shapes:
-        first = (missing or unknown or shapes)[0]
-        said = (
-            f"{len(missing)} tensors missing, {len(unknown)} unknown, {len(shapes)} of another shape (first: {first})"
+    shapes, wanted = ({name: t.shape for name, t in one.items()} for one in (tensors, expected))
+    if parts and (said := _difference(wanted, shapes)):
+        raise ValueError(
+            f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
+            f"Give them the settings in {folder / 'config.json'}."
         )
-        if parts:
-            raise ValueError(
-                f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
-                f"Give them the settings in {folder / 'config.json'}."
-            )
-        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
+    check_shapes(path, wanted, shapes)
     model.load_state_dict(tensors, strict=not parts)
 
 

@@ -103,7 +103,7 @@ def test_lpips_by_hand(alexnet):
 def test_video_distance_by_hand(i3d):
     torch.manual_seed(0)
     context, truth, made = torch.rand(12, 4, 3, 8, 8), torch.rand(12, 6, 3, 8, 8), 0.5 * torch.rand(12, 6, 3, 8, 8)
-    distance = VideoDistance(i3d, ("model",), 10, torch.device("cpu"))
+    distance = VideoDistance(i3d, ("model",), 10, torch.device("cpu"), trust=True)
     for part in (slice(0, 5), slice(5, 12)):
         distance.add({"model": made[part]}, truth[part], context[part])
     a, b = (I3D()(255 * torch.cat([context, x], 1).transpose(1, 2), True, True, True).double() for x in (truth, made))
@@ -130,7 +130,7 @@ def test_reported_by_evaluate(alexnet, i3d, tmp_path, capsys):
         "--out",
         tmp_path,
     ]
-    assert main([str(word) for word in [*words, "--lpips", alexnet, "--fvd", i3d, "--grey"]]) == 0
+    assert main([str(word) for word in [*words, "--lpips", alexnet, "--fvd", i3d, "--trust", "--grey"]]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert all(len(row["lpips"]) == 5 and min(row["lpips"]) > 0 for row in metrics["per_horizon"].values())
     assert set(metrics["fvd"]) == set(metrics["per_horizon"])
@@ -138,6 +138,21 @@ def test_reported_by_evaluate(alexnet, i3d, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "height and width of a grey frame" in said
     assert "Fréchet video distance, context included: model" in said
+
+
+class Plant:
+    """A pickle that makes a file where it is opened."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def planted(folder, name):
+    torch.save({"features.0.weight": Plant(folder / "it-ran")}, folder / name)
+    return folder / name
 
 
 def damaged(folder, name):
@@ -151,8 +166,9 @@ def damaged(folder, name):
     [
         ("--lpips", lambda f: f / "nowhere" / ALEXNET, "give torchvision's ImageNet weights under their own name"),
         ("--lpips", lambda f: damaged(f, "alex.pth"), "one of alexnet-owt"),
-        ("--lpips", lambda f: damaged(f, ALEXNET), "does not hold torchvision's weights"),
-        ("--fvd", lambda f: f / "nowhere.pt", "is not I3D as TorchScript"),
+        ("--lpips", lambda f: damaged(f, ALEXNET), "is damaged"),
+        ("--lpips", lambda f: planted(f, ALEXNET), "holds Python objects"),
+        ("--fvd", lambda f: f / "nowhere.pt", "there is no such file"),
         ("--fvd", lambda f: damaged(f, "i3d.pt"), "is not I3D as TorchScript"),
     ],
 )
@@ -161,8 +177,9 @@ def test_files_that_are_not_what_they_should_be(option, file, said, tmp_path, ca
     noise_video(tmp_path / "0.mp4", 12, seed=0)
     words = ["evaluate", run, "--data", tmp_path, "--split", "all", "--context", "6", "--horizon", "5"]
     hub = torch.hub.get_dir()
-    assert main([str(word) for word in [*words, option, file(tmp_path)]]) == 2
+    assert main([str(word) for word in [*words, option, file(tmp_path), "--trust"]]) == 2
     assert torch.hub.get_dir() == hub
+    assert not (tmp_path / "it-ran").exists()
     found = capsys.readouterr().err
     assert found.startswith(f"error: {option}")
     assert said in found
@@ -171,4 +188,26 @@ def test_files_that_are_not_what_they_should_be(option, file, said, tmp_path, ca
 
 def test_too_few_frames_for_a_video_distance(i3d):
     with pytest.raises(ValueError, match="10 frames or more"):
-        VideoDistance(i3d, ("model",), 9, torch.device("cpu"))
+        VideoDistance(i3d, ("model",), 9, torch.device("cpu"), trust=True)
+
+
+class Writer(torch.nn.Module):
+    """A program in TorchScript that writes a file of the user's when it is called."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.target = target
+
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
+        torch.save(x, self.target)
+        return x.flatten(1)[:, :4]
+
+
+def test_torchscript_runs_only_if_it_is_trusted(tmp_path):
+    target = tmp_path / "it-ran"
+    torch.jit.script(Writer(str(target))).save(tmp_path / "i3d.pt")
+    with pytest.raises(ValueError, match="a program that may write your files"):
+        VideoDistance(tmp_path / "i3d.pt", ("model",), 10, torch.device("cpu"))
+    assert not target.exists()
+    VideoDistance(tmp_path / "i3d.pt", ("model",), 10, torch.device("cpu"), trust=True)
+    assert target.exists()  # so the refusal above is for a reason

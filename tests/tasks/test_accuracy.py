@@ -85,3 +85,14 @@ def test_confusion_counts_every_video_once():
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [3.0, 1.0]])
     counts = confusion_matrix(logits, torch.tensor([0, 0, 1, 1]), torch.tensor([True, True, True, False]))
     assert counts.tolist() == [[1, 1, 0], [1, 0, 1]]
+
+
+def test_average_precision_ranks_logits_where_probabilities_are_all_one():
+    logits = torch.tensor([[20.0], [22.0], [24.0], [27.0], [29.0], [31.0]])
+    truth = torch.tensor([[0], [1], [0], [0], [1], [1]])
+    everything = torch.ones(6, dtype=torch.bool)
+    # in order of the logits: hits at places 1, 2 and 5
+    assert multi_label(logits, truth, everything).map == pytest.approx((1 + 1 + 3 / 5) / 3)
+    ties = multi_label(torch.full((6, 1), 25.0), truth, everything)
+    assert ties.map == pytest.approx(1 / 2)
+    assert multi_label(logits, truth, torch.tensor([True] * 5 + [False])).map == pytest.approx((1 + 2 / 4 + 3 / 6) / 3)

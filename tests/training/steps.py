@@ -77,7 +77,9 @@ def batch_of(kind: str, clips: list[int]) -> Batch:
     if kind == "several labels":
         labels = torch.tensor([[1.0, i % 2, i % 3 == 0] for i in readable]).reshape(-1, 3)
     failures = [Failure(0, "gone.mp4", "cannot be read") for i in clips if i == NONE]
-    return Batch(frames, lengths, labels, torch.tensor(readable, dtype=torch.int64), ["x"] * len(readable), failures, [])
+    return Batch(
+        frames, lengths, labels, torch.tensor(readable, dtype=torch.int64), ["x"] * len(readable), failures, []
+    )
 
 
 def step(

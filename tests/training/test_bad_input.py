@@ -40,7 +40,7 @@ def mistake(argv: list[str], capsys) -> str:
         (["stray"], "stray"),
         (["--learning_rate", "1"], "did you mean 'optimizer.lr'?"),
         (["--optimizer.learning_rate", "1"], "did you mean 'optimizer.lr'?"),
-        (["--resume", "yes"], "resume must be auto or null, not 'yes'"),
+        (["--resume", "yes"], "resume must be auto, null or a checkpoint of the run such as step-00000040, not 'yes'"),
         (["--data.size", "33"], "data.size must be a list, not '33'; write 33,33"),
         (["--trackers", "tensorboard,tensorbord"], "trackers: 'tensorbord' is not available"),
         (["--data.max_frames", "few"], "data.max_frames must be int or null, not 'few'"),

@@ -25,8 +25,6 @@ def save(checkpoints: Checkpoints, step: int, progress: Progress = START, top1: 
         None if top1 is None else {"top1": top1},
         save_model=save_model,
         save_state=lambda folder: (folder / "state.bin").write_bytes(b"state"),
-        barrier=lambda: None,
-        main=True,
     )
 
 
@@ -98,14 +96,15 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path, 
     else:
         monkeypatch.setattr("tttvideo.training.checkpoint.shutil.rmtree", killed if where == "prune" else None)
     with pytest.raises(Killed):
-        checkpoints.save(replace(progress, step=20), {"top1": 0.4}, barrier=lambda: None, main=True, **arguments)
+        checkpoints.save(replace(progress, step=20), {"top1": 0.4}, **arguments)
     monkeypatch.undo()
     expected = "step-00000010" if where in ("save_model", "save_state", "rename") else "step-00000020"
     if where == "prune":  # rmtree is also used before writing: then nothing was written
         expected = checkpoints.last().name
         assert expected in ("step-00000010", "step-00000020")
     assert checkpoints.last().name == expected
-    checkpoints.clean()
+    checkpoints.mend()
+    checkpoints.clean(checkpoints.last())
     assert not [name for name in names(tmp_path) if name.startswith(".")]
     assert checkpoints.last().name == expected
     assert json.loads((tmp_path / "step-00000010" / "progress.json").read_text())["step"] == 10
@@ -138,6 +137,10 @@ def test_a_field_that_the_program_has_got_since_does_not_make_another_model(tmp_
     then = json.loads(json.dumps(now))
     del then["model"]["init_args"]["task"]["init_args"]["half_life"]
     file.write_text(json.dumps(then))
+    progress = checkpoints.last() / "progress.json"
+    position = json.loads(progress.read_text())
+    del position["files"], position["checksum"]  # which that program did not write
+    progress.write_text(json.dumps(position))
     assert checkpoints.read(checkpoints.last(), FIXED, now).step == 7
     now["model"]["init_args"]["task"]["init_args"]["half_life"] = 3.0
     with pytest.raises(ConfigError, match=r"half_life is None there and 3.0 now"):

@@ -56,6 +56,21 @@ def test_inner_rates_rise_from_a_tenth():
     assert without.inner_scale(0) == 1.0
 
 
+def test_a_warm_up_longer_than_the_run_shrinks_with_a_note():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    schedule = Schedule(optimizer, ScheduleConfig(epochs=1, warmup=2.0, inner_warmup=3.0), steps_per_epoch=8)
+    half = ScheduleConfig(epochs=1, warmup=0.5, inner_warmup=0.5)
+    same = Schedule(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0), half, steps_per_epoch=8)
+    assert rates(schedule, 8) == rates(same, 8)
+    assert [schedule.inner_scale(t) for t in range(8)] == [same.inner_scale(t) for t in range(8)]
+    assert schedule.notes == [
+        "schedule.inner_warmup is 3 epochs and the run 1: shortened to 0.5",
+        "schedule.warmup is 2 epochs and the run 1: shortened to 0.5",
+    ]
+    fits = Schedule(optimizer, ScheduleConfig(epochs=2, warmup=2.0), steps_per_epoch=8)
+    assert fits.notes == same.notes == []
+
+
 def test_layer_decay_and_weight_decay_exemptions():
     model = Layered()
     optimizer = build_optimizer(model, OptimizerConfig(lr=1.0, weight_decay=0.1, layer_decay=0.5))

@@ -122,7 +122,7 @@ def test_classification_starts_from_prediction(predict, arguments, videos, tmp_p
     said = capsys.readouterr().err
     assert "does not fit this model's encoder and backbone, which have another architecture" in said
     assert "Give them the settings in" in said
-    assert train.main(arguments("--init_from", str(tmp_path / "none"), out="none")) == 2
+    assert train.main(arguments("--init_from", str(tmp_path / "absent"), out="none")) == 2
     assert "does not exist" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Runs in processes of their own: killed with SIGKILL, with data workers, and two at once."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from tests.training.test_run import curve, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# train.py that kills itself, once, in the middle of the append number KILL_AT to steps.jsonl
+# train.py that kills itself, once: in the middle of the append of step KILL_AT to steps.jsonl, or KILL_AFTER
+# seconds later
 SUICIDAL = """
-import os, signal, sys
+import os, signal, sys, threading
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
@@ -27,9 +29,12 @@ def killed(self, line):
     if line.get("step") == int(os.environ["KILL_AT"]) and not os.path.exists(os.environ["KILLED"]):
         open(os.environ["KILLED"], "w").close()
         append(self, line)
-        self._file.write('{{"step": 99, "torn')
+        self._file.write(b'{{"step": 99, "torn')
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
+    if "KILL_AFTER" in os.environ and line.get("step") == int(os.environ["KILL_STEP"]):
+        delay = float(os.environ["KILL_AFTER"])
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
     append(self, line)
 if __name__ == "__main__":
     JsonLines.append = killed
@@ -71,19 +76,56 @@ def torchrun(processes: int) -> list[str]:
     ]
 
 
-def test_kill_9_with_workers_then_resume_with_and_without(arguments, start, tmp_path):
+def test_kill_9_with_workers_then_resume_with_and_without(arguments, start, tmp_path, capsys):
     assert train.main(arguments(out="whole")) == 0
-    done = start(arguments(out="killed", data__workers=2), kill_at=5)
+    done = start(arguments(out="killed", data__workers=2), kill_at=7)
     assert done.returncode == -9, done.stderr
     killed = tmp_path / "killed"
     assert "torn" in (tmp_path / "killed" / "steps.jsonl").read_text()
     expected = curve(tmp_path / "whole")
     other = tmp_path / "other"
     shutil.copytree(killed, other)
+    capsys.readouterr()
     assert train.main(arguments("--resume", "auto", out="killed", data__workers=2)) == 0
+    assert "resume step-00000006: epoch 2, batch 4 of 7" in capsys.readouterr().out  # inside an epoch
     assert curve(killed) == expected
     assert train.main(arguments("--resume", "auto", out="other", data__workers=0)) == 0
     assert curve(other) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kill_9_anywhere_inside_an_epoch(arguments, start, tmp_path, processes):
+    """With workers or without, the run is the same to the bit: every line of the logs and every weight."""
+    settings = dict(data__batch_size=1, checkpoint__every=1, schedule__epochs=3)
+    launcher, environment = [], {}
+    if processes > 1:
+        launcher, environment = torchrun(processes), {"ACCELERATE_USE_CPU": "1"}
+    done = start(arguments(out="whole", data__workers=0, **settings), *launcher, **environment)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole"
+    per_epoch = lines(whole / "log.jsonl")[0]["step"]
+    draw = random.Random(processes)
+    for workers in (0, 1, 2, 4):
+        out = f"killed{workers}"
+        argv = arguments("--resume", "auto", out=out, data__workers=workers, **settings)
+        steps = sorted(epoch * per_epoch + draw.randrange(2, per_epoch) for epoch in range(3))
+        for step in steps:
+            moment = {"KILL_STEP": str(step), "KILL_AFTER": f"{draw.uniform(0, 0.05):.4f}"}
+            done = start(argv, *launcher, **environment, **moment)
+            assert done.returncode != 0, (workers, step)
+        done = start(argv, *launcher, **environment)
+        assert done.returncode == 0, done.stderr
+        assert "batch 0 of" not in done.stdout, (workers, steps)  # resumed inside an epoch
+        assert curve(tmp_path / out) == curve(whole), (workers, steps)
+        assert weights(tmp_path / out) == weights(whole), (workers, steps)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The last checkpoint's weights and optimizer, byte for byte."""
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    names = ("model.safetensors", "training_state/model.safetensors", "training_state/optimizer.bin")
+    return {name: (last / name).read_bytes() for name in names}
 
 
 def test_two_processes_train_validate_and_resume_after_a_kill(arguments, start, tmp_path, capsys, videos):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train
 from tttvideo.model import from_pretrained
 from tttvideo.training.loop import Trainer
+from tttvideo.training.run import Run
 
 
 def lines(path: Path) -> list[dict]:
@@ -89,12 +91,25 @@ def test_a_run_leaves_what_it_promises(whole, arguments, videos):
     assert curve(again) == curve(run)
 
 
-def test_the_saved_model_is_the_moving_average(whole, arguments):
+def test_the_saved_model_is_the_moving_average(whole, arguments, monkeypatch):
     run = reference(whole, arguments)
     last = run / "checkpoints" / "step-00000008"
     saved = from_pretrained(last).state_dict()
-    average = torch.load(last / "training_state" / "custom_checkpoint_0.pkl", weights_only=True)
-    assert all(torch.equal(saved[name], average[f"module.{name}"]) for name in saved)
+    trained = load_file(last / "training_state" / "model.safetensors")
+    assert any(not torch.equal(saved[name], trained[name]) for name in saved)
+    loaded = []
+    load = Run._load
+
+    def watch(self, checkpoint):
+        load(self, checkpoint)
+        loaded.append((self.ema.module.state_dict(), self.model.state_dict()))
+
+    monkeypatch.setattr(Run, "_load", watch)
+    assert train.main(arguments("--resume", "auto", out=run)) == 0
+    ((average, weights),) = loaded
+    assert all(torch.equal(saved[name], average[name]) and torch.equal(trained[name], weights[name]) for name in saved)
+    # nothing in a run folder is unpickled freely, so no average may lie there as a pickle
+    assert sorted(path.name for path in (last / "training_state").iterdir()) == ["model.safetensors", "optimizer.bin"]
     provenance = from_pretrained(run).provenance
     assert provenance["split"] == "val"
     assert 0 <= provenance["metrics"]["top1"] <= 1
@@ -108,7 +123,8 @@ def test_the_saved_model_is_the_moving_average(whole, arguments):
         ("run_folder.JsonLines.append", 4),  # a step after one in mid-epoch
         ("checkpoint.Checkpoints._write_index", 1),  # the checkpoint is there, the index not yet
         ("run_folder.JsonLines.append", 5),  # before the line of the epoch
-        ("checkpoint.Checkpoints._prune", 2),  # at the end of the epoch
+        ("checkpoint.Checkpoints._prune", 2),  # at the end of the epoch, not yet validated
+        ("checkpoint.Checkpoints._prune", 3),  # validated, the log has its line
         ("run_folder.JsonLines.append", 9),  # late in the second epoch
     ],
 )

@@ -13,7 +13,7 @@ def test_lines_are_cut_back_to_a_position_and_a_torn_line_is_dropped(tmp_path):
     lines.close()
     with lines.path.open("a") as file:
         file.write('{"step": 6, "lo')
-    assert [line["step"] for line in lines.read()] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines.read("step")] == [1, 2, 3, 4, 5]
     lines.cut("step", 3)
     lines.append({"step": 4, "loss": 9.0})
     lines.close()
@@ -61,3 +61,5 @@ def test_changed_settings_name_what_moves_the_curve(tmp_path):
     (tmp_path / "config.yaml").write_text("optimizer: {lr: 0.1}\nout: a\ndata: {workers: 0, root: x}\n")
     new = "optimizer: {lr: 0.2}\nout: b\ndata: {workers: 2, root: y}\n"
     assert changed_settings(tmp_path / "config.yaml", new) == ["optimizer.lr: 0.1 -> 0.2"]
+    newer = new + "validation: {videos: null, max_frames: 8}\n"  # settings that there were not yet
+    assert changed_settings(tmp_path / "config.yaml", newer)[1:] == ["validation.max_frames: None -> 8"]

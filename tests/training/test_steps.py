@@ -12,7 +12,7 @@ import torch
 
 from tests.training.steps import ASKED, DIVIDED, DIVIDED_BY_THREE, KINDS, LENGTHS, NONE, batch_of, model_of, step
 from tttvideo.tasks.base import Loss
-from tttvideo.training.loop import STOP_SIGNALS
+from tttvideo.training.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = list(range(8))
@@ -59,7 +59,11 @@ def test_gradients_do_not_depend_on_how_a_step_is_divided(kind):
 
 def test_what_counts():
     """Videos; for prediction, the frames after the context: a film of twice as many weighs twice as much."""
-    for kind, expected in {"one label": 8, "several labels": 8, "prediction": sum(max(0, n - 3) for n in LENGTHS)}.items():
+    for kind, expected in {
+        "one label": 8,
+        "several labels": 8,
+        "prediction": sum(max(0, n - 3) for n in LENGTHS),
+    }.items():
         result, _, _ = step(kind, SPLITS["5 + 3"])
         assert result.progress.totals["counted"] == expected
         assert result.progress.totals["frames"] == sum(LENGTHS)

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 import tttvideo.video.loader as loader_module
 from tests.video.small import batches, config
-from tttvideo.video.dataset import DataConfig
+from tttvideo.video.dataset import DataConfig, VideoDataset
 from tttvideo.video.index import DataError
 from tttvideo.video.loader import EpochSampler, preload, train_loader, val_loader
 from tttvideo.video.reader import PartialVideoWarning
@@ -31,7 +32,7 @@ def test_training_order(n, world, buckets):
     epochs = []
     for epoch in (0, 1):
         for sampler in ranks:
-            sampler.set_epoch(epoch)
+            sampler.start_at(epoch)
         per_rank = [list(s) for s in ranks]
         assert {len(b) for b in per_rank} == {len(ranks[0])}
         for step in zip(*per_rank):  # equal sizes on all ranks, so that averaged gradients are right
@@ -42,7 +43,7 @@ def test_training_order(n, world, buckets):
         assert len({i for _, i in flat}) == len(flat) == n - n % world
         epochs.append([i for _, i in flat])
     assert n == 5 or epochs[0] != epochs[1]
-    ranks[0].set_epoch(0)
+    ranks[0].start_at(0)
     assert [i for b in ranks[0] for _, i in b] == epochs[0][: len(epochs[0]) // world]
 
 
@@ -59,24 +60,15 @@ def test_buckets_save_padding():
     assert order != sorted(order)
 
 
-@pytest.mark.parametrize(("n", "world"), [(36, 2), (37, 2), (3, 4), (1, 3)])
-def test_validation_order_has_every_video_once(n, world):
-    ranks = [EpochSampler(n, 4, shuffle=False, rank=r, world=world) for r in range(world)]
-    per_rank = [list(s) for s in ranks]
-    assert {len(b) for b in per_rank} == {len(ranks[0])}
-    assert sorted(i for batches in per_rank for batch in batches for _, i in batch) == list(range(n))
-
-
-def test_skip_is_for_one_pass():
+def test_a_pass_starts_where_it_is_told_however_often_it_is_asked_for():
     sampler = EpochSampler(20, 3, seed=1)
-    sampler.set_epoch(4)
+    sampler.start_at(4)
     whole = list(sampler)
-    sampler.skip(2)
-    assert list(sampler) == whole[2:]
-    assert list(sampler) == whole
+    sampler.start_at(4, 2)
+    for _ in range(3):  # a DataLoader with workers asks twice
+        assert list(sampler) == whole[2:]
     assert len(sampler) == 7
-    sampler.skip(3)
-    sampler.set_epoch(4)
+    sampler.start_at(4)
     assert list(sampler) == whole
     with pytest.raises(DataError, match="2 videos for 3 processes"):
         EpochSampler(2, 1, world=3)
@@ -93,7 +85,7 @@ def test_training_is_the_same_with_workers_after_resuming_and_without_the_global
     state = torch.get_rng_state()
     epochs = []
     for epoch in (0, 1):
-        plain.batch_sampler.set_epoch(epoch)
+        plain.batch_sampler.start_at(epoch)
         epochs.append(batches(plain))
     assert torch.equal(torch.get_rng_state(), state)
     assert epochs[0] != epochs[1]
@@ -101,15 +93,17 @@ def test_training_is_the_same_with_workers_after_resuming_and_without_the_global
     assert [f for b in epochs[0] for f in b[3]] == [i for i, v in enumerate(index.videos) if "broken" in v.path]
     parallel = train_loader(replace(setup, workers=2), index, seed=5)
     for epoch in (1, 0):  # the workers stay, the epoch changes
-        parallel.batch_sampler.set_epoch(epoch)
+        parallel.batch_sampler.start_at(epoch)
         assert batches(parallel) == epochs[epoch]
-    parallel.batch_sampler.set_epoch(0)
+    parallel.batch_sampler.start_at(0)
     for _ in parallel:  # left in the middle, as a run that stops
         break
     for loader in (plain, parallel):
-        loader.batch_sampler.set_epoch(1)
-        loader.batch_sampler.skip(2)
+        loader.batch_sampler.start_at(1, 2)
         assert batches(loader) == epochs[1][2:]
+    afresh = train_loader(replace(setup, workers=2), index, seed=5)  # as a process that resumes
+    afresh.batch_sampler.start_at(1, 2)
+    assert batches(afresh) == epochs[1][2:]
     assert torch.equal(torch.get_rng_state(), state)
     assert batches(train_loader(setup, index, seed=6)) != epochs[0]
 
@@ -138,15 +132,41 @@ def test_spawned_workers_share_the_memory_cache(folder, monkeypatch):
         assert batches(loader) == expected
 
 
-def test_two_ranks_validate_every_video_once(folder):
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
+def test_ranks_validate_every_video_once(folder, world):
     setup = config(folder)
     index = setup.index("val")
-    seen = [b for rank in (0, 1) for b in val_loader(setup, index, rank=rank, world=2)]
-    assert sorted(i for b in seen for i in b.indices.tolist()) == list(range(7))
-    for batch in seen:
-        for row, length in zip(batch.frames, batch.lengths):
-            assert not row[length:].any()  # padding is zero and at the end
-        assert batch.frames.shape[1] == max(batch.lengths)
+    places = []
+    for rank in range(world):
+        loader, batches = val_loader(setup, index, segment=4, rank=rank, world=world)
+        pieces = list(loader)
+        assert [piece.batch for piece in pieces if piece.last] == list(range(len(batches)))
+        places += [place for batch in batches for place in batch]
+        for piece in pieces:
+            for row, length in zip(piece.frames, piece.lengths):
+                assert not row[length:].any()  # padding is zero and at the end
+            assert piece.frames.shape[1] == max(piece.lengths)
+    assert sorted(places) == list(range(7))
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+@pytest.mark.parametrize("first", [None, 5])
+@pytest.mark.parametrize("sampling", ["dense", "uniform=4", "fps=5"])
+def test_pieces_are_the_samples_of_evaluation(folder, tmp_path, cache, first, sampling):
+    """Whether they come from the file, or from a cache on the second pass too."""
+    setup = config(folder, sampling=sampling, cache=cache, cache_dir=str(tmp_path))
+    index = setup.index("val")
+    plain = VideoDataset(index, setup.preprocessing, first=first)
+    loader, batches = val_loader(setup, index, segment=3, first=first)
+    for _ in range(2):
+        read = {place: [] for batch in batches for place in batch}
+        for piece in loader:
+            for row, place in enumerate(batches[piece.batch]):
+                read[place].append(piece.frames[row, : piece.lengths[row]])
+        for place, frames in read.items():
+            expected = plain[0, place].frames
+            assert torch.equal(torch.cat(frames), expected)
+            assert first is None or len(expected) <= first
 
 
 def test_batches_of_nothing(tmp_path):
@@ -155,12 +175,19 @@ def test_batches_of_nothing(tmp_path):
     rows = "".join(f"{i}.mp4,{'xy'[i % 2]}\n" for i in range(3))
     (tmp_path / "l.csv").write_text(rows)
     setup = DataConfig(list=str(tmp_path / "l.csv"), size=(8, 8), batch_size=2, workers=0)
-    (first, second) = list(val_loader(setup, setup.index("all")))
+    index = setup.index("all")
+    pieces = list(val_loader(setup, index, segment=4)[0])
+    assert [(piece.batch, piece.last, piece.lengths.tolist()) for piece in pieces] == [
+        (0, True, [0, 0]),
+        (1, True, [0]),
+    ]
+    assert "empty" in pieces[0].failures[1]
+    (first, second) = list(train_loader(setup, index))
     assert first.frames.shape == (0, 1, 3, 8, 8)
     assert first.lengths.shape == first.labels.shape == first.indices.shape == (0,)
     assert (len(first.failures), len(second.failures)) == (2, 1)
     assert "empty" in first.failures[0].reason
-    multi = list(val_loader(setup, setup.index("all", multi_label=True)))
+    multi = list(train_loader(setup, setup.index("all", multi_label=True)))
     assert multi[0].labels.shape == (0, 2)
     assert multi[0].labels.dtype == torch.float32
 
@@ -171,7 +198,7 @@ def test_second_epoch_of_small_cached_videos_is_fast(folder):
     loader = train_loader(setup, setup.index("train"))
     start = time.perf_counter()
     for epoch in range(20):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.batch_sampler.start_at(epoch)
         list(loader)
     assert (time.perf_counter() - start) / (20 * 13) < 0.01  # seconds per video; decoding takes more than that
 
@@ -185,18 +212,21 @@ def test_damaged_files_warn_once_and_refused_ones_are_counted():
     index = setup.index("all")
     wanted = [i for i, v in enumerate(index.videos) if Path(v.path).name[:2] in ("14", "16", "25", "26", "28", "33")]
     index = index._replace(videos=[index.videos[i] for i in wanted])
-    loader = val_loader(setup, index)
+    loader, batches = val_loader(setup, index, segment=50)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seen = [b for _ in range(2) for b in loader]
+        seen = [piece for _ in range(2) for piece in loader]
     partial = [str(w.message) for w in caught if issubclass(w.category, PartialVideoWarning)]
     assert len(partial) == 2
     assert any("28" in text for text in partial)
     assert any("136" in text for text in partial)
-    assert sum(len(b.paths) for b in seen) == 2 * 4
-    lengths = {Path(p).name[:2]: int(n) for b in seen for p, n in zip(b.paths, b.lengths)}
-    assert lengths == {"14": 28, "16": 1, "25": 136, "33": 40}
-    assert sorted(Path(f.path).name[:2] for b in seen for f in b.failures) == ["26", "26", "28", "28"]
+    lengths, failed = Counter(), []
+    for piece in seen:
+        names = [Path(index.videos[place].path).name[:2] for place in batches[piece.batch]]
+        lengths.update(dict(zip(names, piece.lengths.tolist())))
+        failed += [names[row] for row in piece.failures if piece.last]
+    assert {name: n for name, n in lengths.items() if n} == {"14": 2 * 28, "16": 2, "25": 2 * 136, "33": 2 * 40}
+    assert sorted(failed) == ["26", "26", "28", "28"]
 
 
 def test_other_warnings_are_shown_and_damaged_ones_are_collected():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class FrameEncoder(nn.Module, ABC):
 
     Attributes:
         grid: (rows, columns) of one time step's tokens.
+        statistics: mean and standard deviation of pixels in 0..1, for each colour.
         stride: frames per time step. A video's last, unfinished time step is completed by repeating its last
             frame, so that every frame is used.
         feature_shape: (channels, rows, columns) of the maps that ``features`` gives; None for an encoder that is
@@ -58,6 +60,7 @@ class FrameEncoder(nn.Module, ABC):
         super().__init__()
         self.grid = grid
         self.stride = stride
+        self.statistics = tuple(mean), tuple(std)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -150,3 +153,29 @@ def check_divides(size: tuple[int, int], patch: int, what: str) -> tuple[int, in
             "change data.size or the encoder's patch."
         )
     return height // patch, width // patch
+
+
+ROUNDING = 1e-3
+"""How far a pixel may lie outside 0..1: resizing and half precision round."""
+
+
+def check_range(frames: Tensor, lengths: Tensor | None) -> None:
+    """Raises ValueError for frames [B, F, 3, H, W] that are neither uint8 nor pixels in 0..1; padding may hold
+    anything."""
+    if not (frames.is_floating_point() or frames.dtype == torch.uint8):
+        kind = str(frames.dtype).removeprefix("torch.")
+        raise ValueError(f"Expected frames of uint8, or of floating point in 0..1, got {kind}; convert them.")
+    if not frames.is_floating_point() or frames.dim() != 5 or not frames.numel() or torch.compiler.is_compiling():
+        return
+    if lengths is not None:
+        valid = torch.arange(frames.shape[1]) < lengths.cpu()[:, None]
+        frames = frames[valid.to(frames.device)]
+        if not len(frames):
+            return
+    low, high = (float(value) for value in torch.stack(torch.aminmax(frames.detach())).float().cpu())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("Expected frames in 0..1, got NaN or infinite pixels; the stream's state is as it was.")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            f"Expected floating-point frames in 0..1, got {low:.4g} to {high:.4g}; give uint8, or divide by 255."
+        )

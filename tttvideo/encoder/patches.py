@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..ttt.interface import exempt_from_decay
 from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
 
@@ -50,6 +51,7 @@ class TubeletEncoder(FrameEncoder):
         self.patch = patch
         self.projection = nn.Linear(frames * 3 * patch * patch, dim)
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
+        exempt_from_decay(self.position)
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count, channels, _, _ = frames.shape

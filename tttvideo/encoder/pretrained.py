@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ttt.interface import exempt_from_decay
 from .base import Encoder, EncoderState, FrameEncoder
 
 log = logging.getLogger(__name__)
@@ -21,10 +23,14 @@ log = logging.getLogger(__name__)
 class Timm(Encoder):
     """Patch tokens of a timm model's last feature map, pooled to a grid, then a linear map to the width.
 
+    The map is ``forward_features`` where that is one, with the convolution that some nets end with; of models whose
+    features are a row of tokens (ViTs, hiera) it is what ``forward_intermediates`` makes of the last block.
+
     Attributes:
         name: timm's model name.
         pretrained: ``auto``: pre-trained weights if they can be had, from scratch otherwise (the log says which);
-            ``true``: they must be had; ``false``: from scratch; anything else: the path of a weights file.
+            ``true``: they must be had; ``false``: from scratch; anything else: the path of a weights file, safetensors
+            or PyTorch's; of the latter only tensors are read (``weights_only``).
         grid: rows and columns of tokens per frame after pooling.
         frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
         frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
@@ -58,7 +64,7 @@ class TimmEncoder(FrameEncoder):
         self.model = model.requires_grad_(not config.frozen)
         self.model.eval()
         with torch.set_grad_enabled(not config.frozen):
-            features = _probe(self.model, self._features, config.name, size)
+            self._map, features = _last_map(self.model, config.name, size)
         if not config.frozen:
             # What lies behind the last feature map gets no gradient, and several processes would wait for it.
             weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -75,6 +81,7 @@ class TimmEncoder(FrameEncoder):
             self.feature_shape = (features.shape[1], *config.grid)
         self.projection = nn.Linear(features.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
+        exempt_from_decay(self.position)
 
     def train(self, mode: bool = True) -> TimmEncoder:
         super().train(mode)
@@ -125,14 +132,7 @@ class TimmEncoder(FrameEncoder):
             return torch.cat([self._pooled(part) for part in frames.split(self.config.frames_at_once)])
 
     def _pooled(self, frames: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self._features(frames), self.config.grid)
-
-    def _features(self, frames: Tensor) -> Tensor:
-        """The last feature map without prefix tokens, [n, channels, rows, columns]."""
-        intermediates = self.model.forward_intermediates(  # type: ignore[operator]
-            frames, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-        )
-        return intermediates[-1]
+        return F.adaptive_avg_pool2d(self._map(self.model, frames), self.config.grid)
 
 
 def _valid(lengths: Tensor, count: int) -> Tensor:
@@ -140,20 +140,58 @@ def _valid(lengths: Tensor, count: int) -> Tensor:
     return (torch.arange(count) < lengths[:, None]).flatten().nonzero().squeeze(1)
 
 
-def _probe(model: nn.Module, features: Callable[[Tensor], Tensor], name: str, size: tuple[int, int]) -> Tensor:
+def _features(model: nn.Module, frames: Tensor) -> Tensor:
+    """``forward_features`` of a net that keeps the frame's shape, as [n, channels, rows, columns]."""
+    maps = model.forward_features(frames)  # type: ignore[operator]
+    if not isinstance(maps, Tensor) or maps.dim() != 4:
+        raise NotImplementedError("its features are no map")
+    return maps.movedim(-1, 1) if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else maps
+
+
+def _normed_tokens(model: nn.Module, frames: Tensor) -> Tensor:
+    """The last block's tokens, normalised, without prefix tokens, as [n, channels, rows, columns]."""
+    return _intermediate(model, frames, norm=True)
+
+
+def _tokens(model: nn.Module, frames: Tensor) -> Tensor:
+    """The same of models whose tokens timm does not normalise before they are pooled (hiera)."""
+    return _intermediate(model, frames, norm=False)
+
+
+def _intermediate(model: nn.Module, frames: Tensor, norm: bool) -> Tensor:
+    return model.forward_intermediates(  # type: ignore[operator]
+        frames, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True
+    )[-1]
+
+
+def _last_map(
+    model: nn.Module, name: str, size: tuple[int, int]
+) -> tuple[Callable[[nn.Module, Tensor], Tensor], Tensor]:
+    """How the last feature map of a timm model is had, and the map of a frame.
+
+    Raises:
+        ValueError: if frames of this size cannot be read, or the model has no such map.
+    """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and (size[0] % patch[0] or size[1] % patch[1]):
         raise ValueError(
             f"Frames of {size[0]} x {size[1]} pixels do not divide into {name}'s patches of {patch[0]} x {patch[1]}; "
             "change data.size."
         )
+    frame = torch.zeros(1, 3, *size)
     try:
-        return features(torch.zeros(1, 3, *size))
-    except (AssertionError, RuntimeError) as error:
+        model.forward_features(frame)  # type: ignore[operator]
+    except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{name} cannot read frames of {size[0]} x {size[1]} pixels ({reason}); change data.size."
         ) from error
+    for way in (_features, _normed_tokens, _tokens):
+        try:
+            return way, way(model, frame)
+        except (AssertionError, AttributeError, NotImplementedError, TypeError):
+            continue
+    raise ValueError(f"{name} has no feature map of its frames; use another model, such as vit_tiny_patch16_224.")
 
 
 def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module, str]:
@@ -192,26 +230,63 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
 def _from_file(name: str, size: tuple[int, int], file: str) -> nn.Module:
     """timm's model with the weights of a file, all of them. (The file may hold more: a classifier, a deeper net.)
 
-    timm adapts what it can and loads what fits, which may be nothing; so the result is compared with the same
-    model freshly initialised from the same seed: a matrix that is equal was not loaded.
+    timm renames and resizes what it must and loads what fits, which may be nothing. So the file is loaded a second
+    time with every number changed: a weight that is the same afterwards was not in it.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = _build(name, size, pretrained=False)
-        torch.manual_seed(0)
+    tensors = _read_weights(file)
+    changed = {key: 2 * t.float() + 1 if t.is_floating_point() else t for key, t in tensors.items()}
+    models = []
+    for held in (tensors, changed):
         try:
-            model = _build(name, size, pretrained=True, pretrained_cfg_overlay={"file": file})
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # what is in neither starts equal
+                models.append(_build(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": held}))
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"The file {file} does not hold weights of {name} ({reason}).") from error
-    before = {key: p for key, p in fresh.named_parameters() if p.dim() > 1 and bool((p != p.flatten()[0]).any())}
-    missing = [key for key, p in model.named_parameters() if key in before and torch.equal(p, before[key])]
+    model = models[0]
+    weights, others = (dict(m.named_parameters()) for m in models)
+    missing = [key for key, weight in weights.items() if torch.equal(weight, others[key])]
     if missing:
         raise ValueError(
-            f"The file {file} does not hold all weights of {name}: {len(missing)} of {len(before)} matrices are not "
-            f"in it (first: {missing[0]})."
+            f"The file {file} does not hold all weights of {name}: {len(missing)} of {len(weights)} are not in it "
+            f"(first: {missing[0]})."
         )
     return model
+
+
+def _read_weights(file: str) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, however deep they lie in it; no code of the file is run.
+
+    Raises:
+        ValueError: if it is neither safetensors nor a PyTorch file that holds tensors by name.
+    """
+    from timm.models import clean_state_dict
+
+    try:
+        if file.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            found: Any = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own message tells how to run the file's code
+        raise ValueError(
+            f"The file {file} holds Python objects, which would run its code, or is damaged; give a file of tensors "
+            "alone: safetensors, or PyTorch's state_dict."
+        ) from error
+    except Exception as error:  # each kind of damage raises something else
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"The file {file} cannot be read as weights ({reason}).") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    items = found.items() if isinstance(found, dict) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"The file {file} holds no tensors by name; give a file of model weights.")
+    return clean_state_dict(tensors)
 
 
 def _build(name: str, size: tuple[int, int], **options: Any) -> nn.Module:

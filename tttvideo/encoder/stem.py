@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ttt.interface import exempt_from_decay
 from ..ttt.primitives import last_valid
 from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
@@ -93,6 +94,7 @@ class StemEncoder(FrameEncoder):
         self.dropout = nn.Dropout2d(config.dropout)
         self.projection = nn.Linear(config.channels[-1], dim)
         self.position = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * 0.02)
+        exempt_from_decay(self.position)
 
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """Zeros: before its first frame a video shows the mean colour."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
-from tttvideo.evaluation.report import as_json, replacing
+from tttvideo.evaluation.result_files import as_json, replacing, result_set
+from tttvideo.printing import markdown, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,19 +20,17 @@ if TYPE_CHECKING:
 def write_comparison(found: dict[str, Any], out: Path) -> list[str]:
     """Writes compare.json, compare.md and a PNG for each protocol into a folder; returns their names. Figures that an
     earlier comparison left there are taken away."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _protocols_in(out / "compare.json"):
-        if name not in found["protocols"]:
-            (out / f"{file_name(name)}.png").unlink(missing_ok=True)
+    old = [f"{file_name(name)}.png" for name in _protocols_in(out / "compare.json")]
     names = ["compare.json", "compare.md"]
-    with replacing(out / "compare.json") as path:
-        path.write_text(as_json(found), encoding="utf-8")
-    with replacing(out / "compare.md") as path:
-        path.write_text(_markdown(found), encoding="utf-8")
-    for name, protocol in found["protocols"].items():
-        names.append(f"{file_name(name)}.png")
-        with replacing(out / names[-1]) as path:
-            plot_protocol(path, protocol)
+    with result_set(out, names, [*names, *map(escape, old)]) as folder:
+        with replacing(folder / "compare.json") as path:
+            path.write_text(as_json(found), encoding="utf-8")
+        with replacing(folder / "compare.md") as path:
+            path.write_text(_markdown(found), encoding="utf-8")
+        for name, protocol in found["protocols"].items():
+            names.append(f"{file_name(name)}.png")
+            with replacing(folder / names[-1]) as path:
+                plot_protocol(path, protocol)
     return names
 
 
@@ -44,13 +44,14 @@ def _protocols_in(file: Path) -> list[str]:
 
 def write_positions(found: dict[str, Any], arrays: dict[str, np.ndarray], out: Path) -> None:
     """Writes position.json, position.npz (the losses of every video, for ``compare``) and position.png."""
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "position.json") as path:
-        path.write_text(as_json(found), encoding="utf-8")
-    with replacing(out / "position.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    with replacing(out / "position.png") as path:
-        plot_positions(path, found)
+    numbers = ("position.json", "position.npz")
+    with result_set(out, numbers, [*numbers, "position.png"]) as folder:
+        with replacing(folder / "position.json") as path:
+            path.write_text(as_json(found), encoding="utf-8")
+        with replacing(folder / "position.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        with replacing(folder / "position.png") as path:
+            plot_positions(path, found)
 
 
 def file_name(protocol: str) -> str:
@@ -67,17 +68,19 @@ def print_comparison(found: dict[str, Any], console: "Console | None" = None) ->
     for protocol in found["protocols"].values():
         header, rows = _table(protocol)
         table = Table(
-            title=Text("; ".join(filter(None, (protocol["title"], protocol.get("unit"))))), title_justify="left"
+            title=Text(printable("; ".join(filter(None, (protocol["title"], protocol.get("unit")))))),
+            title_justify="left",
         )
         for place, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+            table.add_column(Text(printable(name)), justify="right" if place else "left", overflow="fold")
         for row in rows:
             # Of many columns intervals go below their means: they would be cut in 80 columns.
-            table.add_row(*(Text(cell.replace(" (", "\n(") if len(row) > 4 else cell) for cell in row))
+            wrapped = [printable(cell) for cell in row]
+            table.add_row(*(Text(cell.replace(" (", "\n(") if len(row) > 4 else cell) for cell in wrapped))
         console.print(table)
     console.print(f"in brackets: {found['interval']}", highlight=False)
     for note in found["notes"]:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        console.print(Text(printable(f"note: {note}")), soft_wrap=True)
 
 
 MANY = 16
@@ -98,7 +101,9 @@ def _table(protocol: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for line in series.values():
             mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
             spread = "" if mean is None or line.get("baseline") else f" ({form.format(low)}-{form.format(high)})"
-            cells.append("" if mean is None else form.format(mean) + spread)
+            fewer = protocol.get("by_position") and mean is not None and line["n"][place] != line["n"][0]
+            count = f", {line['n'][place]} of {line['n'][0]} videos" if fewer else ""
+            cells.append("" if mean is None else form.format(mean) + spread + count)
         if ceiling:
             cells.append("" if ceiling[place] is None else form.format(ceiling[place]))
         rows.append(cells)
@@ -123,22 +128,22 @@ def _markdown(found: dict[str, Any]) -> str:
     for name, protocol in found["protocols"].items():
         header, rows = _table(protocol)
         lines += [
-            f"## {protocol['title']}",
+            f"## {markdown(protocol['title'])}",
             "",
             *([f"{protocol['unit'].capitalize()}.", ""] if "unit" in protocol else []),
-            "| " + " | ".join(map(_cell, header)) + " |",
+            "| " + " | ".join(map(markdown, header)) + " |",
             "|---" * len(header) + "|",
         ]
-        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+        lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
         lines += _differences(protocol)
         if protocol.get("chance") is not None:
             lines += ["", f"Chance {protocol['chance']:.3f}."]
         if protocol.get("bounds"):
             known = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in protocol["bounds"].items())
             lines += ["", f"Expected: {known}."]
-        lines += ["", f"![{_cell(protocol['title'])}]({file_name(name)}.png)", ""]
+        lines += ["", f"![{markdown(protocol['title'])}]({file_name(name)}.png)", ""]
     lines.append(f"In brackets: {found['interval']}.")
-    lines += [f"Note: {note}." for note in found["notes"]]
+    lines += [f"Note: {markdown(note)}." for note in found["notes"]]
     return "\n".join(lines) + "\n"
 
 
@@ -148,17 +153,15 @@ def _differences(protocol: dict[str, Any]) -> list[str]:
     if not found:
         return []
     header = [protocol["x_label"], *(f"{name} - {line['to']}" for name, line in found.items())]
-    lines = ["", "| " + " | ".join(map(_cell, header)) + " |", "|---" * len(header) + "|"]
+    lines = ["", "| " + " | ".join(map(markdown, header)) + " |", "|---" * len(header) + "|"]
     form = "{:+.4g}" if "unit" in protocol else "{:+.3f}"
     for place in _shown(protocol):
         cells = [_x_name(protocol, place)]
         for line in found.values():
             mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
             spread = "" if mean is None else f" ({form.format(low)} to {form.format(high)})"
-            cells.append("" if mean is None else form.format(mean) + spread)
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+            fewer = protocol.get("by_position") and mean is not None and line["n"][place] != line["n"][0]
+            count = f", {line['n'][place]} of {line['n'][0]} videos" if fewer else ""
+            cells.append("" if mean is None else form.format(mean) + spread + count)
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
     return lines
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -1,6 +1,5 @@
 """What an evaluation of predictions leaves behind: a table on the screen, and files for people and for `compare`."""
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,9 @@ from tttvideo.evaluation.forecast_html import render_forecasts
 from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.evaluation.forecasting import Forecasts
 from tttvideo.evaluation.plots import plot_by_horizon, plot_revealed
-from tttvideo.evaluation.report import as_json, replacing
+from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
 from tttvideo.evaluation.revealing import METHODS
+from tttvideo.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,37 +22,36 @@ if TYPE_CHECKING:
 def write_forecasts(found: Forecasts, out: str | Path) -> None:
     """Write metrics.json, predictions.csv, per_video.npz (``Forecasts.per_video``, a row for each of predictions.csv),
     error_by_horizon.png, revealed.png where a suite reveals something, and report.html with all of it."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     metrics = found.metrics
-    with replacing(out / "metrics.json") as path:
-        path.write_text(as_json(metrics), encoding="utf-8")
     figures = [f"{method}_{kind}" for method in METHODS for kind in metrics["mean"][method]]
-    columns = ["path", "start", "end", *figures, "failure"]
-    with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found.predictions)
-    with replacing(out / "per_video.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **found.per_video)  # type: ignore[arg-type]
-    pictures = {"error_by_horizon.png": "Error by horizon: of the model, and of predictions that need none"}
-    with replacing(out / "error_by_horizon.png") as path:
-        measured = metrics["n_videos"] - metrics["n_failed"]
-        title = f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context"
-        plot_by_horizon(
-            path,
-            {name: row["mse"] for name, row in metrics["per_horizon"].items()},
-            space=metrics["space"],
-            title=title,
-        )
-    if metrics["revealed"]:
-        with replacing(out / "revealed.png") as path:
-            title = f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it"
-            plot_revealed(path, metrics["revealed"], title=title)
-        pictures["revealed.png"] = f"Error on newly revealed pixels by {metrics['revealed']['by']}"
-    with replacing(out / "report.html") as path:
-        read = {caption: (out / name).read_bytes() for name, caption in pictures.items()}
-        path.write_text(render_forecasts(found, read), encoding="utf-8")
+    numbers = ("metrics.json", "predictions.csv", "per_video.npz")
+    with result_set(Path(out), numbers, OF_AN_EVALUATION) as folder:
+        with replacing(folder / "metrics.json") as path:
+            path.write_text(as_json(metrics), encoding="utf-8")
+        with replacing(folder / "predictions.csv") as path:
+            write_table(path, ["path", "start", "end", *figures, "failure"], found.predictions)
+        with replacing(folder / "per_video.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, **found.per_video)  # type: ignore[arg-type]
+        pictures = {"error_by_horizon.png": "Error by horizon: of the model, and of predictions that need none"}
+        with replacing(folder / "error_by_horizon.png") as path:
+            measured = metrics["n_videos"] - metrics["n_failed"]
+            title = f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context"
+            plot_by_horizon(
+                path,
+                {name: row["mse"] for name, row in metrics["per_horizon"].items()},
+                space=metrics["space"],
+                title=title,
+            )
+        if metrics["revealed"]:
+            with replacing(folder / "revealed.png") as path:
+                title = (
+                    f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it"
+                )
+                plot_revealed(path, metrics["revealed"], title=title)
+            pictures["revealed.png"] = f"Error on newly revealed pixels by {metrics['revealed']['by']}"
+        with replacing(folder / "report.html") as path:
+            read = {caption: (folder / name).read_bytes() for name, caption in pictures.items()}
+            path.write_text(render_forecasts(found, read), encoding="utf-8")
 
 
 def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
@@ -76,7 +75,7 @@ def print_forecasts(found: Forecasts, console: "Console | None" = None) -> None:
         console.print(_revealed(metrics["revealed"]))
 
     def say(text: str) -> None:
-        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"{metrics['convention']}; metrics.json has all of them")
     learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"

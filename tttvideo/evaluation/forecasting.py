@@ -118,7 +118,7 @@ def evaluate_prediction(
     told = _told(model, index, known, notes)
     place = choose_device(device) or best_device()
     model.to(place)
-    distance = None if fvd is None else VideoDistance(fvd, METHODS, context + horizon, place)
+    distance = None if fvd is None else VideoDistance(fvd, METHODS, context + horizon, place, trust=trust)
     per_video: dict[int, Tensor] = {}  # [methods, metrics, horizon]
     failures: dict[int, str] = {}
     with progress_bar(progress, len(index.videos)) as advance:

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -118,8 +119,10 @@ def _ssim_openstl(made: Tensor, truth: Tensor) -> Tensor:
 def perceptual(file: Path) -> nn.Module:
     """torchmetrics' network of LPIPS with the user's ImageNet weights; its own linear layers come with the library.
 
+    torchvision would unpickle the file, which can run code: it gets a copy of the tensors that the file holds.
+
     Raises:
-        ValueError: if the file is not there, or is not one of torchvision's.
+        ValueError: if the file is not there, is not one of torchvision's, or holds more than tensors.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
@@ -130,14 +133,22 @@ def perceptual(file: Path) -> nn.Module:
     if kind is None or not file.is_file():
         which = ", ".join(names.values())
         raise ValueError(f"--lpips {file}: give torchvision's ImageNet weights under their own name, one of {which}")
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own message tells how to run the file's code
+        raise ValueError(
+            f"--lpips {file} holds Python objects, which would run its code, or is damaged; give torchvision's weights"
+        ) from error
+    except Exception as error:  # each kind of damage raises something else
+        raise ValueError(f"--lpips {file} does not hold torchvision's weights ({_first_line(error)})") from error
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "checkpoints").mkdir()
-        (Path(folder) / "checkpoints" / file.name).symlink_to(file.resolve())
+        torch.save(tensors, Path(folder) / "checkpoints" / file.name)
         try:
             torch.hub.set_dir(folder)  # where torchvision looks before it downloads
             network = LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
-        except Exception as error:  # unpickling and loading raise something else for each kind of damage
+        except Exception as error:  # weights of another network
             raise ValueError(f"--lpips {file} does not hold torchvision's weights ({_first_line(error)})") from error
         finally:
             torch.hub.set_dir(before)
@@ -149,11 +160,25 @@ class VideoDistance:
     features of the user's I3D: the TorchScript file that StyleGAN-V and others use (``i3d_torchscript.pt``), called
     with videos [B, 3, F, H, W] in 0..255 and ``rescale=True, resize=True, return_features=True``.
 
+    Args:
+        trust: TorchScript is a program, which may write any file of the user's: without trust it is not opened.
+
     Raises:
-        ValueError: if the file is not there or is no such network.
+        ValueError: if the file is not trusted, is not there or is no such network.
     """
 
-    def __init__(self, file: str | Path, methods: tuple[str, ...], frames: int, device: torch.device):
+    def __init__(
+        self, file: str | Path, methods: tuple[str, ...], frames: int, device: torch.device, *, trust: bool = False
+    ):
+        if not Path(file).is_file():
+            raise ValueError(
+                f"--fvd {file}: there is no such file; give I3D as TorchScript, such as i3d_torchscript.pt"
+            )
+        if not trust:
+            raise ValueError(
+                f"--fvd {file} is TorchScript, a program that may write your files; if you trust it, add --trust "
+                "(trust=True)"
+            )
         if frames < LEAST_I3D:
             raise ValueError(f"--fvd needs videos of {LEAST_I3D} frames or more, context and horizon together")
         try:

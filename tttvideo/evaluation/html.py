@@ -9,7 +9,8 @@ import numpy as np
 
 from tttvideo.evaluation.checkpoint import selection_sentence
 from tttvideo.evaluation.plots import COLOURS, INK, new_figure, plain, way
-from tttvideo.evaluation.summary import same_length
+from tttvideo.evaluation.summary import has_ceiling, same_length
+from tttvideo.printing import printable
 
 if TYPE_CHECKING:
     from tttvideo.evaluation.samples import Sample
@@ -38,6 +39,7 @@ def render(evaluation: "Evaluation", figures: dict[str, bytes], main: dict[str, 
         figures=figures,
         selection=selection_sentence(metrics["selection"]),
         rows=metrics["results"],
+        bounded=has_ceiling(metrics["results"]),
         strata_rows=same_length(metrics["results"]),
         strata=list(main.get("by", {})),
         counts=_class_counts(own, metrics["labels"]),
@@ -55,6 +57,7 @@ def page(template: str, **content: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # markup is of another type
         trim_blocks=True,
         lstrip_blocks=True,
     )

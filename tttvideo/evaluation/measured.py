@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tttvideo.evaluation.named import shortest
+from tttvideo.printing import from_cell, printable
 
 AGAIN = "run `tttvideo evaluate` once more"
 
@@ -119,7 +120,8 @@ def _cell(data: str, row: dict[str, Any]) -> Cell:
 
 def _inside(path: str, data: str) -> str:
     """The same for a file wherever its data set lay when it was measured."""
-    return Path(os.path.relpath(os.path.abspath(path), os.path.abspath(data))).as_posix()
+    root = os.path.abspath(printable(data))  # as predictions.csv has paths
+    return Path(os.path.relpath(os.path.abspath(printable(path)), root)).as_posix()
 
 
 def data_names(found: Sequence[Found]) -> dict[str, str]:
@@ -213,7 +215,10 @@ def _table(file: Path, rows: int, columns: Sequence[str] = ()) -> list[dict[str,
         raise ValueError(f"{file} has no predictions.csv beside it; {AGAIN}")
     try:
         with beside.open(newline="", encoding="utf-8") as stream:
-            found = list(csv.DictReader(stream))
+            found = [
+                {key: from_cell(value) if isinstance(value, str) else value for key, value in row.items()}
+                for row in csv.DictReader(stream)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{beside} is damaged ({error}); {AGAIN}") from None
     if len(found) != rows or any(None in row.values() for row in found):

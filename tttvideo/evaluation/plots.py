@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tttvideo.printing import printable
+
 # Okabe and Ito (2008), without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -251,8 +253,9 @@ def save(figure, path: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """The text with its dollars as such: matplotlib would read what stands between two of them as mathematics."""
-    return text.replace("$", r"\$")
+    """The text, printable line by line, with its dollars as such: matplotlib would read what stands between two of them
+    as mathematics."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
@@ -264,4 +267,5 @@ def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
 
 
 def short(label: str, limit: int = 22) -> str:
+    label = printable(label)
     return plain(label if len(label) <= limit else label[: limit - 1] + "…")

@@ -31,7 +31,7 @@ class Curve(NamedTuple):
     loss: list[float]
     low: list[float]  # of a 95 % interval, bootstrapped over videos and seeds
     high: list[float]
-    videos: list[int]  # that are so long
+    videos: list[int]  # that are so long: from where they get fewer, the line is of others than before
     seeds: int
 
 
@@ -54,6 +54,16 @@ def curve_of(seeds: Sequence[Seed], bootstrap: Bootstrap) -> tuple[Curve, np.nda
     means, low, high = (values.tolist() for values in interval)
     count = there.sum(0)[kept].tolist()
     return Curve([frames[i] for i in kept], means, low, high, count, len(seeds)), table, videos
+
+
+def position_sentence(curve: Mapping[str, Any]) -> str:
+    """The two ends of a curve, of the same videos; where only longer ones reach its end, they stand by themselves."""
+    frames, loss, videos = curve["frames"], curve["loss"], curve["videos"]
+    last = next((i for i, n in enumerate(videos) if n != videos[0]), len(videos)) - 1
+    text = f"{loss[0]:.4g} after {frames[0]:g} frames, {loss[last]:.4g} after {frames[last]:g} ({videos[0]} videos)"
+    if last + 1 == len(frames):
+        return text
+    return f"{text}; of the {videos[-1]} longest of them, {loss[-1]:.4g} after {frames[-1]:g}"
 
 
 def compare_positions(
@@ -101,7 +111,7 @@ def compare_positions(
                 return build_index(data, part, root=root, **chosen, **source.drawn)
 
             index = read(split or default_split(data, root, source, read, labelled=labelled))
-            check_lengths(index, [frames], [], [])
+            check_lengths(index, [frames], [], [], model.preprocessing.stream)
             found = losses_by_position(model, index, frames=frames, batch_size=batch_size, segment=segment)
             seeds.append(_seed(index, found))
             marks.append(source.sha256)
@@ -161,6 +171,7 @@ def position_protocols(found: dict[str, list[Positions]], bootstrap: Bootstrap) 
             "x": xs,
             "numeric": True,
             "joined": True,
+            "by_position": True,
             "unit": f"loss ({next(iter(units))})" if units == {UNITS["classes"]} else next(iter(units)),
             "lower_is_better": True,
             "series": {run: _line(run, curve, xs) for run, curve in curves.items()},

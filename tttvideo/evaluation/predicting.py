@@ -15,6 +15,7 @@ from tttvideo.evaluation.forecaster import (
     space_of,
 )
 from tttvideo.evaluation.frame_metrics import FrameMetrics
+from tttvideo.evaluation.result_files import replacing
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.evaluation.strips import write_film, write_strip
 from tttvideo.tasks.prediction import in_unit
@@ -89,10 +90,12 @@ def predict(
         size = (reader.info.height, reader.info.width)
         rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)
     notes = mismatches(str(video), size, rate, model.preprocessing, source.provenance.get("frame_rate"))
-    write_film(film, before, truth, made["model"][0], rate or 10.0, first)
+    with replacing(film) as path:
+        write_film(path, before, truth, made["model"][0], rate or 10.0, first)
     learned = "all frames, generated ones too" if write else "the context alone"
     note = f"{Path(video).name}: {context} frames given, {horizon} predicted; the hidden state learns from {learned}"
-    write_strip(strip, before, truth, made["model"][0], first, note)
+    with replacing(strip) as path:
+        write_strip(path, before, truth, made["model"][0], first, note)
     measure = FrameMetrics()
     errors = [measure(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
     psnr = measure.names.index("psnr")

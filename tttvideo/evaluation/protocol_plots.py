@@ -73,7 +73,10 @@ def _lines(axes, protocol: dict[str, Any], series: dict[str, Any], numeric: Sequ
         style = LINES.get(line["control"], (0, (3, 1, 1, 1))) if protocol["joined"] else "none"
         if crowded:
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-            (shown,) = axes.plot(xs, means, color=colour, linestyle=style, linewidth=1.6, zorder=3)
+            counts = [n for m, n in zip(line["mean"], line.get("n", [])) if m is not None]
+            whole = alike(counts) if protocol.get("by_position") else len(xs)
+            (shown,) = axes.plot(xs[:whole], means[:whole], color=colour, linestyle=style, linewidth=1.6, zorder=3)
+            _fewer(axes, xs, means, counts, whole, colour)
         else:
             shown = axes.errorbar(
                 xs,
@@ -89,6 +92,24 @@ def _lines(axes, protocol: dict[str, Any], series: dict[str, Any], numeric: Sequ
             )
         entries.append((shown, plain(name)))
     return entries
+
+
+def alike(counts: Sequence[int]) -> int:
+    """How many points of a line, from its beginning, are of the same videos: those that have the most."""
+    return next((i for i, n in enumerate(counts) if n != counts[0]), len(counts))
+
+
+def _fewer(axes, xs: Sequence[float], values: Sequence[float], counts: Sequence[int], whole: int, colour: str) -> None:
+    """The end of a line that fewer videos are long enough for: dotted, with their number."""
+    if whole == len(xs):
+        return
+    begin = max(0, whole - 1)
+    axes.plot(xs[begin:], values[begin:], color=colour, linestyle=(0, (1, 2)), linewidth=1.1, zorder=3)
+    least, most = min(counts[whole:]), max(counts[whole:])
+    number = f"n = {least}" if least == most else f"n = {most} to {least}"
+    axes.annotate(
+        number, (xs[-1], values[-1]), xytext=(2, 4), textcoords="offset points", fontsize=7, color=colour, ha="right"
+    )
 
 
 def _baselines(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[Any, str]]:
@@ -205,21 +226,26 @@ def plot_positions(path: Path, found: dict[str, Any]) -> None:
         colour = COLOURS[number % len(COLOURS)]
         many = len(curve["frames"]) > 48
         marker = MARKERS[number % len(MARKERS)]
+        whole = alike(curve["videos"])
         axes.plot(
-            curve["frames"],
-            curve["loss"],
+            curve["frames"][:whole],
+            curve["loss"][:whole],
             color=colour,
             marker=None if many else marker,
             markersize=4,
-            label=plain(name),
+            label=plain(f"{name} (n = {curve['videos'][0]})"),
         )
+        _fewer(axes, curve["frames"], curve["loss"], curve["videos"], whole, colour)
         axes.fill_between(curve["frames"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("frames read (logarithmic)")
     axes.set_ylabel(f"loss ({found['unit']})" if found["task"] == "Classification" else found["unit"])
-    videos = max(max(curve["videos"]) for curve in found["series"].values())
-    axes.set_title(f"{videos} videos; bands: 95 % of the mean", fontsize=10)
+    shorter = any(alike(curve["videos"]) < len(curve["videos"]) for curve in found["series"].values())
+    axes.set_title(
+        "bands: 95 % of the mean of n videos" + ("; dotted: of the longer ones among them" if shorter else ""),
+        fontsize=10,
+    )
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

@@ -1,8 +1,5 @@
 """What an evaluation leaves behind: a table on the screen, metrics.json, predictions.csv and two figures."""
 
-import csv
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tttvideo.evaluation.checkpoint import selection_sentence
 from tttvideo.evaluation.html import render
 from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
-from tttvideo.evaluation.summary import main_row, same_length
+from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
+from tttvideo.evaluation.summary import has_ceiling, main_row, same_length
+from tttvideo.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,50 +40,46 @@ COLUMNS = (
 def write_report(evaluation: "Evaluation", out: str | Path) -> None:
     """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png, (one label per video)
     confusion.png, and report.html with all of it."""
-    out = Path(out)
-    figures = {"accuracy_vs_frames.png": "Accuracy against the length of the video, with the ceiling dashed"}
-    out.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
+    multi_label, rows = metrics["multi_label"], metrics["results"]
+    dashed = ", with the ceiling dashed" if has_ceiling(rows) else ""
+    figures = {"accuracy_vs_frames.png": f"Accuracy against the length of the video{dashed}"}
+    columns = list(rows[0].get("by", {}))
     # The figures come last: whatever a plot may meet, the numbers are kept.
-    with replacing(out / "metrics.json") as path:
-        path.write_text(as_json(metrics), encoding="utf-8")
-    with replacing(out / "predictions.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        more = list(metrics["results"][0].get("by", {}))
-        writer = csv.DictWriter(file, fieldnames=[*COLUMNS, *more], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(evaluation.predictions)
-    multi_label = metrics["multi_label"]
-    with replacing(out / "accuracy_vs_frames.png") as path:
-        plot_accuracy(
-            path,
-            metrics["results"],
-            metric="map" if multi_label else "top1",
-            chance=metrics["chance"],
-            title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
-            + ("mean average precision" if multi_label else "bars: one standard error"),
-        )
-    for column in metrics["results"][0].get("by", {}):
-        name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
-        figures[name] = f"Accuracy by {column}"
-        with replacing(out / name) as path:
-            title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
-            rows = same_length(metrics["results"])
-            plot_strata(path, column, rows, chance=metrics["chance"], title=title)
-    row = main_row(metrics["results"])
-    if not multi_label:
-        figures["confusion.png"] = "Confusion matrix: rows are true classes"
-        with replacing(out / "confusion.png") as path:
-            plot_confusion(
+    with result_set(Path(out), ("metrics.json", "predictions.csv"), OF_AN_EVALUATION) as folder:
+        with replacing(folder / "metrics.json") as path:
+            path.write_text(as_json(metrics), encoding="utf-8")
+        with replacing(folder / "predictions.csv") as path:
+            write_table(path, [*COLUMNS, *columns], evaluation.predictions)
+        with replacing(folder / "accuracy_vs_frames.png") as path:
+            plot_accuracy(
                 path,
-                row["confusion"],
-                metrics["labels"],
-                f"split {metrics['split']}, {row['frames']} frames, {row['sampling']}\n"
-                f"top-1 {row['top1']:.1%} of {row['n']} videos",
+                rows,
+                metric="map" if multi_label else "top1",
+                chance=metrics["chance"],
+                title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
+                + ("mean average precision" if multi_label else "bars: one standard error"),
             )
-
-    with replacing(out / "report.html") as path:
-        pictures = {caption: (out / name).read_bytes() for name, caption in figures.items()}
-        path.write_text(render(evaluation, pictures, row), encoding="utf-8")
+        for column in columns:
+            name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
+            figures[name] = f"Accuracy by {column}"
+            with replacing(folder / name) as path:
+                title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
+                plot_strata(path, column, same_length(rows), chance=metrics["chance"], title=title)
+        main = main_row(rows)
+        if not multi_label:
+            figures["confusion.png"] = "Confusion matrix: rows are true classes"
+            with replacing(folder / "confusion.png") as path:
+                plot_confusion(
+                    path,
+                    main["confusion"],
+                    metrics["labels"],
+                    f"split {metrics['split']}, {main['frames']} frames, {main['sampling']}\n"
+                    f"top-1 {main['top1']:.1%} of {main['n']} videos",
+                )
+        with replacing(folder / "report.html") as path:
+            pictures = {caption: (folder / name).read_bytes() for name, caption in figures.items()}
+            path.write_text(render(evaluation, pictures, main), encoding="utf-8")
 
 
 def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
@@ -95,10 +90,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
     console = console or Console()
     metrics = evaluation.metrics
     table = Table()
-    ceiling, multi_label = (
-        any(row.get("ceiling") is not None for row in metrics["results"]),
-        metrics["multi_label"],
-    )
+    ceiling, multi_label = has_ceiling(metrics["results"]), metrics["multi_label"]
     top_k = f"top-{min(5, len(metrics['labels']))}"
     for name in ("frames", "sampling", "top-1", top_k, "mean class"):
         rule = name == "sampling"  # wide enough for uniform=16 where the output is 80 columns wide
@@ -121,7 +113,7 @@ def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> 
         console.print(_strata_table(column, same_length(metrics["results"])))
 
     def say(text: str) -> None:
-        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     say(f"split: {metrics['split_rule']}")
     say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
@@ -151,12 +143,16 @@ def say_streaming(found: dict[str, Any] | None, say: Callable[[str], None]) -> N
 
 def _strata_table(column: str, results: list[dict[str, Any]]):
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"top-1 by {column}", title_justify="left")
+    def shown(name: str, after: str = "") -> Text:  # names with brackets are no markup
+        return Text(printable(name) + after)
+
+    table = Table(title=shown(f"top-1 by {column}"), title_justify="left")
     table.add_column("frames", justify="right")
     table.add_column("sampling", overflow="fold")
     for stratum in results[0]["by"][column]:
-        table.add_column(f"{stratum['value']}\n(n={stratum['n']})", justify="right")
+        table.add_column(shown(stratum["value"], f"\n(n={stratum['n']})"), justify="right")
     for row in results:
         cells = [
             f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
@@ -173,30 +169,3 @@ def _span(row: dict[str, Any]) -> str:
     if start is None and end is None:
         return ""
     return f" from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
-
-
-def as_json(data: dict[str, Any]) -> str:
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    # Rows of numbers (confusion counts) on one line each: a figure file is read by people, too.
-    return re.sub(r"\[\s*((?:-?[\d.e+-]+,\s*)*-?[\d.e+-]+)\s*\]", _one_line, text) + "\n"
-
-
-def _one_line(match: re.Match[str]) -> str:
-    return "[" + ", ".join(match[1].replace(",", " ").split()) + "]"
-
-
-class replacing:
-    """The path of an unfinished sibling; it takes the name of `path` when the block ends without an error."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.unfinished = path.with_name(f".unfinished-{path.name}")
-
-    def __enter__(self) -> Path:
-        return self.unfinished
-
-    def __exit__(self, kind, value, traceback) -> None:
-        if kind is None:
-            os.replace(self.unfinished, self.path)
-        else:
-            self.unfinished.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
 """Score many videos of any length with carried state: bounded memory, whatever their length."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from tttvideo.evaluation.controls import without
 from tttvideo.evaluation.settings import Setting, passes
@@ -14,7 +14,7 @@ from tttvideo.evaluation.views import View, Whole, averaged, expand
 from tttvideo.model import VideoModel
 from tttvideo.video.index import Video
 from tttvideo.video.sampling import Sampling
-from tttvideo.video.segments import read_segments
+from tttvideo.video.segments import Piece, SegmentedBatches, video_pieces
 from tttvideo.video.transforms import Preprocessing
 
 NOT_FINITE = "the model's logits are not finite"
@@ -45,71 +45,20 @@ class Scores(NamedTuple):
     warnings: list[str]  # e.g. files that were decoded in part, each once
 
 
-class _Piece(NamedTuple):
-    """One segment of one batch of videos, as it comes from a reading worker."""
+@dataclass(frozen=True)
+class _Reading:
+    """How the pieces of a view are read."""
 
-    batch: int
-    frames: torch.Tensor  # uint8 [B, S, 3, H, W]
-    lengths: torch.Tensor  # int64 [B]
-    failures: dict[int, str]  # row -> reason
-    warnings: list[str]
-    last: bool
+    preprocessing: Preprocessing
+    segment: int
+    max_frames: int | None
+    sampling: Sampling
+    shuffled: bool
 
-
-class _Pieces(IterableDataset):
-    """Reads whole batches of videos segment by segment; worker w of n takes the batches w, w + n, ..."""
-
-    def __init__(
-        self,
-        batches: list[list[View]],
-        preprocessing: Preprocessing,
-        segment: int,
-        max_frames: int | None,
-        sampling: Sampling,
-        shuffled: bool,
-    ):
-        self.batches = batches
-        self.preprocessing = preprocessing
-        self.segment = segment
-        self.max_frames = max_frames
-        self.sampling = sampling
-        self.shuffled = shuffled
-
-    def __iter__(self) -> Iterator[_Piece]:
-        worker = get_worker_info()
-        start, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for batch in range(start, len(self.batches), step):
-            yield from self._read(batch)
-
-    def _read(self, batch: int) -> Iterator[_Piece]:
-        videos = [view.source for view in self.batches[batch]]
-        segments = read_segments(
-            [video.path for video in videos],
-            self.preprocessing,
-            segment=self.segment,
-            max_frames=self.max_frames,
-            sampling=self.sampling,
-            spans=[(video.start, video.end) for video in videos],
-            crops=[view.crop for view in self.batches[batch]],
-            shuffled=self.shuffled,
-            prefetch=False,  # the workers of the loader are what reads ahead
-        )
-        # Warnings raised in a worker would be lost: they travel with the frames. One segment is read ahead,
-        # because the receiver must know which is the last to let go of the state.
-        waiting = None
-        while True:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                segment = next(segments, None)
-            messages = [str(w.message) for w in caught]
-            if segment is None:
-                break
-            if waiting is not None:
-                yield waiting
-            waiting = _Piece(batch, segment.frames, segment.lengths, dict(segment.failures), messages, False)
-            messages = []
-        if waiting is not None:
-            yield waiting._replace(last=True, warnings=waiting.warnings + messages)
+    def __call__(self, view: View) -> Iterator[torch.Tensor]:
+        path, start, end = view.source.path, view.source.start, view.source.end
+        how = (self.preprocessing, self.segment, self.max_frames, self.sampling)
+        return video_pieces(path, *how, start, end, view.crop, self.shuffled)
 
 
 class _Rows:
@@ -122,7 +71,7 @@ class _Rows:
         self.failures: dict[int, str] = {}
         self.final: torch.Tensor | None = None
 
-    def add(self, piece: _Piece, logits: torch.Tensor, timeline: torch.Tensor, stride: int) -> None:
+    def add(self, piece: Piece, logits: torch.Tensor, timeline: torch.Tensor, stride: int) -> None:
         """Take over logits [B, n] and timeline [B, F', n] of one segment, both on the CPU, time steps being
         `stride` frames long."""
         self.failures.update(piece.failures)
@@ -188,11 +137,12 @@ def score_videos(
             views = [View(number, video) for number, video in enumerate(videos)]
             cuts: list[int | None] = [settings[position].frames for position in group]
         else:  # what is divided is cut already
-            views = expand(videos, ways, cut)
+            views = expand(videos, ways, cut, model.preprocessing.stream)
             cuts = [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
-        pieces = _Pieces(batches, model.preprocessing, segment, longest, rule, control == "shuffled")
+        reading = _Reading(model.preprocessing, segment, longest, rule, control == "shuffled")
+        pieces = SegmentedBatches(batches, reading, model.preprocessing.size)
         loader = DataLoader(
             pieces, batch_size=None, num_workers=min(workers, len(batches)), generator=torch.Generator()
         )
@@ -237,20 +187,13 @@ def _run(
 ):
     """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
     model = model.to(device).eval()
-    open_batches: dict[int, tuple[_Rows, object]] = {}
-    with torch.no_grad():
-        for piece in loader:
-            rows, state = open_batches.pop(piece.batch, None) or (
-                _Rows(len(batches[piece.batch]), cuts),
-                None,
-            )
-            if piece.lengths.any():
-                output, state = model(piece.frames.to(device), piece.lengths, state)
-                rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)
-            else:  # nothing of this batch could be read
-                rows.failures.update(piece.failures)
-            if piece.last:
-                yield piece.batch, rows, piece.warnings
-            else:
-                open_batches[piece.batch] = (rows, state)
-                yield piece.batch, None, piece.warnings
+    open_batches: dict[int, _Rows] = {}
+    for piece, output in model.read_batches(loader):
+        rows = open_batches.pop(piece.batch, None) or _Rows(len(batches[piece.batch]), cuts)
+        if output is not None:
+            rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)
+        else:  # nothing of this batch could be read
+            rows.failures.update(piece.failures)
+        if not piece.last:
+            open_batches[piece.batch] = rows
+        yield piece.batch, rows if piece.last else None, piece.notes

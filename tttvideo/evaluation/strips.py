@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tttvideo.printing import printable
 from tttvideo.video.synthetic.encode import write_mp4
 
 if TYPE_CHECKING:
@@ -135,12 +136,12 @@ def _reduced(picture: np.ndarray, largest: int) -> np.ndarray:
 def _write(image: "Image.Image", at: tuple[int, int], text: str) -> None:
     from PIL import ImageDraw
 
-    ImageDraw.Draw(image).text(at, text, fill=_INK, font=_font())
+    ImageDraw.Draw(image).text(at, printable(text), fill=_INK, font=_font())
 
 
 def _length(text: str) -> int:
     """Pixels that a line of text is wide."""
-    return math.ceil(_font().getlength(text))
+    return math.ceil(_font().getlength(printable(text)))
 
 
 def _font() -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":

@@ -39,6 +39,11 @@ def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
 
 
+def has_ceiling(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the best that can be reached is known of some row."""
+    return any(row.get("ceiling") is not None for row in rows)
+
+
 def summarise(
     context: dict[str, Any],
     gathered: list[Scores],
@@ -162,7 +167,7 @@ def _prediction(
         return row
     logits = torch.tensor(score.logits)
     probabilities = logits.sigmoid() if several else logits.softmax(0)
-    order = probabilities.argsort(descending=True).tolist()
+    order = logits.argsort(descending=True).tolist()  # probabilities are rounded to 1 where logits differ
     best = min((order.index(i) for i in right), default=len(labels))  # the best placed of the true labels
     row |= {
         "prediction": labels[order[0]],

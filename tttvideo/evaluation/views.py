@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tttvideo.video.decode import open_video
@@ -114,14 +115,14 @@ def parse_views(text: str) -> Views:
     raise ValueError(f"--views takes {_RULES}, e.g. clips=4x3:64; got {text!r}")
 
 
-def expand(videos: Sequence[Video], views: Views, frames: int | None) -> list[View]:
-    """The views of every video, cut to its first ``frames`` frames before. A video that cannot be opened stays one
-    view: that reading it fails is a result."""
+def expand(videos: Sequence[Video], views: Views, frames: int | None, stream: int | None = None) -> list[View]:
+    """The views of every video, cut to its first ``frames`` frames before; ``stream`` as ``Preprocessing.stream``. A
+    video that cannot be opened stays one view: that reading it fails is a result."""
     found = []
     for number, video in enumerate(videos):
         try:
-            with open_video(video.path) as reader:
-                times = reader.times[within(reader, video.start, video.end)]
+            with open_video(video.path, stream=stream) as reader:
+                times = reader.times[within(reader, video.start, video.end)] + reader.offset
         except (VideoError, OSError):
             found.append(View(number, video))
             continue
@@ -137,5 +138,7 @@ def averaged(logits: Tensor, several: bool) -> Tensor:
     """Logits [views, n] -> logits [n] of the mean probabilities: of the softmax, or of a sigmoid each if ``several``
     labels are possible."""
     if several:
-        return logits.double().sigmoid().mean(0).logit(eps=1e-12).float()
+        # of p and of 1 - p, both as logarithms: neither is rounded to 0 or 1
+        yes, no = (F.logsigmoid(sign * logits.double()).logsumexp(0) for sign in (1, -1))
+        return (yes - no).float()
     return (logits.double().log_softmax(1).logsumexp(0) - math.log(len(logits))).float()

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
+from ..ttt.interface import (
+    Layout,
+    Mixer,
+    SequenceLayer,
+    exempt_from_decay,
+    merge_heads,
+    split_heads,
+    valid_tokens,
+)
 from ..ttt.primitives import CausalConv, at_least_float32
 from . import fused
 
@@ -85,6 +93,7 @@ class MambaLayer(SequenceLayer):
         self.dt_bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
         self.D = nn.Parameter(torch.ones(heads))
         self.norm_scale = nn.Parameter(torch.ones(inner))
+        exempt_from_decay(self.A_log, self.dt_bias, self.D, self.norm_scale)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def init_state(self, batch: int) -> MambaState:

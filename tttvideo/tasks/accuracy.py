@@ -1,6 +1,5 @@
 """The figures of one setting over all its videos. Videos that could not be scored count as wrong in each."""
 
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -48,20 +47,20 @@ def multi_label(logits: Tensor, labels: Tensor, scored: Tensor) -> Figures:
     """Figures for several labels per video: logits [V, n], labels {0, 1} [V, n], scored bool [V].
 
     top1 and top5 are hits: one of the highest scores is one of the labels. `mean_class` is the recall at
-    probability 1/2. A failure has probability 0 for every class: ranked last, found nowhere.
+    probability 1/2, a logit of 0. A failure is ranked last in every class and found nowhere. Everything goes by logits:
+    float32 probabilities are all 1 where logits exceed 17, which would make ties.
     """
-    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_recall
+    from torchmetrics.functional.classification import binary_average_precision
 
     n = logits.shape[1]
     truth = labels.bool()
-    probabilities = logits.sigmoid().masked_fill(~scored[:, None], 0.0)
-    order = probabilities.argsort(dim=1, descending=True)
+    order = logits.argsort(dim=1, descending=True)
     hits = [(truth.gather(1, order[:, :k]).any(1) & scored).float().mean() for k in (1, min(5, n))]
     occurs = truth.any(0)
-    recall = multilabel_recall(probabilities, truth.long(), num_labels=n, average="none")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that do not occur; they are left out below
-        precision = multilabel_average_precision(probabilities, truth.long(), num_labels=n, average="none")
+    found = truth & (logits > 0) & scored[:, None]
+    recall = found.sum(0) / truth.sum(0).clamp_min(1)
+    ranks = _ranks(logits, scored)
+    precision = [binary_average_precision(ranks[:, i], labels[:, i].long()) for i in range(n) if occurs[i]]
     loss = None
     if scored.any():
         target = labels[scored].to(logits.dtype)
@@ -72,7 +71,7 @@ def multi_label(logits: Tensor, labels: Tensor, scored: Tensor) -> Figures:
         mean_class=_value(recall[occurs].mean()),
         n=len(labels),
         loss=None if loss is None else float(loss),
-        map=_value(precision[occurs].mean()),
+        map=_value(torch.stack(precision).mean()) if precision else float("nan"),
         per_class=_where(recall, occurs),
     )
 
@@ -84,6 +83,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor, scored: Tensor) -> Tensor:
     n = logits.shape[1]
     predicted = torch.where(scored, logits.argmax(1), n)
     return multiclass_confusion_matrix(predicted, labels, num_classes=n + 1)[:n]
+
+
+def _ranks(logits: Tensor, scored: Tensor) -> Tensor:
+    """The order of each class's logits [V, n] as numbers in 0..1, which torchmetrics takes as they are: equal logits
+    have equal ones, failures 0."""
+    ranks = [column.unique(return_inverse=True)[1] + 1 for column in logits.T]
+    return (torch.stack(ranks, 1).double() / len(logits)).masked_fill(~scored[:, None], 0.0)
 
 
 def _where(values: Tensor, occurs: Tensor) -> list[float | None]:

@@ -62,6 +62,18 @@ class Loss(NamedTuple):
         return self.total / self.count.clamp_min(1)
 
 
+class Examiner(ABC):
+    """Finds what ``Task.summary`` needs of a batch of whole videos, while they are read segment by segment."""
+
+    @abstractmethod
+    def add(self, lengths: Tensor, output: Any) -> None:
+        """The next segment: its valid frames [B], and what the model put out for it."""
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """float32 [B, columns], after all segments; at least one was added."""
+
+
 class Criterion(NamedTuple):
     """How the best checkpoint is chosen: a name among ``Task.summary``'s figures, which way is better, and what must be
     said of it."""
@@ -107,7 +119,7 @@ class Task(ABC):
         """Figures of a split.
 
         Args:
-            rows: what ``TaskHead.examine`` found of each video, [V, columns].
+            rows: what ``TaskHead.examiner`` found of each video, [V, columns].
             labels: int64 [V] or float [V, classes].
             scored: bool [V], false where a video could not be read.
         """
@@ -118,7 +130,7 @@ class TaskHead(nn.Module, ABC):
 
     Attributes:
         logged: names of the figures that training shows beside the loss.
-        columns: length of a row of ``examine``.
+        columns: length of a row of an ``examiner``.
         generated: [channels, rows, columns] of frames that the head makes and the model reads again; None: it makes
             none.
     """
@@ -148,8 +160,18 @@ class TaskHead(nn.Module, ABC):
         """Each figure in ``logged``, summed over what counts in the loss."""
 
     @abstractmethod
+    def examiner(self) -> Examiner:
+        """A new one, for a batch of videos; its memory does not grow with their length."""
+
     def examine(self, segments: Iterable[Read]) -> Tensor:
-        """Whole videos, segment by segment -> float32 [B, columns]: all that ``Task.summary`` needs of each."""
+        """Whole videos, segment by segment -> float32 [B, columns], as an ``examiner`` finds them."""
+        examiner, empty = self.examiner(), True
+        for _, lengths, output in segments:
+            examiner.add(lengths, output)
+            empty = False
+        if empty:
+            raise ValueError("There are no frames to score.")
+        return examiner.rows()
 
     def set_progress(self, done: float) -> None:
         """Tells the share of the training's steps that are done, 0..1, before each: schedules follow it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .accuracy import multi_label, single_label
-from .base import Body, Criterion, Loss, Read, Sizes, Task, TaskHead
+from .base import Body, Criterion, Examiner, Loss, Sizes, Task, TaskHead
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,18 @@ class PoolState(NamedTuple):
     weight: Tensor
 
 
+class LastLogits(Examiner):
+    """The logits of the whole videos."""
+
+    logits: Tensor
+
+    def add(self, lengths: Tensor, output: Output) -> None:
+        self.logits = output.logits
+
+    def rows(self) -> Tensor:
+        return self.logits.float()
+
+
 class ClassificationHead(TaskHead):
     """Pools tokens up to every time step, so that the answer "had the video ended here" is known at each."""
 
@@ -134,14 +145,8 @@ class ClassificationHead(TaskHead):
             correct = ((logits > 0) == (target > 0.5)).float().mean(1).sum()
         return {"accuracy": correct}
 
-    def examine(self, segments: Iterable[Read]) -> Tensor:
-        """The logits of the whole videos."""
-        logits = None
-        for _, _, output in segments:
-            logits = output.logits
-        if logits is None:
-            raise ValueError("There are no frames to score.")
-        return logits.float()
+    def examiner(self) -> LastLogits:
+        return LastLogits()
 
     def pool(self, x: Tensor, valid: Tensor | None, state: PoolState) -> tuple[Tensor, Tensor, PoolState]:
         """

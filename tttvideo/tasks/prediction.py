@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Body, Criterion, Loss, Read, Sizes, Task, TaskHead
+from .base import Body, Criterion, Examiner, Loss, Sizes, Task, TaskHead
 from .trivial import TRIVIAL, History
 
 
@@ -301,32 +301,46 @@ class PredictionHead(TaskHead):
         squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
         return {"mse": _sum(squared, counts)}
 
-    def examine(self, segments: Iterable[Read]) -> Tensor:
-        """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and
-        of each of ``TRIVIAL``."""
-        history, total, pending = None, None, None
-        stride = self.sizes.stride
-        for _, lengths, output in segments:
-            pixels = self.pictures(output.seen)
-            batch, whole = pixels.shape[0], pixels.shape[1] // stride
-            history = History(batch, pixels) if history is None else history
-            total = pixels.new_zeros(batch, self.columns, dtype=torch.float64) if total is None else total
-            for step in range(whole):
-                truth = pixels[:, step * stride : (step + 1) * stride]
-                valid = ((step + 1) * stride <= lengths).to(pixels.device)
-                if pending is not None:
-                    scored = (valid & (history.count >= self.config.context)).to(total.dtype)[:, None]
-                    made = [pending, *history.guesses(stride).values()]
-                    errors = [(self.bounded(x) - truth).flatten(2) for x in made]
-                    sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
-                    frames_here = torch.full_like(sums[0], float(stride))
-                    total += scored * torch.stack([frames_here, *sums], 1).to(total.dtype)
-                history.add(truth, valid)
-                if step < output.timeline.shape[1]:
-                    pending = output.timeline[:, step].to(pixels.dtype)
-        if total is None:
-            raise ValueError("There are no frames to score.")
-        return total.float()
+    def examiner(self) -> ForecastErrors:
+        return ForecastErrors(self)
+
+
+class ForecastErrors(Examiner):
+    """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and of each
+    of ``TRIVIAL``."""
+
+    history: History
+    total: Tensor
+
+    def __init__(self, head: PredictionHead):
+        self.head = head
+        self.pending: Tensor | None = None  # the prediction of the time step that comes next
+
+    def add(self, lengths: Tensor, output: Forecast) -> None:
+        pixels, stride = self.head.pictures(output.seen), self.head.sizes.stride
+        if self.pending is None:
+            self.history = History(len(pixels), pixels)
+            self.total = pixels.new_zeros(len(pixels), self.head.columns, dtype=torch.float64)
+        for step in range(pixels.shape[1] // stride):
+            truth = pixels[:, step * stride : (step + 1) * stride]
+            valid = ((step + 1) * stride <= lengths).to(pixels.device)
+            if self.pending is not None:
+                self._compare(self.pending, truth, valid)
+            self.history.add(truth, valid)
+            if step < output.timeline.shape[1]:
+                self.pending = output.timeline[:, step].to(pixels.dtype)
+
+    def _compare(self, made: Tensor, truth: Tensor, valid: Tensor) -> None:
+        """Predictions and truth of a time step, [B, p, 3, H, W], in the rows that are ``valid``, bool [B]."""
+        counts = (valid & (self.history.count >= self.head.config.context)).to(self.total.dtype)[:, None]
+        guesses = [made, *self.history.guesses(truth.shape[1]).values()]
+        errors = [(self.head.bounded(x) - truth).flatten(2) for x in guesses]
+        sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
+        frames = torch.full_like(sums[0], float(truth.shape[1]))
+        self.total += counts * torch.stack([frames, *sums], 1).to(self.total.dtype)
+
+    def rows(self) -> Tensor:
+        return self.total.float()
 
 
 def _sum(each: Tensor, counts: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def roll_out(
         raise ValueError("There are no frames to predict from.")
     made = [model.head.bounded(output.upcoming)]
     while len(made) * made[0].shape[1] < horizon:
-        output, after = model(made[-1], None, state)
+        output, after = model.read(made[-1], None, state)  # its own frames: no look at their values
         state = after if write else after._replace(backbone=state.backbone)
         made.append(model.head.bounded(output.upcoming))
     return torch.cat(made, dim=1)[:, :horizon]

@@ -2,13 +2,14 @@
 
     checkpoints/index.json                   which is last, which is best, by what rule and on which split
     checkpoints/step-00000120/
-        config.json, model.safetensors       the model to use (moving average if on); `from_pretrained` reads
-        it progress.json                        position in the run, and what must be equal for it to mean
-        the same training_state/                      accelerate's: trained weights, optimizer, moving
-        average, loss scale
+        config.json, model.safetensors       the model to use (moving average if on); `from_pretrained` reads it
+        progress.json                        position in the run, what must be equal for it to mean the same, and a
+                                             checksum of every file
+        training_state/                      trained weights, optimizer, loss scale (state.py)
 
 A checkpoint is complete or absent: it is written beside its place under a name that starts with a dot,
-flushed to disk and renamed. A kill leaves at worst such a dotted folder, which the next start removes.
+flushed to disk and renamed. A kill leaves at worst such a dotted folder, which the next start removes. What a disk
+did to it since is found by the checksums before anything is read from it.
 """
 
 from __future__ import annotations
@@ -17,40 +18,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tttvideo.model import ModelConfig
 from tttvideo.serialize import from_plain, public_names, to_plain
 from tttvideo.training.config import ConfigError
-from tttvideo.training.run_folder import write_atomically
+from tttvideo.training.position import PROGRESS, Progress, name_of, read_position, sealed
+from tttvideo.training.run_folder import write_atomically, writing
 from tttvideo.video.transforms import Preprocessing
 
 STATE = "training_state"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A position between two optimizer steps.
-
-    Args:
-        epoch: epochs completed, validation included.
-        batch: batches done in the present epoch, by each process.
-        step: optimizer steps done since the start.
-        totals: sums over the present epoch so far (loss, the task's figures, how much counted in them, frames,
-            failed, seconds).
-        best: name of the best checkpoint so far, and its value.
-        fixed: what a position depends on (processes, batch size, seed, videos, ...); must be equal to resume.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    best: str | None = None
-    best_value: float | None = None
-    fixed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +40,7 @@ class Rule:
         metric: key of the validation metrics; None where nothing is validated.
         split: name of the split that decides.
         split_rule: the sentence that says how the split was made.
+        part: what of the split decides, such as "the first 64 frames of 20 of 200 videos"; "": all of it.
     """
 
     metric: str | None
@@ -68,11 +48,13 @@ class Rule:
     split_rule: str
     lower: bool = False  # whether lower figures are better
     videos: str = ""  # fingerprint of the videos that decide: unlike the sentence, it stays when the folder moves
+    part: str = ""
 
     def __str__(self) -> str:
         if not self.metric:
             return "the last step, as nothing was validated"
-        return f"{'lowest' if self.lower else 'highest'} {self.split} {self.metric}"
+        part = f" of {self.part}" if self.part else ""
+        return f"{'lowest' if self.lower else 'highest'} {self.split} {self.metric}{part}"
 
 
 class Checkpoints:
@@ -109,13 +91,41 @@ class Checkpoints:
         names = self._names()
         return self.folder / names[-1] if names else None
 
-    def clean(self) -> None:
-        """Remove what a killed write or a killed removal left."""
-        for leftover in self.folder.glob(".*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+    def chosen(self, resume: str) -> Path | None:
+        """The checkpoint that `--resume` means: auto, or the name of one.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if resume == "auto":
+            return self.last()
+        name = Path(resume).name
+        if name not in self._names():
+            there = ", ".join(self._names()) or "none"
+            raise ConfigError(f"resume: {self.folder} holds no checkpoint {name}; there are {there}")
+        return self.folder / name
+
+    def clean(self, resumed: Path | None) -> list[str]:
+        """Remove what a killed write or a killed removal left, and set aside what is later than `resumed`, which
+        would be taken for the end of the run; returns the new names of those."""
+        with writing(self.folder):
+            for leftover in self.folder.glob(".*"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+            later = [name for name in self._names() if resumed is None or name > resumed.name]
+            for name in later:
+                shutil.rmtree(self.folder / f"aside-{name}", ignore_errors=True)
+                (self.folder / name).rename(self.folder / f"aside-{name}")
+        return [f"aside-{name}" for name in later]
+
+    def mend(self) -> None:
+        """Finish putting a checkpoint in the place of another of the same position, where a kill came in between."""
+        for old in self.folder.glob(".step-*.old"):
+            written, place = old.with_name(old.name.removesuffix(".old")), old.name[1:].removesuffix(".old")
+            if written.exists() and not (self.folder / place).exists():
+                written.rename(self.folder / place)
 
     def improves(self, progress: Progress, metrics: dict[str, float] | None) -> bool:
         """Whether these figures would make a new best checkpoint (the earliest of equals stays)."""
@@ -133,64 +143,61 @@ class Checkpoints:
         *,
         save_model: Callable[[Path, dict[str, Any]], None],
         save_state: Callable[[Path], object],
-        barrier: Callable[[], None],
-        main: bool,
     ) -> Progress:
-        """Write the checkpoint of a position. Called by all processes together.
+        """Write the checkpoint of a position. Called by the main process.
 
         Args:
             progress: the position.
             metrics: validation figures at this position, if it was validated.
-            save_model: writes config.json and model.safetensors into a folder, with provenance (main
-            process).
-            save_state: writes accelerate's state into a folder (all processes).
-            barrier: waits for all processes.
-            main: whether this is the main process.
+            save_model: writes config.json and model.safetensors into a folder, with provenance.
+            save_state: writes what training needs besides into a folder.
 
         Returns:
             The progress, with this checkpoint as the best if the rule says so.
+
+        Raises:
+            StorageError: it cannot be written; what was there stays.
         """
-        name = f"step-{progress.step:08d}"
+        name = name_of(progress.step)
         if self.rule.metric is None:
             progress = replace(progress, best=name)
         elif metrics and self.improves(progress, metrics):
             progress = replace(progress, best=name, best_value=metrics[self.rule.metric])
-
-        temporary = self.folder / f".{name}"
-        if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            (temporary / STATE).mkdir(parents=True)
-        barrier()
-        save_state(temporary / STATE)
-        barrier()
-        if main:
-            provenance = {
-                "step": progress.step,
-                "epochs": progress.epoch,
-                "metrics": metrics or {},
-                "split": self.rule.split,
-                "split_rule": self.rule.split_rule,
-                "trained_on": self.trained_on,
-                "frame_rate": self.frame_rate,
-                "clip_frames": self.clip_frames,
-            }
-            save_model(temporary, provenance)
-            write_atomically(temporary / "progress.json", json.dumps(asdict(progress), indent=2))
-            _flush_tree(temporary)
-            final = self.folder / name
-            if final.exists():  # the same position, now validated: the new one replaces it
-                final.rename(self.folder / f".{name}.old")
-            temporary.rename(final)
-            _flush(self.folder)
-            self._write_index(progress, name)
+        provenance = {
+            "step": progress.step,
+            "epochs": progress.epoch,
+            "metrics": metrics or {},
+            "measured_part": self.rule.part,
+            "split": self.rule.split,
+            "split_rule": self.rule.split_rule,
+            "trained_on": self.trained_on,
+            "frame_rate": self.frame_rate,
+            "clip_frames": self.clip_frames,
+        }
+        temporary, final = self.folder / f".{name}", self.folder / name
+        try:
+            with writing(final):
+                shutil.rmtree(temporary, ignore_errors=True)
+                (temporary / STATE).mkdir(parents=True)
+                save_state(temporary / STATE)
+                save_model(temporary, provenance)
+                write_atomically(temporary / PROGRESS, sealed(progress, temporary))
+                _flush_tree(temporary)
+                if final.exists():  # the same position, now validated: the new one replaces it
+                    final.rename(self.folder / f".{name}.old")
+                temporary.rename(final)
+                _flush(self.folder)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it is in the way
+            raise
+        self._write_index(progress, name)
+        with writing(self.folder):
             self._prune(progress)
-        barrier()
         return progress
 
     def read(self, checkpoint: Path, fixed: dict[str, Any], model_config: dict[str, Any]) -> Progress:
-        """The position a checkpoint was written at, after checking that it belongs to the run as configured
-        now.
+        """The position a checkpoint was written at, after checking that it is whole and belongs to the run as
+        configured now.
 
         Args:
             checkpoint: a folder of this class.
@@ -198,15 +205,16 @@ class Checkpoints:
             model_config: the model's config.json as it would be written now ("model", "labels", ...).
 
         Raises:
-            ConfigError: another architecture, other labels, another number of processes, ...
+            ConfigError: damaged, another architecture, other labels, another number of processes, ...
         """
         try:
-            progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
-            saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{checkpoint} is damaged and cannot be resumed from: {error}") from error
-        for part in ("model", "preprocessing", "labels", "multi_label"):
-            difference = first_difference(_completed(saved.get(part)), model_config.get(part), part)
+            progress = read_position(checkpoint)
+            saved = json.loads((checkpoint / "config.json").read_bytes())
+            parts = {part: _completed(saved.get(part)) for part in ("model", "preprocessing", "labels", "multi_label")}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise self.damaged(checkpoint, error) from error
+        for part, old_part in parts.items():
+            difference = first_difference(old_part, model_config.get(part), part)
             if difference:
                 key, old, new = difference
                 key = key.replace(".init_args", "").removesuffix(".class_path")
@@ -227,12 +235,36 @@ class Checkpoints:
             progress = replace(progress, best=None)
         return progress
 
+    def damaged(self, checkpoint: Path, why: object) -> ConfigError:
+        """The error of a checkpoint that cannot be used, with what to go on from."""
+        whole = None
+        for name in reversed(self._names()):
+            if name != checkpoint.name and whole is None:
+                try:
+                    read_position(self.folder / name)
+                    whole = name
+                except (OSError, ValueError, TypeError, RecursionError):
+                    continue
+        todo = f"go on from {whole} with --resume {whole}" if whole else "no other one is whole: give another --out"
+        reason = " ".join(str(why).split())[:200] or type(why).__name__
+        if isinstance(why, OSError) and why.strerror:
+            reason = f"{Path(why.filename or checkpoint).name}: {why.strerror}"
+        return ConfigError(f"{checkpoint} is damaged and cannot be resumed from: {reason}; {todo}")
+
     def forgets(self) -> str | None:
         """Why the best value so far says nothing any more (a sentence), or None if it does."""
-        try:
-            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        file = self.folder / "index.json"
+        if not file.exists():
             return None
+        try:
+            index = json.loads(file.read_bytes())
+            if not isinstance(index, dict):
+                raise ValueError("it is no JSON object")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{file} is damaged ({error}); delete it and start again: it is written anew, and the best checkpoint "
+                "so far stands in the checkpoints too"
+            ) from None
         # a run started before fingerprints were kept is compared by the sentence
         key = "videos" if index.get("videos") and self.rule.videos else "split_rule"
         now = {"rule": str(self.rule), "split": self.rule.split, key: getattr(self.rule, key, None)}
@@ -246,7 +278,7 @@ class Checkpoints:
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(p.name for p in self.folder.glob("step-*") if (p / "progress.json").is_file())
+        return sorted(p.name for p in self.folder.glob("step-*") if p.is_dir())
 
     def _write_index(self, progress: Progress, last: str) -> None:
         index = {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,7 +25,8 @@ class OptimizerConfig:
     Args:
         name: any optimizer timm knows (adamw, sgd, lamb, muon, ...).
         lr: learning rate at the top of the schedule.
-        weight_decay: decoupled weight decay; biases, norms and the model's `no_weight_decay()` are exempt.
+        weight_decay: decoupled weight decay; vectors (biases, norms) and parameters that mark themselves
+            (`parameter._no_weight_decay = True`) are exempt.
         betas: the optimizer's betas; null takes the optimizer's own default.
         layer_decay: learning rate factor from one layer to the one below (0.75 for fine-tuning); null: all layers
             learn at the same rate.
@@ -64,13 +66,15 @@ class ScheduleConfig:
     Args:
         epochs: passes over the training videos.
         name: cosine falls to min_lr over all epochs; step multiplies by decay_rate every decay_epochs.
-        warmup: epochs (a fraction is allowed) of linear rise from warmup_lr.
+        warmup: epochs (a fraction is allowed) of linear rise from warmup_lr; where it is longer than the run, half
+            of the run.
         warmup_lr: learning rate of the first step of the warm-up.
         min_lr: learning rate at the end of the cosine.
         decay_epochs: length of one stair (step schedule).
         decay_rate: factor of one stair (step schedule).
         inner_warmup: epochs (a fraction is allowed) over which the inner learning rates of the TTT layers
-            rise linearly from a tenth of their configured value; 0 starts at the full value.
+            rise linearly from a tenth of their configured value; where it is longer than the run, half of the run;
+            0 starts at the full value.
     """
 
     epochs: int = 10
@@ -85,14 +89,16 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs must be at least 1, not {self.epochs}")
         _require(
-            0 <= self.warmup <= self.epochs,
-            f"schedule.warmup must lie between 0 and schedule.epochs ({self.epochs}), not {self.warmup}",
+            0 <= self.warmup < math.inf, f"schedule.warmup must be a number of epochs, 0 or more, not {self.warmup}"
         )
         _require(self.warmup_lr >= 0, f"schedule.warmup_lr must not be negative, not {self.warmup_lr}")
         _require(self.min_lr >= 0, f"schedule.min_lr must not be negative, not {self.min_lr}")
         _require(self.decay_rate > 0, f"schedule.decay_rate must be positive, not {self.decay_rate}")
         _require(self.decay_epochs > 0, f"schedule.decay_epochs must be positive, not {self.decay_epochs}")
-        _require(self.inner_warmup >= 0, f"schedule.inner_warmup must not be negative: {self.inner_warmup}")
+        _require(
+            0 <= self.inner_warmup < math.inf,
+            f"schedule.inner_warmup must be a number of epochs, 0 or more, not {self.inner_warmup}",
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """What validation during training may cost. Its figures then are of a part, which is said and recorded with them.
+
+    Args:
+        max_frames: only the first so many frames of each video are read (before the sampling rule); null: all.
+        videos: at most so many videos, drawn once (data.split_seed) and evenly over the classes' shares; null: all.
+    """
+
+    max_frames: int | None = None
+    videos: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_frames", "videos"):
+            value = getattr(self, name)
+            _require(
+                value is None or value >= 1, f"validation.{name} must be at least 1 (or null for all), not {value}"
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a training run depends on.
 
@@ -151,6 +177,7 @@ class RunConfig:
         optimizer: the outer optimizer.
         schedule: length of training and learning rates over it.
         mix: Mixup and CutMix.
+        validation: how much of the validation split is measured during training.
         checkpoint: when checkpoints are written.
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
             whatever that was trained for (prediction of frames, say, before classification).
@@ -164,7 +191,8 @@ class RunConfig:
         evaluate_every: epochs between validations (the last epoch is always validated); 0 for never.
         seed: decides initialisation, order, augmentation and dropout.
         out: the run folder.
-        resume: auto continues the run in `out` from its last checkpoint; null starts a new one.
+        resume: auto continues the run in `out` from its last checkpoint, a name such as step-00000040 from that one
+            (later ones are set aside); null starts a new one.
         trackers: accelerate's experiment trackers (tensorboard, wandb, mlflow, ...).
         log_every: optimizer steps between two points in the trackers.
         processes: number of processes the run must have; null accepts any.
@@ -175,6 +203,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init_from: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -184,7 +213,7 @@ class RunConfig:
     evaluate_every: int = 1
     seed: int = 0
     out: str | None = None
-    resume: Literal["auto"] | None = None
+    resume: str | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     log_every: int = 10
     processes: int | None = None
@@ -198,6 +227,15 @@ class RunConfig:
             self.data.max_frames is None or self.data.max_frames >= self.model.task.least_frames,
             f"data.max_frames is {self.data.max_frames}, but {type(self.model.task).__name__} as configured learns "
             f"from clips of at least {self.model.task.least_frames} frames",
+        )
+        _require(
+            self.resume is None or re.fullmatch(r"auto|(.*/)?step-\d+/?", self.resume) is not None,
+            f"resume must be auto, null or a checkpoint of the run such as step-00000040, not {self.resume!r}",
+        )
+        _require(
+            self.validation.max_frames is None or self.validation.max_frames >= self.model.task.least_frames,
+            f"validation.max_frames is {self.validation.max_frames}, but {type(self.model.task).__name__} as "
+            f"configured measures videos of at least {self.model.task.least_frames} frames",
         )
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(

@@ -1,14 +1,19 @@
-"""Starts Accelerate, and makes sure that as many processes train together as were started."""
+"""Starts Accelerate, makes sure that as many processes train together as were started, and what they share."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
+from tttvideo.printing import printable
 from tttvideo.training.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Result = TypeVar("Result")
 
 CPU_HINT = "on CPU start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py ..."
 
@@ -58,3 +63,43 @@ def start(config: RunConfig) -> Accelerator:
             f"{CPU_HINT}, or say --processes 1 if one is meant"
         )
     return accelerator
+
+
+def say(sentence: str, every_process: bool = False) -> None:
+    """A line on stderr, of the first process alone if all would say the same."""
+    if every_process or os.environ.get("RANK", "0") == "0":
+        print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def by_leader(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What the main process's `action` gives, on every process; if it raises a sentence for the user, all raise."""
+    error: Exception | None = None
+    answer: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except (ValueError, OSError) as raised:
+            error, answer[1] = raised, str(raised)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise error or ConfigError(answer[1])
+    return answer[0]
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether it says that another process of the run is gone."""
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error).lower() for word in words)
+
+
+def torchrun_hint() -> str:
+    """What to know of signals under torchrun, where this process is."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    return (
+        " (torchrun itself answers 1, and SIGUSR1 reaches its processes only with "
+        "--signals-to-handle SIGTERM,SIGINT,SIGUSR1)"
+    )

@@ -11,7 +11,6 @@ holds: sums are back-propagated, and the gradient is divided by the number of th
 from __future__ import annotations
 
 import math
-import signal as signals
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -27,15 +26,12 @@ from tttvideo.training.checkpoint import Progress
 from tttvideo.training.mix import ClipMix
 from tttvideo.training.optimizer import Schedule
 from tttvideo.training.randomness import MIX, derive, seed_batch
+from tttvideo.training.signals import STOP_SIGNALS
 from tttvideo.video.dataset import Failure
 from tttvideo.video.loader import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-STOP_SIGNALS = tuple(getattr(signals, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signals, name))
-"""What stops a run after a step. Where processes were sent different ones, all act on the one that stands first."""
 
 
 class NonFinite(ArithmeticError):
@@ -246,7 +242,7 @@ class Trainer:
                 torch.tensor(float(len(batch.failures)), device=device),
                 ~torch.isfinite(loss.total.detach()),
             ]
-            return loss.total, torch.stack([value.to(self._dtype) for value in row])
+            return loss.total, torch.stack([value.to(device, self._dtype) for value in row])
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""

@@ -47,15 +47,20 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 class Schedule:
     """Sets the learning rate of each parameter group (`set(step)`), and tells the scale of the inner
-    rates."""
+    rates.
+
+    Attributes:
+        notes: sentences on what of the configuration does not fit into the run and was shortened.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int):
         from timm.scheduler import create_scheduler_v2  # pyright: ignore
 
         self.total_steps = config.epochs * steps_per_epoch
-        self._inner_steps = math.ceil(config.inner_warmup * steps_per_epoch)
+        self.notes: list[str] = []
+        self._inner_steps = math.ceil(self._within_run("inner_warmup", config) * steps_per_epoch)
         # Warm-up in whole steps: timm divides by it and would ramp over a fraction of a step otherwise.
-        warmup_steps = round(config.warmup * steps_per_epoch)
+        warmup_steps = round(self._within_run("warmup", config) * steps_per_epoch)
         self._optimizer = optimizer
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -69,6 +74,16 @@ class Schedule:
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
+
+    def _within_run(self, name: str, config: ScheduleConfig) -> float:
+        """Epochs of a warm-up; half of the run where it would be longer than that."""
+        epochs = getattr(config, name)
+        if epochs <= config.epochs:
+            return epochs
+        self.notes.append(
+            f"schedule.{name} is {epochs:g} epochs and the run {config.epochs}: shortened to {config.epochs / 2:g}"
+        )
+        return config.epochs / 2
 
     def set(self, step: int) -> float:
         """Prepare the optimizer for its step number `step` (from 0); returns the highest learning rate."""

@@ -7,6 +7,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from ..printing import printable
+
 PLAIN_SECONDS = 10.0  # between two plain lines
 
 
@@ -58,9 +60,9 @@ class Display:
         if not self.main:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -4,6 +4,7 @@ R/config.yaml    the whole configuration
 R/labels.json    class names in the order of the model's outputs
 R/log.jsonl      one line per epoch
 R/steps.jsonl    one line per optimizer step
+R/run.lock       while a run writes here, see lock.py
 R/skipped.csv    videos that could not be read, each once, with the reason
 R/checkpoints/   see checkpoint.py
 R/tensorboard/   event files
@@ -12,27 +13,63 @@ R/tensorboard/   event files
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
+from tttvideo.printing import cell
 from tttvideo.training.config import ConfigError
 from tttvideo.video.index import Index
+
+
+class StorageError(OSError):
+    """A file of the run cannot be written; the message is one sentence: which, why, what to do."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in writing a file or folder, in whichever library, becomes a `StorageError`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        if _is_full(path):  # libraries hide it behind words of their own
+            reason = os.strerror(errno.ENOSPC)
+        todo = "make room there" if reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) else "mend that"
+        raise StorageError(
+            f"{path} cannot be written ({reason}); {todo}, and continue with the same command and --resume auto"
+        ) from error
+
+
+def _is_full(path: Path) -> bool:
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free < 2**12
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a run resumed after a kill, sees the old text or the new, never a
     part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 class JsonLines:
@@ -42,38 +79,54 @@ class JsonLines:
         self.path = path
         self._file: Any = None
 
-    def read(self) -> list[dict[str, Any]]:
-        """All whole lines; what a kill left of a half-written last line is passed over."""
-        if not self.path.exists():
-            return []
-        lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+    def read(self, key: str) -> list[dict[str, Any]]:
+        """All whole lines; what a kill left of a half-written last line is passed over.
+
+        Args:
+            key: whole number that every line has.
+
+        Raises:
+            ConfigError: a whole line is of something else.
+        """
+        lines: list[dict[str, Any]] = []
+        *texts, _torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        for number, text in enumerate(texts, start=1):
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                line = json.loads(text)
+                whole = isinstance(line, dict) and type(line.get(key)) is int
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
+                raise ConfigError(
+                    f"{self.path} is damaged: line {number} is no line of a run, which has a whole number as "
+                    f"{key!r}; delete that line and start again"
+                )
+            lines.append(line)
         return lines
 
     def cut(self, key: str, last: int) -> None:
         """Keep the lines whose `key` is at most `last`."""
-        kept = [line for line in self.read() if line[key] <= last]
+        kept = [line for line in self.read(key) if line[key] <= last]
         write_atomically(self.path, "".join(_json(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any]) -> None:
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
-        self._file.write(_json(line) + "\n")
-        self._file.flush()  # the kernel has it: a killed process loses nothing
+        with writing(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab")
+            self._file.write((_json(line) + "\n").encode(errors="backslashreplace"))
+            self._file.flush()  # the kernel has it: a killed process loses nothing
 
     def sync(self) -> None:
         """Make what was written survive a crash of the machine, too (before a checkpoint that relies on
         it)."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with writing(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk, which append has told
+                self._file.close()
             self._file = None
 
 
@@ -88,7 +141,8 @@ class Skipped(NamedTuple):
     @property
     def key(self) -> tuple[str, str, str]:
         """What tells it from others, as it stands in the file."""
-        return (self.path, "" if self.start is None else str(self.start), "" if self.end is None else str(self.end))
+        start, end = ("" if second is None else str(second) for second in (self.start, self.end))
+        return cell(self.path), start, end
 
 
 def _json(line: dict[str, Any]) -> str:
@@ -113,12 +167,17 @@ class RunFolder:
         for parent in self.path.parents:
             if parent.exists() and not parent.is_dir():
                 raise ConfigError(f"out: {self.path} cannot be made, as {parent} is a file")
-        if self.holds_run and not resume:
-            raise ConfigError(f"{self.path} already holds a run: continue it with --resume auto, or give another --out")
+        self.resume = resume
+        self.refuse_second()
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
         self._skipped_file = self.path / "skipped.csv"
         self._skipped: set[tuple[str, str, str]] | None = None
+
+    def refuse_second(self) -> None:
+        """Raises ConfigError where a new run would overwrite another."""
+        if self.holds_run and not self.resume:
+            raise ConfigError(f"{self.path} already holds a run: continue it with --resume auto, or give another --out")
 
     @property
     def holds_run(self) -> bool:
@@ -131,7 +190,8 @@ class RunFolder:
     def begin(self, yaml: str, *, epoch: int, step: int) -> None:
         """Write the settings and cut the logs back to a position: `epoch` epochs and `step` steps are
         done."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", yaml)
         self.log.cut("epoch", epoch)
         self.steps.cut("step", step)
@@ -139,12 +199,7 @@ class RunFolder:
     def skip(self, split: str, failures: Iterable[Skipped]) -> list[Skipped]:
         """List unreadable videos in skipped.csv, each once (of one file, each part); returns the new ones."""
         if self._skipped is None:
-            self._skipped = set()
-            if self._skipped_file.exists():
-                with self._skipped_file.open(newline="", encoding="utf-8") as file:
-                    # the file of a run begun earlier may have no start and end
-                    cells = ([row.get(name) or "" for name in ("path", "start", "end")] for row in csv.DictReader(file))
-                    self._skipped = {(path, start, end) for path, start, end in cells if path}
+            self._skipped = self._read_skipped() if self._skipped_file.exists() else set()
         new = [
             video
             for key, video in {v.key: v for v in (Skipped(*failure) for failure in failures)}.items()
@@ -152,13 +207,28 @@ class RunFolder:
         ]
         if new:
             fresh = not self._skipped_file.exists()
-            with self._skipped_file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            with (
+                writing(self._skipped_file),
+                self._skipped_file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file,
+            ):
                 writer = csv.writer(file)
                 if fresh:
                     writer.writerow(["path", "split", "reason", "start", "end"])
-                writer.writerows((v.path, split, v.reason, *v.key[1:]) for v in new)
+                writer.writerows((v.key[0], split, cell(v.reason), *v.key[1:]) for v in new)
             self._skipped.update(v.key for v in new)
         return new
+
+    def _read_skipped(self) -> set[tuple[str, str, str]]:
+        try:
+            with self._skipped_file.open(newline="", encoding="utf-8") as file:
+                # the file of a run begun earlier may have no start and end
+                cells = ([row.get(name) or "" for name in ("path", "start", "end")] for row in csv.DictReader(file))
+                return {(path, start, end) for path, start, end in cells if path}
+        except (csv.Error, ValueError) as error:
+            raise ConfigError(
+                f"{self._skipped_file} is damaged ({error}); delete it and start again: videos that cannot be read "
+                "are listed anew"
+            ) from None
 
     def sync(self) -> None:
         self.log.sync()
@@ -189,11 +259,19 @@ def changed_settings(old: Path, new_yaml: str) -> list[str]:
     def compare(key: str, a: Any, b: Any) -> None:
         if key in harmless:
             return
+        if a is None and isinstance(b, dict):
+            a = {}  # a group of settings that the run began without
         if isinstance(a, dict) and isinstance(b, dict):
             for name in {**a, **b}:
                 compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
         elif a != b:
             changes.append(f"{key}: {a} -> {b}")
 
-    compare("", yaml.safe_load(old.read_text(encoding="utf-8")) or {}, yaml.safe_load(new_yaml))
+    try:
+        before = yaml.safe_load(old.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        return [f"perhaps something, as {old} is damaged; it is written anew"]
+    compare("", before, yaml.safe_load(new_yaml))
     return changes

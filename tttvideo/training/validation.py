@@ -3,58 +3,70 @@ work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tttvideo.model import VideoModel
-from tttvideo.video.dataset import Failure
-from tttvideo.video.index import Index
-from tttvideo.video.loader import Batch
+from ..model import VideoModel
+from ..printing import printable
+from ..tasks.base import Examiner
+from ..video.dataset import Failure
+from ..video.index import Index, subset
+from ..video.segments import Piece
+from .config import ValidationConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-SEGMENT = 512
-"""Frames of each video that the model holds at a time."""
+SEGMENT = 64
+"""Frames of each video that are read at a time, as in evaluation."""
 
 
 class Scores(NamedTuple):
     """All videos of a split in the order of its index; the same on every process."""
 
-    rows: Tensor  # float32 [V, columns]: what the task's `examine` found (logits, ...); zeros where not scored
+    rows: Tensor  # float32 [V, columns]: what the task's `examiner` found (logits, ...); zeros where not scored
     labels: Tensor  # int64 [V], or float [V, n_classes] for several labels
     scored: Tensor  # bool [V]; False: the video could not be read
     failures: list[Failure]
 
 
-@torch.no_grad()
-def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator: Accelerator) -> Scores:
+def measured_part(index: Index, config: ValidationConfig, seed: int) -> tuple[Index, str]:
+    """The videos of a split that are measured during training, and in words what of it these are; "" for all of it."""
+    total, frames = len(index.videos), config.max_frames
+    if config.videos is not None:
+        index = subset(index, config.videos, seed)
+    videos = "" if len(index.videos) == total else f"{len(index.videos)} of {total} videos"
+    return index, videos if frames is None else f"the first {frames} frames of {videos or 'each video'}"
+
+
+def score(
+    model: VideoModel,
+    pieces: Iterable[Piece],
+    batches: Sequence[Sequence[int]],
+    index: Index,
+    accelerator: Accelerator,
+) -> Scores:
     """Run the model over this process's share of the split and gather the shares.
+
+    Memory does not grow with the length of the videos, if the model streams.
 
     Args:
         model: not wrapped for several processes; its mode is restored afterwards.
-        batches: this process's share, without padding to equal numbers of batches.
+        pieces: this process's share, and
+        batches: the places in the index of the videos in each of its batches; as `val_loader` gives both.
         index: the split.
     """
     from accelerate.utils import gather_object
 
     was_training = model.training
     model.eval()
-    mine: list[tuple[int, Tensor]] = []
-    failures: list[Failure] = []
     try:
-        for batch in batches:
-            failures += batch.failures
-            if not len(batch.indices):
-                continue
-            with accelerator.autocast():
-                segments = _segments(batch, model.segment_frames(SEGMENT))
-                rows = model.head.examine(model.read_segments(segments))
-            mine += zip(batch.indices.tolist(), rows.cpu())
+        with accelerator.autocast():
+            mine, failures = _examine(model, pieces, batches, index)
     finally:
         model.train(was_training)
 
@@ -70,10 +82,30 @@ def score(model: VideoModel, batches: Iterable[Batch], index: Index, accelerator
     return Scores(rows, label_tensor(index), scored, failures)
 
 
-def _segments(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch in pieces of ``size`` frames: activations of whole long videos would not fit."""
-    for start in range(0, batch.frames.shape[1], size):
-        yield batch.frames[:, start : start + size], (batch.lengths - start).clamp(0, size)
+def _examine(
+    model: VideoModel, pieces: Iterable[Piece], batches: Sequence[Sequence[int]], index: Index
+) -> tuple[list[tuple[int, Tensor]], list[Failure]]:
+    """A row for each video by its place in the index, and those that could not be read to the end."""
+    found: list[tuple[int, Tensor]] = []
+    failures: list[Failure] = []
+    open_batches: dict[int, Examiner] = {}
+    for piece, output in model.read_batches(pieces):
+        examiner = open_batches.pop(piece.batch, None)
+        if output is not None:
+            examiner = examiner or model.head.examiner()
+            examiner.add(piece.lengths, output)
+        if not piece.last:
+            if examiner is not None:
+                open_batches[piece.batch] = examiner
+            continue
+        rows = None if examiner is None else examiner.rows().cpu()
+        for row, place in enumerate(batches[piece.batch]):
+            if rows is not None and row not in piece.failures:
+                found.append((place, rows[row]))
+            else:
+                reason = piece.failures.get(row, "no frame could be read")
+                failures.append(Failure(place, printable(index.videos[place].path), reason))
+    return found, failures
 
 
 def label_tensor(index: Index) -> Tensor:

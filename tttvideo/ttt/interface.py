@@ -162,6 +162,18 @@ class Mixer(ABC):
         """
 
 
+NO_WEIGHT_DECAY = "_no_weight_decay"
+"""Attribute of a parameter; mamba_ssm marks its own in the same way."""
+
+
+def exempt_from_decay(*parts: nn.Module | nn.Parameter | None) -> None:
+    """Marks parameters that weight decay would pull from what they mean: positions, inner starts, rates."""
+    for part in parts:
+        for parameter in part.parameters() if isinstance(part, nn.Module) else [part]:
+            if parameter is not None:
+                setattr(parameter, NO_WEIGHT_DECAY, True)
+
+
 def detach(state: State) -> State:
     """The same state, cut from the graph: truncated backpropagation through time. A state that was read in inference
     mode is copied, so that training may go on from it."""

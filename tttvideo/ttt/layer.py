@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .chunk import TokenCausal
 from .config import TTT
 from .inner_gradient import InnerLoop
-from .interface import Layout, SequenceLayer, merge_heads
+from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
@@ -47,6 +47,7 @@ class Projections(nn.Module):
             # Keeps 99% of the old weights per frame (per token where chunks are of tokens) to begin with.
             nn.init.normal_(self.forget.weight, std=0.02)
             nn.init.constant_(self.forget.bias, 4.6)
+        exempt_from_decay(self.rate, self.forget)
 
 
 class TTTLayer(SequenceLayer):
@@ -85,13 +86,13 @@ class TTTLayer(SequenceLayer):
         self.norm_scale = None if shape is None else nn.Parameter(torch.ones(shape))
         self.norm_shift = None if shape is None else nn.Parameter(torch.zeros(shape))
         # Only the paper's token mode learns the step's scale by position (delta of 1/(t+1) + delta_t).
-        self.scale_shift = (
-            nn.Parameter(torch.zeros(config.chunk.tokens)) if isinstance(config.chunk, TokenCausal) else None
-        )
+        scales = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else None
+        self.scale_shift = None if scales is None else nn.Parameter(torch.zeros(scales))
         self.post_norm = nn.LayerNorm(dim, eps=EPS)
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
         self.o_proj = nn.Linear(dim, dim, bias=False)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
+        exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         self.cumulative = (
             config.inner.linear
             and config.objective.constant_gradient

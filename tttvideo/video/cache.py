@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tttvideo.video.listfile import DataError
 
-_VERSION = 1  # part of every key: raise it when decoding or resizing changes what a file's frames are
+_VERSION = 2  # part of every key: raise it when decoding or resizing changes what a file's frames are
 
 
 class Clip(NamedTuple):

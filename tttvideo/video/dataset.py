@@ -5,7 +5,8 @@ which process, in which order and after how many restarts it is read, it is the 
 """
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tttvideo.printing import printable
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import VideoError, printable
-from tttvideo.video.reading import catch_damage, open_sized, within
+from tttvideo.video.reader import PartialVideoWarning, VideoError, VideoWarning
+from tttvideo.video.reading import Notes, catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
+from tttvideo.video.segments import video_pieces
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
 
 
@@ -29,7 +32,7 @@ class DataConfig:
     Args:
         root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
             list beside it, the folder that the list's relative paths count from.
-        list: list file (path,label[,start,end][,group][,split]).
+        list: list file, `path,label[,start,end][,group][,split]`.
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
         val_fraction: share of the videos kept for `val` if the data have no splits of their own.
@@ -38,6 +41,8 @@ class DataConfig:
         size: height and width of the frames, in pixels.
         fit: crop, pad or stretch frames of another shape.
         sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
+        stream: which video stream of a file with several, counted from 0 (cover pictures do not count); null: the
+            first that is marked as default, or else the largest.
         max_frames: train on a random window of at most this many consecutive (sampled) frames; null: whole
             videos.
         batch_size: videos per process and step.
@@ -58,6 +63,7 @@ class DataConfig:
     size: tuple[int, int] = (64, 64)
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
+    stream: int | None = None
     max_frames: int | None = None
     batch_size: int = 8
     workers: int = 2
@@ -77,7 +83,7 @@ class DataConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.size, self.fit, self.sampling)
+        return Preprocessing(self.size, self.fit, self.sampling, self.stream)
 
     @property
     def source(self) -> str:
@@ -136,6 +142,7 @@ class VideoDataset(Dataset):
         augment: training: random sampling within the rule, `max_frames` windows and these changes. None:
             evaluation, the same frames always.
         max_frames: training only.
+        first: evaluation only: each video is cut to so many frames, before the sampling rule; None: whole videos.
         cache: a DiskCache, or a MemoryCache that `preload` (loader.py) has filled; None decodes every time.
     """
 
@@ -147,6 +154,7 @@ class VideoDataset(Dataset):
         augment: Augmentation | None = None,
         seed: int = 0,
         max_frames: int | None = None,
+        first: int | None = None,
         cache: DiskCache | MemoryCache | None = None,
     ) -> None:
         self.index = index
@@ -154,6 +162,7 @@ class VideoDataset(Dataset):
         self.augment = augment
         self.seed = seed
         self.max_frames = max_frames
+        self.first = first
         self.cache = cache
         self._rule = parse_sampling(preprocessing.sampling)
         # A rule without randomness is applied before frames are kept, any other one to the kept frames.
@@ -177,7 +186,7 @@ class VideoDataset(Dataset):
             frames = self.augment.apply(frames, self.preprocessing, generator)
         else:
             frames = self.preprocessing.apply(frames)
-        return Sample(frames, self._label(video), i, video.path, notes[0] if notes else None)
+        return Sample(frames, self._label(video), i, video.path, "; ".join(notes) or None)
 
     def decode(self, i: int) -> Clip:
         """All frames of a video that training could ask for, at decode size.
@@ -187,13 +196,32 @@ class VideoDataset(Dataset):
         """
         video = self.index.videos[i]
         with open_sized(video.path, self.preprocessing, self._margin) as reader:
-            inside = within(reader, video.start, video.end)
+            inside = within(reader, video.start, video.end)[: self.first]
             times = reader.times[inside]
             if self._rule_first:
                 keep = self._rule.indices(times - times[0], None)
                 inside, times = inside[keep], times[keep]
             frames = reader.read(inside)
         return Clip(frames, times[: len(frames)])  # fewer than asked for where the file is damaged
+
+    def pieces(self, segment: int, i: int) -> Iterator[Tensor]:
+        """A video as evaluation sees it, uint8 [<= segment, 3, H, W] at a time. No more of it is held, unless it has to
+        be decoded into a cache first.
+
+        Raises:
+            VideoError, OSError: the file cannot be read or has no frames between start and end.
+        """
+        video = self.index.videos[i]
+        if self.cache is None:
+            how = (self.preprocessing, segment, self.first, self._rule)
+            yield from video_pieces(video.path, *how, video.start, video.end)
+            return
+        with catch_damage() as notes:
+            frames, times = self._cached(i, notes)
+        for note in notes:
+            warnings.warn(note, PartialVideoWarning if notes.damage else VideoWarning, stacklevel=2)
+        for keep in self._choose(times, self._rule_first, None).split(segment):
+            yield self.preprocessing.apply(_take(frames, keep))
 
     def length(self, i: int) -> int:
         """Frames of a video after sampling and before augmentation, without decoding; 0 if it cannot be
@@ -211,8 +239,21 @@ class VideoDataset(Dataset):
         n = len(times) if clip is not None and self._rule_first else len(self._rule.indices(times - times[0], None))
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
-    def _frames(self, i: int, generator: torch.Generator | None, notes: list[str]) -> Tensor:
+    def _frames(self, i: int, generator: torch.Generator | None, notes: Notes) -> Tensor:
         """uint8 [F, 3, h, w] at decode size, chosen. `notes` grows when a file turns out to be damaged."""
+        video = self.index.videos[i]
+        if self.cache is not None:
+            frames, times = self._cached(i, notes)
+            return _take(frames, self._choose(times, self._rule_first, generator))
+        with open_sized(video.path, self.preprocessing, self._margin) as reader:
+            inside = within(reader, video.start, video.end)[: self.first]
+            keep = self._choose(reader.times[inside], False, generator)
+            wanted, place = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
+            frames = reader.read(wanted)
+        return frames[place[place < len(frames)]]
+
+    def _cached(self, i: int, notes: Notes) -> tuple[Tensor | np.ndarray, Tensor]:
+        """Frames [F, 3, h, w] that the cache keeps of a video, and their times; kept from now on if they were not."""
         video = self.index.videos[i]
         if isinstance(self.cache, MemoryCache):
             if i in self.cache.failures:
@@ -221,29 +262,30 @@ class VideoDataset(Dataset):
             if clip is None:
                 clip = self.decode(i)
                 self.cache.store(i, clip)
-            return clip.frames[self._choose(clip.times, self._rule_first, generator)]
-        if self.cache:
-            rule = str(self._rule) if self._rule_first else "all"
-            pre = self.preprocessing
-            file = self.cache.file(video.path, pre.size, pre.fit, self._margin, rule, video.start, video.end)
-            kept = self.cache.load(file)
-            if kept is None:
-                clip = self.decode(i)
-                # Of a damaged file nothing is kept, so that a later run warns of it again.
-                if notes:
-                    self._damaged.add(i)
-                if i not in self._damaged:
-                    self.cache.store(file, clip)
-                kept = clip.frames.numpy(), clip.times
-            frames, times = kept
-            keep = self._choose(times, self._rule_first, generator)
-            return torch.from_numpy(np.ascontiguousarray(frames[keep.numpy()]))
-        with open_sized(video.path, self.preprocessing, self._margin) as reader:
-            inside = within(reader, video.start, video.end)
-            keep = self._choose(reader.times[inside], False, generator)
-            wanted, place = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
-            frames = reader.read(wanted)
-        return frames[place[place < len(frames)]]
+            return clip.frames, clip.times
+        assert self.cache is not None
+        rule, pre = str(self._rule) if self._rule_first else "all", self.preprocessing
+        what = [
+            pre.size,
+            pre.fit,
+            pre.stream,
+            self._margin,
+            rule,
+            video.start,
+            video.end,
+            *([self.first] if self.first else []),
+        ]
+        file = self.cache.file(video.path, *what)
+        kept = self.cache.load(file)
+        if kept is not None:
+            return kept
+        clip = self.decode(i)
+        # Of a damaged file nothing is kept, so that a later run warns of it again.
+        if notes.damage:
+            self._damaged.add(i)
+        if i not in self._damaged:
+            self.cache.store(file, clip)
+        return clip.frames, clip.times
 
     def _choose(self, times: Tensor, sampled: bool, generator: torch.Generator | None) -> Tensor:
         """Positions of the frames to use: sampling rule, then speed and drops, then a window."""
@@ -264,3 +306,10 @@ class VideoDataset(Dataset):
             label[list(video.label)] = 1
             return label
         return torch.tensor(-1 if video.label is None else video.label)
+
+
+def _take(frames: Tensor | np.ndarray, keep: Tensor) -> Tensor:
+    """Frames by number; of a mapped file only these are read."""
+    if isinstance(frames, Tensor):
+        return frames[keep]
+    return torch.from_numpy(np.ascontiguousarray(frames[keep.numpy()]))

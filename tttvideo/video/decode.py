@@ -9,16 +9,18 @@ the bit, at the same speed (480 frames of 128x96 in 33 ms).
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tttvideo.video.image_reader import ImageFolderReader
-from tttvideo.video.probe import Probe, probe
-from tttvideo.video.pyav_reader import PyAVReader
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoInfo, printable
+from ..printing import is_unicode, printable
+from .image_reader import ImageFolderReader
+from .probe import Probe, probe, remember
+from .pyav_reader import PyAVReader
+from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, checked_size
 
 __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
 
@@ -26,62 +28,67 @@ DECORD_CODECS = {"h264", "vp9", "mjpeg"}
 # 8 bits only: decord's FFmpeg 4 rounds deeper pictures differently (differences up to 176 of 255 were seen).
 DECORD_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 
-# Files of which decord's first picture was seen to equal PyAV's.
-_same_pixels: set[tuple[str, int, int]] = set()
+Size = tuple[int, int]
 
 
-def open_video(path: str | os.PathLike, size: tuple[int, int] | None = None, image_fps: float = 25.0) -> Reader:
+def open_video(
+    path: str | os.PathLike,
+    size: Size | Callable[[VideoInfo], Size] | None = None,
+    image_fps: float = 25.0,
+    stream: int | None = None,
+) -> Reader:
     """Opens a video file, or a folder of frame images, in the process that will read it.
 
-    `size` = (height, width): frames are resized (stretched) while they are decoded; the caller computes the
-    size that keeps the aspect. `image_fps` is the frame rate of a folder of images, in Hz. Raises VideoError
-    with the path and the reason if nothing can be decoded, ValueError for a size below 1.
+    `size` = (height, width), or a function of the VideoInfo that gives it: frames are resized (stretched) while they
+    are decoded; the caller computes the size that keeps the aspect. `image_fps` is the frame rate of a folder of
+    images, in Hz. `stream` chooses a video stream of a file with several, counted from 0 without cover pictures; None:
+    the first that is marked as default, or else the largest. Raises VideoError with the path and the reason if nothing
+    can be decoded, ValueError for a size below 1.
     """
     path = os.fsdecode(path)
-    if size is not None and min(size) < 1:
-        raise ValueError(f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1")
-    if (shown := printable(path)) != path:  # neither FFmpeg nor a log takes such a name
-        raise VideoError(f"{shown}: its name is not UTF-8; rename it")
+    if not is_unicode(path):  # neither FFmpeg nor a log takes such a name
+        raise VideoError(f"{printable(path)}: its name is not UTF-8; rename it")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
-    found = probe(path)
-    use_decord = _decord_is_exact(found) and importlib.util.find_spec("decord") is not None
-    duration = float(found.times[-1]) + 1 / found.fps
+    known = probe(path, stream)
+    use_decord = _decord_is_exact(known) and importlib.util.find_spec("decord") is not None
     info = VideoInfo(
         path=path,
-        codec=found.codec,
-        height=found.height,
-        width=found.width,
-        frames=len(found.times),
-        fps=found.fps,
-        duration=duration,
+        codec=known.codec,
+        height=known.height,
+        width=known.width,
+        frames=known.frames,
+        fps=known.fps,
+        duration=known.duration,
         reader="decord" if use_decord else "pyav",
     )
-    return DecordReader(info, found, size) if use_decord else PyAVReader(info, found, size)
+    asked = checked_size(size, info)
+    return DecordReader(info, known, asked) if use_decord else PyAVReader(info, known, asked)
 
 
-def _decord_is_exact(found: Probe) -> bool:
-    return found.regular and found.codec in DECORD_CODECS and found.pixels in DECORD_PIXELS
+def _decord_is_exact(known: Probe) -> bool:
+    return known.regular and known.codec in DECORD_CODECS and known.pixels in DECORD_PIXELS
 
 
 class DecordReader(Reader):
-    """Reads consecutive ranges from frame 0 on; where few frames are wanted or decord fails, PyAV goes on."""
+    """Reads consecutive ranges from frame 0 on, of files that PyAV has once decoded whole without a flaw: decord
+    passes over damaged pictures in silence. Where few frames are wanted or decord fails, PyAV goes on."""
 
-    def __init__(self, info: VideoInfo, probe: Probe, size: tuple[int, int] | None):
-        super().__init__(info, probe.times, probe.announced, probe.damaged)
+    def __init__(self, info: VideoInfo, probe: Probe, size: Size | None):
+        super().__init__(info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt)
         self._pyav = PyAVReader(info, probe, size)
-        self._file = probe.file
         self._resize = {} if size is None else {"height": size[0], "width": size[1]}
         self._decord: Any = None
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         return self._pyav.size
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         # decord converts every frame it passes, PyAV only those asked for, and from the nearest keyframe.
-        given = 0
-        if wanted and 2 * len(wanted) >= wanted[-1] + 1:
+        given, known = 0, self._pyav.probe
+        flawless = known.decoded == known.frames and not known.corrupt
+        if flawless and wanted and 2 * len(wanted) >= wanted[-1] + 1:
             for frames in self._by_decord(wanted, batch):
                 given += len(frames)
                 yield frames
@@ -122,11 +129,12 @@ class DecordReader(Reader):
         """Whether PyAV sees the same first picture [H,W,3]: catches whatever the packets do not tell of the
         pixels.
         """
-        if self._file not in _same_pixels:
+        if not self._pyav.probe.agreed:
             expected = next(self._pyav._stream([number], batch=1), None)
             if expected is None or not torch.equal(picture.permute(2, 0, 1), expected[0]):
                 return False
-            _same_pixels.add(self._file)
+            self._pyav.probe = replace(self._pyav.probe, agreed=True)
+            remember(self._pyav.probe)
         return True
 
     def _open(self) -> Any:

@@ -7,8 +7,9 @@ import os
 import warnings
 from pathlib import Path
 
+from tttvideo.printing import is_unicode, printable
+from tttvideo.video.errors import PartialVideoWarning
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
-from tttvideo.video.reader import PartialVideoWarning, printable
 
 _MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
 VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}
@@ -96,7 +97,7 @@ def _nested(folder: Path) -> Path | None:
 def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]:
     rows = []
     for folder in classes:
-        if printable(folder.name) != folder.name:
+        if not is_unicode(folder.name):
             raise DataError(f"the class folder {printable(str(folder))} has a name that is not UTF-8; rename it")
         videos = [] if holds_images(folder) else _videos(folder)
         deeper = _nested(folder)

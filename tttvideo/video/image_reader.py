@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tttvideo.video.pyav_reader import Converter
-from tttvideo.video.reader import Reader, VideoError, VideoInfo
+from tttvideo.video.reader import Reader, VideoError, VideoInfo, checked_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -29,7 +29,7 @@ def _natural(file: Path) -> list[tuple[bool, int, str]]:
 class ImageFolderReader(Reader):
     """Images of a folder as frames, `fps` of them a second; all are brought to the size of the first one."""
 
-    def __init__(self, path: str, size: tuple[int, int] | None, fps: float):
+    def __init__(self, path: str, size: Any, fps: float):
         self._files = image_files(path)
         if not self._files:
             raise VideoError(f"{path}: the folder holds no frame images ({', '.join(IMAGE_SUFFIXES)})")
@@ -41,7 +41,7 @@ class ImageFolderReader(Reader):
         suffix = self._files[0].suffix[1:].lower()
         info = VideoInfo(path, suffix, height, width, count, fps, count / fps, "images")
         super().__init__(info, torch.arange(count, dtype=torch.float64) / fps, announced=count)
-        self._size = size or (height, width)
+        self._size = checked_size(size, info) or (height, width)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,10 +70,10 @@ class ImageFolderReader(Reader):
 
 def _decode(file: Path) -> Any:
     """The picture, or None if the file holds none."""
-    import av.error
+    import av
 
     try:
-        with av.open(os.path.abspath(file)) as container:
+        with av.open(os.path.abspath(file), metadata_errors="replace") as container:
             return next(container.decode(video=0), None)
-    except (av.error.FFmpegError, OSError, EOFError, IndexError):
+    except Exception:  # whatever FFmpeg makes of bytes that are no picture; nothing of ours runs in there
         return None

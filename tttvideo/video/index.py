@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,17 @@ class Index(NamedTuple):
     multi_label: bool
     split: str
     rule: str  # one sentence: how the split was made
+
+
+def subset(index: Index, count: int, seed: int) -> Index:
+    """At most `count` videos of an index, always the same ones for a seed, each class in proportion to its videos."""
+    total = len(index.videos)
+    if count >= total:
+        return index
+    drawn = random.Random(seed).sample(range(total), total)
+    drawn.sort(key=lambda i: repr(index.videos[i].label))  # stable: random within a class
+    places = sorted(drawn[(2 * k + 1) * total // (2 * count)] for k in range(count))
+    return index._replace(videos=[index.videos[place] for place in places])
 
 
 def build_index(

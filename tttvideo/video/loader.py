@@ -4,8 +4,10 @@ The loaders are sharded already and keep their own generators: do not pass them 
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,9 @@ from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
 from tttvideo.video.index import DataError, Index
 from tttvideo.video.reader import PartialVideoWarning, VideoError
 from tttvideo.video.reading import catch_damage
+from tttvideo.video.segments import SegmentedBatches
 from tttvideo.video.transforms import sample_generator
+from tttvideo.video.worker_signals import follow
 
 _log = logging.getLogger(__name__)
 _ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws
@@ -71,15 +75,14 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.rank, self.world, self.lengths = rank, world, lengths
         self.buckets = buckets if lengths is not None else 1
         self.epoch = 0
-        self._skip = 0
+        self.first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation of the next pass, and forgets `skip`."""
-        self.epoch, self._skip = epoch, 0
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Every pass from now on is through this epoch, from this batch on, without reading those before.
 
-    def skip(self, batches: int) -> None:
-        """The next pass starts after this many batches, without reading them."""
-        self._skip = batches
+        Iterating consumes nothing: a DataLoader with workers calls ``iter`` twice for one pass.
+        """
+        self.epoch, self.first = epoch, batch
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -88,8 +91,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self.n // whole + (rest >= self.world if self.shuffle else rest > 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, skip, self._skip = self.epoch, self._skip, 0
-        return iter([[(epoch, i) for i in batch] for batch in self._batches(epoch)[skip:]])
+        return iter([[(self.epoch, i) for i in batch] for batch in self._batches(self.epoch)[self.first :]])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         whole = self.batch_size * self.world
@@ -143,10 +145,9 @@ class Collate:
 
 
 class Loader(DataLoader):
-    """A DataLoader of `Batch`; warnings of readers in the workers are issued here, once per video.
+    """A DataLoader of `Batch` (or `Piece`); warnings of readers in the workers are issued here, once per video.
 
-    `loader.batch_sampler` is the EpochSampler: `set_epoch(e)` before every epoch, `skip(n)` after it to
-    resume.
+    `loader.batch_sampler` is the EpochSampler: `start_at(epoch, batch)` before every epoch.
     """
 
     _issued: set[str] | None = None
@@ -180,42 +181,16 @@ def train_loader(
     Args:
         start_method: of the worker processes: fork, forkserver or spawn; None: Python's default.
     """
-    return _loader(config, index, config.augment, seed, rank, world, start_method)
-
-
-def val_loader(
-    config: DataConfig, index: Index, *, rank: int = 0, world: int = 1, start_method: str | None = None
-) -> Loader:
-    """Batches of whole videos in the order of the index, the same every time; no video twice over all
-    ranks."""
-    return _loader(config, index, None, 0, rank, world, start_method)
-
-
-def _loader(config, index: Index, augment, seed: int, rank: int, world: int, start_method: str | None) -> Loader:
-    cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[config.cache]()
-    dataset = VideoDataset(
-        index,
-        config.preprocessing,
-        augment=augment,
-        seed=seed,
-        max_frames=config.max_frames,
-        cache=cache,
-    )
-    options: dict[str, Any] = {
-        "num_workers": config.workers,
-        "multiprocessing_context": start_method if config.workers else None,
-    }
-    if isinstance(cache, MemoryCache):
-        preload(dataset, cache, options)
+    options = _options(config, start_method)
+    dataset = _dataset(config, index, options, augment=config.augment, seed=seed, max_frames=config.max_frames)
     lengths = None
-    if augment and config.buckets > 1:
-        how = {} if isinstance(cache, MemoryCache) else options  # nothing to open then
+    if config.buckets > 1:
+        how = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
         lengths = list(DataLoader(_Lengths(dataset), batch_size=None, generator=torch.Generator(), **how))
     sampler = EpochSampler(
         len(dataset),
         config.batch_size,
         seed=seed,
-        shuffle=augment is not None,
         rank=rank,
         world=world,
         lengths=lengths,
@@ -232,6 +207,60 @@ def _loader(config, index: Index, augment, seed: int, rank: int, world: int, sta
         persistent_workers=config.workers > 0,
         **options,
     )
+
+
+def val_loader(
+    config: DataConfig,
+    index: Index,
+    *,
+    segment: int,
+    first: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    start_method: str | None = None,
+) -> tuple[Loader, list[list[int]]]:
+    """Whole videos in batches, each read in pieces of `segment` frames; the same every time, each video once over all
+    ranks.
+
+    Args:
+        first: frames that each video is cut to; None: none is.
+
+    Returns:
+        a loader of `segments.Piece`, and the places in the index of the videos of each batch.
+    """
+    options = _options(config, start_method)
+    dataset = _dataset(config, index, options, first=first)
+    mine = list(range(rank, len(dataset), world))
+    batches = [mine[start : start + config.batch_size] for start in range(0, len(mine), config.batch_size)]
+    options["num_workers"] = min(config.workers, len(batches))
+    if not options["num_workers"]:
+        options["multiprocessing_context"] = None
+    loader = Loader(
+        SegmentedBatches(batches, partial(dataset.pieces, segment), config.size),
+        batch_size=None,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=options["num_workers"] > 0,
+        **options,
+    )
+    return loader, batches
+
+
+def _options(config: DataConfig, start_method: str | None) -> dict[str, Any]:
+    return {
+        "num_workers": config.workers,
+        "multiprocessing_context": start_method if config.workers else None,
+        "worker_init_fn": partial(follow, os.getpid()),
+    }
+
+
+def _dataset(config: DataConfig, index: Index, options: dict[str, Any], **how: Any) -> VideoDataset:
+    """The videos, with their cache, which is filled if it is in memory."""
+    cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[config.cache]()
+    dataset = VideoDataset(index, config.preprocessing, cache=cache, **how)
+    if isinstance(cache, MemoryCache):
+        preload(dataset, cache, options)
+    return dataset
 
 
 def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) -> None:
@@ -264,7 +293,7 @@ class _Clips(Dataset):
                 clip, reason = self.dataset.decode(i), ""
             except (VideoError, OSError) as error:
                 clip, reason = None, str(error)
-        return clip, reason, notes[0] if notes else ""
+        return clip, reason, "; ".join(notes)
 
 
 class _Lengths(Dataset):

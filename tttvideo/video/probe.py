@@ -1,326 +1,195 @@
-"""What a file says of itself, read with PyAV from its packets: which frames it holds, when they are shown,
-what is wrong.
-
-The pass over the packets decodes nothing (about 20,000 packets/s at 640x360) except the first frame. Where
-packets are not known to be frames one to one, every frame is decoded once and counted (`_count_by_decoding`).
-"""
+"""What is known of a video file without reading its frames again: `probe(path)`."""
 
 import os
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from tttvideo.video.reader import VideoError
+from . import clock
+from .errors import VideoError
 
-# Codecs whose every packet is one shown frame unless a packet says otherwise. Not so: MPEG-4 (packed B-frames
-# and frames that are not coded), VP8 (hidden reference frames), MPEG-1/2 (fields).
-ONE_PACKET_ONE_FRAME = {
-    "h264",
-    "hevc",
-    "vp9",
-    "av1",
-    "libdav1d",
-    "mjpeg",
-    "gif",
-    "png",
-    "prores",
-    "ffv1",
-    "huffyuv",
-}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HELD_BYTES = 16 * 2**20
+_HELD_COUNT = 32  # each small array that stays pins the memory that was freed around it
 
 
-class Probe(NamedTuple):
-    """The result of reading a file's packets. F = frames that will be decoded."""
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What the packets of a file show, and its frames once they were decoded. F = frames expected.
+
+    What frames there are (`stamps`, `damaged`) never changes while the file stays the same, so that what is sampled
+    does not depend on who has read the file before; what decoding adds (`decoded`, `checks`, `corrupt`) does.
+
+    Attributes:
+        file: path, size in bytes and modification time: the same three are the same file.
+        stream: the video stream asked for; None: the default one.
+        streams: sizes of all video streams of the file; number: which of them this is.
+        pixels: pixel format of the first frame.
+        height, width: size of the first frame as displayed (rotation applied).
+        turns: quarter turns counter-clockwise to be applied for display.
+        base: seconds of one unit of the stamps.
+        rate: frames a second by the header.
+        offset: seconds on the file's own clock, as players show it, at which the first frame appears; the clock
+            starts with the earliest stream, sound included.
+        restarts: the container's clock may start anew (transport and program streams).
+        stamps: int64 [F] in presentation order; clock.MISSING for none.
+        entries: int32, frames at which decoding can start by the codec's standard.
+        keys: int32, frames at which it can perhaps start; every frame from there on must be proven by `checks`.
+        announced: frames that the container promises; 0: not known.
+        damaged: the end is missing, or decoding ended with an error.
+        holes: frames that even time stamps leave out, where no table of the container says that all is there.
+        regular: nothing unusual anywhere: every packet is one frame, counted by the header, in one closed sequence.
+        broken: damaged packets.
+        decoded: frames that decoded before the first error; None: not all were tried.
+        corrupt: frames among them that the decoder marked as corrupt.
+        checks: uint32, checksums of the first len(checks) frames as decoded from the beginning.
+        agreed: decord gave the same first picture as PyAV.
+    """
 
     file: tuple[str, int, int]
-    """Path, size in bytes and modification time: the same three are the same file."""
+    stream: int | None
+    streams: tuple[str, ...]
+    number: int
+    container: str
     codec: str
     pixels: str
-    """Pixel format of the first frame."""
     height: int
     width: int
-    """Size of the first frame as displayed (rotation applied)."""
     turns: int
-    """Quarter turns counter-clockwise to be applied for display."""
-    fps: float
-    times: Tensor
-    """float64 [F] seconds."""
-    pts: Tensor | None
-    """int64 [F] presentation stamps in the stream's own unit, sorted; None where they do not identify frames.
-    """
-    entries: tuple[int, ...]
-    """Frames at which decoding can start with exactly the same result as from frame 0."""
+    base: float
+    rate: float
+    offset: float
+    restarts: bool
     announced: int
     damaged: bool
     regular: bool
-    """Nothing unusual anywhere: every packet is one frame, counted by the header, in one closed sequence."""
+    broken: int
+    holes: int
+    stamps: np.ndarray
+    entries: np.ndarray
+    decoded: int | None = None
+    corrupt: int = 0
+    agreed: bool = False
+    checks: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+
+    @property
+    def frames(self) -> int:
+        return len(self.stamps)
+
+    @property
+    def nbytes(self) -> int:
+        return self.stamps.nbytes + self.entries.nbytes + self.checks.nbytes + self.keys.nbytes
+
+    @cached_property
+    def _seconds(self) -> tuple[np.ndarray, list[tuple[int, float]]]:
+        return clock.seconds(self.stamps, self.base, self.rate, self.restarts)
+
+    @property
+    def times(self) -> "Tensor":
+        """float64 [F] seconds, first frame at 0, strictly increasing."""
+        import torch
+
+        return torch.from_numpy(self._seconds[0])
+
+    @property
+    def jumps(self) -> list[tuple[int, float]]:
+        """Where the file's clock jumped: (frame, seconds)."""
+        return self._seconds[1]
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's appearance to the end of the last one."""
+        return float(self._seconds[0][-1]) + 1 / self.fps
+
+    @property
+    def fps(self) -> float:
+        """Average rate by the stamps where there are two frames or more, else what the header says."""
+        return float((self.frames - 1) / self._seconds[0][-1]) if self.frames > 1 else self.rate
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what is unusual but no damage."""
+        notes = []
+        if len(self.streams) > 1:
+            listed = ", ".join(f"{i} ({size})" for i, size in enumerate(self.streams))
+            how = "" if self.stream is not None else "; data.stream chooses another"
+            notes.append(f"holds {len(self.streams)} video streams, {listed}; number {self.number} is read{how}")
+        far = [(frame, jump) for frame, jump in self.jumps if abs(jump) > clock.GAP]
+        if far:
+            more = f" (and at {len(far) - 1} more)" if len(far) > 1 else ""
+            notes.append(f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed")
+        if self.holes:
+            notes.append(f"{self.holes} frames seem to be missing: its time stamps are even but for gaps")
+        return notes
 
 
-def probe(path: str) -> Probe:
-    """Reads the packets of a video. Raises VideoError (one sentence: path and reason) if nothing can be
-    decoded.
+class _Held:
+    """The probes used last, bounded in bytes."""
 
-    The last 512 results are kept per process, by path, size and modification time.
-    """
+    def __init__(self) -> None:
+        self.probes: OrderedDict[tuple, Probe] = OrderedDict()
+
+    def get(self, key: tuple) -> Probe | None:
+        if key in self.probes:
+            self.probes.move_to_end(key)
+        return self.probes.get(key)
+
+    def put(self, key: tuple, probe: Probe) -> None:
+        # Without the times, which a reader may have computed and which are computed again in a millisecond.
+        self.probes[key] = replace(probe)
+        self.probes.move_to_end(key)
+        while len(self.probes) > _HELD_COUNT or (
+            len(self.probes) > 1 and sum(held.nbytes for held in self.probes.values()) > _HELD_BYTES
+        ):
+            self.probes.popitem(last=False)
+
+
+_held = _Held()
+
+
+def probe(path: str, stream: int | None = None) -> Probe:
+    """What is known of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
+    (one sentence: path and reason) if nothing can be decoded."""
+    from . import catalog
+    from .scan import scan
+
+    file = identity(path)
+    known = _held.get((file, stream))
+    if known is None:
+        try:
+            known = catalog.load(file, stream)
+        except catalog.Refused as refusal:
+            raise VideoError(f"{path}: {refusal}") from refusal
+        if known is None:
+            known = scan(file, stream)
+            catalog.store(known)
+        _held.put((file, stream), known)
+    return replace(known)
+
+
+def identity(path: str) -> tuple[str, int, int]:
+    """Path, size and time of change. Raises VideoError if there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise VideoError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    return _probe(path, status.st_size, status.st_mtime_ns)
+    return path, status.st_size, status.st_mtime_ns
 
 
-def open_container(path: str) -> tuple[Any, Any]:
-    """PyAV's container and its first video stream. An absolute path cannot be taken for a protocol
-    ("a:b.mp4").
-    """
-    import av.error
+def remember(known: Probe) -> None:
+    """Keeps what was learned of a file while it was decoded, here and in the index."""
+    from . import catalog
 
-    try:
-        container = av.open(os.path.abspath(path))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: {_why_not_opened(path, error)}") from error
-    for stream in container.streams.video:
-        # A cover picture in an audio file is stored as a video stream of one frame.
-        picture = "attached_pic" in str(getattr(stream, "disposition", ""))
-        if not picture and stream.codec_context is not None:
-            # FRAME threads can deadlock when a damaged file is closed; one thread per reader, workers give
-            # the rest.
-            stream.thread_type = "SLICE"
-            stream.thread_count = 1
-            return container, stream
-    only = " (audio only)" if container.streams.audio else ""
-    container.close()
-    raise VideoError(f"{path}: holds no video stream that can be decoded{only}")
+    _held.put((known.file, known.stream), known)
+    catalog.store(known)
 
 
-def decode_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames in presentation order. Packets of size 0 (dropped frames in AVI) would end the decoder: they are
-    left out.
-    """
-    for packet in container.demux(stream):
-        if packet.size or packet.pts is None:
-            yield from packet.decode()
-
-
-class _Packets:
-    """What one pass over the packets shows."""
-
-    def __init__(self, container: Any, stream: Any):
-        import av.error
-
-        self.pts: list[int] = []
-        self.fresh: list[bool] = []
-        self.starts_with_key = False
-        self.count = self.discarded = self.corrupt = self.unstamped = self.empty = 0
-        self.broken = False
-        codec, extradata = stream.codec_context.name, stream.codec_context.extradata
-        try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    self.empty += packet.pts is not None
-                    continue
-                if not self.count:
-                    self.starts_with_key = packet.is_keyframe
-                self.count += 1
-                self.corrupt += packet.is_corrupt
-                if packet.is_discard:
-                    self.discarded += 1
-                elif packet.pts is None:
-                    self.unstamped += 1
-                else:
-                    self.pts.append(packet.pts)
-                    self.fresh.append(packet.is_keyframe and _starts_afresh(codec, extradata, packet))
-        except (av.error.FFmpegError, OSError, EOFError):
-            self.broken = True
-
-    def entries(self) -> tuple[int, ...]:
-        """Keyframes, as frame numbers, before which everything earlier is shown and after which everything
-        later is.
-        """
-        least, later = [], 2**63
-        for pts in reversed(self.pts):
-            later = min(later, pts)
-            least.append(later)
-        least.reverse()
-        found, most = [], -(2**63)
-        for i, (pts, fresh) in enumerate(zip(self.pts, self.fresh)):
-            if fresh and most < pts == least[i]:
-                # Everything decoded before is also shown before: i is the frame's number in both orders.
-                found.append(i)
-            most = max(most, pts)
-        return tuple(found)
-
-
-@lru_cache(maxsize=512)
-def _probe(path: str, size: int, modified: int) -> Probe:
-    _refuse_non_files(path, size)
-    container, stream = open_container(path)
-    with container:
-        packets = _Packets(container, stream)
-        codec, header = stream.codec_context.name, stream.frames
-        rate = stream.average_rate or stream.guessed_rate
-        base = float(stream.time_base or 0)
-        one_stream = len(container.streams.video) == 1
-        promised = _promised(container, stream, packets.corrupt)
-        told = _announced_by_duration(container, stream, rate, packets.pts) if not header else 0
-        matroska_or_mp4 = any(name in container.format.name for name in ("mp4", "matroska"))
-        if container.format.name == "tty":  # FFmpeg draws any text file as a terminal
-            raise VideoError(f"{path}: is a text file, not a video")
-    rate = float(rate) if rate else 25.0
-    first = _first_frame(path)
-
-    cut = packets.broken or packets.count + packets.empty < promised or packets.count < 0.95 * told
-    clean = not (cut or packets.corrupt or packets.unstamped or packets.empty) and bool(packets.pts)
-    clean = clean and len(set(packets.pts)) == len(packets.pts) and packets.starts_with_key
-    clean = clean and packets.pts[0] == min(packets.pts)
-    # H.264 that starts at a recovery point instead of an IDR picture loses its first frames without an error.
-    trusted = clean and codec in ONE_PACKET_ONE_FRAME and (codec != "h264" or packets.fresh[0])
-    damaged, announced = cut, max(header, told)
-    if trusted:
-        stamps, frames = sorted(packets.pts), len(packets.pts)
-    else:
-        stamps, frames, failed = _count_by_decoding(path)
-        damaged = damaged or failed
-    announced = announced or (packets.count if damaged else frames)
-    distinct = len(set(stamps)) == frames and base > 0
-    if distinct:
-        times = (torch.tensor(stamps, dtype=torch.float64) - stamps[0]) * base
-    else:
-        times = torch.arange(frames, dtype=torch.float64) / rate
-    # Decoding from the middle, and decord, only where packets and frames are the same thing.
-    exact = trusted and distinct and matroska_or_mp4
-    turns = round(first.rotation / 90) % 4
-    height, width = (first.width, first.height) if turns % 2 else (first.height, first.width)
-    regular = exact and one_stream and turns == 0 and packets.discarded == 0 and header in (0, packets.count)
-    return Probe(
-        file=(path, size, modified),
-        codec="av1" if codec == "libdav1d" else codec,
-        pixels=first.format.name,
-        height=height,
-        width=width,
-        turns=turns,
-        fps=_frame_rate(times, rate),
-        times=times,
-        pts=torch.tensor(stamps) if exact else None,
-        entries=packets.entries() if exact and packets.discarded == 0 else (),
-        announced=announced,
-        damaged=damaged,
-        regular=regular,
-    )
-
-
-def _refuse_non_files(path: str, size: int) -> None:
-    if not Path(path).is_file():  # a pipe would be waited for without end
-        raise VideoError(f"{path}: is not a file")
-    if size == 0:
-        raise VideoError(f"{path}: the file is empty")
-    with open(path, "rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise VideoError(f"{path}: is a git-lfs pointer, not the video itself; fetch it with `git lfs pull`")
-
-
-def _why_not_opened(path: str, error: Exception) -> str:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as failure:
-        return str(failure.strerror)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return "is cut off or damaged: the index of the MP4 file (its moov atom) is missing"
-    if not any(byte < 9 or 13 < byte < 32 for byte in head):
-        return "is a text file, not a video"
-    reason = getattr(error, "strerror", None) or "unknown format"
-    return f"is not a video that FFmpeg recognises ({reason.lower()})"
-
-
-def _first_frame(path: str) -> Any:
-    import av.error
-
-    container, stream = open_container(path)
-    with container:
-        try:
-            for frame in decode_packets(container, stream):
-                return frame
-        except (av.error.FFmpegError, OSError, EOFError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise VideoError(f"{path}: no frame of it can be decoded ({reason.lower()})") from error
-    raise VideoError(f"{path}: no frame of it can be decoded (the data end before the first picture)")
-
-
-def _count_by_decoding(path: str) -> tuple[list[int], int, bool]:
-    """Sorted stamps of the frames that have one, the number of frames, and whether decoding ended with an
-    error.
-
-    Decoders put out the frames in the order they are shown, but can stamp them in another (MPEG-4 with packed
-    B-frames): hence sorted.
-    """
-    import av.error
-
-    stamps, frames, failed = [], 0, False
-    container, stream = open_container(path)
-    with container:
-        try:
-            for frame in decode_packets(container, stream):
-                frames += 1
-                if frame.pts is not None:
-                    stamps.append(frame.pts)
-        except (av.error.FFmpegError, OSError, EOFError):
-            failed = True
-    return sorted(stamps), frames, failed
-
-
-def _promised(container: Any, stream: Any, corrupt: int) -> int:
-    """Packets that must be there if the file is whole; 0 where that is not known.
-
-    The header of an MP4 counts all samples, its index those that the edit list keeps (a trimmed video is not
-    damaged). PyAV before 17 does not show the index: there a cut is recognised by the packet it went through.
-    """
-    if "mp4" not in container.format.name:
-        return stream.frames
-    if hasattr(stream, "index_entries"):
-        return min(len(stream.index_entries), stream.frames)
-    return stream.frames if corrupt else 0
-
-
-def _announced_by_duration(container: Any, stream: Any, rate: Any, pts: list[int]) -> int:
-    """Frames that a container without a frame count (Matroska, WebM) promises by the length of its video
-    track.
-
-    A file that was cut simply looks shorter. Without a length of its own for the track (audio can be longer):
-    0.
-    """
-    if not rate or not pts or "matroska" not in container.format.name:
-        return 0
-    try:
-        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
-        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)  # counted from time 0
-    except ValueError:
-        return 0
-    return int((end - min(pts) * float(stream.time_base)) * float(rate))
-
-
-def _starts_afresh(codec: str, extradata: bytes | None, packet: Any) -> bool:
-    """Whether a packet marked as a keyframe really needs nothing from before it.
-
-    H.264 containers also mark recovery points, after which frames may still refer to the past; an IDR picture
-    (NAL unit type 5) cannot. HEVC and AV1 are decoded from the start always.
-    """
-    if codec in ("vp9", "mjpeg"):
-        return True
-    if codec != "h264" or not extradata or extradata[0] != 1 or len(extradata) < 5:
-        return False
-    data, width, at = bytes(packet), (extradata[4] & 3) + 1, 0
-    while at + width < len(data):
-        if data[at + width] & 31 == 5:
-            return True
-        at += width + int.from_bytes(data[at : at + width], "big")
-    return False
-
-
-def _frame_rate(times: Tensor, rate: float) -> float:
-    """Average rate by the stamps where there are two frames or more, else what the header says."""
-    return float((len(times) - 1) / times[-1]) if len(times) > 1 else rate
+def forget() -> None:
+    """Empties what this process holds."""
+    _held.probes.clear()

@@ -2,15 +2,19 @@
 entry point.
 """
 
-from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tttvideo.video.probe import Probe, decode_packets, open_container
-from tttvideo.video.reader import Reader, VideoInfo
+from .clock import MISSING
+from .container import Broken, Film, frames, open_film
+from .probe import Probe, remember
+from .reader import Reader, VideoInfo
+from .scan import Pictures, checksum, with_pictures
 
 # Filters that turn a frame counter-clockwise by this many quarters.
 _TURNS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}
@@ -19,6 +23,11 @@ _TURNS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")]
 # little, and going through the sequence shows damage, so that the frames of a damaged file do not depend on
 # the sampling.
 SHORTEST_JUMP = 500
+# A place that was not found after this many frames, or this many attempts, is not looked for any longer.
+_LONGEST_SEARCH, _MOST_SEEKS = 400, 4
+
+_LIFTED = "`tttvideo index --decode` lifts that, and so does any full read"
+_NOT_LIFTED = "nowhere else decoding gives the same frames: encode it with closed groups of pictures to change that"
 
 
 class Converter:
@@ -68,10 +77,12 @@ class PyAVReader(Reader):
     """Decodes every frame in order and converts only those asked for; see `Reader`."""
 
     def __init__(self, info: VideoInfo, probe: Probe, size: tuple[int, int] | None):
-        super().__init__(info, probe.times, probe.announced, probe.damaged)
-        self._probe = probe
+        super().__init__(info, probe.times, probe.announced, probe.damaged, probe.offset, probe.notes, probe.corrupt)
+        self.probe = probe
         self._converter = Converter(size or (probe.height, probe.width), probe.turns)
-        self._container: Any = None
+        self._film: Film | None = None
+        self._passed = self._flawed = 0
+        self._cut = probe.damaged
 
     @property
     def size(self) -> tuple[int, int]:
@@ -79,13 +90,14 @@ class PyAVReader(Reader):
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         filled, out, next_wanted = 0, torch.empty(0), iter(wanted)
+        self._passed = self._flawed = 0
         target = next(next_wanted, None)
-        frames = self._frames(target or 0)
+        pictures = self._frames(target or 0)
         while target is not None:
-            found = next(frames, None)
-            if found is None:
+            numbered = next(pictures, None)
+            if numbered is None:
                 break
-            number, frame = found
+            number, frame = numbered
             if number < target:
                 continue
             if not filled:
@@ -97,75 +109,144 @@ class PyAVReader(Reader):
                 filled = 0
             target = next(next_wanted, None)
             if target is not None and self._entry(target) > number + SHORTEST_JUMP:
-                frames.close()
-                frames = self._frames(target)
-        frames.close()
+                pictures.close()
+                pictures = self._frames(target)
+        pictures.close()
+        if not self._corrupt and not self._cut:
+            self._warn_of_corrupt(self._flawed, self._passed)
         if filled:
             yield out[:filled]
 
     def _entry(self, number: int) -> int:
         """The last frame, not after `number`, at which decoding can start."""
-        entries = self._probe.entries
-        at = bisect_right(entries, number)
-        return entries[at - 1] if at else 0
+        places = (self.probe.entries, self.probe.keys if number < len(self.probe.checks) else self.probe.keys[:0])
+        last = [entries[np.searchsorted(entries, number, side="right") - 1] for entries in places if len(entries)]
+        return max([0, *(int(entry) for entry in last if entry <= number)])
 
     def _frames(self, number: int) -> Generator[tuple[int, Any], None, None]:
         """(frame number, decoded frame) from some frame at or before `number` on, until the end or the
         damage.
         """
-        start = self._entry(number)
-        if start >= SHORTEST_JUMP:
-            for found in self._frames_after_seek(start):
-                number = found[0] + 1
-                yield found
+        if self.probe.decoded is not None and number >= self.probe.decoded:
+            self._cut = True
+            self._warn(self.probe.decoded)
+            return
+        for _ in range(_MOST_SEEKS):
+            start = self._entry(number)
+            if start < SHORTEST_JUMP:
+                break
+            try:
+                for numbered in self._frames_after_seek(start):
+                    number = numbered[0] + 1
+                    yield numbered
+            except Broken:
+                break
             if number >= self.info.frames:
                 return
-            # The seek did not lead where the packets promised, or damage was met: only the sequence can tell.
-            yield from self._frames_in_sequence(number)
-        else:
-            yield from self._frames_in_sequence(0)
+            self._forget_entry(start)
+        # No seek led where it should, or damage was met: only the sequence can tell.
+        if number > 4 * SHORTEST_JUMP and number >= len(self.probe.checks):
+            self._tell("late", f"late windows of it are decoded from the start; {_LIFTED}")
+        elif number > 4 * SHORTEST_JUMP:
+            self._tell("late", f"late windows of it are decoded from the start; {_NOT_LIFTED}")
+        yield from self._frames_in_sequence(number)
 
     def _frames_after_seek(self, start: int) -> Generator[tuple[int, Any], None, None]:
-        """Frames from `start` on as long as each bears exactly the stamp expected of it."""
-        import av.error
-
-        pts = self._probe.pts
-        assert pts is not None
-        container, stream = self._open()
-        try:
-            container.seek(int(pts[start]), stream=stream)
+        """Frames from `start` on as long as each is proven to be the one expected: by its stamp, and by its checksum
+        where that is known. Raises Broken at damage."""
+        stamps, checks = self.probe.stamps, self.probe.checks
+        by_standard = start in self.probe.entries
+        for film in self._landings(start):
             number = start
-            for frame in decode_packets(container, stream):
-                if number >= len(pts) or frame.pts != int(pts[number]):
+            for frame in self._from_stamp(film, int(stamps[start])):
+                stamp = MISSING if frame.pts is None else frame.pts
+                if number >= len(stamps) or stamp != int(stamps[number]):
                     return
+                if number < len(checks):
+                    if checksum(frame) != int(checks[number]):
+                        return
+                elif not by_standard:
+                    return
+                self._count(frame)
                 yield number, frame
                 number += 1
-        except (av.error.FFmpegError, OSError, EOFError):
-            return
+            if number > start:
+                return
+
+    def _landings(self, start: int) -> Iterator[Film]:
+        """The file, opened at or before a frame. Containers seek by decoding time, some to no keyframe at all: so
+        at last from further ahead."""
+        stamp = int(self.probe.stamps[start])
+        for seconds in (0.5, 4.0) if self.probe.container in ("mpegts", "mpeg", "ogg") else (0.0, 2.0):
+            film = self._open()
+            try:
+                film.container.seek(stamp - round(seconds / self.probe.base), stream=film.stream)
+            except Exception:  # FFmpeg's, of any kind
+                continue
+            yield film
+
+    def _from_stamp(self, film: Film, stamp: int) -> Iterator[Any]:
+        passed: int | None = 0
+        for frame in frames(film):
+            if passed is not None:
+                passed += 1
+                late = frame.pts is not None and frame.pts > stamp + 1 / self.probe.base
+                if late or passed > _LONGEST_SEARCH:
+                    return
+                if frame.pts != stamp:
+                    continue
+                passed = None
+            yield frame
 
     def _frames_in_sequence(self, first: int) -> Generator[tuple[int, Any], None, None]:
-        import av.error
-
-        container, stream = self._open()
-        number = 0
+        film, number, ended = self._open(), 0, False
+        pictures = Pictures(checks=self._needs_checks())
         try:
-            for frame in decode_packets(container, stream):
+            for frame in frames(film):
+                pictures.add(frame)
+                self._count(frame)
                 if number >= first:
                     yield number, frame
                 number += 1
                 if number == self.info.frames:
-                    return
-        except (av.error.FFmpegError, OSError, EOFError):
-            pass
+                    break
+            ended = True
+        except Broken:
+            ended = True
+        finally:  # the last frame may be all that is wanted
+            self._learn(pictures, ended or len(pictures.stamps) >= self.info.frames)
         if number < self.info.frames:
+            self._cut, self._corrupt = True, pictures.corrupt
             self._warn(number)
 
-    def _open(self) -> tuple[Any, Any]:
+    def _needs_checks(self) -> bool:
+        """Whether late frames are far from every place at which decoding can start by the standard."""
+        places = np.concatenate([[0], self.probe.entries, [self.info.frames]])
+        return bool(np.diff(places).max() > 2 * SHORTEST_JUMP)
+
+    def _learn(self, pictures: Pictures, ended: bool) -> None:
+        """Keeps what decoding from the beginning has shown."""
+        more = len(pictures.checks) >= len(self.probe.checks) + SHORTEST_JUMP
+        if more or (ended and self.probe.decoded is None):
+            self.probe = with_pictures(self.probe, pictures, ended)
+            remember(self.probe)
+
+    def _forget_entry(self, start: int) -> None:
+        """Of a place that did not keep what it promised."""
+        entries, keys = self.probe.entries, self.probe.keys
+        self.probe = replace(self.probe, entries=entries[entries != start], keys=keys[keys != start])
+        remember(self.probe)
+
+    def _count(self, frame: Any) -> None:
+        self._passed += 1
+        self._flawed += frame.is_corrupt
+
+    def _open(self) -> Film:
         self.close()
-        self._container, stream = open_container(self.info.path)
-        return self._container, stream
+        self._film = open_film(self.info.path, self.probe.stream)
+        return self._film
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        if self._film is not None:
+            self._film.container.close()
+            self._film = None

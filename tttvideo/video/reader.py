@@ -2,30 +2,19 @@
 failing.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from ..printing import printable
+from .errors import PartialVideoWarning, VideoError, VideoWarning
 
-class VideoError(ValueError):
-    """A video (or folder of images) that cannot be used; the message is one sentence with the path and the
-    reason.
-    """
-
-
-def printable(path: str) -> str:
-    """The path as text that can be printed and written anywhere: bytes that are not UTF-8 as \\xe9."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-class PartialVideoWarning(UserWarning):
-    """Only the first frames of a video decode; given once per file and process, with both counts."""
+__all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "VideoWarning"]
 
 
 class VideoInfo(NamedTuple):
@@ -48,21 +37,45 @@ class VideoInfo(NamedTuple):
     """"decord", "pyav" or "images"."""
 
 
-_already_warned: set[tuple[str, int, int]] = set()
+def checked_size(
+    size: tuple[int, int] | Callable[[VideoInfo], tuple[int, int]] | None, info: VideoInfo
+) -> tuple[int, int] | None:
+    """The size that frames of a video are brought to; None: their own. Raises ValueError if it is below 1."""
+    if callable(size):
+        size = size(info)
+    if size is not None and min(size) < 1:
+        raise ValueError(f"frames cannot be resized to {size[0]}x{size[1]}: height and width must be at least 1")
+    return size
+
+
+_already_warned: set[tuple] = set()
 
 
 class Reader(ABC):
     """An opened video. Use it as a context manager, in the process that opened it: it cannot be pickled, the
     path can. One pass at a time: starting a second `stream` ends the first.
 
-    `times` (float64 [F], seconds, strictly increasing, first frame at 0) tells when every frame is shown.
+    `times` (float64 [F], seconds, strictly increasing, first frame at 0) tells when every frame is shown;
+    `times + offset` is the same on the file's own clock, as players show it (sound may begin before the picture).
     """
 
-    def __init__(self, info: VideoInfo, times: Tensor, announced: int, damaged: bool = False):
+    def __init__(
+        self,
+        info: VideoInfo,
+        times: Tensor,
+        announced: int,
+        damaged: bool = False,
+        offset: float = 0.0,
+        notes: Sequence[str] = (),
+        corrupt: int = 0,
+    ):
         self.info = info
         self.times = times
+        self.offset = offset
         self.announced = announced
         self._damaged = damaged
+        self._corrupt = corrupt
+        self._notes = notes  # said once, when frames are wanted
 
     def stream(self, indices: Sequence[int] | Tensor | None = None, batch: int = 64) -> Iterator[Tensor]:
         """Frames uint8 [n,3,H,W] (n <= batch, RGB), in constant memory whatever the length of the video.
@@ -73,8 +86,12 @@ class Reader(ABC):
         """
         wanted = range(self.info.frames) if indices is None else _checked(indices, self.info)
         given = 0
+        for note in self._notes:
+            self._tell(note, note)
         if self._damaged and wanted:
             self._warn(self.info.frames)
+        elif wanted:
+            self._warn_of_corrupt(self._corrupt, self.info.frames)
         for frames in self._stream(wanted, batch):
             given += len(frames)
             yield frames
@@ -101,11 +118,26 @@ class Reader(ABC):
         """Frees the decoder. Safe to call twice."""
 
     def _warn(self, decoded: int) -> None:
-        key = (self.info.path, decoded, self.announced)
+        flaws = f", {self._corrupt} of them damaged" if self._corrupt else ""
+        if self.announced > decoded:
+            sentence = f"only the first {decoded} of {self.announced} frames decode{flaws}; they are used"
+        else:
+            sentence = f"the file is cut off or damaged; the {decoded} frames of it that decode{flaws} are used"
+        self._tell("end", sentence, PartialVideoWarning)
+
+    def _warn_of_corrupt(self, corrupt: int, of: int) -> None:
+        if corrupt:
+            which = f"its {of} frames" if self._corrupt else f"{of} frames that were decoded"
+            self._tell(
+                "corrupt", f"{corrupt} of {which} come out damaged; they are used as they are", PartialVideoWarning
+            )
+
+    def _tell(self, what: object, sentence: str, category: type[VideoWarning] = VideoWarning) -> None:
+        """Warns of `what` once per file and process."""
+        key = (self.info.path, what)
         if key not in _already_warned:
             _already_warned.add(key)
-            message = f"{self.info.path}: only the first {decoded} of {self.announced} frames decode; they are used"
-            warnings.warn(message, PartialVideoWarning, stacklevel=3)
+            warnings.warn(f"{printable(self.info.path)}: {sentence}", category, stacklevel=4)
 
     def __enter__(self) -> Self:
         return self

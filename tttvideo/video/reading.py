@@ -8,17 +8,19 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from tttvideo.printing import printable
 from tttvideo.video.decode import open_video
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError
+from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoWarning
 from tttvideo.video.sampling import Dense, Window, parse_sampling
 from tttvideo.video.transforms import Preprocessing
+
+# Times in lists are often rounded to milliseconds, and so are those of some containers.
+_ROUNDING = 0.00101
 
 
 def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> Reader:
     """A reader that resizes while decoding to what `preprocessing` needs. Raises VideoError."""
-    with open_video(path) as reader:
-        size = preprocessing.decode_size(reader.info, margin)
-    return open_video(path, size)
+    return open_video(path, lambda info: preprocessing.decode_size(info, margin), stream=preprocessing.stream)
 
 
 def sampled_rate(fps: float, sampling: str) -> float | None:
@@ -50,34 +52,44 @@ def usual_length(paths: Sequence[str], preprocessing: Preprocessing, most: int =
 
 
 def within(reader: Reader, start: float | None, end: float | None) -> Tensor:
-    """int64 indices of the frames shown in [start, end) seconds. Raises VideoError if there are none."""
-    times = reader.times
-    inside = torch.ones(len(times), dtype=torch.bool)
+    """int64 indices of the frames shown in [start, end) seconds of the file's own clock, as players show it. A frame
+    counts as at a border if it is there to the millisecond. Raises VideoError if there are none."""
+    shown = reader.times + reader.offset
+    slack = min(_ROUNDING, float(shown.diff().min()) / 3) if len(shown) > 1 else _ROUNDING
+    inside = torch.ones(len(shown), dtype=torch.bool)
     if start is not None:
-        inside &= times >= start
+        inside &= shown >= start - slack
     if end is not None:
-        inside &= times < end
+        inside &= shown < end - slack
     indices = inside.nonzero().squeeze(1)
     if not len(indices):
         raise VideoError(
             f"{reader.info.path}: no frame between {start or 0:g} s and "
-            f"{'the end' if end is None else f'{end:g} s'}; the video is {reader.info.duration:.3g} s long"
+            f"{'the end' if end is None else f'{end:g} s'}; the video lasts from {reader.offset:.3g} s to "
+            f"{reader.offset + reader.info.duration:.3g} s"
         )
     return indices
 
 
+class Notes(list[str]):
+    """Texts of warnings; `damage` if one of them says that a video is damaged."""
+
+    damage = False
+
+
 @contextmanager
-def catch_damage() -> Iterator[list[str]]:
-    """Collects the texts of `PartialVideoWarning`s instead of issuing them, so that a worker process can hand
+def catch_damage() -> Iterator[Notes]:
+    """Collects the texts of `VideoWarning`s instead of issuing them, so that a worker process can hand
     them over; other warnings are shown as ever."""
-    notes: list[str] = []
+    notes = Notes()
     with warnings.catch_warnings():
-        warnings.simplefilter("always", PartialVideoWarning)
+        warnings.simplefilter("always", VideoWarning)
         show = warnings.showwarning
 
         def note(message, category, filename, lineno, file=None, line=None) -> None:
-            if issubclass(category, PartialVideoWarning):
+            if issubclass(category, VideoWarning):
                 notes.append(str(message))
+                notes.damage = notes.damage or issubclass(category, PartialVideoWarning)
             else:
                 show(message, category, filename, lineno, file, line)
 
@@ -87,13 +99,13 @@ def catch_damage() -> Iterator[list[str]]:
 
 @contextmanager
 def damaged_videos_named() -> Iterator[None]:
-    """`PartialVideoWarning`s are for the user: the sentence, without a line of code."""
+    """`VideoWarning`s are for the user: the sentence, without a line of code."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def sentence(message, category, filename, lineno, file=None, line=None) -> None:
-            if issubclass(category, PartialVideoWarning):
-                print(f"warning: {message}", file=sys.stderr)
+            if issubclass(category, VideoWarning):
+                print(printable(f"warning: {message}"), file=sys.stderr)
             else:
                 show(message, category, filename, lineno, file, line)
 

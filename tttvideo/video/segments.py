@@ -7,16 +7,17 @@ piece after the other.
 import queue
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import open_sized, within
+from tttvideo.video.reading import catch_damage, open_sized, within
 from tttvideo.video.sampling import Sampling, parse_sampling
 from tttvideo.video.transforms import Preprocessing
 
@@ -27,6 +28,56 @@ class Segment(NamedTuple):
     frames: Tensor  # uint8 [B, S, 3, H, W]; S is the longest piece, so at most `segment`, and at least 1
     lengths: Tensor  # int64 [B]: frames of each row that are not padding; 0 once a video has ended
     failures: dict[int, str]  # rows that could not be read (to the end), and why; so far
+
+
+class Piece(NamedTuple):
+    """The next segment of one of several batches."""
+
+    batch: int
+    frames: Tensor  # as in `Segment`
+    lengths: Tensor
+    failures: dict[int, str]
+    notes: list[str]  # warnings of readers
+    last: bool  # of this batch
+
+
+class SegmentedBatches(IterableDataset):
+    """Batches of videos in pieces, for a DataLoader: worker w of n takes the batches w, w + n, ..., so that pieces of
+    n batches alternate.
+
+    Args:
+        batches: the videos of each.
+        pieces: of a video, uint8 [S, 3, H, W], in order; each but the last as long as a segment. Closed when no more
+            are wanted. Raises VideoError or OSError when it cannot be read.
+        size: height and width of the frames.
+    """
+
+    def __init__(
+        self, batches: Sequence[Sequence[Any]], pieces: Callable[[Any], Iterator[Tensor]], size: tuple[int, int]
+    ) -> None:
+        self.batches, self.pieces, self.size = batches, pieces, size
+
+    def __iter__(self) -> Iterator[Piece]:
+        worker = get_worker_info()
+        start, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for batch in range(start, len(self.batches), step):
+            yield from self._read(batch)
+
+    def _read(self, batch: int) -> Iterator[Piece]:
+        # One segment is read ahead, because the receiver must know which is the last, to let go of the state.
+        segments = _lockstep([self.pieces(video) for video in self.batches[batch]], self.size)
+        waiting = None
+        while True:
+            with catch_damage() as notes:  # what is warned of in a worker would be lost: it travels with the frames
+                segment = next(segments, None)
+            if segment is None:
+                break
+            if waiting is not None:
+                yield waiting
+            waiting = Piece(batch, *segment, notes=list(notes), last=False)
+            notes = []
+        assert waiting is not None  # at least one segment comes
+        yield waiting._replace(last=True, notes=[*waiting.notes, *notes])
 
 
 def read_segments(
@@ -62,14 +113,14 @@ def read_segments(
     spans = spans or [(None, None)] * len(paths)
     crops = crops or [0.5] * len(paths)
     rows = [
-        _row(path, preprocessing, segment, max_frames, rule, *span, crop, shuffled)
+        video_pieces(path, preprocessing, segment, max_frames, rule, *span, crop, shuffled)
         for path, span, crop in zip(paths, spans, crops, strict=True)
     ]
     segments = _lockstep(rows, preprocessing.size)
     return _ahead(segments) if prefetch else segments
 
 
-def _row(
+def video_pieces(
     path: str,
     preprocessing: Preprocessing,
     segment: int,
@@ -77,10 +128,11 @@ def _row(
     rule: Sampling,
     start: float | None,
     end: float | None,
-    crop: float,
-    shuffled: bool,
+    crop: float = 0.5,
+    shuffled: bool = False,
 ) -> Iterator[Tensor]:
-    """Pieces uint8 [<=segment, 3, H, W] of one video. Raises VideoError or OSError when it cannot be read."""
+    """Pieces uint8 [<=segment, 3, H, W] of one video, as `read_segments` has them. Raises VideoError or OSError when it
+    cannot be read."""
     with open_sized(path, preprocessing) as reader:
         inside = within(reader, start, end)[:max_frames]
         times = reader.times[inside]

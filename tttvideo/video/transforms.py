@@ -34,11 +34,14 @@ class Preprocessing:
         fit: how a frame of another shape comes to `size`: `crop` its centre (edges are lost), `pad` it with
             black, or `stretch` it.
         sampling: which frames are used, one rule: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
+        stream: which video stream of a file with several, counted from 0 (cover pictures do not count); null: the
+            first that is marked as default, or else the largest.
     """
 
     size: tuple[int, int] = (64, 64)
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
+    stream: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
@@ -47,6 +50,8 @@ class Preprocessing:
         if self.fit not in ("crop", "pad", "stretch"):
             raise DataError(f"fit is {self.fit!r}; it must be crop, pad or stretch")
         parse_sampling(self.sampling)
+        if self.stream is not None and self.stream < 0:
+            raise DataError(f"stream is {self.stream}; it must be 0 (the first video stream), 1 ... or null")
 
     def decode_size(self, info: "VideoInfo", margin: float = 1.0) -> tuple[int, int]:
         """Height and width to decode a video at: `size`, or what covers it (crop) or fits into it (pad) in

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cycles, gpu, gpu_layers, gpu_report
+from benchmarks import cores, cycles, gpu, gpu_layers, gpu_report
 from benchmarks.contestants import CONTESTANTS
 from tttvideo.ttt import Layout
 
+PART = next(part for part in gpu_layers.parts(True) if part.layer == "ttt_mlp")
 NAMED = {
     "train_over_plain_scan",
     "forward_crossover_tokens_vs_flash",
@@ -24,16 +25,20 @@ def test_the_benchmark_runs_dry(tmp_path):
     found = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert kept == json.loads(json.dumps(found["rows"]))
-    assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in CONTESTANTS]
+    missing = CONTESTANTS.keys() | cores.PACKAGES.keys()
+    assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in missing]
     measured = {(r["shape"], r["layer"], r["what"]) for r in found["rows"] if r["seconds"]}
     for shape in ("paper", "video"):
         for layer in ("ttt_mlp", "ttt_linear"):
             assert {(shape, layer, what) for what in ("forward", "train", "decode", "decode_graph")} <= measured
+        for what in ("forward", "train", "forward_graph", "train_graph"):
+            assert (shape, "ttt_linear_core", what) in measured
+        assert (shape, "attention_core", "train") in measured
     assert ("paper", "plain_scan", "train") in measured
     assert ("video", "ttt_conv", "train") in measured
     assert found["summary"].keys() >= NAMED
     skipped = {r["layer"]: r["why"] for r in found["rows"] if r["seconds"] is None}
-    assert skipped.keys() == CONTESTANTS.keys()
+    assert skipped.keys() == missing
     profiles = {(r["shape"], r["layer"]): r for r in found["rows"] if r["what"] == "profile"}
     assert profiles.keys() >= {(shape, layer) for shape in ("paper", "video") for layer in ("ttt_mlp", "ttt_linear")}
     for row in profiles.values():
@@ -46,12 +51,24 @@ def test_the_benchmark_runs_dry(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_only_some_layers_are_measured_in_the_order_of_the_words():
+    found = gpu.chosen(False, ("video:attention", "ttt_mlp_core_bf16"))
+    assert [(part.shape.name, part.layer) for part in found] == [
+        ("video", "attention"),
+        ("video", "ttt_mlp_core_bf16"),
+        ("paper", "ttt_mlp_core_bf16"),
+    ]
+    assert gpu.chosen(False, ()) == gpu_layers.parts(False)
+    with pytest.raises(ValueError, match="No layer is called ttt; there are ttt_mlp_core_bf16, attention_core"):
+        gpu.chosen(False, ("ttt",))
+
+
 def test_what_fails_is_a_row_and_not_tried_again():
     class Failing(nn.Module):
         def forward(self, x):
             raise (torch.OutOfMemoryError if torch.is_grad_enabled() else RuntimeError)("a bad kernel")
 
-    part = gpu_layers.parts(True)[0]
+    part = PART
     slow = set()
     found = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
     assert [r for r in found if isinstance(r, str)] == ["forward, 16 tokens", "train, 16 tokens"]
@@ -69,13 +86,13 @@ def test_what_is_slow_only_at_first_is_measured_on_longer_sequences(monkeypatch,
     monkeypatch.setattr(gpu, "repeated", lambda run, device, rounds: {"first": next(times), "times": [next(times)]})
     slow, lengths = set(), []
     for length in (16, 32):
-        rows = gpu.timed(gpu_layers.parts(True)[0], nn.Identity(), length, torch.device("cpu"), slow)
+        rows = gpu.timed(PART, nn.Identity(), length, torch.device("cpu"), slow)
         lengths += [row["length"] for row in rows if isinstance(row, dict) and row["what"] == "train"]
     assert lengths == measured
 
 
 def test_a_part_that_ends_early_hides_no_figure():
-    part = gpu_layers.parts(True)[0]
+    part = PART
     row = {"shape": "video", "layer": part.layer, "what": "train", "length": 16, "batch": 1, "seconds": 16e-6}
     table = gpu_report.table([row, gpu._without(part, "the time was up")])
     assert "1,000.0" in table

@@ -247,13 +247,13 @@ def backward_kernel(
                     dg += mm(k_part, tl.load(rows_of(dstate, i, D, BLOCK)), MODE)
                 dg *= -size
                 dz, derror, rows = loss_gradient_backward(rates * dg, z, target, gamma_row, beta_row, D)
-                of_tile = (program * tiles + tile // TILE) * D
-                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(rows, 0), tl.sum(derror, 0), D)
                 store_rows(dz_of, t, t < frame, dz, D)
                 store_rows(dv, at, valid, -derror, D)
                 store_rows(dk, at, valid, derror, D)
                 tl.store(drate + at, tl.sum(dg * slope, 1), mask=valid)
-                tl.debug_barrier()  # dk is read again, by other threads
+                of_tile = (program * tiles + tile // TILE) * D
+                # ... whose barriers also stand between dk here and dk below, which other threads read
+                add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(rows, 0), tl.sum(derror, 0), D)
                 moved = size * rates * slope
                 for i in range(0, width, BLOCK):
                     to_k = mm(dz, tl.trans(tl.load(rows_of(here, i, D, BLOCK))), MODE)

@@ -1,0 +1,71 @@
+"""Models of many timm families, random weights, as encoders: what the encoder reads is the model's own last map."""
+
+import pytest
+import timm
+import torch
+
+from tttvideo.encoder import Timm
+
+QUICK = ["test_vit", "test_convnext", "test_efficientnet", "test_byobnet", "test_resnet"]
+"""timm's own tiny test models: tokens, maps with the channels last within, and a last convolution that counts."""
+FAMILIES = [
+    *("hiera_tiny_224", "hieradet_small", "fastvit_t8", "efficientnet_lite0", "ghostnet_050", "hrnet_w18_small"),
+    *("mobilenetv3_small_050", "mobilevit_xxs", "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224", "levit_128s"),
+    *("crossvit_tiny_240", "cait_xxs24_224", "convit_tiny", "coat_tiny", "edgenext_xx_small", "efficientformer_l1"),
+    *("efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "pit_ti_224"),
+    *("vit_tiny_patch16_dinov3_qkvb", "regnetx_002", "repvit_m0_9", "mixer_s32_224", "davit_tiny", "focalnet_tiny_srf"),
+    *("poolformer_s12", "resnet10t", "inception_next_atto", "xcit_nano_12_p16_224", "tiny_vit_5m_224", "dla46x_c"),
+]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+def test_a_family_is_read_to_its_last_layer(name):
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    size = timm.create_model(name, num_classes=0).pretrained_cfg["input_size"][1:]
+    encoder = Timm(name=name, pretrained="false", grid=(2, 2)).build(size, 8)
+    frames = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        maps = encoder._pooled(frames)
+        own = encoder.model.forward_features(frames)
+    assert maps.shape[2:] == (2, 2)
+    assert maps.isfinite().all()
+    if not isinstance(own, torch.Tensor):  # several rows of tokens (crossvit, coat): the last of them
+        return
+    assert maps.shape[1] == encoder.model.num_features  # nothing behind the map is dropped
+    if own.dim() == 3:
+        own = own[:, getattr(encoder.model, "num_prefix_tokens", 0) :]
+        expected = own.mean(1)
+    else:
+        expected = own.mean((1, 2)) if own.shape[-1] == maps.shape[1] != own.shape[1] else own.mean((2, 3))
+    side = round(own.shape[1] ** 0.5) if own.dim() == 3 else min(sorted(own.shape)[1:3])
+    if side % 2 == 0:  # pools of equal size: their mean is the mean of all tokens
+        assert torch.allclose(maps.mean((2, 3)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_of_the_initial_weights_is_a_file_of_weights(tmp_path):
+    torch.manual_seed(0)  # the seed that the model itself starts from
+    donor = timm.create_model("test_vit", num_classes=0)
+    torch.save(donor.state_dict(), tmp_path / "weights.pth")
+    encoder = Timm("test_vit", pretrained=str(tmp_path / "weights.pth"), grid=(2, 2)).build((160, 160), 8)
+    assert all(torch.equal(a, b) for a, b in zip(encoder.model.parameters(), donor.parameters(), strict=True))
+    tensors = donor.state_dict()
+    del tensors["norm.bias"]  # not only matrices count
+    torch.save(tensors, tmp_path / "fewer.pth")
+    with pytest.raises(ValueError, match="1 of 78 are not in it"):
+        Timm("test_vit", pretrained=str(tmp_path / "fewer.pth"), grid=(2, 2)).build((160, 160), 8)
+
+
+class Plant:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
+    torch.save({"model": Plant(tmp_path / "it-ran")}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="holds Python objects, which would run its code"):
+        Timm("test_vit", pretrained=str(tmp_path / "weights.pth"), grid=(2, 2)).build((160, 160), 8)
+    assert not (tmp_path / "it-ran").exists()

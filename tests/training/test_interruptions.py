@@ -1,0 +1,181 @@
+"""Runs in processes of their own that are asked to stop, and go on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.training.test_run import curve, lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# train.py that sends SIGNAL to TARGET (this process; its data workers too; all of the group) at a moment: after step N
+# was logged, or when validation begins
+SCRIPT = """
+import os, subprocess, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from tttvideo.training import run
+from tttvideo.training.run_folder import JsonLines
+
+number, moment = int(os.environ["SIGNAL"]), os.environ["MOMENT"]
+rank = os.environ.get("RANK", "0")
+
+def send():
+    if rank == os.environ["AT_RANK"]:
+        whom = -os.getpgid(0) if "GROUP" in os.environ else os.getpid()
+        # from outside: data workers obey their parent
+        subprocess.run(["kill", "-s", str(number), "--", str(whom)], start_new_session=True, check=True)
+
+append, score = JsonLines.append, run.score
+def appended(self, line):
+    append(self, line)
+    if str(line.get("step")) == moment and "loss" in line:
+        send()
+
+def scored(model, batches, *others, **more):
+    def watched():
+        for number, batch in enumerate(batches):
+            if number == 1 and moment == "validation":
+                send()
+            yield batch
+    return score(model, watched(), *others, **more)
+
+if __name__ == "__main__":
+    JsonLines.append = appended
+    run.score = scored
+    code = run.main()
+    print("exit code", code, flush=True)
+    sys.exit(code)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    script = tmp_path / "signalled.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+
+    def run(argv, number, moment, *launcher, group=False, **environment):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
+        env |= {"OMP_NUM_THREADS": "1", "SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0"}
+        env |= {"GROUP": "1"} if group else {}
+        env |= environment
+        return subprocess.run(
+            [sys.executable, *launcher, str(script), *argv],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def stopped(done, name: str) -> None:
+    assert done.stderr.strip() == f"stopped by {name}: continue with the same command and --resume auto", done.stderr
+
+
+def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
+    """Data workers are sent it too, and still give the step its batches."""
+    settings = dict(data__workers=2, checkpoint__every=0, schedule__epochs=1)
+    assert train.main(arguments(out="whole", **settings)) == 0
+    done = start(arguments(**settings), signal.SIGTERM, 2, group=True)
+    assert done.returncode == 143, done.stderr
+    stopped(done, "SIGTERM")
+    run = tmp_path / "run"
+    assert [line["step"] for line in lines(run / "steps.jsonl")] == [1, 2, 3]
+    assert not (run / "run.lock").exists()
+    assert train.main(arguments("--resume", "auto", **settings)) == 0
+    assert curve(run) == curve(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "moment", "workers"),
+    [
+        (signal.SIGUSR1, 138, 3, 2),
+        (signal.SIGINT, 130, 6, 0),
+        (signal.SIGTERM, 143, 4, 2),  # an epoch's last step
+        (signal.SIGTERM, 143, "validation", 2),
+        (signal.SIGINT, 130, "validation", 0),
+    ],
+)
+def test_stopped_and_resumed_is_the_same_run(arguments, start, tmp_path, number, code, moment, workers):
+    whole = start(arguments(out="whole"), signal.SIGTERM, "never")
+    assert whole.returncode == 0, whole.stderr
+    done = start(arguments(data__workers=workers), number, moment, group=True)
+    assert done.returncode == code, done.stderr
+    stopped(done, number.name)
+    again = start(arguments("--resume", "auto", data__workers=workers), signal.SIGTERM, "never")
+    assert again.returncode == 0, again.stderr
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    if moment == "validation":
+        assert "resume step-00000004: epoch 1, batch 7 of 7" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [3, "validation"])
+def test_all_processes_of_a_run_stop_after_the_same_step(arguments, start, tmp_path, moment):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
+    settings = dict(data__batch_size=1, data__workers=1)
+    whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
+    assert whole.returncode == 0, whole.stderr
+    # the group: torchrun, which passes it on, and both of its processes
+    done = start(arguments(**settings), signal.SIGTERM, moment, *launcher, group=True, ACCELERATE_USE_CPU="1")
+    assert done.returncode != 0
+    assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
+    assert done.stderr.count("stopped by SIGTERM: continue with the same command and --resume auto (torchrun") == 1
+    argv = arguments("--resume", "auto", **settings)
+    again = start(argv, signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
+    assert again.returncode == 0, again.stderr
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+IMPATIENT = """
+import os, signal, sys, time
+from tttvideo.training import signals
+signals.PATIENCE = float(sys.argv[1])
+with signals.Signals(lambda why: print(why, flush=True)) as asked, asked.deferred():
+    print("ready", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.01)
+"""
+
+
+def test_a_second_signal_or_the_end_of_patience_ends_it():
+    for patience, again, says in ((60, True, "SIGINT came a second time"), (1, False, "came 1 s ago")):
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, str(patience)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        if again:
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        assert says in process.communicate(timeout=30)[0]
+        assert process.returncode == 138
+
+
+def test_handlers_are_put_back():
+    from tttvideo.training.signals import STOP_SIGNALS, Signals, Stopped
+
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with Signals(), pytest.raises(Stopped) as caught:
+        signal.raise_signal(signal.SIGUSR1)
+    assert caught.value.exit_code == 138
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    with Signals() as asked, asked.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.received == signal.SIGTERM
+        with pytest.raises(Stopped), asked.immediate():
+            pass

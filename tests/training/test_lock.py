@@ -1,0 +1,146 @@
+"""One run folder, one run."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import train
+from tttvideo.training import lock as module
+from tttvideo.training.config import ConfigError
+from tttvideo.training.lock import NAME, RunLock
+
+
+def test_a_second_start_is_refused_while_the_first_lives(tmp_path):
+    first = RunLock(tmp_path)
+    assert first.take() is None
+    with pytest.raises(ConfigError, match=f"is being written to by process {os.getpid()} on .*; stop that run first"):
+        RunLock(tmp_path).take()
+    first.check()
+    first.release()
+    assert RunLock(tmp_path).take() is None
+
+
+def test_released_it_leaves_nothing(tmp_path):
+    lock = RunLock(tmp_path / "a" / "b")
+    lock.take()
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == [NAME]
+    lock.release()
+    assert not (tmp_path / "a").exists()
+
+
+def owner_of_another_time(tmp_path, **changes) -> dict:
+    lock = RunLock(tmp_path)
+    lock.take()
+    owner = json.loads((tmp_path / NAME).read_text())
+    lock.release()
+    (tmp_path / NAME).write_text(json.dumps(owner | changes))
+    return owner
+
+
+def test_a_dead_process_of_this_machine_is_taken_over_from(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owner_of_another_time(tmp_path, pid=dead.pid)
+    lock = RunLock(tmp_path)
+    assert f"process {dead.pid} on" in (lock.take() or "")
+    lock.release()
+    owner_of_another_time(tmp_path, started=1)  # the number is another process's by now
+    assert "has ended" in (RunLock(tmp_path).take() or "")
+
+
+def test_another_machine_counts_by_the_folders_clock(tmp_path, monkeypatch):
+    owner_of_another_time(tmp_path, host="elsewhere", machine="m", pid=1)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # this host's clock says nothing
+    with pytest.raises(ConfigError, match="process 1 on elsewhere"):
+        RunLock(tmp_path).take()
+    now = (tmp_path / NAME).stat().st_mtime
+    os.utime(tmp_path / NAME, (now, now - 50))
+    with pytest.raises(ConfigError, match="process 1 on elsewhere"):
+        RunLock(tmp_path).take()
+    os.utime(tmp_path / NAME, (now, now - 70))
+    assert "elsewhere gave no sign of life for 7" in (RunLock(tmp_path).take() or "")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "[" * 20_000, "\0\xff", '{"pid": "x"}', '{"pid": -1, "machine": 3}']
+)
+def test_a_damaged_lock_counts_by_its_age(tmp_path, content):
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(ConfigError, match="is being written to by"):
+        RunLock(tmp_path).take()
+    os.utime(tmp_path / NAME, (0, 0))
+    assert RunLock(tmp_path).take()
+
+
+def test_it_is_kept_fresh_and_its_loss_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REFRESH", 0.05)
+    lock = RunLock(tmp_path)
+    lock.take()
+    os.utime(tmp_path / NAME, (0, 0))
+    for _ in range(200):
+        if (tmp_path / NAME).stat().st_mtime > 1:
+            break
+        threading.Event().wait(0.05)
+    else:
+        pytest.fail("not refreshed")
+    other = json.loads((tmp_path / NAME).read_text()) | {"pid": 7, "host": "elsewhere"}
+    (tmp_path / NAME).write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="was taken over by process 7 on elsewhere"):
+        lock.check()
+    lock.release()
+    assert (tmp_path / NAME).exists()  # what is another's is not removed
+    (tmp_path / NAME).unlink()
+    lock._mine = b"x"
+    with pytest.raises(ConfigError, match="is gone"):
+        lock.check()
+
+
+def _start(folder, together, answers) -> None:
+    lock = RunLock(folder)
+    together.wait()
+    try:
+        lock.take()
+        answers.put("won")
+    except ConfigError as error:
+        answers.put(str(error))
+    together.wait()  # it lives until all have tried
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_starts_in_one_instant_one_wins(tmp_path, stale):
+    fork = multiprocessing.get_context("fork")
+    for _ in range(5):
+        if stale:
+            (tmp_path / NAME).write_text("{}")
+            os.utime(tmp_path / NAME, (0, 0))
+        together, answers = fork.Barrier(4), fork.Queue()
+        starts = [fork.Process(target=_start, args=(tmp_path, together, answers)) for _ in range(4)]
+        for start in starts:
+            start.start()
+        said = [answers.get(timeout=60) for _ in starts]
+        for start in starts:
+            start.join()
+        assert said.count("won") == 1, said
+        (tmp_path / NAME).unlink()
+
+
+def test_a_run_holds_it_and_lets_go(arguments, tmp_path, capsys):
+    other = RunLock(tmp_path / "run")
+    other.take()
+    assert train.main(arguments()) == 2
+    said = capsys.readouterr().err
+    assert "is being written to by process" in said
+    assert len(said.splitlines()) == 1
+    other.release()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / NAME).write_text("{}")
+    os.utime(tmp_path / "run" / NAME, (0, 0))
+    assert train.main(arguments(schedule__epochs=1, evaluate_every=0)) == 0
+    assert "its lock on the folder is taken over" in capsys.readouterr().err
+    assert not (tmp_path / "run" / NAME).exists()

@@ -1,0 +1,136 @@
+"""The entry for the first minutes on a GPU goes through without one; what its rows say, and what becomes of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import first_gpu, verify
+from tttvideo.ttt.kernels.verified import BOUNDS, Verified
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ["versions", "smoke"],
+        pytest.param([stage.name for stage in first_gpu.STAGES if stage.name != "files"], marks=pytest.mark.slow),
+    ],
+)
+def test_it_runs_dry(stages, tmp_path, capfd):
+    assert first_gpu.main(["--budget", "550", "--out", str(tmp_path), "--dry", "--only", ",".join(stages)]) == 0
+    rows = rows_of(tmp_path)
+    assert [row["why"] for row in rows if "why" in row] == []
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
+    accurate = [row for row in rows if row["stage"] in ("smoke", "accuracy")]
+    assert all(row["within"] and row["same_bits"] for row in accurate)
+    assert all(0 < row["worst"][1] <= BOUNDS[row["mode"]] for row in accurate)
+    assert "The time was up" not in capfd.readouterr().out
+    with pytest.raises(ValueError, match="rows of a dry run"):
+        verify.verify(rows)
+
+
+WORK = """
+import sys, time
+from benchmarks.first_gpu import write
+from pathlib import Path
+stage, part, out, limit = sys.argv[1:5]
+write(Path(out), {"stage": stage, "part": int(part)})
+if part == "1":
+    sys.exit(3)
+if part == "2":
+    time.sleep(100)
+"""
+
+
+def test_a_part_that_hangs_or_breaks_costs_its_own_rows(tmp_path, monkeypatch, capfd):
+    """One is ended at its limit; what the time did not allow is named, with the command for it."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **given: popen([sys.executable, "-c", WORK, *command[3:]], **given)
+    )
+    monkeypatch.setattr(first_gpu, "LEAST", 0.0)
+    stages = (("a", 4, 2, 15.0, 4), ("b", 3, 3, 600.0, 3), ("c", 1, 1, 9.0, 1))
+    monkeypatch.setattr(first_gpu, "STAGES", tuple(first_gpu.Stage(*one) for one in stages))
+    assert first_gpu.main(["--budget", "25", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path)
+    assert {row["part"] for row in rows if row["stage"] == "a" and "why" not in row} == {0, 1, 2, 3}
+    why = {(row["stage"], row["part"]): row["why"] for row in rows if "why" in row and "part" in row}
+    assert why["a", 1] == why["b", 1] == "its process ended with exit code 3; see log.txt"
+    assert why["a", 2] == "ended after 15 seconds, its limit"
+    assert why["b", 2].startswith("ended after ")
+    assert [row["why"] for row in rows if row["stage"] == "c"] == ["the time was up before it was begun"]
+    said = capfd.readouterr().out
+    assert f"the rest: python -m benchmarks.first_gpu --budget 25 --out {tmp_path} --only b,c" in said
+
+
+def test_an_unknown_stage_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        first_gpu.main(["--budget", "9", "--out", str(tmp_path), "--only", "speed"])
+    assert ended.value.code == 2
+    assert "no stage is called speed; there are versions, smoke" in capsys.readouterr().err
+
+
+ABOUT = {"stage": "versions", "sm": 90, "packages": {"triton": "3.6.0"}}
+GOOD = {
+    **{"stage": "accuracy", "kernel": "mlp", "chunk": "frame", "mode": "bf16", "dim": 64, "shape": "frames of 196"},
+    **{"worst": ["out", 0.002], "bound": 5e-2, "within": True, "same_bits": True},
+}
+
+
+def timed(programs, tokens, speedup, mode="bf16"):
+    about = {"stage": "beside_eager", "kernel": "mlp", "chunk": "frame", "mode": mode, "dim": 64}
+    return about | {"programs": programs, "tokens": tokens, "speedup": speedup}
+
+
+TIMED = [timed(12, 392, 0.8), timed(12, 1568, 3.0), timed(96, 392, 2.0), timed(96, 1568, 9.0)]
+FOUND = Verified("mlp", "frame", "bf16", 90, "3.6", 64, 12, 1568, 0.002, 3.0)
+
+
+def test_what_is_right_and_faster_is_verified_from_where_it_is_faster():
+    verified, refused = verify.verify([ABOUT, GOOD, {**GOOD, "worst": ["W", 0.001]}, *TIMED])
+    assert verified == [FOUND, FOUND._replace(programs=96, tokens=392, speedup=2.0)]
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([GOOD, {**GOOD, "within": False, "worst": ["out", 0.2]}, *TIMED], "the error of out is 2.0e-01, above 5e-02"),
+        ([GOOD, {**GOOD, "same_bits": False}, *TIMED], "two runs gave different bits"),
+        ([GOOD, {**GOOD, "within": False, "why": "OutOfResources: shared"}, *TIMED], "OutOfResources: shared"),
+        ([GOOD], "was not timed beside the eager scan"),
+        ([GOOD, *TIMED, timed(96, 65536, 0.9)], "not faster at the largest size"),
+        ([GOOD, timed(12, 392, 2.0, "tf32")], "was not timed"),
+    ],
+)
+def test_what_is_wrong_or_slower_is_not_verified_and_why(rows, why):
+    verified, refused = verify.verify([ABOUT, *rows])
+    assert verified == []
+    assert len(refused) == 1
+    assert why in refused[0]
+
+
+def test_the_table_keeps_what_other_devices_said(tmp_path):
+    table = tmp_path / "verified.json"
+    other = FOUND._replace(sm=80)
+    table.write_text('{"rows": []}')
+    for written in ([other], [FOUND]):
+        verify.write(written, table)
+    assert [Verified(**row) for row in json.loads(table.read_text())["rows"]] == [other, FOUND]
+    verify.write([FOUND._replace(speedup=1.5)], table)
+    assert [row["speedup"] for row in json.loads(table.read_text())["rows"]] == [3.0, 1.5]
+
+
+def test_rows_without_a_device_verify_nothing(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n")
+    command = [sys.executable, "-m", "benchmarks.verify", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert ended.returncode == 2
+    assert "no row says which GPU" in ended.stderr

@@ -1,0 +1,180 @@
+"""What of a damaged file is used, and what is said of it; and that healthy files are not called damaged."""
+
+import random
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from tests.video.clips import cut, numbered, numbers, read, write
+from tttvideo.video import probe, reader
+from tttvideo.video.decode import VideoError, open_video
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    reader._already_warned.clear()
+    probe.forget()
+
+
+def moving(count):
+    """Pictures that need many bytes, so that half of a file is half of its frames."""
+    frames = numbered(count)
+    frames[:, 32:] = np.random.default_rng(0).integers(0, 255, frames[:, 32:].shape, np.uint8)
+    return frames
+
+
+HALVES = [
+    ("a.ts", "libx264", {}),
+    ("b.ts", "mpeg2video", {}),
+    ("c.wmv", "wmv2", {}),
+    ("d.ogv", "libvpx", {}),
+    ("e.flv", "libx264", {}),
+    ("f.mkv", "libx264", {}),
+    ("g.webm", "libvpx", {}),
+    ("h.avi", "mpeg4", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), HALVES, ids=[half[0] for half in HALVES])
+def test_a_half_is_noticed_whatever_the_container(tmp_path, name, codec, options):
+    whole = write(tmp_path / name, moving(60), codec, options=options)
+    frames, _, notes = read(whole)
+    assert len(frames) == 60
+    assert notes == []
+    half = cut(whole, to=whole.stat().st_size // 2 // 188 * 188 + 100)
+    frames, _, notes = read(half)
+    assert 10 < len(frames) < 50
+    assert numbers(frames)[:-1] == list(range(len(frames) - 1))  # the last one can be half a picture
+    assert len(notes) == 1, notes
+    assert f"{len(frames)} " in notes[0]
+    assert read(half)[2] == []  # once
+
+
+def test_a_transport_stream_cut_between_two_of_its_packets(tmp_path):
+    """Nothing is cut through; but pictures that others refer to come before those that are shown earlier."""
+    whole = write(tmp_path / "a.ts", moving(60), options={"bf": "3", "b-adapt": "0"}, gop=60)
+    noticed = 0
+    for part in range(20, 40, 2):
+        half = tmp_path / f"{part}.ts"
+        half.write_bytes(whole.read_bytes()[: whole.stat().st_size * part // 60 // 188 * 188])
+        noticed += bool(read(half)[2])
+    assert noticed >= 5
+
+
+def test_a_variable_rate_is_no_damage(tmp_path):
+    draw = random.Random(0)
+    shown = [i for i in range(300) if draw.random() > 0.4 or i == 299]
+    for name in ("a.mkv", "b.mp4", "c.webm"):
+        codec = "libvpx-vp9" if name == "c.webm" else "libx264"
+        pts = [40 * i for i in shown]
+        path = write(tmp_path / name, numbered(len(shown)), codec, pts=pts, base=Fraction(1, 1000))
+        frames, opened, notes = read(path)
+        assert notes == []
+        assert numbers(frames) == list(range(len(shown)))
+        assert opened.times.tolist() == pytest.approx([(i - shown[0]) / 25 for i in shown], abs=2e-3)
+
+
+def avi_header(path, change):
+    """The same AVI with other frame counts in its headers."""
+    data = bytearray(path.read_bytes())
+    for name, place in ((b"avih", 24), (b"strh", 40)):
+        at = data.index(name) + place
+        count = int.from_bytes(data[at : at + 4], "little")
+        data[at : at + 4] = change(count).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def test_avi_headers_that_count_too_many(tmp_path):
+    two = avi_header(write(tmp_path / "a.avi", numbered(60), "mpeg4"), lambda count: count + 2)
+    frames, _, notes = read(two)
+    assert (len(frames), notes) == (60, [])
+    # Two slots for every picture: 50 a second, every second one empty.
+    slots = write(tmp_path / "b.avi", numbered(60), "libx264", rate=50, pts=range(0, 120, 2), base=Fraction(1, 50))
+    with av.open(str(slots)) as container:
+        assert container.streams.video[0].frames > 100
+    frames, opened, notes = read(slots)
+    assert (len(frames), notes) == (60, [])
+    assert opened.info.fps == pytest.approx(25, rel=0.05)
+
+
+def flipped(path, seed, count, start=0.3):
+    draw, data = random.Random(seed), bytearray(path.read_bytes())
+    for _ in range(count):
+        data[draw.randrange(int(len(data) * start), len(data))] ^= 1 << draw.randrange(8)
+    path = path.with_name(f"flipped_{seed}_{path.name}")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", "libx264"), ("b.mpg", "mpeg2video"), ("c.mp4", "libx264")])
+def test_pictures_that_the_decoder_marks_as_corrupt_are_counted_and_told_once(tmp_path, name, codec):
+    whole = write(tmp_path / name, moving(60), codec)
+    told = 0
+    for seed in range(6):
+        broken = flipped(whole, seed, 10)
+        with av.open(str(broken)) as container:
+            container.streams.video[0].thread_count = 1  # concealment differs with several
+            corrupt = 0
+            try:
+                for frame in container.decode(video=0):
+                    corrupt += frame.is_corrupt
+            except av.error.FFmpegError:
+                continue
+        if not corrupt:
+            continue
+        told += 1
+        notes = read(broken)[2]
+        assert len(notes) == 1
+        assert f"{corrupt} of " in notes[0]
+        assert "damaged" in notes[0]
+        reader._already_warned.clear()
+        assert len(read(broken)[2]) == 1  # known by now, and said before the frames are seen
+    assert told >= 2
+
+
+class Failing:
+    """A container whose demuxer gives up with an error that is not FFmpeg's."""
+
+    def __init__(self, container, error, after):
+        self._container, self._error, self._after = container, error, after
+
+    def __getattr__(self, name):
+        return getattr(self._container, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._container.close()
+
+    def demux(self, *streams):
+        for number, packet in enumerate(self._container.demux(*streams)):
+            if number == self._after:
+                raise self._error
+            yield packet
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), ValueError("x"), MemoryError(), KeyError(7)])
+def test_whatever_a_demuxer_raises_is_damage(tmp_path, monkeypatch, error):
+    path = write(tmp_path / "a.ts", numbered(40), "mpeg2video")
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: Failing(real(*a, **k), error, 25))
+    frames, _, notes = read(path)
+    assert numbers(frames) == list(range(len(frames)))
+    assert 15 < len(frames) <= 25
+    assert len(notes) == 1
+    probe.forget()
+    monkeypatch.setattr(av, "open", lambda *a, **k: Failing(real(*a, **k), error, 0))
+    with pytest.raises(VideoError, match="no frame of it can be decoded"):
+        open_video(path)
+
+    def refuse(*a, **k):
+        raise error
+
+    probe.forget()
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(VideoError, match=r"a\.ts"):
+        open_video(path)

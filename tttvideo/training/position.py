@@ -1,0 +1,108 @@
+"""Where a run stands, and how a checkpoint says so: with a checksum of itself and of every other file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A position between two optimizer steps.
+
+    Args:
+        epoch: epochs completed, validation included.
+        batch: batches done in the present epoch, by each process.
+        step: optimizer steps done since the start.
+        totals: sums over the present epoch so far (loss, the task's figures, how much counted in them, frames,
+            failed, seconds).
+        best: name of the best checkpoint so far, and its value.
+        fixed: what a position depends on (processes, batch size, seed, videos, ...); must be equal to resume.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    best: str | None = None
+    best_value: float | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+def read_position(checkpoint: Path) -> Progress:
+    """The position that a checkpoint holds, after comparing all its files with what was written.
+
+    Raises:
+        OSError, ValueError, TypeError, RecursionError: the checkpoint is damaged; why.
+    """
+    content = json.loads((checkpoint / PROGRESS).read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError(f"{PROGRESS} is no JSON object")
+    files = content.pop("files", {})  # none in a checkpoint of an earlier version
+    if "checksum" in content and content.pop("checksum") != _checksum_of(content, files):
+        raise ValueError(f"{PROGRESS} is not as it was written")
+    progress = Progress(**content)
+    _refuse_absurd(progress)
+    if name_of(progress.step) != checkpoint.name:
+        raise ValueError(f"{PROGRESS} is of step {progress.step}")
+    for name, checksum in files.items():
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _file_checksum(checkpoint / name) != checksum:
+            raise ValueError(f"{name} is not as it was written")
+    return progress
+
+
+def _refuse_absurd(progress: Progress) -> None:
+    """Raises ValueError for a position that no run can have."""
+    for name in ("epoch", "batch", "step"):
+        value = getattr(progress, name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{PROGRESS} says {name} {value!r}, which is no whole number of at least 0")
+    numbers = [*progress.totals.values()] if isinstance(progress.totals, dict) else [None]
+    numbers += [progress.best_value] if progress.best_value is not None else []
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"{PROGRESS} holds sums that are no numbers")
+    if not isinstance(progress.fixed, dict):
+        raise ValueError(f"{PROGRESS} does not say what the position depends on")
+    if not (progress.best is None or (isinstance(progress.best, str) and re.fullmatch(r"step-\d{8,}", progress.best))):
+        raise ValueError(f"{PROGRESS} names {progress.best!r} as the best checkpoint")
+    batches, accumulate = (progress.fixed.get(name) for name in ("batches per epoch", "accumulate"))
+    if type(batches) is int and type(accumulate) is int and accumulate > 0:
+        steps = progress.epoch * math.ceil(batches / accumulate) + math.ceil(progress.batch / accumulate)
+        if progress.batch > batches or steps != progress.step:
+            raise ValueError(
+                f"{PROGRESS} says step {progress.step}, but {progress.epoch} epochs and {progress.batch} batches of "
+                f"{batches}, {accumulate} a step, make {steps}"
+            )
+
+
+def sealed(progress: Progress, folder: Path) -> str:
+    """progress.json of a checkpoint whose other files are in `folder`."""
+    files = {
+        path.relative_to(folder).as_posix(): _file_checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    content = json.loads(json.dumps(asdict(progress)))
+    return json.dumps({**content, "files": files, "checksum": _checksum_of(content, files)}, indent=2)
+
+
+def _checksum_of(content: dict[str, Any], files: Any) -> str:
+    return hashlib.sha256(json.dumps([content, files], sort_keys=True).encode()).hexdigest()
+
+
+def _file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"

@@ -1,0 +1,130 @@
+"""What a run tells: lines of its logs, points in the trackers, and what is shown while it works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..video.dataset import Failure
+from ..video.index import Index
+from . import memory
+from .checkpoint import Progress
+from .config import RunConfig
+from .loop import StepResult
+from .progress import Display, clock
+from .run_folder import RunFolder, Skipped, writing
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Record:
+    """Every process calls it; the leader writes and shows.
+
+    Args:
+        logged: the figures that the task logs besides the loss.
+        total_steps: of the whole run.
+        progress: where it begins.
+
+    Attributes:
+        unreadable: of each split, the first video that could not be read.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        *,
+        logged: tuple[str, ...],
+        total_steps: int,
+        progress: Progress,
+    ):
+        self.config = config
+        self.folder = folder
+        self.accelerator = accelerator
+        self.leader = accelerator.is_main_process
+        self.logged = logged
+        self.display = Display(main=self.leader, total_steps=total_steps, done_steps=progress.step)
+        self.unreadable: dict[str, Skipped] = {}
+
+    def say(self, sentence: str) -> None:
+        self.display.say(sentence)
+
+    def open_trackers(self, done_steps: int) -> None:
+        """Hides from TensorBoard what an interrupted run drew beyond `done_steps`."""
+        if self.config.trackers:
+            with writing(self.folder.path / "tensorboard"):
+                self.accelerator.init_trackers(
+                    "tensorboard", init_kwargs={"tensorboard": {"purge_step": done_steps + 1}}
+                )
+
+    def step(self, number: int, result: StepResult) -> None:
+        """A step's line in steps.jsonl, its points in the trackers, and what is shown of it."""
+        totals, step = result.progress.totals, result.progress.step
+        figures = {"loss": result.loss, **result.figures, "lr": result.lr}
+        if self.leader:
+            norm = {"grad_norm": result.grad_norm, "frames": result.frames}
+            self.folder.steps.append({"step": step, "epoch": number, **figures, **norm})
+        if step % self.config.log_every == 0:
+            self._track({f"train/{k}": v for k, v in figures.items()}, step)
+        rate = totals["frames"] / totals["seconds"]
+        self.display.step(number, self.config.schedule.epochs, step, self._means(totals), rate)
+
+    def epoch(self, progress: Progress, lr: float, metrics: dict[str, float] | None) -> None:
+        """An epoch's line in log.jsonl, its points in the trackers, and what is said of it.
+
+        Args:
+            progress: at the end of the epoch, not yet counted as done.
+            lr: of its last step.
+            metrics: of its validation, if there was one.
+        """
+        number, totals, means = progress.epoch + 1, progress.totals, self._means(progress.totals)
+        line: dict[str, Any] = {
+            "epoch": number,
+            "step": progress.step,
+            **{f"train_{name}": value for name, value in means.items()},
+            **{f"val_{name}": value for name, value in (metrics or {}).items()},
+            "frames_per_second": totals["frames"] / totals["seconds"],
+            "seconds": totals["seconds"],
+            "skipped": int(totals["failed"]),
+            "lr": lr,
+            "peak_memory_mb": memory.peak_mb(self.accelerator.device),
+        }
+        if self.leader:
+            self.folder.log.append(line)
+        self._track({f"epoch/{k}": v for k, v in line.items() if k != "step"}, progress.step)
+        measured = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        self.say(
+            f"epoch {number}/{self.config.schedule.epochs}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+            + f"  {line['frames_per_second']:,.0f} frames/s  {clock(totals['seconds'])}"
+            + (f"  | {self.config.data.split_val}: {measured}" if metrics else "")
+        )
+
+    def skip(self, index: Index, failures: list[Failure]) -> None:
+        """List videos that could not be read, each once."""
+        skipped = []
+        for failure in failures:
+            video = index.videos[failure.index]
+            reason = failure.reason.removeprefix(f"{failure.path}: ")
+            skipped.append(Skipped(failure.path, reason, video.start, video.end))
+        if skipped:
+            self.unreadable.setdefault(index.split, skipped[0])
+        for video in self.folder.skip(index.split, skipped) if self.leader and skipped else []:
+            self.say(f"skipped {video.path}: {video.reason}")
+
+    def close_trackers(self) -> None:
+        with writing(self.folder.path / "tensorboard"):
+            self.accelerator.end_training()
+
+    def close(self) -> None:
+        self.display.close()
+        self.folder.close()
+
+    def _track(self, figures: dict[str, float], step: int) -> None:
+        with writing(self.folder.path / "tensorboard"):
+            self.accelerator.log(figures, step=step)
+
+    def _means(self, totals: dict[str, float]) -> dict[str, float]:
+        """Loss and the task's figures, per video (or what else counts) so far."""
+        return {name: totals[name] / max(totals["counted"], 1) for name in ("loss", *self.logged)}

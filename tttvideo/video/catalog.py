@@ -1,0 +1,152 @@
+"""The index of videos on disk: what is known of each file (`Probe`), kept so that a file is read through once in its
+life.
+
+One small file per video, in safetensors' format: nothing in it can run. Its name is made of the video's path, size and
+time of change, so a changed video is simply another one. It is written whole or not at all, and what cannot be read is
+made again. The folder is `.tttvideo-index` in the video's folder or one above it, if there is one (it travels with the
+data: paths count from there), else $TTTVIDEO_INDEX, else the user's cache folder; TTTVIDEO_INDEX=off keeps nothing.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .clock import MISSING
+from .probe import Probe
+
+BESIDE = ".tttvideo-index"
+_FORMAT = 1  # raise it when a scan finds something else than before
+_ARRAYS = ("stamps", "entries", "checks", "keys")
+
+
+class Refused(Exception):
+    """A file is known to be no usable video; the text says why, without the path."""
+
+
+def folder_of(path: str) -> Path | None:
+    """The folder that keeps what is known of a video; None if nothing is kept."""
+    chosen = os.environ.get("TTTVIDEO_INDEX")
+    if chosen == "off":
+        return None
+    for parent in Path(os.path.abspath(path)).parents:
+        if (parent / BESIDE).is_dir():
+            return parent / BESIDE
+    if chosen:
+        return Path(chosen)
+    with suppress(RuntimeError):  # no home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tttvideo" / "index"
+    return None
+
+
+def place_of(file: tuple[str, int, int], stream: int | None) -> Path | None:
+    """Where the entry of a video stands, or would stand."""
+    import av
+
+    path, size, modified = file
+    folder = folder_of(path)
+    if folder is None:
+        return None
+    path = os.path.abspath(path)
+    if folder.name == BESIDE:
+        path = os.path.relpath(path, folder.parent)
+    identity = [_FORMAT, av.__version__, path, size, modified, stream]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return folder / name[:2] / f"{name}.safetensors"
+
+
+def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
+    """What is kept of a file; None if there is nothing, or nothing that can be read. Raises Refused."""
+    place = place_of(file, stream)
+    try:
+        data = place.read_bytes() if place else b""
+    except OSError:
+        return None
+    if not data:
+        return None
+    try:
+        return _decoded(data, file, stream)
+    except Refused:
+        raise
+    except Exception:  # damaged, or of another hand: made again
+        return None
+
+
+def store(known: Probe) -> None:
+    """Keeps what is known of a file, if it can be kept."""
+    numbers: dict[str, Any] = {
+        field.name: getattr(known, field.name) for field in fields(known) if field.name not in (*_ARRAYS, "file")
+    }
+    numbers["rule"], stamps = _compact(known.stamps)
+    tensors = {"stamps": stamps, "entries": known.entries, "checks": known.checks, "keys": known.keys}
+    _write(place_of(known.file, known.stream), numbers, tensors)
+
+
+def store_refusal(file: tuple[str, int, int], stream: int | None, reason: str) -> None:
+    """Keeps why a file is no usable video."""
+    _write(place_of(file, stream), {"refused": reason}, {})
+
+
+def _write(place: Path | None, numbers: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    if place is None:
+        return
+    # Without its own digest a flipped bit in an entry would be believed.
+    body = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"probe": json.dumps(numbers)})
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as stream:
+            temporary = stream.name
+            stream.write(hashlib.sha256(body).digest() + body)
+        os.replace(temporary, place)
+    except OSError:  # a full disk or a folder of somebody else: the file is read through again next time
+        if temporary:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Probe:
+    from safetensors.numpy import load as load_tensors
+
+    digest, body = data[:32], data[32:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError("damaged")
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    numbers = json.loads(header["__metadata__"]["probe"])
+    if "refused" in numbers:
+        raise Refused(numbers["refused"])
+    tensors = load_tensors(body)
+    rule = numbers.pop("rule")
+    numbers["streams"] = tuple(numbers["streams"])
+    tensors["stamps"] = _restored(rule, tensors["stamps"])
+    return Probe(file=file, **numbers, **tensors)
+
+
+def _compact(stamps: np.ndarray) -> tuple[list[int] | None, np.ndarray]:
+    """(first, step, count) of even stamps; else the first one, and steps as small integers where they are."""
+    steps = np.diff(stamps)
+    if MISSING in stamps or not len(steps):
+        return None, stamps
+    if (steps == steps[0]).all():
+        return [int(stamps[0]), int(steps[0]), len(stamps)], np.empty(0, np.int32)
+    for kind in (np.int16, np.int32):
+        if np.abs(steps).max() <= np.iinfo(kind).max:
+            return [int(stamps[0])], steps.astype(kind)
+    return None, stamps
+
+
+def _restored(rule: list[int] | None, array: np.ndarray) -> np.ndarray:
+    if rule is None:
+        return array
+    if len(rule) == 3:
+        first, step, count = rule
+        return first + step * np.arange(count, dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(array, dtype=np.int64)]) + rule[0]

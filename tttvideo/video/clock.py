@@ -1,0 +1,95 @@
+"""When frames are shown: time stamps of a file, as they are, to seconds that increase.
+
+Stamps are kept wherever there are any. What is missing is put between its neighbours, equal stamps are parted within
+the time to the next one, and where recordings were joined the gap is closed.
+"""
+
+import numpy as np
+
+MISSING = -(2**63)  # a frame without a stamp
+GAP = 10.0  # seconds; FFmpeg's limit, too, for a new start of the clock
+
+
+def seconds(stamps: np.ndarray, base: float, rate: float, restarts: bool) -> tuple[np.ndarray, list[tuple[int, float]]]:
+    """Times float64 [F] of frames, strictly increasing, first frame at 0; and the jumps that were closed, as
+    (frame, seconds).
+
+    Args:
+        stamps: int64 [F] in presentation order, MISSING where there is none.
+        base: seconds of a unit of the stamps.
+        rate: frames a second where no stamps tell.
+        restarts: whether the container's clock may start anew (transport and program streams).
+    """
+    known = stamps != MISSING
+    if known.sum() < max(2, 0.5 * len(stamps)) or base <= 0:
+        return np.arange(len(stamps)) / rate, []
+    first = int(stamps[known][0])
+    times = (stamps - first) * base
+    step = _step(times[known], 1 / rate)
+    jumps = _close_jumps(times, known, step) if restarts else []
+    times[~known] = np.nan
+    times = _part(np.sort(_fill(times, known, step)), step)
+    return times - times[0], jumps
+
+
+def holes(stamps: np.ndarray, constant: bool) -> int:
+    """Frames that are left out of stamps which are even elsewhere; 0 if a few gaps are nothing unusual, as at a
+    variable rate. `constant`: the container has no variable rate."""
+    steps = np.diff(np.sort(stamps[stamps != MISSING]))
+    step = float(np.median(steps)) if len(steps) else 0.0
+    if constant and step:
+        return max(0, round(float(steps.sum()) / step) - len(steps))
+    if len(steps) < 100 or not step:
+        return 0
+    even = np.abs(steps - step) <= max(1.01, 0.02 * step)  # stamps of whole milliseconds are off by one
+    gaps = steps[steps > 1.5 * step]
+    if len(gaps) > max(2, len(steps) // 200) or (~even).sum() > len(gaps) + 4:
+        return 0
+    return int(np.round(gaps / step - 1).sum())
+
+
+def ends_in_gap(stamps: np.ndarray) -> bool:
+    """Whether frames of an even rate have a gap among the last 16 only: frames that are shown before others, but come
+    after them in the file, are missing there."""
+    steps = np.diff(np.sort(stamps[stamps != MISSING]))
+    if len(steps) < 32 or len(np.unique(steps[:-16])) > 1:
+        return False
+    return bool((steps[-16:] > 1.5 * steps[0]).any())
+
+
+def _step(times: np.ndarray, default: float) -> float:
+    steps = np.diff(times)
+    steps = steps[steps > 0]
+    return float(np.median(steps)) if len(steps) else default
+
+
+def _close_jumps(times: np.ndarray, known: np.ndarray, step: float) -> list[tuple[int, float]]:
+    """Shifts what comes after a jump, in place. Decoders stamp neighbours in another order, but not by this much."""
+    places = np.flatnonzero(known)
+    steps = np.diff(times[places])
+    jumps = []
+    for at in np.flatnonzero((steps > max(GAP, 100 * step)) | (steps < -max(0.5, 10 * step))):
+        frame = int(places[at + 1])
+        jumps.append((frame, float(steps[at])))
+        times[frame:] += step - steps[at]
+    return jumps
+
+
+def _fill(times: np.ndarray, known: np.ndarray, step: float) -> np.ndarray:
+    """Frames without a stamp between their neighbours; before the first and after the last one a step apart."""
+    places = np.flatnonzero(known)
+    filled = np.interp(np.arange(len(times)), places, times[places])
+    first, last = places[0], places[-1]
+    filled[:first] = times[first] - step * np.arange(first, 0, -1)
+    filled[last + 1 :] = times[last] + step * np.arange(1, len(times) - last)
+    return filled
+
+
+def _part(times: np.ndarray, step: float) -> np.ndarray:
+    """Equal times of a sorted array, evenly over the time to the next one."""
+    values, starts, counts = np.unique(times, return_index=True, return_counts=True)
+    if len(values) == len(times):
+        return times
+    room = np.append(np.diff(values), step * counts[-1])
+    place = np.arange(len(times)) - np.repeat(starts, counts)
+    return np.repeat(values, counts) + place * np.repeat(room / counts, counts)

@@ -1,0 +1,141 @@
+"""Whether the end of a file is missing, by what its container says of its own length.
+
+Containers are asked only for what they know: counts of headers are off by a few in healthy files (AVI), and a length
+in seconds says nothing of a number of frames where the rate varies (Matroska).
+"""
+
+import os
+from typing import Any, NamedTuple
+
+
+class Reached(NamedTuple):
+    """What the packets of a film showed."""
+
+    count: int
+    empty: int
+    """Dropped frames: slots of an AVI without a picture."""
+    corrupt: int
+    slots: int
+    """End of the last packet in the stream's own unit; in an AVI this is a number of frame slots."""
+    film_end: float
+    """Seconds at which the last frame ends, on the container's clock."""
+    end: float
+    """The same of the last packet of any stream."""
+    longest: float
+    """Longest time between two frames, seconds."""
+
+
+def announced(container: Any, stream: Any, path: str, reached: Reached, rate: float) -> tuple[bool, int]:
+    """Whether the end is missing, and how many frames there should be (0: not known)."""
+    kind = container.format.name
+    if "mp4" in kind:
+        promised = _samples(stream, reached.corrupt)
+        return reached.count < promised, max(promised, stream.frames)
+    if kind == "avi":
+        return _avi(path, stream.frames, reached), stream.frames
+    if "matroska" in kind:
+        return _matroska(container, stream, path, reached, rate)
+    slack = max(0.5, 1.5 * reached.longest)
+    if kind in ("asf", "flv"):
+        duration = (container.duration or 0) / 1e6 + _start(container)
+        cut = duration - reached.end > slack or (kind == "asf" and _asf_size(path) > os.path.getsize(path))
+        return cut, round((duration - _start(container)) * rate) if cut else 0
+    if kind == "ogg":
+        return not _ogg_ends(path), 0
+    if kind == "mpegts":
+        return _ends_in_a_packet(path), 0
+    return reached.count + reached.empty < stream.frames, stream.frames
+
+
+def _start(container: Any) -> float:
+    return (container.start_time or 0) / 1e6
+
+
+def _samples(stream: Any, corrupt: int) -> int:
+    """The header of an MP4 counts all samples, its index those that the edit list keeps (a trimmed video is not
+    damaged). PyAV before 17 does not show the index: there a cut is recognised by the packet it went through.
+    """
+    if hasattr(stream, "index_entries"):
+        return min(len(stream.index_entries), stream.frames)
+    return stream.frames if corrupt else 0
+
+
+def _avi(path: str, header: int, reached: Reached) -> bool:
+    """Headers that count a few too many, or two slots for a frame, are common and harmless."""
+    missing = header - max(reached.count + reached.empty, reached.slots)
+    if missing <= 0:
+        return False
+    return missing > max(2, header // 100) or _riff_size(path) > os.path.getsize(path)
+
+
+def _matroska(container: Any, stream: Any, path: str, reached: Reached, rate: float) -> tuple[bool, int]:
+    start = _start(container)
+    duration = (container.duration or 0) / 1e6
+    told = _duration_tag(stream)  # of this track, counted from time 0; audio can be longer
+    if told is None:
+        cut, told = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
+    else:
+        cut = told - reached.film_end > max(0.1, 1.5 * reached.longest)
+    cut = cut or _segment_end(path) > os.path.getsize(path)
+    return cut, max(reached.count, round((told - start) * rate)) if cut else 0
+
+
+def _duration_tag(stream: Any) -> float | None:
+    try:
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def _riff_size(path: str) -> int:
+    """Where the first RIFF list ends by its own header; 0 if it does not say."""
+    head = _head(path, 12)
+    size = int.from_bytes(head[4:8], "little")
+    return size + 8 if head[:4] == b"RIFF" and 0 < size < 2**32 - 1 else 0
+
+
+def _segment_end(path: str) -> int:
+    """Where the segment of a Matroska file ends; 0 if it does not say (live recordings)."""
+    head = _head(path, 4096)
+    at = head.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 12 > len(head):
+        return 0
+    first = head[at + 4]
+    width = 9 - first.bit_length()
+    size = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << 7 * width) - 1)
+    return 0 if size == (1 << 7 * width) - 1 else at + 4 + width + size
+
+
+def _asf_size(path: str) -> int:
+    """The file's size by the file properties object of an ASF header; 0 if it is not there."""
+    head = _head(path, 65536)
+    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    return int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
+
+
+def _ogg_ends(path: str) -> bool:
+    """Whether the last page is whole and marked as the last one of its stream."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 131072))
+        tail = file.read()
+    at = tail.rfind(b"OggS")
+    if at < 0 or at + 27 > len(tail):
+        return False
+    lengths = tail[at + 27 : at + 27 + tail[at + 26]]
+    return bool(tail[at + 5] & 4) and at + 27 + tail[at + 26] + sum(lengths) <= len(tail)
+
+
+def _ends_in_a_packet(path: str) -> bool:
+    """Transport streams are whole packets of 188 bytes (192 with time codes, 204 with check bytes)."""
+    head, size = _head(path, 1024), os.path.getsize(path)
+    for width, first in ((188, 0), (192, 4), (204, 0)):
+        if len(head) > 4 * width and all(head[first + i * width] == 0x47 for i in range(5)):
+            return size % width != 0
+    return False
+
+
+def _head(path: str, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
