@@ -59,7 +59,7 @@ def _case(core: Core, inner: Any) -> Case:
     """The layer's own start: its W_0, steps of the paper."""
     chunk, (batch, heads, tokens, dim), device = core.shape.chunk, core.q.shape, core.q.device
     weights = {
-        name: Map(*(None if x is None else x.detach().to(device).expand(batch, *x.shape[1:]) for x in pair))
+        name: Map(*(None if x is None else x.detach().to(device).expand(batch, *x.shape) for x in pair))
         for name, pair in inner.init(dim, heads).items()
     }
     steps = chunk.tokens if isinstance(chunk, TokenCausal) else 1
