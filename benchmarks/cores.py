@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.ttt.kernels.cases import Case, fused
 from tttvideo.ttt import MLP, SGD, Linear, ResidualL2, TokenCausal
 from tttvideo.ttt.kernels import mode_of
-from tttvideo.ttt.weights import Map, zeros_like
+from tttvideo.ttt.state import Map, zeros_like
 
 if TYPE_CHECKING:
     from benchmarks.gpu_layers import Shape
@@ -59,7 +59,7 @@ def _case(core: Core, inner: Any) -> Case:
     """The layer's own start: its W_0, steps of the paper."""
     chunk, (batch, heads, tokens, dim), device = core.shape.chunk, core.q.shape, core.q.device
     weights = {
-        name: Map(*(None if x is None else x.detach().to(device).expand(batch, *x.shape[1:]) for x in pair))
+        name: Map(*(None if x is None else x.detach().to(device).expand(batch, *x.shape) for x in pair))
         for name, pair in inner.init(dim, heads).items()
     }
     steps = chunk.tokens if isinstance(chunk, TokenCausal) else 1

@@ -213,18 +213,21 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
 
     options = _options(hint)
     lists = [option for option in options if typing.get_origin(option) in (tuple, list)]
+    items: Any = value
     if lists and isinstance(value, str) and value != "null" and value[:1] not in ("[", "("):
-        several = Ellipsis in typing.get_args(lists[0]) or typing.get_origin(lists[0]) is list
-        if "," not in value and not several:
-            example = ",".join([value] * len(typing.get_args(lists[0])))
-            raise ConfigError(f"{key} must be a list, not {value!r}; write {example}")
-        value = [item.strip() for item in value.split(",") if item.strip()]
+        items = [item.strip() for item in value.split(",") if item.strip()]
     try:
-        converted = _checker(hint).parse_object({"value": value}, defaults=False).value
+        converted = _checker(hint).parse_object({"value": items}, defaults=False).value
     except ArgumentError:
         converted = None
     if converted is None and (type(None) not in options or value not in (None, "null")):
-        raise ConfigError(f"{key} must be {_kinds(hint)}, not {_shown(value)}")
+        kinds, example = _kinds(hint), ""
+        if lists:  # the example has commas: brackets are a pattern to a shell
+            of = typing.get_args(lists[0])
+            kinds = f"a list of {len(of)}" if Ellipsis not in of and typing.get_origin(lists[0]) is tuple else "a list"
+            kinds += " or null" * (type(None) in options)
+            example = "; write " + ",".join([{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2))
+        raise ConfigError(f"{key} must be {kinds}, not {_shown(value)}{example}")
     return converted
 
 

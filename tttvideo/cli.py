@@ -59,6 +59,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from tttvideo.evaluation import evaluate as run
     from tttvideo.evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report
     from tttvideo.evaluation.checkpoint import inspect_checkpoint
+    from tttvideo.video.reading import damaged_videos_named
 
     source = inspect_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else source.run
@@ -69,25 +70,26 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
     if source.task == "Prediction":
         return evaluate_prediction(args, out)
-    evaluation = run(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        root=args.root,
-        frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
-        samplings=parse_samplings(args.sampling or []),
-        views=parse_all_views(args.views or ["whole"]),
-        controls=args.controls or [],
-        by=args.by,
-        check_streaming=args.check_streaming or 0,
-        samples=6,
-        batch_size=args.batch_size,
-        segment=args.segment,
-        workers=2 if args.workers is None else args.workers,
-        device=args.device,
-        trust=args.trust,
-        progress=sys.stderr.isatty(),
-    )
+    with damaged_videos_named():
+        evaluation = run(
+            args.checkpoint,
+            args.data,
+            split=args.split,
+            root=args.root,
+            frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
+            samplings=parse_samplings(args.sampling or []),
+            views=parse_all_views(args.views or ["whole"]),
+            controls=args.controls or [],
+            by=args.by,
+            check_streaming=args.check_streaming or 0,
+            samples=6,
+            batch_size=args.batch_size,
+            segment=args.segment,
+            workers=2 if args.workers is None else args.workers,
+            device=args.device,
+            trust=args.trust,
+            progress=sys.stderr.isatty(),
+        )
     if evaluation is not None:
         print_report(evaluation)
         if out is None:

@@ -107,3 +107,38 @@ def test_an_unknown_setting_is_named_with_its_whole_key():
         parse(["--model.backbone.mixer.optimizer", "SGD", "--model.backbone.mixer.optimizer.rate", "0.01"])
     with pytest.raises(ConfigError, match=r"unknown setting model\.backbone\.mixer\.foo: TTT has no 'foo'"):
         parse(["--model.backbone.mixer.foo", "1"])
+
+
+def test_lists_with_commas():
+    words = ["--data.size", "48,32", "--trackers=wandb,tensorboard", "--optimizer.betas", "0.8,0.9"]
+    config = parse([*words, "--data.augment.speed", "0.5,2", "--data.root", "a,b"])[0]
+    assert (config.data.size, config.trackers, config.optimizer.betas) == (
+        (48, 32),
+        ("wandb", "tensorboard"),
+        (0.8, 0.9),
+    )
+    assert (config.data.augment.speed, config.data.root) == ((0.5, 2.0), "a,b")
+    stem = ["--model.encoder", "ConvStem"]
+    for name, value in (("channels", "8,8"), ("time_kernels", "3,3"), ("time_strides", "2,1")):
+        stem += [f"--model.encoder.{name}", value]
+    assert parse([*stem, "--trackers", "wandb"])[0].model.encoder.channels == (8, 8)
+    assert parse(["--trackers", "wandb"])[0].trackers == ("wandb",)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--data.size", "32"], r"size must be a list of 2, not '32'; write 32,32$"),
+        (["--data.size", "[32]"], r"size must be a list of 2, not '\[32\]'; write 32,32$"),
+        (["--data.size", "1,2,3"], r"size must be a list of 2, not '1,2,3'; write 32,32$"),
+        (["--data.size", ""], r"size must be a list of 2, not ''; write 32,32$"),
+        (["--optimizer.betas", "0.9"], r"betas must be a list of 2 or null, not '0\.9'; write 0\.5,0\.5$"),
+        (
+            ["--model.encoder", "ConvStem", "--model.encoder.channels", "a,8"],
+            r"channels must be a list, .*; write 32,32$",
+        ),
+    ],
+)
+def test_hints_of_lists_have_no_brackets_that_a_shell_would_read(words, hint):
+    with pytest.raises(ConfigError, match=hint):
+        parse(words)

@@ -1,5 +1,6 @@
 """Each mistake: one sentence on stderr, exit code 2, and nothing written."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def mistake(argv: list[str], capsys) -> str:
         (["--learning_rate", "1"], "did you mean 'optimizer.lr'?"),
         (["--optimizer.learning_rate", "1"], "did you mean 'optimizer.lr'?"),
         (["--resume", "yes"], "resume must be auto, null or a checkpoint of the run such as step-00000040, not 'yes'"),
-        (["--data.size", "33"], "data.size must be a list, not '33'; write 33,33"),
+        (["--data.size", "33"], "data.size must be a list of 2, not '33'; write 32,32"),
         (["--trackers", "tensorboard,tensorbord"], "trackers: 'tensorbord' is not available"),
         (["--data.max_frames", "few"], "data.max_frames must be int or null, not 'few'"),
         (["--see", "3"], "unknown setting see; did you mean 'seed'?"),
@@ -157,3 +158,12 @@ def test_print_config(capsys):
         train.main(["--print_config"])
     assert done.value.code in (0, None)
     assert "layer_decay: null" in capsys.readouterr().out
+
+
+def test_a_class_that_only_validation_has_is_named_at_the_start(arguments, videos, tmp_path, capsys):
+    root = tmp_path / "misspelt"
+    shutil.copytree(videos, root)
+    shutil.copytree(root / "val" / "dark", root / "val" / "darkk")
+    assert train.main(arguments(data__root=root, schedule__epochs=1)) == 0
+    said = capsys.readouterr().out
+    assert "note: a class has no video in train and cannot be learned: 'darkk' (2 in val), nearest: 'dark'" in said

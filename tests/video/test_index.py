@@ -8,7 +8,14 @@ import pytest
 
 from tttvideo.video.dataset import Failure, VideoDataset
 from tttvideo.video.folders import NoVideoWarning
-from tttvideo.video.index import DataError, build_index, load_labels, save_labels, split_names
+from tttvideo.video.index import (
+    DataError,
+    build_index,
+    load_labels,
+    save_labels,
+    split_names,
+    unlearnable_classes,
+)
 from tttvideo.video.split import seeded_split
 from tttvideo.video.transforms import Preprocessing
 
@@ -362,3 +369,74 @@ def test_a_class_folder_without_a_known_video_is_named(tmp_path):
     with pytest.warns(NoVideoWarning, match=r"class 'running' has no video \(its files: .txt\)") as warned:
         assert build_index(tmp_path, "all").labels == ["a", "b"]
     assert len(warned) == 1
+
+
+# Headers by other names, other spellings, line breaks in quotes
+
+
+@pytest.mark.parametrize(
+    ("lines", "paths"),
+    [
+        (("video_name,tag", "a.mp4,x", "b.mp4,y"), ["a.mp4", "b.mp4"]),  # Keras
+        (("tag,video_name", "x,a.mp4", "y,b.mp4"), ["a.mp4", "b.mp4"]),
+        (("# path label", "a.mp4 x", "b.mp4 y"), ["a.mp4", "b.mp4"]),
+        (("name,path,label", "one,a.mp4,x", "two,b.mp4,y"), ["a.mp4", "b.mp4"]),  # the better name counts
+        ((",filepath,action", "0,a.mp4,x", "1,b.mp4,y"), ["a.mp4", "b.mp4"]),  # pandas
+        (("a.mp4,video", "b.mp4,action"), ["a.mp4", "b.mp4"]),  # classes that are called like columns
+        (("missing.mp4,x", "b.mp4,y"), ["missing.mp4", "b.mp4"]),
+        (("video,label", "a.mp4,x", "b.mp4,y"), ["a.mp4", "b.mp4"]),
+    ],
+)
+def test_headers_by_other_names(tmp_path, lines, paths):
+    (tmp_path / "video").mkdir()
+    touch(tmp_path, "a.mp4", "b.mp4")
+    index = build_index(write(tmp_path / "l.csv", *lines), "all")
+    assert [Path(v.path).name for v in index.videos] == paths
+    assert len(index.labels) == 2
+
+
+def test_a_header_of_unknown_names_is_refused(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    listed = write(tmp_path / "l.csv", "vid,kind", "a.mp4,x", "b.mp4,y")
+    fails(
+        listed,
+        match=r"the first line of .*l\.csv names no video \('vid'\) but another does \('a\.mp4'\); if it is a header",
+    )
+    fails(write(tmp_path / "m.csv", "clip,video_file,label", "a.mp4,b.mp4,x"), match="two path columns")
+
+
+def test_other_spellings_of_a_path_are_the_same_file(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4", "c/d.mp4")
+    for other in ("./a.mp4", "c/../a.mp4", ".//a.mp4", str(tmp_path / "a.mp4")):
+        listed = write(tmp_path / "l.csv", "a.mp4,x", "b.mp4,y", f"{other},y")
+        fails(listed, match=r"line 3 labels a\.mp4 'y' but line 1 labels it 'x'")
+    rows = [f"{'./' * (i % 2)}{i // 2}.mp4,{'xy'[i // 2 % 2]},{i % 2},{i % 2 + 1}" for i in range(40)]
+    listed = write(tmp_path / "parts.csv", "path,label,start,end", *rows)
+    touch(tmp_path, *(f"{i}.mp4" for i in range(20)))
+    train, val = ({os.path.normpath(v.path) for v in build_index(listed, s).videos} for s in ("train", "val"))
+    assert len(train) + len(val) == 20
+    assert not train & val
+
+
+def test_line_breaks_in_quotes(tmp_path):
+    touch(tmp_path, "a\nb.mp4", "c.mp4")
+    listed = write(tmp_path / "l.csv", "path,label,split", '"a\nb.mp4","x",train', "", "c.mp4,y,train")
+    assert [Path(v.path).name for v in build_index(listed, "train").videos] == ["a\nb.mp4", "c.mp4"]
+    listed = write(tmp_path / "m.csv", "path,label,split", '"a\nb.mp4",x,train', "c.mp4,y,")
+    fails(listed, match=r"m\.csv line 4 has an empty split for c\.mp4")
+    listed = write(tmp_path / "n.csv", "a.mp4,x", '"c.mp4,y', "d.mp4,x", "e.mp4,y")
+    fails(listed, match=r"n\.csv line 2 cannot be read \(a quote that is not closed\)")
+
+
+def test_classes_that_cannot_be_learned_are_named(tmp_path):
+    touch(tmp_path, *(f"{s}/{c}/{i}.mp4" for s in ("train", "val") for c in ("jump", "run") for i in range(2)))
+    known = build_index(tmp_path, "train"), build_index(tmp_path, "val")
+    assert unlearnable_classes(*known) is None
+    touch(tmp_path, "val/runn/1.mp4", "val/runn/2.mp4", "val/zz/1.mp4")
+    train, val = build_index(tmp_path, "train"), build_index(tmp_path, "val")
+    said = "2 classes have no video in train and cannot be learned: 'runn' (2 in val), nearest: 'run'; 'zz' (1 in val)"
+    assert unlearnable_classes(train, val) == said
+    lists = write(tmp_path / "l.csv", "path,label,split", "a.mp4,p,train", "b.mp4,q;p,train", "c.mp4,r,val")
+    touch(tmp_path, "a.mp4")
+    train = build_index(lists, "train")
+    assert unlearnable_classes(train, None) == "a class has no video in train and cannot be learned: 'r'"

@@ -93,7 +93,7 @@ def evaluate(
     samplings = list(samplings) or [parse_sampling(model.preprocessing.sampling)]
     views = [_with_length(way, source, model) for way in views]
     settings = all_settings(list(frames), samplings, views, parse_controls(controls, applicable(model)))
-    unlike = check_lengths(index, frames, samplings, views)
+    unlike = check_lengths(index, frames, samplings, views, model.preprocessing.stream)
     suite = described_suite(Path(data), index)
     rows = read_columns(Path(data), root, index) if by or suite else [{} for _ in index.videos]
     columns = choose_columns(_strata(suite, rows) if by is None else by, rows)

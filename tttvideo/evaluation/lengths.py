@@ -11,13 +11,18 @@ from tttvideo.video.sampling import Last, Sampling, Window
 
 
 def check_lengths(
-    index: Index, cuts: Sequence[int | None], samplings: Sequence[Sampling], views: Sequence[Views]
+    index: Index,
+    cuts: Sequence[int | None],
+    samplings: Sequence[Sampling],
+    views: Sequence[Views],
+    stream: int | None = None,
 ) -> list[str]:
     """Sentences on clips, spans, windows and last frames that are longer than every video of a split: they are read
     whole. Videos are opened until one is long enough for everything.
 
     Args:
         cuts: first n frames of each video; None: all.
+        stream: the video stream that is read, as ``Preprocessing.stream``.
 
     Raises:
         ValueError: if no video has as many frames as a cut: its row would say what it is not.
@@ -33,7 +38,7 @@ def check_lengths(
         if found >= most and lasting >= longest:
             break
         try:
-            with open_video(video.path) as reader:
+            with open_video(video.path, stream=stream) as reader:
                 times = reader.times[within(reader, video.start, video.end)]
         except (VideoError, OSError):
             broken = True

@@ -111,7 +111,7 @@ def compare_positions(
                 return build_index(data, part, root=root, **chosen, **source.drawn)
 
             index = read(split or default_split(data, root, source, read, labelled=labelled))
-            check_lengths(index, [frames], [], [])
+            check_lengths(index, [frames], [], [], model.preprocessing.stream)
             found = losses_by_position(model, index, frames=frames, batch_size=batch_size, segment=segment)
             seeds.append(_seed(index, found))
             marks.append(source.sha256)

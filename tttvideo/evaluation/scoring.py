@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
 from tttvideo.evaluation.controls import without
 from tttvideo.evaluation.settings import Setting, passes
@@ -16,6 +15,7 @@ from tttvideo.video.index import Video
 from tttvideo.video.sampling import Sampling
 from tttvideo.video.segments import Piece, SegmentedBatches, video_pieces
 from tttvideo.video.transforms import Preprocessing
+from tttvideo.video.workers import WorkerLoader
 
 NOT_FINITE = "the model's logits are not finite"
 """A ``Score.failure``."""
@@ -59,6 +59,10 @@ class _Reading:
         path, start, end = view.source.path, view.source.start, view.source.end
         how = (self.preprocessing, self.segment, self.max_frames, self.sampling)
         return video_pieces(path, *how, start, end, view.crop, self.shuffled)
+
+
+def _path(view: View) -> str:
+    return view.source.path
 
 
 class _Rows:
@@ -137,15 +141,13 @@ def score_videos(
             views = [View(number, video) for number, video in enumerate(videos)]
             cuts: list[int | None] = [settings[position].frames for position in group]
         else:  # what is divided is cut already
-            views = expand(videos, ways, cut)
+            views = expand(videos, ways, cut, model.preprocessing.stream)
             cuts = [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
         reading = _Reading(model.preprocessing, segment, longest, rule, control == "shuffled")
-        pieces = SegmentedBatches(batches, reading, model.preprocessing.size)
-        loader = DataLoader(
-            pieces, batch_size=None, num_workers=min(workers, len(batches)), generator=torch.Generator()
-        )
+        pieces = SegmentedBatches(batches, reading, model.preprocessing.size, _path)
+        loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
         begun, read = time.perf_counter(), 0
         found: dict[tuple[int, int], list[Score]] = {}  # the views of each video and setting
         with without(model, control):
@@ -180,7 +182,7 @@ def _joined(views: list[Score], several: bool) -> Score:
 
 def _run(
     model: VideoModel,
-    loader: DataLoader,
+    loader: WorkerLoader,
     batches: list[list[View]],
     cuts: list[int | None],
     device: torch.device,

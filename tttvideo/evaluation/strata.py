@@ -62,10 +62,11 @@ def _key(path: str, start: Any, end: Any) -> tuple[str, float | None, float | No
 
 
 def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[Column]:
-    """Columns as asked for, "depth" or "depth:8" for eight bins. Raises ValueError with those that there are."""
+    """Columns as asked for, "depth" or "depth:8" for eight bins, several per string allowed ("depth,needle"). Raises
+    ValueError with those that there are."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("path", "label", "split", "index")))
     columns = []
-    for text in wanted:
+    for text in (part for words in wanted for part in ([words] if words in names else words.split(","))):
         match = re.fullmatch(r"(.+?)(?::(\d+))?", text)
         name, bins = (match[1], int(match[2] or BINS)) if match else (text, BINS)
         if bins < 1:

@@ -115,13 +115,13 @@ def parse_views(text: str) -> Views:
     raise ValueError(f"--views takes {_RULES}, e.g. clips=4x3:64; got {text!r}")
 
 
-def expand(videos: Sequence[Video], views: Views, frames: int | None) -> list[View]:
-    """The views of every video, cut to its first ``frames`` frames before. A video that cannot be opened stays one
-    view: that reading it fails is a result."""
+def expand(videos: Sequence[Video], views: Views, frames: int | None, stream: int | None = None) -> list[View]:
+    """The views of every video, cut to its first ``frames`` frames before; ``stream`` as ``Preprocessing.stream``. A
+    video that cannot be opened stays one view: that reading it fails is a result."""
     found = []
     for number, video in enumerate(videos):
         try:
-            with open_video(video.path) as reader:
+            with open_video(video.path, stream=stream) as reader:
                 times = reader.times[within(reader, video.start, video.end)] + reader.offset
         except (VideoError, OSError):
             found.append(View(number, video))

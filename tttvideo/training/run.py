@@ -12,7 +12,7 @@ import torch
 
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
-from ..video.index import Index, save_labels
+from ..video.index import Index, save_labels, unlearnable_classes
 from ..video.loader import EpochSampler, Loader, train_loader, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
@@ -280,6 +280,8 @@ class Run:
             say(f"val    {len(self.val.videos)} videos ({self.val.rule}); best checkpoint: {self.rule}")
             if self.criterion.note:
                 say(f"       {self.criterion.note}")
+        if sentence := unlearnable_classes(self.train, self.val):
+            say(f"note: {sentence}")
         say(
             f"model  {sum(p.numel() for p in self.model.parameters()):,} parameters; {world} process"
             f"{'es' if world > 1 else ''} on {self.accelerator.device.type}, {config.precision}; "

@@ -4,6 +4,7 @@ An item is asked for by (epoch, index), and its randomness comes from (seed, epo
 which process, in which order and after how many restarts it is read, it is the same.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from tttvideo.video.reading import Notes, catch_damage, open_sized, within
 from tttvideo.video.sampling import Dense, Uniform, parse_sampling
 from tttvideo.video.segments import video_pieces
 from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
+from tttvideo.video.workers import TIME_LIMIT
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class DataConfig:
             videos.
         batch_size: videos per process and step.
         workers: processes that decode, per training process; 0: decode in the training process.
+        time_limit: seconds that a worker may take for one video; then the run stops and names it.
         buckets: sort the videos into this many groups by length and make batches within a group, which wastes
             less on padding; 1: no groups.
         cache: keep decoded frames in `memory`, or on `disk` in cache_dir, or `none`.
@@ -67,6 +70,7 @@ class DataConfig:
     max_frames: int | None = None
     batch_size: int = 8
     workers: int = 2
+    time_limit: float = TIME_LIMIT
     buckets: int = 1
     cache: Literal["none", "memory", "disk"] = "none"
     cache_dir: str | None = None
@@ -77,6 +81,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        if not 0 < self.time_limit < math.inf:
+            raise DataError(f"data.time_limit is {self.time_limit:g}; it must be a positive number of seconds")
         if self.cache not in ("none", "memory", "disk"):
             raise DataError(f"data.cache is {self.cache!r}; it must be none, memory or disk")
         object.__setattr__(self, "size", self.preprocessing.size)  # checks size, fit and sampling too
@@ -187,6 +193,12 @@ class VideoDataset(Dataset):
         else:
             frames = self.preprocessing.apply(frames)
         return Sample(frames, self._label(video), i, video.path, "; ".join(notes) or None)
+
+    def name(self, item: tuple[int, int]) -> str:
+        return self.path(item[1])
+
+    def path(self, i: int) -> str:
+        return self.index.videos[i].path
 
     def decode(self, i: int) -> Clip:
         """All frames of a video that training could ask for, at decode size.

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from tttvideo.printing import is_unicode, printable
 from tttvideo.video.errors import PartialVideoWarning
+from tttvideo.video.kinds import VIDEO_EXTENSIONS, holds_images
 from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
-
-_MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
-VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png"}
 
 
 class NoVideoWarning(PartialVideoWarning):
@@ -54,13 +51,6 @@ def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[
             f"{root} holds no videos; expected {root.name}/<class>/*.mp4 or {root.name}/train/<class>/*.mp4"
         )
     return rows
-
-
-def holds_images(folder: str | Path) -> bool:
-    """Whether a folder is one video given as frame images: images in it and no videos."""
-    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    extensions = {os.path.splitext(name)[1].lower() for name in names}
-    return bool(extensions & IMAGE_EXTENSIONS) and not extensions & VIDEO_EXTENSIONS
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """A folder of frame images (frame_1.jpg ... frame_100.jpg) read as a video."""
 
 import os
-import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,30 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tttvideo.video.kinds import IMAGE_EXTENSIONS, choose_frames
 from tttvideo.video.pyav_reader import Converter
-from tttvideo.video.reader import Reader, VideoError, VideoInfo, checked_size
+from tttvideo.video.reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The images of a folder in natural order (2.jpg before 10.jpg); hidden files are left out."""
-    files = [file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted((file for file in files if not file.name.startswith(".")), key=_natural)
-
-
-def _natural(file: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", file.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+# Kinds of folders of which it was said which images are their frames.
+_already_said: set[str] = set()
 
 
 class ImageFolderReader(Reader):
     """Images of a folder as frames, `fps` of them a second; all are brought to the size of the first one."""
 
     def __init__(self, path: str, size: Any, fps: float):
-        self._files = image_files(path)
+        self._files = _frames(path)
         if not self._files:
-            raise VideoError(f"{path}: the folder holds no frame images ({', '.join(IMAGE_SUFFIXES)})")
+            raise VideoError(f"{path}: the folder holds no frame images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
         first = _decode(self._files[0])
         if first is None:
             raise VideoError(f"{path}: its first image, {self._files[0].name}, cannot be decoded")
@@ -66,6 +57,23 @@ class ImageFolderReader(Reader):
 
     def close(self) -> None:
         pass
+
+
+def _frames(folder: str) -> list[Path]:
+    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    images = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
+    try:
+        frames = choose_frames(images)
+    except ValueError as error:
+        raise VideoError(
+            f"{folder}: the folder holds several kinds of images, of which one must be the frames: {error}; leave one "
+            "kind in it"
+        ) from None
+    if frames.left_out and frames.left_out not in _already_said:
+        _already_said.add(frames.left_out)
+        message = f"{folder}: {len(frames.names)} images are frames, {frames.left_out} are left out"
+        warnings.warn(message, VideoWarning, stacklevel=4)
+    return [Path(folder, name) for name in frames.names]
 
 
 def _decode(file: Path) -> Any:

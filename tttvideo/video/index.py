@@ -121,6 +121,34 @@ def split_names(source: str | Path, root: str | Path | None = None, *, labelled:
     return sorted({row.split for row in rows if row.split})
 
 
+def unlearnable_classes(train: Index, val: Index | None) -> str | None:
+    """A sentence on classes without a training video, as a misspelt folder makes them; None if all have one."""
+    counts = [_videos_of_each_class(index) for index in (train, val) if index]
+    absent = [i for i, count in enumerate(counts[0]) if not count]
+    if not absent:
+        return None
+    there = [name for name, count in zip(train.labels, counts[0]) if count]
+    named = []
+    for i in absent[:5]:
+        elsewhere = f" ({counts[1][i]} in {val.split})" if val and counts[1][i] else ""
+        near = difflib.get_close_matches(train.labels[i], there, n=1, cutoff=0.75)
+        named.append(f"{train.labels[i]!r}{elsewhere}{f', nearest: {near[0]!r}' if near else ''}")
+    more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+    one = len(absent) == 1
+    return (
+        f"{'a class has' if one else f'{len(absent)} classes have'} no video in {train.split} and cannot be learned: "
+        f"{'; '.join(named)}{more}"
+    )
+
+
+def _videos_of_each_class(index: Index) -> list[int]:
+    counts = [0] * len(index.labels)
+    for video in index.videos:
+        for label in video.label if isinstance(video.label, tuple) else (video.label,):
+            counts[label] += 1  # type: ignore[index]
+    return counts
+
+
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:
     """Writes the class names, in order, as a JSON list."""
     Path(path).write_text(json.dumps(list(labels), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -8,25 +8,27 @@ folder, or from a root that is given beside it.
 import csv
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .kinds import VIDEO_EXTENSIONS, holds_images
+
 # What a split may be called where nothing else says that a name is a split.
 SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
-_ALIASES = {
-    "path": "path",
-    "video": "path",
-    "file": "path",
-    "filename": "path",
-    "video_path": "path",
-    "label": "label",
-    "labels": "label",
-    "class": "label",
-    "start": "start",
-    "end": "end",
-    "group": "group",
-    "split": "split",
+# What a header may call a column: where none of the first names is there, one of the second.
+_NAMES = {
+    "path": (
+        ("path", "video", "file", "filename", "video_path"),
+        ("file_name", "filepath", "file_path", "video_name", "video_file", "videoname", "clip", "clip_path"),
+    ),
+    "label": (
+        ("label", "labels", "class"),
+        ("tag", "tags", "label_name", "class_name", "classname", "category", "action", "target"),
+    ),
+    "start": (("start",), ("start_time", "start_sec", "t_start")),
+    "end": (("end",), ("end_time", "end_sec", "t_end")),
+    "group": (("group",), ()),
+    "split": (("split",), ("subset",)),
 }
 
 
@@ -63,13 +65,13 @@ def read_list(
     """
     path = Path(path)
     base = path.parent if root is None else Path(root)
-    lines = _lines(path)
-    delimiter = _delimiter([text for _, text in lines], labelled)
-    cells = [(number, _split(f"{path} line {number}", text, delimiter)) for number, text in lines]
+    cells, delimiter = _records(path, labelled)
     first = [cell.lower() for cell in cells[0][1]]
-    known = {_ALIASES.get(name) for name in first}
-    if "path" in known or ("label" in known and not (base / cells[0][1][0]).exists()):
-        columns = _header_columns(path, first)
+    first = [cell.removeprefix("#") for cell in first[first[0] == "#" :]]
+    columns = _header_columns(path, first)
+    if _is_header(columns, base, cells[0][1]):
+        if "path" not in columns:
+            raise DataError(f"{path} has no path column (columns: {', '.join(first)}); name it 'path'")
         cells = cells[1:]
         if not cells:
             raise DataError(f"{path} has a header but no rows; list one video per line")
@@ -77,6 +79,7 @@ def read_list(
     else:
         columns = _positional_columns(path, [row for _, row in cells])
         width = len(columns)
+        _refuse_unknown_header(path, base, [row for _, row in cells])
     if labelled and "label" not in columns:
         raise DataError(
             f"{path} has no label column (found: {', '.join(first) if width > 1 else 'one column'}); "
@@ -92,11 +95,16 @@ def read_list(
             )
         named = {name: row[i] for name, i in columns.items() if i < len(row)}
         rows.append(_row(where, base, named, labelled))
+    # One spelling for every file, so that `./a` and `a` are the same and never stand on both sides of a split.
+    keys: dict[str, str] = {}
+    rows = [row._replace(key=keys.setdefault(os.path.normpath(row.path), row.key)) for row in rows]
     _check(path, rows, columns, bool(multi_label))
     return rows
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _records(path: Path, labelled: bool) -> tuple[list[tuple[int, list[str]]], str]:
+    """(number of its first line, cells) of every row, and the delimiter: tab or comma where every row has one, else a
+    space (an unlabelled row is then one whole path)."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -105,38 +113,81 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     if "\0" in text:
         raise DataError(f"{path} is not a text file (UTF-8); give a folder of videos or a list with path,label lines")
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # csv refuses the bare CR that old programs end lines with
-    lines = [(i, line.strip(" ")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    if not text.strip():
         raise DataError(f"{path} is empty; list one video per line as path,label")
-    return lines
+    lines = [line for line in text.split("\n") if line.strip()]
+    for delimiter in "\t, " if labelled else "\t,":
+        try:
+            rows = _split(path, text, delimiter)
+        except DataError:
+            if all(delimiter in line for line in lines):
+                raise
+            continue
+        if all(len(row) > 1 for _, row in rows):
+            return rows, delimiter
+    return _split(path, text, ","), ","
 
 
-def _delimiter(lines: Sequence[str], labelled: bool) -> str:
-    """Tab or comma where every line has one, else a space (an unlabelled line is then one whole path)."""
-    for delimiter in "\t,":
-        if all(delimiter in line for line in lines):
-            return delimiter
-    return " " if labelled and all(" " in line for line in lines) else ","
-
-
-def _split(where: str, line: str, delimiter: str) -> list[str]:
+def _split(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Rows by csv's rules, so that a cell in quotes may hold line breaks. One quote that is never closed would take in
+    all lines after it: refused."""
+    lines = [line.strip(" ") + "\n" for line in text.split("\n")]
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    start = 1
     try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((start, [cell.strip() for cell in row]))
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{where} cannot be read ({error}); write one video per line as path,label") from error
+        reason = "a quote that is not closed" if "unexpected end" in str(error) else str(error)
+        raise DataError(
+            f"{path} line {start} cannot be read ({reason}); write one video per line as path,label, and double the "
+            'quotes inside a value: "a ""b"".mp4"'
+        ) from error
+    return rows
 
 
 def _header_columns(path: Path, names: list[str]) -> dict[str, int]:
+    """Which column a header calls what; empty if it calls none."""
     columns: dict[str, int] = {}
-    for i, name in enumerate(names):
-        known = _ALIASES.get(name)
-        if known in columns:
-            raise DataError(f"{path} has two {known} columns ({names[columns[known]]}, {name}); rename one")
-        if known:
-            columns[known] = i
-    if "path" not in columns:
-        raise DataError(f"{path} has no path column (columns: {', '.join(names)}); name it 'path'")
+    for column, choices in _NAMES.items():
+        for choice in choices:
+            places = [i for i, name in enumerate(names) if name in choice]
+            if len(places) > 1:
+                both = ", ".join(names[i] for i in places[:2])
+                raise DataError(f"{path} has two {column} columns ({both}); rename one")
+            if places:
+                columns[column] = places[0]
+                break
     return columns
+
+
+def _is_header(columns: dict[str, int], base: Path, cells: list[str]) -> bool:
+    """A line with names of columns in it, unless it names a video: `clip7.mp4,action` is a row."""
+    if {"path", "label"} <= set(columns):
+        return True
+    named = "path" in columns or not {cell.lower() for cell in cells}.isdisjoint(_NAMES["label"][0])
+    return named and not any(_is_video(base, cell) for cell in cells)
+
+
+def _is_video(base: Path, cell: str) -> bool:
+    place = os.path.join(base, cell)
+    extension = os.path.splitext(cell)[1].lower()
+    return extension in VIDEO_EXTENSIONS or os.path.isfile(place) or (os.path.isdir(place) and holds_images(place))
+
+
+def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> None:
+    """A first line that names no video where others do is a header of names that are not known here."""
+    first, *others = rows
+    if not _is_video(base, first[0]) and not os.path.exists(os.path.join(base, first[0])):
+        there = next((row[0] for row in others if os.path.exists(os.path.join(base, row[0]))), None)
+        if there is not None:
+            raise DataError(
+                f"the first line of {path} names no video ({first[0]!r}) but another does ({there!r}); if it is a "
+                "header, call its columns path,label[,start,end][,group][,split], else correct it"
+            )
 
 
 def _positional_columns(path: Path, rows: list[list[str]]) -> dict[str, int]:
@@ -217,7 +268,7 @@ def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bo
             raise DataError(f"{row.where} has no label for {row.key}; write path,label")
         if "split" in columns and row.split is None:
             raise DataError(f"{row.where} has an empty split for {row.key}; write for example train or val")
-        span = (row.path, row.start, row.end)
+        span = (os.path.normpath(row.path), row.start, row.end)
         other = seen.setdefault(span, row)
         if other is not row and other.labels != row.labels:
             first, second = (";".join(r.labels or ()) or "none" for r in (other, row))

@@ -4,7 +4,6 @@ The loaders are sharded already and keep their own generators: do not pass them 
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tttvideo.video.cache import Clip, DiskCache, MemoryCache
 from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
@@ -21,7 +20,7 @@ from tttvideo.video.reader import PartialVideoWarning, VideoError
 from tttvideo.video.reading import catch_damage
 from tttvideo.video.segments import SegmentedBatches
 from tttvideo.video.transforms import sample_generator
-from tttvideo.video.worker_signals import follow
+from tttvideo.video.workers import WorkerLoader
 
 _log = logging.getLogger(__name__)
 _ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws
@@ -144,8 +143,8 @@ class Collate:
         )
 
 
-class Loader(DataLoader):
-    """A DataLoader of `Batch` (or `Piece`); warnings of readers in the workers are issued here, once per video.
+class Loader(WorkerLoader):
+    """Gives `Batch`es (or `Piece`s); warnings of readers in the workers are issued here, once per video.
 
     `loader.batch_sampler` is the EpochSampler: `start_at(epoch, batch)` before every epoch.
     """
@@ -186,7 +185,7 @@ def train_loader(
     lengths = None
     if config.buckets > 1:
         how = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
-        lengths = list(DataLoader(_Lengths(dataset), batch_size=None, generator=torch.Generator(), **how))
+        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **how))
     sampler = EpochSampler(
         len(dataset),
         config.batch_size,
@@ -201,10 +200,9 @@ def train_loader(
     return Loader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
-        generator=torch.Generator(),  # without it the global one is drawn from, which shifts dropout
+        collate=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=config.workers > 0,
+        persistent_workers=True,
         **options,
     )
 
@@ -232,15 +230,12 @@ def val_loader(
     dataset = _dataset(config, index, options, first=first)
     mine = list(range(rank, len(dataset), world))
     batches = [mine[start : start + config.batch_size] for start in range(0, len(mine), config.batch_size)]
-    options["num_workers"] = min(config.workers, len(batches))
-    if not options["num_workers"]:
-        options["multiprocessing_context"] = None
+    options["workers"] = min(config.workers, len(batches))
     loader = Loader(
-        SegmentedBatches(batches, partial(dataset.pieces, segment), config.size),
+        SegmentedBatches(batches, partial(dataset.pieces, segment), config.size, dataset.path),
         batch_size=None,
-        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=options["num_workers"] > 0,
+        persistent_workers=True,
         **options,
     )
     return loader, batches
@@ -248,9 +243,9 @@ def val_loader(
 
 def _options(config: DataConfig, start_method: str | None) -> dict[str, Any]:
     return {
-        "num_workers": config.workers,
-        "multiprocessing_context": start_method if config.workers else None,
-        "worker_init_fn": partial(follow, os.getpid()),
+        "workers": config.workers,
+        "multiprocessing_context": start_method,
+        "time_limit": config.time_limit,
     }
 
 
@@ -266,7 +261,7 @@ def _dataset(config: DataConfig, index: Index, options: dict[str, Any], **how: A
 def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) -> None:
     """Decodes every video into the cache: in short-lived workers if there are any, because a process that has
     used decord should not be forked."""
-    loader = DataLoader(_Clips(dataset), batch_size=None, generator=torch.Generator(), **options)
+    loader = WorkerLoader(_Clips(dataset), batch_size=None, **options)
     for i, (clip, reason, note) in enumerate(loader):
         if clip is None:
             cache.failures[i] = reason
@@ -278,14 +273,21 @@ def preload(dataset: VideoDataset, cache: MemoryCache, options: dict[str, Any]) 
     _log.info("%d videos kept in memory: %.1f MB", len(dataset) - len(cache.failures), size / 1e6)
 
 
-class _Clips(Dataset):
-    """(clip or None, why not, warning) of every video."""
+class _Each(Dataset):
+    """Something of each video of a dataset, by its number."""
 
     def __init__(self, dataset: VideoDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def name(self, i: int) -> str:
+        return self.dataset.path(i)
+
+
+class _Clips(_Each):
+    """(clip or None, why not, warning)."""
 
     def __getitem__(self, i: int) -> tuple[Clip | None, str, str]:
         with catch_damage() as notes:
@@ -296,12 +298,6 @@ class _Clips(Dataset):
         return clip, reason, "; ".join(notes)
 
 
-class _Lengths(Dataset):
-    def __init__(self, dataset: VideoDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
+class _Lengths(_Each):
     def __getitem__(self, i: int) -> int:
         return self.dataset.length(i)

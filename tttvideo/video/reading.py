@@ -13,6 +13,7 @@ from tttvideo.video.decode import open_video
 from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoWarning
 from tttvideo.video.sampling import Dense, Window, parse_sampling
 from tttvideo.video.transforms import Preprocessing
+from tttvideo.video.workers import DataNote
 
 # Times in lists are often rounded to milliseconds, and so are those of some containers.
 _ROUNDING = 0.00101
@@ -99,13 +100,15 @@ def catch_damage() -> Iterator[Notes]:
 
 @contextmanager
 def damaged_videos_named() -> Iterator[None]:
-    """`VideoWarning`s are for the user: the sentence, without a line of code."""
+    """Warnings of how videos are read are for the user: the sentence, without a line of code."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def sentence(message, category, filename, lineno, file=None, line=None) -> None:
             if issubclass(category, VideoWarning):
                 print(printable(f"warning: {message}"), file=sys.stderr)
+            elif issubclass(category, DataNote):
+                print(printable(f"note: {message}"), file=sys.stderr)
             else:
                 show(message, category, filename, lineno, file, line)
 

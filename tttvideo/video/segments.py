@@ -8,7 +8,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +50,18 @@ class SegmentedBatches(IterableDataset):
         pieces: of a video, uint8 [S, 3, H, W], in order; each but the last as long as a segment. Closed when no more
             are wanted. Raises VideoError or OSError when it cannot be read.
         size: height and width of the frames.
+        path: of a video, for messages.
     """
 
     def __init__(
-        self, batches: Sequence[Sequence[Any]], pieces: Callable[[Any], Iterator[Tensor]], size: tuple[int, int]
+        self,
+        batches: Sequence[Sequence[Any]],
+        pieces: Callable[[Any], Iterator[Tensor]],
+        size: tuple[int, int],
+        path: Callable[[Any], str],
     ) -> None:
-        self.batches, self.pieces, self.size = batches, pieces, size
+        self.batches, self.pieces, self.size, self.path = batches, pieces, size, path
+        self.reading: Callable[[str], None] | None = None  # in a worker: told what is read next
 
     def __iter__(self) -> Iterator[Piece]:
         worker = get_worker_info()
@@ -65,7 +71,7 @@ class SegmentedBatches(IterableDataset):
 
     def _read(self, batch: int) -> Iterator[Piece]:
         # One segment is read ahead, because the receiver must know which is the last, to let go of the state.
-        segments = _lockstep([self.pieces(video) for video in self.batches[batch]], self.size)
+        segments = _lockstep([self._named_pieces(video) for video in self.batches[batch]], self.size)
         waiting = None
         while True:
             with catch_damage() as notes:  # what is warned of in a worker would be lost: it travels with the frames
@@ -78,6 +84,16 @@ class SegmentedBatches(IterableDataset):
             notes = []
         assert waiting is not None  # at least one segment comes
         yield waiting._replace(last=True, notes=[*waiting.notes, *notes])
+
+    def _named_pieces(self, video: Any) -> Iterator[Tensor]:
+        with closing(self.pieces(video)) as pieces:  # type: ignore[type-var]  # generators
+            while True:
+                if self.reading:
+                    self.reading(self.path(video))
+                piece = next(pieces, None)
+                if piece is None:
+                    return
+                yield piece
 
 
 def read_segments(

@@ -1,0 +1,58 @@
+"""Where decord has no wheels (macOS, ARM), or does not load, everything of `tttvideo.video` works by PyAV."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.video.small import make_video
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = """
+import importlib, importlib.util, pkgutil, sys
+
+{missing}
+import tttvideo.video
+for module in pkgutil.walk_packages(tttvideo.video.__path__, "tttvideo.video."):
+    importlib.import_module(module.name)
+
+from tttvideo.video.dataset import DataConfig
+from tttvideo.video.decode import open_video
+from tttvideo.video.loader import train_loader
+
+root = {root!r}
+with open_video(root + "/train/a/0.mp4") as video:
+    print([round(f.float().mean().item() / 5) for frames in (video.read(), video.read([2, 6])) for f in frames])
+data = DataConfig(root=root, size=(16, 16), batch_size=4, workers=1, cache="memory")
+batches = list(train_loader(data, data.index("train")))
+print(sum(len(batch.paths) for batch in batches), [failure for batch in batches for failure in batch.failures])
+"""
+NOT_INSTALLED = """
+sys.modules["decord"] = None
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "decord" else find(name, *more)
+"""
+
+
+@pytest.mark.parametrize("missing", [NOT_INSTALLED, ""], ids=["not installed", "library does not load"])
+def test_video_without_decord(tmp_path, missing):
+    for name in ("train/a/0.mp4", "train/a/1.mp4", "train/b/0.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_video(tmp_path / name, 8)
+    broken = tmp_path / "broken" / "decord"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise OSError('libavcodec.so.58: cannot open shared object file')")
+    script = tmp_path / "script.py"
+    script.write_text(CODE.format(missing=missing, root=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"PYTHONPATH": os.pathsep.join([str(broken.parent), str(ROOT)]), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[0, 1, 2, 3, 4, 5, 6, 7, 2, 6]", "3 []"]
