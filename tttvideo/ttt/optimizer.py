@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -53,12 +52,12 @@ class InnerOptimizer(ABC):
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or null.")
 
-    @cached_property
+    @property
     def cumulative(self) -> bool:
         """True if a gradient that does not depend on the weights may be summed up over chunks, without a loop."""
         return self.descends and self.steps == 1 and not self.weight_norm
 
-    @cached_property
+    @property
     def linear(self) -> bool:
         """True if the update is linear in the gradient, so that every token may have its own weights."""
         return self.cumulative and self.clip is None
