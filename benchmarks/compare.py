@@ -13,7 +13,8 @@ from benchmarks.plain_scan import PlainTTTMLP
 from benchmarks.primal import PrimalTTT
 from tttvideo.ttt import TTT, Layout, TokenCausal
 from tttvideo.ttt.layer import TTTLayer
-from tttvideo.ttt.scan import Views
+from tttvideo.ttt.scan import scan
+from tttvideo.ttt.tokens import Tokens
 
 HEADS = 2
 
@@ -75,17 +76,17 @@ def over_plain_scan(batch: int, heads: int, rounds: int, device: torch.device) -
 
 def scans(layer: TTTLayer, plain: PlainTTTMLP, x: Tensor) -> dict[str, Run]:
     """Training steps of the two scans without projections and output."""
+    layout = Layout()
     with torch.no_grad():
-        state = layer.init_state(x.shape[0])
-        positions = torch.arange(x.shape[1]) % plain.size
-        views, _ = layer.project(x, state.tails, positions, 1, Layout())
+        tokens, _ = layer._tokens(x, {}, 0, layout)
         eta = plain.step_sizes(x)
-    views = Views(*(None if t is None else t.requires_grad_() for t in views))
-    mine = [plain.mini_batches(t.detach().squeeze(2) if t.dim() == 5 else t.detach()) for t in views[:3]]
+    tokens = Tokens(*(None if t is None else t.requires_grad_() for t in tokens))
+    mine = [plain.mini_batches(t.detach().squeeze(2) if t.dim() == 5 else t.detach()) for t in tokens[:3]]
     mine = [t.contiguous().requires_grad_() for t in (*mine, eta)]
 
     def ours() -> None:
-        layer._scan(views, layer.init_state(x.shape[0]), Layout())[0].sum().backward()
+        state, settings = layer.init_state(x.shape[0]), layer._chunks(tokens, layout)
+        scan(layer._loop(tokens, layout), state._replace(pending=None), tokens, **settings)[0].sum().backward()
 
     return {"ours": ours, "plain": lambda: plain.scan(*mine).sum().backward()}
 

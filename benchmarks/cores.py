@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.ttt.kernels.cases import Case, fused
 from tttvideo.ttt import MLP, SGD, Linear, ResidualL2, TokenCausal
 from tttvideo.ttt.kernels import mode_of
-from tttvideo.ttt.weights import Map, zeros_like
+from tttvideo.ttt.state import Map, zeros_like
 
 if TYPE_CHECKING:
     from benchmarks.gpu_layers import Shape

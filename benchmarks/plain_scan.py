@@ -51,7 +51,7 @@ class PlainTTTMLP(nn.Module):
         layer = self.layer
         dim = x.shape[-1] // self.heads
         rate = torch.sigmoid(layer.project.rate(x)).mT.unflatten(2, (-1, self.size))
-        rate = layer.project.base_rate * rate.permute(2, 0, 1, 3)[..., None, :] / dim
+        rate = layer.base_rate * rate.permute(2, 0, 1, 3)[..., None, :] / dim
         scale = 1.0 / torch.arange(1, self.size + 1, device=x.device, dtype=x.dtype)
         scale = torch.clamp_min(scale + layer.scale_shift, 0.0)
         return scale[:, None] * rate

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tttvideo.ttt import Layout, TokenCausal
-from tttvideo.ttt.dual import Problem, Tokens, traces
+from tttvideo.ttt.inner_gradient import InnerLoop, traces
 from tttvideo.ttt.interface import merge_heads
 from tttvideo.ttt.layer import TTTLayer
-from tttvideo.ttt.objective import Norm
-from tttvideo.ttt.weights import Map, Weights
+from tttvideo.ttt.scan import cut
+from tttvideo.ttt.state import Map, Weights
+from tttvideo.ttt.tokens import Tokens
 
 
 class PrimalTTT(nn.Module):
@@ -26,32 +27,20 @@ class PrimalTTT(nn.Module):
         self.layer, self.size = layer, layer.config.chunk.tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        layer, config, layout = self.layer, self.layer.config, Layout()
-        assert layer.norm_scale is not None
-        assert layer.norm_shift is not None
-        state = layer.init_state(x.shape[0])
-        positions = torch.arange(x.shape[1]) % self.size
-        views, _ = layer.project(x, state.tails, positions, 1, layout)
-        problem = Problem(
-            config.inner,
-            config.objective,
-            config.optimizer,
-            Norm(layer.norm_scale, layer.norm_shift),
-            state.weights,
-            layout.grid,
-        )
-        scale = layer._scale(self.size, 1, x.device, x.dtype)
-        outputs, weights = [], state.weights
-        for piece in views.split(self.size):
-            out, weights = chunk(problem, weights, piece.tokens(), scale)
+        layer, layout = self.layer, Layout()
+        tokens, _ = layer._tokens(x, {}, 0, layout)
+        loop, settings = layer._loop(tokens, layout), layer._chunks(tokens, layout)
+        outputs, weights = [], layer.init_state(x.shape[0]).weights
+        for piece in cut(tokens, self.size):
+            out, weights = chunk(loop, weights, piece, settings["scale"])
             outputs.append(out)
         return layer.o_proj(layer.post_norm(merge_heads(torch.cat(outputs, 2))))
 
 
-def chunk(problem: Problem, weights: Weights, tokens: Tokens, scale: Tensor) -> tuple[Tensor, Weights]:
+def chunk(loop: InnerLoop, weights: Weights, tokens: Tokens, scale: Tensor) -> tuple[Tensor, Weights]:
     """One chunk: outputs [B, H, K, d], and the weights of its last token."""
     each = {}  # W_t [B, H, K, inputs, outputs] and b_t [B, H, K, outputs]
-    for name, (inputs, gradients) in traces(problem, weights, tokens).items():
+    for name, (inputs, gradients) in traces(loop, weights, tokens).items():
         products = (inputs[..., :, None] * gradients[..., None, :]).cumsum(2)
         bias = weights[name].bias
         each[name] = Map(
@@ -64,7 +53,7 @@ def chunk(problem: Problem, weights: Weights, tokens: Tokens, scale: Tensor) -> 
         bias = each[name].bias
         return z if bias is None else z + bias
 
-    out = problem.objective.read(problem.model(tokens.q, own, problem.grid), tokens.q, problem.norm)
+    out = loop.objective.read(loop.model(tokens.q, own, loop.grid), tokens.q, loop.norm)
     last = {
         name: Map(map.weight[:, :, -1], None if map.bias is None else map.bias[:, :, -1:]) for name, map in each.items()
     }

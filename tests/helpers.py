@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+from torch.utils import _pytree as pytree
+
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import LSTM, Attention, Bidirectional, ConvLSTM, FrameAttention, LinearAttention, Mamba, NoMixer
 from tttvideo.ttt import (
@@ -29,6 +32,11 @@ from tttvideo.ttt import (
 
 GRID = (2, 3)
 """Token grid of one frame in property tests: not square, odd."""
+
+N = GRID[0] * GRID[1]
+
+DIM = 8
+"""Channels of layers in property tests."""
 
 ALL_INNER = [
     Linear(),
@@ -61,9 +69,7 @@ def allowed(inner, chunk) -> bool:
     return not (inner.mixes_tokens and isinstance(chunk, TokenCausal))
 
 
-ALL_TTT = [
-    *(TTT(inner=inner, heads=2, chunk=c) for inner in ALL_INNER for c in ALL_CHUNKS if allowed(inner, c)),
-    *(TTT(optimizer=o, heads=2) for o in ALL_OPTIMIZERS[1:]),
+OPTIONS = [
     TTT(inner=GLU(), objective=DotProduct(), optimizer=Muon(), heads=2, chunk=Whole(2)),  # LaCT's
     TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0), heads=2),  # ViT^3's
     TTT(inner=DWConv(time=2), objective=DotProduct(), heads=2, chunk=FrameCausal(2)),
@@ -85,6 +91,21 @@ ALL_TTT = [
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
 ]
+"""Layers for every option, and what other papers use."""
+
+ALL_TTT = [
+    *(TTT(inner=inner, heads=2, chunk=c) for inner in ALL_INNER for c in ALL_CHUNKS if allowed(inner, c)),
+    *(TTT(optimizer=o, heads=2) for o in ALL_OPTIMIZERS[1:]),
+    *OPTIONS,
+]
+
+SOME_TTT = [
+    *(TTT(inner=ALL_INNER[1], heads=2, chunk=c) for c in ALL_CHUNKS),
+    *(TTT(inner=inner, heads=2, chunk=ALL_CHUNKS[1 + i % 3]) for i, inner in enumerate(ALL_INNER)),
+    *(TTT(optimizer=o, heads=2) for o in ALL_OPTIMIZERS[2::2]),
+    *OPTIONS,
+]
+"""Every chunk, inner model and option once, and every other optimizer."""
 
 FRAME_BASELINES = [
     Attention(heads=2),
@@ -116,6 +137,9 @@ BIDIRECTIONAL = [
 
 ALL_MIXERS = [*ALL_TTT, *BASELINES, *BIDIRECTIONAL]
 
+SOME_MIXERS = [*SOME_TTT, *BASELINES, *BIDIRECTIONAL[:4]]
+"""One of each kind, for properties that hold for a reason that all of a kind share."""
+
 ALL_ENCODERS = [
     Patches(8),
     Tubelets(8, frames=2),
@@ -143,3 +167,20 @@ def name(component: object) -> str:
         if value != default:
             said.append(f"{field.name}={name(value)}")
     return f"{type(component).__name__}({','.join(said)})"
+
+
+def build(mixer, seed=0):
+    """The layer in float64, its biases, norms and position scales away from their neutral starting values."""
+    torch.manual_seed(seed)
+    layer = mixer.build(DIM).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return layer
+
+
+def distance(a, b) -> float:
+    """The largest difference between two tensors, or trees of tensors of one shape."""
+    leaves = [pytree.tree_leaves(tree) for tree in (a, b)]
+    pairs = [(x, y) for x, y in zip(*leaves, strict=True) if isinstance(x, torch.Tensor) and x.numel()]
+    return max((float((x - y).detach().abs().max()) for x, y in pairs), default=0.0)

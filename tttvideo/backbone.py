@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .mixers import TTT, FrameAttention, Mixer
 from .ttt.interface import Layout, SequenceLayer, State
-from .ttt.views import CausalConv
+from .ttt.primitives import CausalConv
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,12 @@ class Block(nn.Module):
         """A sequence may be split between calls at multiples of this many tokens."""
         return math.lcm(self.mixer.unit(tokens_per_frame), 1 if self.frame_attention is None else tokens_per_frame)
 
-    def forward(self, x: Tensor, state: BlockState, layout: Layout) -> tuple[Tensor, BlockState]:
+    def step_unit(self, tokens_per_frame: int) -> int:
+        """``SequenceLayer.step`` of this block's mixer reads multiples of this many tokens."""
+        return math.lcm(self.mixer.step_unit(tokens_per_frame), self.unit(tokens_per_frame))
+
+    def forward(self, x: Tensor, state: BlockState, layout: Layout, steps: bool = False) -> tuple[Tensor, BlockState]:
+        """``steps``: the mixer reads by its ``step``."""
         tail = state.tail
         if self.frame_attention is not None and self.frame_norm is not None:
             local, _ = self.frame_attention(self.frame_norm(x), None, layout)
@@ -127,7 +132,11 @@ class Block(nn.Module):
         if self.pre_conv is not None and self.pre_norm is not None and tail is not None:
             local, tail = self.pre_conv(self.pre_norm(x), tail, layout.lengths)
             x = x + self.drop_path(local)
-        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, layout)
+        normed = self.mixer_norm(x)
+        if steps:
+            mixed, mixer_state = self.mixer.step(normed, state.mixer, layout.grid)
+        else:
+            mixed, mixer_state = self.mixer(normed, state.mixer, layout)
         x = x + self.drop_path(self.dropout(mixed))
         x = x + self.drop_path(self.mlp(self.mlp_norm(x)))
         return x, BlockState(mixer_state, tail)
@@ -160,9 +169,23 @@ class BackboneStack(SequenceLayer):
     def init_state(self, batch: int) -> tuple[BlockState, ...]:
         return tuple(block.init_state(batch) for block in self.blocks)  # type: ignore[operator]
 
+    def step_unit(self, tokens_per_frame: int) -> int:
+        return math.lcm(*(block.step_unit(tokens_per_frame) for block in self.blocks))  # type: ignore[operator]
+
+    def step(
+        self, x: Tensor, state: tuple[BlockState, ...], grid: tuple[int, int] = (1, 1)
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        self.check_step(x, grid)
+        return self._through_blocks(x, state, Layout(grid), steps=True)
+
     def read(self, x: Tensor, state: tuple[BlockState, ...], layout: Layout) -> tuple[Tensor, tuple[BlockState, ...]]:
+        return self._through_blocks(x, state, layout, steps=False)
+
+    def _through_blocks(
+        self, x: Tensor, state: tuple[BlockState, ...], layout: Layout, steps: bool
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            x, now = block(x, before, layout)
+            x, now = block(x, before, layout, steps)
             after.append(now)
         return self.norm(x), tuple(after)

@@ -320,7 +320,7 @@ class VideoModel(nn.Module):
 
     def inner_rates(self) -> list[float]:
         """Base rate of the inner loop of every TTT layer."""
-        return [layer.project.base_rate for layer in self._ttt_layers()]
+        return [layer.base_rate for layer in self._ttt_layers()]
 
     def set_checkpointing(self, chunks: int) -> None:
         """Recomputes activations of the chunk scan in the backward pass, in groups of ``chunks``; 0: stores all."""

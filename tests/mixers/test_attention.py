@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers import GRID
-from tests.mixers.test_mixers import N, build, difference, tokens
+from tests.helpers import GRID, N, build
+from tests.helpers import distance as difference
+from tests.mixers.test_mixers import tokens
 from tttvideo.mixers import Attention, FrameAttention
 from tttvideo.mixers.frame_attention import rotate_grid
 from tttvideo.ttt import Layout

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers import BIDIRECTIONAL, GRID, name
-from tests.mixers.test_mixers import DIM, N, build, difference, tokens
+from tests.helpers import BIDIRECTIONAL, DIM, GRID, N, build, name
+from tests.helpers import distance as difference
+from tests.mixers.test_mixers import tokens
 from tttvideo.mixers import LSTM, TTT, Bidirectional, Mamba
 from tttvideo.ttt import Layout
 

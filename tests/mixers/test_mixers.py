@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.helpers import ALL_MIXERS, BASELINES, BIDIRECTIONAL, GRID, name
+from tests.helpers import BASELINES, BIDIRECTIONAL, DIM, GRID, SOME_MIXERS, N, build, name
+from tests.helpers import distance as difference
 from tttvideo.mixers import (
     LSTM,
     TTT,
@@ -20,61 +21,17 @@ from tttvideo.mixers import (
 from tttvideo.mixers.mamba import segment_sum
 from tttvideo.ttt import FrameCausal, Layout, TokenCausal
 from tttvideo.ttt.interface import merge_heads, split_heads
-
-N = GRID[0] * GRID[1]
-DIM = 8
-
-
-def build(mixer, seed=0):
-    torch.manual_seed(seed)
-    layer = mixer.build(DIM).double()
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return layer
+from tttvideo.ttt.primitives import query_key_value
 
 
 def tokens(count, batch=2):
     return torch.randn(batch, count, DIM).double()
 
 
-def difference(a, b):
-    return (a - b).abs().max().item()
-
-
 # every baseline
 
 
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
-def test_gradients_ignore_padding(mixer):
-    layer = build(mixer)
-    x = tokens(5 * N)
-    x[1, 2 * N :] = float("nan")
-    x.requires_grad_()
-    layer(x, None, Layout(GRID, torch.tensor([5, 2]) * N))[0].square().sum().backward()
-    assert x.grad is not None
-    assert (x.grad[1, 2 * N :] == 0).all()
-    together = {key: p.grad.clone() for key, p in layer.named_parameters()}
-    layer.zero_grad()
-    for row, length in ((0, 5 * N), (1, 2 * N)):
-        layer(x[row : row + 1, :length], None, Layout(GRID))[0].square().sum().backward()
-    for key, p in layer.named_parameters():
-        assert difference(p.grad, together[key]) <= 1e-10 * max(1.0, float(p.grad.abs().max())), key
-
-
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
-def test_gradients_are_those_of_finite_differences(mixer):
-    layer = build(mixer)
-    start = {key: p.detach().clone().requires_grad_() for key, p in layer.named_parameters()}
-
-    def run(x, *parameters):
-        given = dict(zip(start, parameters, strict=True))
-        return torch.func.functional_call(layer, given, (x, None, Layout(GRID)))[0]
-
-    assert torch.autograd.gradcheck(run, (tokens(2 * N, 1).requires_grad_(), *start.values()), fast_mode=True)
-
-
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL[:4]], ids=name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(mixer, dtype):
     """Under autocast sums and recurrences stay in float32; a half-precision layer runs."""
@@ -95,7 +52,7 @@ def test_half_precision(mixer, dtype):
     assert difference(y.float(), exact) <= 0.05 * (1 + float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL[:4]], ids=name)
 def test_calls_with_nothing(mixer):
     """No tokens at all, or none in any row: nothing is put out, and what follows is as if it had been first."""
     layer = build(mixer)
@@ -108,7 +65,7 @@ def test_calls_with_nothing(mixer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL[:4]], ids=name)
 def test_no_sequences_at_all(mixer, dtype):
     """B = 0, with and without tokens, with and without lengths."""
     layer, state, total = build(mixer).to(dtype), None, torch.zeros(())
@@ -123,7 +80,7 @@ def test_no_sequences_at_all(mixer, dtype):
     assert all((p.grad == 0).all() for p in layer.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL], ids=name)
+@pytest.mark.parametrize("mixer", [*BASELINES, *BIDIRECTIONAL[:4]], ids=name)
 def test_packed_sequences_without_tokens(mixer):
     layer = build(mixer)
     y, state = layer(tokens(0, 1), None, Layout(GRID, cu_seqlens=torch.tensor([0, 0, 0])))
@@ -133,7 +90,7 @@ def test_packed_sequences_without_tokens(mixer):
     assert difference(y, layer(x, None, Layout(GRID))[0]) <= 1e-12
 
 
-@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", SOME_MIXERS, ids=name)
 def test_a_state_keeps_no_more_memory_than_it_needs(mixer):
     """A view of what a call computed would keep the whole call alive."""
     layer = build(mixer)
@@ -258,11 +215,11 @@ def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
     x = tokens(3 * N)
     state = ttt.init_state(2)
     positions = torch.arange(3 * N) % (4 if causality == "token" else N)
-    views, _ = ttt.project(x, state.tails, positions, 1, Layout(GRID))
-    q, k, v, _ = control._views(x, control.init_state(2), Layout(GRID))
-    assert difference(q, views.q) == 0
-    assert difference(k, views.k[:, :, 0]) == 0
-    assert difference(v, views.v[:, :, 0]) == 0
+    tokens_, _ = ttt._tokens(x, state.tails, 0, Layout(GRID))
+    q, k, v, _ = query_key_value(control, x, control.init_state(2).tails, positions, Layout(GRID))
+    assert difference(q, tokens_.q) == 0
+    assert difference(k, tokens_.k[:, :, 0]) == 0
+    assert difference(v, tokens_.v[:, :, 0]) == 0
 
 
 @pytest.mark.parametrize(

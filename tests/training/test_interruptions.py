@@ -14,7 +14,7 @@ from tests.training.test_run import curve, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# train.py that sends SIGNAL to TARGET (this process; its data workers too; all of the group) at a moment: after step N
+# train.py that has SIGNAL sent to WHOM (itself; its group, data workers too; torchrun) at a moment: after step N
 # was logged, or when validation begins
 SCRIPT = """
 import os, subprocess, sys
@@ -29,7 +29,7 @@ rank = os.environ.get("RANK", "0")
 
 def send():
     if rank == os.environ["AT_RANK"]:
-        whom = -os.getpgid(0) if "GROUP" in os.environ else os.getpid()
+        whom = {{"self": os.getpid(), "group": -os.getpgid(0), "launcher": os.getppid()}}[os.environ["WHOM"]]
         # from outside: data workers obey their parent
         subprocess.run(["kill", "-s", str(number), "--", str(whom)], start_new_session=True, check=True)
 
@@ -61,10 +61,9 @@ def start(tmp_path):
     script = tmp_path / "signalled.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
 
-    def run(argv, number, moment, *launcher, group=False, **environment):
+    def run(argv, number, moment, *launcher, whom="group", **environment):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
-        env |= {"OMP_NUM_THREADS": "1", "SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0"}
-        env |= {"GROUP": "1"} if group else {}
+        env |= {"OMP_NUM_THREADS": "1", "SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0", "WHOM": whom}
         env |= environment
         return subprocess.run(
             [sys.executable, *launcher, str(script), *argv],
@@ -88,7 +87,7 @@ def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
     """Data workers are sent it too, and still give the step its batches."""
     settings = dict(data__workers=2, checkpoint__every=0, schedule__epochs=1)
     assert train.main(arguments(out="whole", **settings)) == 0
-    done = start(arguments(**settings), signal.SIGTERM, 2, group=True)
+    done = start(arguments(**settings), signal.SIGTERM, 2)
     assert done.returncode == 143, done.stderr
     stopped(done, "SIGTERM")
     run = tmp_path / "run"
@@ -112,7 +111,7 @@ def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
 def test_stopped_and_resumed_is_the_same_run(arguments, start, tmp_path, number, code, moment, workers):
     whole = start(arguments(out="whole"), signal.SIGTERM, "never")
     assert whole.returncode == 0, whole.stderr
-    done = start(arguments(data__workers=workers), number, moment, group=True)
+    done = start(arguments(data__workers=workers), number, moment)
     assert done.returncode == code, done.stderr
     stopped(done, number.name)
     again = start(arguments("--resume", "auto", data__workers=workers), signal.SIGTERM, "never")
@@ -123,14 +122,15 @@ def test_stopped_and_resumed_is_the_same_run(arguments, start, tmp_path, number,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [3, "validation"])
-def test_all_processes_of_a_run_stop_after_the_same_step(arguments, start, tmp_path, moment):
+@pytest.mark.parametrize(("moment", "whom"), [(3, "self"), (3, "launcher"), ("validation", "launcher")])
+def test_all_processes_of_a_run_stop_together(arguments, start, tmp_path, moment, whom):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
     settings = dict(data__batch_size=1, data__workers=1)
     whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
     assert whole.returncode == 0, whole.stderr
-    # the group: torchrun, which passes it on, and both of its processes
-    done = start(arguments(**settings), signal.SIGTERM, moment, *launcher, group=True, ACCELERATE_USE_CPU="1")
+    # one of the processes, which tells the other in the step's exchange; or torchrun, which passes it on to both
+    argv = arguments(**settings)
+    done = start(argv, signal.SIGTERM, moment, *launcher, whom=whom, ACCELERATE_USE_CPU="1")
     assert done.returncode != 0
     assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
     assert done.stderr.count("stopped by SIGTERM: continue with the same command and --resume auto (torchrun") == 1

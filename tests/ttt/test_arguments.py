@@ -6,8 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.helpers import GRID, name
-from tests.ttt.test_properties import DIM, N, build
+from tests.helpers import DIM, GRID, N, build, name
 from tttvideo.mixers import LSTM, Attention, Mamba
 from tttvideo.ttt import L2, SGD, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, TokenCausal, Whole
 from tttvideo.ttt.inner import InnerModel, MapShape
@@ -52,7 +51,7 @@ def test_bad_numbers_say_so():
         with pytest.raises(ValueError, match="1 inner step, or 2"):
             wrong()
     for wrong in (lambda: SGD(clip=0.0), lambda: SGD(clip=float("nan"))):
-        with pytest.raises(ValueError, match="above 0, or none"):
+        with pytest.raises(ValueError, match="above 0, or null"):
             wrong()
     with pytest.raises(ValueError, match="frame or token"):
         Attention(causality="tokens")
@@ -62,7 +61,7 @@ def test_bad_numbers_say_so():
 @pytest.mark.parametrize(
     ("shape", "layout", "words"),
     [
-        ((N + 1, DIM), Layout(GRID), "tokens .B, T, C."),
+        ((N + 1, DIM), Layout(GRID), "tokens x .B, T, C."),
         ((1, N, DIM), Layout((0, 1)), "at least one row and one column"),
         ((1, N, DIM), Layout(GRID, torch.tensor([2 * N])), "how many of its 6 tokens"),
         ((1, N, DIM), Layout(GRID, torch.tensor([-N])), "how many of its 6 tokens"),

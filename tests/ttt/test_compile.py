@@ -7,22 +7,21 @@ from tests.helpers import GRID, name
 from tests.ttt.test_dual import case
 from tttvideo.mixers import Attention, LinearAttention, Mamba
 from tttvideo.ttt import MLP, TTT, Adam, Conv, DotProduct, FrameCausal, Layout, Linear, TokenCausal
-from tttvideo.ttt import scan as scanning
-from tttvideo.ttt.dual import Steps
 from tttvideo.ttt.objective import ResidualL2
+from tttvideo.ttt.step import read_ahead_then_update, steps_of
 
 N = GRID[0] * GRID[1]
 
 
 @pytest.mark.parametrize("inner", [MLP(), Conv(time=2)], ids=name)
 def test_a_chunk_is_one_graph(inner):
-    problem, fast, views = case(inner, ResidualL2())
+    loop, state, tokens = case(inner, ResidualL2())
     mask = FrameCausal(2).mask(N // 2, N, torch.device("cpu"))
     scale = torch.rand(N, 1).double()
-    arguments = (problem, fast, views.tokens(), Steps.of(scale, mask, 1), True)
+    arguments = (loop, state, tokens, steps_of(scale, mask, 0, N, 1), True)
     torch._dynamo.reset()
-    compiled, after = torch.compile(scanning._chunk, fullgraph=True, backend="aot_eager")(*arguments)
-    plain, expected = scanning._chunk(*arguments)
+    compiled, after = torch.compile(read_ahead_then_update, fullgraph=True, backend="aot_eager")(*arguments)
+    plain, expected = read_ahead_then_update(*arguments)
     assert (compiled - plain).abs().max() <= 1e-12
     for key, map in expected.weights.items():
         assert (after.weights[key].weight - map.weight).abs().max() <= 1e-12

@@ -7,11 +7,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from tttvideo.ttt import TTT, ResidualL2, TokenCausal
-from tttvideo.ttt.affine import affine, dual, moved
-from tttvideo.ttt.inner.activation import gelu
+from tttvideo.ttt.derivatives import affine, dual, gelu, gelu_backward, moved, transposed
 from tttvideo.ttt.objective import Norm
-from tttvideo.ttt.weights import Map
-from tttvideo.ttt.weights import affine as by_definition
+from tttvideo.ttt.state import Map
 
 
 def leaf(*shape):
@@ -30,7 +28,8 @@ def test_maps(bias, lead):
     def weights(maps):
         return Map(maps[0], maps[1] if bias else None)
 
-    assert torch.equal(affine(weights(maps), x), by_definition(weights(maps), x))
+    assert torch.equal(affine(weights(maps), x), x @ maps[0] + (maps[1] if bias else 0.0))
+    assert gradcheck(lambda z, w: transposed(Map(w, None), z), (gradients, maps[0]))
     assert gradgradcheck(lambda x, *maps: affine(weights(maps), x), (x, *maps))
     assert gradcheck(lambda x, *maps: affine(weights(maps), x), (x, *maps))
     assert gradcheck(lambda x, i, g, e, *maps: dual(weights(maps), x, i, g, e), (x, inputs, gradients, steps, *maps))
@@ -50,6 +49,7 @@ def test_gelu():
     assert torch.equal(gelu(x), F.gelu(x, approximate="tanh"))
     assert gradcheck(gelu, x)
     assert gradgradcheck(gelu, x)
+    assert gradcheck(gelu_backward, (leaf(50), x))
 
 
 def test_gelu_far_out():

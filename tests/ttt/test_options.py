@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import GRID
-from tests.ttt.test_properties import DIM, N, build, distance
+from tests.helpers import DIM, GRID, N, build, distance
 from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
 
 
@@ -54,8 +53,8 @@ def test_tanh_gate_scales_the_output():
 
 def test_normalized_q_and_k_have_unit_length():
     layer = build(TTT(heads=2, normalize_qk=True))
-    views, _ = layer.project(torch.randn(1, N, DIM).double(), {}, torch.arange(N), 1, Layout(GRID))
-    for x in (views.q, views.k):
+    tokens, _ = layer._tokens(torch.randn(1, N, DIM).double(), {}, 0, Layout(GRID))
+    for x in (tokens.q, tokens.k):
         assert (x.norm(dim=-1) - 1).abs().max() <= 1e-12
 
 
@@ -64,10 +63,7 @@ def test_short_convolutions_along_time_see_one_place_of_the_frame():
     x = torch.randn(1, 4 * N, DIM).double()
     changed = x.clone()
     changed[:, N + 2] += 1.0  # place 2 of frame 1
-    q, other = (
-        layer.project(t, layer.project.init_state(1), torch.arange(4 * N) % N, 1, Layout(GRID))[0].q
-        for t in (x, changed)
-    )
+    q, other = (layer._tokens(t, layer.init_state(1).tails, 0, Layout(GRID))[0].q for t in (x, changed))
     differs = (q - other).abs().amax((0, 1, 3)) > 0
     assert differs.nonzero().flatten().tolist() == [N + 2, 2 * N + 2, 3 * N + 2]
 

@@ -6,14 +6,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from tests.helpers import ALL_MIXERS, GRID, name
+from tests.helpers import GRID, SOME_MIXERS, N, name
 from tttvideo.mixers import Attention
 from tttvideo.ttt import SGD, TTT, DotProduct, Layout, Linear, TokenCausal, detach, state_from, state_tensors
 
-N = GRID[0] * GRID[1]
 
-
-@pytest.mark.parametrize("mixer", [m for m in ALL_MIXERS if m.build(8).streams], ids=name)
+@pytest.mark.parametrize("mixer", [m for m in SOME_MIXERS if m.build(8).streams], ids=name)
 def test_a_stream_goes_on_from_a_file(mixer, tmp_path):
     torch.manual_seed(0)
     layer = mixer.build(8).double()
@@ -48,7 +46,7 @@ def test_detach_truncates_backpropagation():
     assert (x.grad[:, :10] != 0).any()
 
 
-@pytest.mark.parametrize("mixer", [m for m in ALL_MIXERS if not isinstance(m, Attention)], ids=name)
+@pytest.mark.parametrize("mixer", [m for m in SOME_MIXERS if not isinstance(m, Attention)], ids=name)
 def test_the_state_does_not_grow(mixer):
     """What its tensors hold in memory, not only what they show: a view keeps the whole of what it was cut from."""
     layer = mixer.build(8)

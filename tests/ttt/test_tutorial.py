@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from tests.ttt.test_dual import case
+from tests.ttt.test_dual import case, definition
 from tttvideo.model import VideoModel, from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.ttt import TTT, TokenCausal
-from tttvideo.ttt.dual import read_primal
 from tttvideo.ttt.objective import ResidualL2
 from tttvideo.ttt.scan import scan
 from tttvideo.video.transforms import Preprocessing
@@ -43,12 +42,12 @@ def test_it_is_twenty_lines():
 
 def test_the_dual_form_and_streaming_follow(mine):
     inner = mine.LowRank(rank=3)
-    problem, fast, views = case(inner, ResidualL2())
-    size = views.v.shape[3]
+    loop, state, tokens = case(inner, ResidualL2())
+    size = tokens.v.shape[3]
     scale = torch.rand(size, 1).double()
     mask = TokenCausal(size).mask(1, size, torch.device("cpu"))
-    expected, _ = read_primal(problem, fast.weights, views.split(size)[0].tokens(), scale, mask)
-    out, _ = scan(problem, fast, views, size=size, scale=scale, mask=mask, closes=[True])
+    expected, _ = definition(loop, state.weights, tokens, scale, mask)
+    out, _ = scan(loop, state, tokens, size=size, scale=scale, mask=mask)
     assert (out - expected).abs().max() <= 1e-10
     layer = TTT(inner=inner, heads=2, chunk=TokenCausal(4)).build(8).double()
     x = torch.randn(1, 11, 8).double()

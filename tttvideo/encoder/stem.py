@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import exempt_from_decay
-from ..ttt.views import last_valid
+from ..ttt.primitives import last_valid
 from .base import Encoder, EncoderState, FrameEncoder, check_divides
 
 

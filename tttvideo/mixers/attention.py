@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
-from ..ttt.views import rotate
+from ..ttt.primitives import rotate
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Attention(Mixer):
         heads: H.
         causality: ``frame``: a token sees its own whole frame and all frames before; ``token``: all tokens up
             to itself.
-        window: how many frames (``token``: tokens) are seen, a token's own included; none: all so far.
+        window: how many frames (``token``: tokens) are seen, a token's own included; null: all so far.
         rope_theta: base of the rotary embedding of time: of the frame's index (``frame``) or the token's.
     """
 
@@ -82,46 +82,55 @@ class AttentionLayer(SequenceLayer):
     def unit(self, tokens_per_frame: int) -> int:
         return tokens_per_frame if self.config.causality == "frame" else 1
 
+    def step(self, x: Tensor, state: AttentionState, grid: tuple[int, int] = (1, 1)) -> tuple[Tensor, AttentionState]:
+        self.check_step(x, grid)
+        return self._read(x, state, None, self.unit(grid[0] * grid[1]), alike=True)
+
     def read(self, x: Tensor, state: AttentionState, layout: Layout) -> tuple[Tensor, AttentionState]:
-        window, unit = self.config.window, self.unit(layout.tokens_per_frame)
-        if window is None:
-            return self._read(x, state, layout.lengths, unit)
+        lengths = layout.lengths
+        alike = lengths is None or bool((lengths == x.shape[1]).all())
+        alike = alike and bool((state.slots >= 0).all()) and bool((state.seen == state.seen[:1]).all())
+        return self._read(x, state, lengths, self.unit(layout.tokens_per_frame), alike)
+
+    def _read(
+        self, x: Tensor, state: AttentionState, lengths: Tensor | None, unit: int, alike: bool
+    ) -> tuple[Tensor, AttentionState]:
+        """``alike``: all rows have read, and read now, as many tokens, and remember the same ones."""
+        if self.config.window is None:
+            return self._attend(x, state, lengths, unit, alike)
         # In parts as long as the window (but no tiny ones), so that the cost is linear in T.
-        size = max(window, math.ceil(64 / unit)) * unit
+        size = max(self.config.window, math.ceil(64 / unit)) * unit
         outputs = []
         for i, part in enumerate(x.split(size, dim=1)):
-            lengths = None if layout.lengths is None else (layout.lengths - i * size).clamp(0, size)
-            y, state = self._read(part, state, lengths, unit)
+            own = None if lengths is None else (lengths - i * size).clamp(0, size)
+            y, state = self._attend(part, state, own, unit, alike)
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 
-    def _read(
-        self, x: Tensor, state: AttentionState, lengths: Tensor | None, unit: int
+    def _attend(
+        self, x: Tensor, state: AttentionState, lengths: Tensor | None, unit: int, alike: bool
     ) -> tuple[Tensor, AttentionState]:
         length = x.shape[1]
         slots = state.seen[:, None] + torch.arange(length)
         q, k, v = (split_heads(t, self.config.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        time = slots // unit
-        q, k = rotate(q, time, self.config.rope_theta), rotate(k, time, self.config.rope_theta)
+        q, k = rotate(slots // unit, self.config.rope_theta, q, k)
 
         held = slots if lengths is None else torch.where(torch.arange(length) < lengths[:, None], slots, -1)
         keys = torch.cat((state.keys.to(k.dtype), k), dim=2)
         values = torch.cat((state.values.to(v.dtype), v), dim=2)
         cached = torch.cat((state.slots, held), dim=1)
-        mask = self._mask(slots, cached, unit)
-        mask = None if mask is None else mask.to(x.device)
+        mask = None
+        # All tokens up to itself, and none cached: FlashAttention knows that without a mask.
+        if not (alike and unit == 1 and self.config.window is None and not state.slots.shape[1]):
+            mask = (self._mask(slots[:1], cached[:1], unit) if alike else self._mask(slots, cached, unit)).to(x.device)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None)
         y = self.o_proj(merge_heads(y))
         seen = state.seen + (length if lengths is None else lengths)
         return y, self._trimmed(AttentionState(keys, values, cached, seen), lengths, unit)
 
-    def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor | None:
+    def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor:
         """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
-        the window reaches. None: all tokens up to itself, which FlashAttention knows without a mask."""
-        if unit == 1 and self.config.window is None and torch.equal(queries, cached):
-            return None
-        if bool((cached >= 0).all()) and bool((queries == queries[:1]).all()):
-            queries, cached = queries[:1], cached[:1]
+        the window reaches."""
         age = queries[:, :, None] // unit - cached[:, None, :] // unit
         seen = (age >= 0) & (cached[:, None, :] >= 0)
         if self.config.window is not None:

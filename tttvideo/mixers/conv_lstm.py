@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer
-from ..ttt.views import at_least_float32
+from ..ttt.primitives import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ConvLSTM(Mixer):
 
     Attributes:
         kernel: tokens a side that a gate sees (odd).
-        units: channels of the state, between linear maps from and to the tokens; None: as many as tokens have, without
+        units: channels of the state, between linear maps from and to the tokens; null: as many as tokens have, without
             such maps. The gates have 8 * kernel**2 * units**2 weights.
     """
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
-from ..ttt.views import rotate
+from ..ttt.primitives import rotate
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,6 @@ class FrameAttentionLayer(SequenceLayer):
 def rotate_grid(x: Tensor, grid: tuple[int, int], base: float) -> Tensor:
     """Axial rotary positions of one frame's tokens ``x`` [B, H, N, d] in raster order, d a multiple of 4: channels of
     the first half turn with the row, those of the second with the column."""
-    rows, columns = (place.flatten() for place in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     by_row, by_column = x.chunk(2, dim=-1)
-    return torch.cat([rotate(by_row, rows, base), rotate(by_column, columns, base)], dim=-1)
+    return torch.cat([*rotate(rows, base, by_row), *rotate(columns, base, by_column)], dim=-1)

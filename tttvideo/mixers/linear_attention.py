@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads, valid_tokens
+from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, valid_tokens
 from ..ttt.objective import EPS
-from ..ttt.views import CausalConv, at_least_float32, rotate
+from ..ttt.primitives import CausalConv, at_least_float32, query_key_value
 from . import fused
 
 
@@ -35,7 +35,7 @@ class LinearAttention(Mixer):
         gate: output gate, as in ``TTT``.
         normalize_qk: q and k of unit length, as in ``TTT``.
         rope_period: rotary positions of q and k count this many tokens and start again, as they do in a TTT layer
-            (``TokenCausal.tokens``); none: the tokens of a frame; 0: no rotary positions. They come before phi, so
+            (``TokenCausal.tokens``); null: the tokens of a frame; 0: no rotary positions. They come before phi, so
             that its output stays positive.
         rope_theta: base of the rotary wavelengths.
         chunk: tokens per matrix product, rounded down to whole frames where they must stay whole. It sets the
@@ -132,7 +132,11 @@ class LinearAttentionLayer(SequenceLayer):
     def read(self, x: Tensor, state: LinearAttentionState, layout: Layout) -> tuple[Tensor, LinearAttentionState]:
         if not x.shape[1]:
             return x, state
-        q, k, v, tails = self._views(x, state, layout)
+        positions = None
+        if self.config.rope_period != 0:
+            period = self.config.rope_period or layout.tokens_per_frame
+            positions = (state.seen[:, None] + torch.arange(x.shape[1])) % period
+        q, k, v, tails = query_key_value(self, x, state.tails, positions, layout)
         with torch.autocast(x.device.type, enabled=False):
             phi = _FEATURES[self.config.feature_map]
             q, k = phi(q), phi(k)
@@ -151,26 +155,6 @@ class LinearAttentionLayer(SequenceLayer):
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
         seen = state.seen + (x.shape[1] if layout.lengths is None else layout.lengths)
         return self.o_proj(y), LinearAttentionState(sums, seen, tails)
-
-    def _views(
-        self, x: Tensor, state: LinearAttentionState, layout: Layout
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """q, k, v [B, H, T, d], in float32 at least, and the new tails of the short convolutions."""
-        config, tails = self.config, dict(state.tails)
-        q, v = self.q_proj(x), self.v_proj(x)
-        k = q if self.k_proj is None else self.k_proj(x)
-        if self.convs:
-            step = layout.tokens_per_frame if config.short_conv == "time" else 1
-            q, tails["q"] = self.convs["q"](q, tails["q"], layout.lengths, step)
-            k, tails["k"] = self.convs["k"](k, tails["k"], layout.lengths, step)
-        q, k, v = (at_least_float32(split_heads(t, config.heads)) for t in (q, k, v))
-        if config.normalize_qk:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        if config.rope_period != 0:
-            period = config.rope_period or layout.tokens_per_frame
-            positions = (state.seen[:, None] + torch.arange(x.shape[1])) % period
-            q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
-        return q, k, v, tails
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sums: Tensor, chunk: int, unit: int) -> tuple[Tensor, Tensor]:

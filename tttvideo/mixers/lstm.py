@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer
-from ..ttt.views import at_least_float32
+from ..ttt.primitives import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,20 @@ class LSTMLayer(SequenceLayer):
         return LSTMState(zeros, zeros)
 
     def read(self, x: Tensor, state: LSTMState, layout: Layout) -> tuple[Tensor, LSTMState]:
-        lengths = torch.full(x.shape[:1], x.shape[1]) if layout.lengths is None else layout.lengths
-        rows = lengths.nonzero().squeeze(1)  # nn.LSTM refuses rows without tokens
-        if not len(rows):
+        dtype = self.lstm.all_weights[0][0].dtype
+        if not x.numel():
             return x, state
-        at = rows.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            dtype = self.lstm.all_weights[0][0].dtype
-            packed = pack_padded_sequence(x[at].to(dtype), lengths[rows], batch_first=True, enforce_sorted=False)
-            before = tuple(t[at][None].to(dtype) for t in state)
-            out, after = self.lstm(packed, before)
+            if layout.lengths is None:
+                y, after = self.lstm(x.to(dtype), tuple(t[None].to(dtype) for t in state))
+                hidden, cell = (new[0].to(old.dtype) for old, new in zip(state, after, strict=True))
+                return y.to(x.dtype), LSTMState(hidden, cell)
+            rows = layout.lengths.nonzero().squeeze(1)  # nn.LSTM refuses rows without tokens
+            if not len(rows):
+                return x, state
+            at = rows.to(x.device)
+            packed = pack_padded_sequence(x[at].to(dtype), layout.lengths[rows], batch_first=True, enforce_sorted=False)
+            out, after = self.lstm(packed, tuple(t[at][None].to(dtype) for t in state))
         y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
         whole = torch.zeros_like(x).index_copy(0, at, y.to(x.dtype))
         held = (old.index_copy(0, at, new[0].to(old.dtype)) for old, new in zip(state, after, strict=True))

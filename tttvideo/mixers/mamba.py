@@ -19,7 +19,7 @@ from ..ttt.interface import (
     split_heads,
     valid_tokens,
 )
-from ..ttt.views import CausalConv, at_least_float32
+from ..ttt.primitives import CausalConv, at_least_float32
 from . import fused
 
 

@@ -4,11 +4,13 @@ Needs PyTorch only; knows neither video nor training.
 """
 
 from .chunk import Chunk, FrameCausal, TokenCausal, Whole
+from .config import TTT
 from .inner import GLU, MLP, Conv, ConvDepthwise, DWConv, InnerModel, Linear, SelfAttention
 from .interface import Layout, Mixer, SequenceLayer, detach, state_from, state_tensors
-from .layer import TTT, TTTLayer, TTTState
+from .layer import TTTLayer
 from .objective import L2, DotProduct, Objective, ResidualL2
 from .optimizer import SGD, Adam, InnerOptimizer, Momentum, Muon
+from .state import TTTState
 from .streaming import Stream
 
 __all__ = [

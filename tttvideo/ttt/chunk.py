@@ -15,7 +15,7 @@ class Chunk(ABC):
 
     @abstractmethod
     def size(self, tokens_per_frame: int) -> int | None:
-        """Tokens of one chunk, K; none: all tokens there are."""
+        """Tokens of one chunk, K; None: all tokens there are."""
 
     @abstractmethod
     def unit(self, tokens_per_frame: int) -> int:
@@ -38,7 +38,7 @@ class Chunk(ABC):
         return True
 
     def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
-        """bool [tokens, tokens], mask[t, s] true if token t of a chunk reads the gradient of token s; none if
+        """bool [tokens, tokens], mask[t, s] true if token t of a chunk reads the gradient of token s; None if
         ``whole``."""
         return None
 
@@ -93,7 +93,7 @@ class FrameCausal(Chunk):
         return self.frames == 1
 
     def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
-        if self.whole:
+        if self.frames == 1:
             return None
         frame = torch.arange(tokens, device=device) // tokens_per_frame
         return frame[:, None] >= frame[None, :]
@@ -107,7 +107,7 @@ class Whole(Chunk):
     A sequence may end inside a chunk, but not go on from there.
 
     Attributes:
-        frames: frames per chunk; none: the whole sequence, in one call: full-batch gradient descent, whose step is
+        frames: frames per chunk; null: the whole sequence, in one call: full-batch gradient descent, whose step is
             that of the mean over its frames (a chunk of n frames takes the sum of their n steps).
     """
 
@@ -115,7 +115,7 @@ class Whole(Chunk):
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 1:
-            raise ValueError(f"Whole.frames is {self.frames}; a chunk needs at least 1 frame (none: all of them).")
+            raise ValueError(f"Whole.frames is {self.frames}; a chunk needs at least 1 frame (null: all of them).")
 
     def size(self, tokens_per_frame: int) -> int | None:
         return None if self.frames is None else self.frames * tokens_per_frame

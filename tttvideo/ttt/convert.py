@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .chunk import TokenCausal
+from .config import TTT
 from .inner import MLP, Linear
-from .layer import TTT, TTTLayer
+from .layer import TTTLayer
 
 # theirs -> ours; the names of the output's projection, gate and norm agree.
 _RENAMED = {

@@ -76,49 +76,77 @@ class SequenceLayer(nn.Module, ABC):
             rows, lengths = unpack(x, layout)
             y, state = self(rows, state, Layout(layout.grid, lengths))
             return pack(y, lengths), state
-        check(x, state, layout)
-        self._check_frames(x.shape[1], layout)
+        self._check(x, state, layout)
         state = self.init_state(x.shape[0]) if state is None else state
-        valid = valid_tokens(layout.lengths, x.shape[1], x.device)
-        if valid is None:
+        if layout.lengths is None:
             return self.read(x, state, layout)
         # masked_fill, not a product: what stands in padding may be NaN
-        y, state = self.read(x.masked_fill(~valid[..., None], 0.0), state, layout)
-        return y.masked_fill(~valid[..., None], 0.0), state
+        padding = ~valid_tokens(layout.lengths, x.shape[1], x.device)[..., None]  # type: ignore[index]
+        y, state = self.read(x.masked_fill(padding, 0.0), state, layout)
+        return y.masked_fill(padding, 0.0), state
 
-    def _check_frames(self, tokens: int, layout: Layout) -> None:
-        """Refuses a call or row that ends inside a frame where only whole frames can be read."""
-        frame = layout.tokens_per_frame
-        if self.unit(frame) % frame:
-            return
-        ends = [tokens] if layout.lengths is None else [tokens, *layout.lengths.tolist()]
-        if wrong := [end for end in ends if end % frame]:
+    def step(self, x: Tensor, state: State, grid: tuple[int, int] = (1, 1)) -> tuple[Tensor, State]:
+        """``forward`` for a stream that comes in whole steps: the fast way, and one that can be exported.
+
+        Nothing depends on the values of tensors, and few things are checked: every token is valid, and so far all
+        was read in whole steps.
+
+        Args:
+            x: [B, T, C], T a multiple of ``step_unit``.
+            state: of ``init_state``, or after whole steps.
+            grid: (rows, columns) of one frame's tokens; the same in every call.
+
+        Raises:
+            ValueError: if the layer does not stream, or T is not a multiple of ``step_unit``.
+        """
+        self.check_step(x, grid)
+        return self.read(x, state, Layout(grid))
+
+    def step_unit(self, tokens_per_frame: int) -> int:
+        """``step`` reads multiples of this many tokens."""
+        return self.unit(tokens_per_frame)
+
+    def check_step(self, x: Tensor, grid: tuple[int, int]) -> None:
+        """Raises ValueError where ``step`` cannot read ``x``; looks at its shape only."""
+        if not self.streams:
+            raise ValueError(f"{type(self).__name__} sees the end of a sequence first, so it cannot read it in steps.")
+        unit = self.step_unit(grid[0] * grid[1])
+        if x.dim() != 3 or not x.shape[1] or x.shape[1] % unit:
             raise ValueError(
-                f"A frame-causal {type(self).__name__} reads whole frames of {frame} tokens, but this call has "
-                f"{wrong[0]} tokens; split the sequence at frames."
+                f"Expected x [B, T, C] with T a multiple of {unit}, got {list(x.shape)}; read whole steps."
             )
 
-
-def check(x: Tensor, state: State | None, layout: Layout) -> None:
-    """Raises ValueError, in one sentence, where tokens, state and layout do not fit together."""
-    if x.dim() != 3:
-        raise ValueError(f"A sequence layer reads tokens [B, T, C], but x is {list(x.shape)}; add what is missing.")
-    batch, tokens, _ = x.shape
-    if min(layout.grid) < 1:
-        raise ValueError(f"Layout.grid is {tuple(layout.grid)}; a frame has at least one row and one column of tokens.")
-    lengths = layout.lengths
-    if lengths is not None:
-        if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.device.type != "cpu":
-            raise ValueError("Layout.lengths must be an int64 tensor [B] on the host; use torch.tensor([...]).")
-        if lengths.shape != (batch,) or not bool(((lengths >= 0) & (lengths <= tokens)).all()):
+    def _check(self, x: Tensor, state: State | None, layout: Layout) -> None:
+        """Raises ValueError, in one sentence, where tokens, state and layout do not fit together or a call ends inside
+        a frame where only whole frames can be read."""
+        if x.dim() != 3:
+            raise ValueError(f"Expected tokens x [B, T, C], got {list(x.shape)}; add the axis that is missing.")
+        batch, tokens, _ = x.shape
+        if min(layout.grid) < 1:
             raise ValueError(
-                f"Layout.lengths {lengths.tolist()} must say for each of the {batch} rows how many of its {tokens} "
-                "tokens are valid."
+                f"Layout.grid is {tuple(layout.grid)}; a frame has at least one row and one column of tokens."
             )
-    if state is not None:
-        rows = {t.shape[0] for t in pytree.tree_leaves(state) if isinstance(t, Tensor) and t.dim()}
-        if rows - {batch}:
-            raise ValueError(f"The state is that of {min(rows - {batch})} sequences, but this call reads {batch}.")
+        lengths, ends = layout.lengths, [tokens]
+        if lengths is not None:
+            if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.device.type != "cpu":
+                raise ValueError("Layout.lengths must be an int64 tensor [B] on the host; use torch.tensor([...]).")
+            ends += lengths.tolist()
+            if lengths.shape != (batch,) or min(ends) < 0 or max(ends) > tokens:
+                raise ValueError(
+                    f"Layout.lengths {lengths.tolist()} must say for each of the {batch} rows how many of its {tokens} "
+                    "tokens are valid."
+                )
+        if state is not None:
+            rows = {t.shape[0] for t in pytree.tree_leaves(state) if isinstance(t, Tensor) and t.dim()}
+            if rows - {batch}:
+                raise ValueError(f"The state is that of {min(rows - {batch})} sequences, but this call reads {batch}.")
+        frame = layout.grid[0] * layout.grid[1]
+        for end in ends:
+            if end % frame and self.unit(frame) % frame == 0:
+                raise ValueError(
+                    f"A frame-causal {type(self).__name__} reads whole frames of {frame} tokens, but this call has "
+                    f"{end} tokens; split the sequence at frames."
+                )
 
 
 @dataclass(frozen=True)
@@ -167,19 +195,19 @@ def state_from(tensors: dict[str, Tensor], like: State) -> State:
     Raises:
         ValueError: if ``tensors`` are not those of such a state.
     """
-    places = _named(like)
-    if wrong := sorted(set(places) ^ set(tensors)):
+    expected = _named(like)
+    if wrong := sorted(set(expected) ^ set(tensors)):
         raise ValueError(f"These tensors are the state of another layer: {wrong[0]} is in only one of the two.")
-    for name, place in places.items():
+    for name, leaf in expected.items():
         # the first axis is the batch; an axis of none yet (a cache, a tail) may have grown
-        sizes = zip(place.shape[1:], tensors[name].shape[1:], strict=False)
-        if place.dim() != tensors[name].dim() or any(a != b and a > 0 for a, b in sizes):
+        sizes = zip(leaf.shape[1:], tensors[name].shape[1:], strict=False)
+        if leaf.dim() != tensors[name].dim() or any(a != b and a > 0 for a, b in sizes):
             raise ValueError(
                 f"These tensors are the state of another layer: {name} is {list(tensors[name].shape)}, not "
-                f"{list(place.shape)}."
+                f"{list(leaf.shape)}."
             )
-    found = iter([tensors[name].to(place) for name, place in places.items()])
-    return pytree.tree_map_only(Tensor, lambda _: next(found), like)
+    leaves = iter([tensors[name].to(leaf) for name, leaf in expected.items()])
+    return pytree.tree_map_only(Tensor, lambda _: next(leaves), like)
 
 
 def _named(state: State) -> dict[str, Tensor]:

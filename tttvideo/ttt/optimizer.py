@@ -13,20 +13,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .weights import Map, Weights, by_row, combine, length, zeros_like
-
-
-class Moments(NamedTuple):
-    """What an inner optimizer remembers: running averages of gradients (as many as it keeps), and steps taken
-    [B, 1, 1, 1] (where it needs no count, an empty tensor [B, 0, 1, 1])."""
-
-    averages: tuple[Weights, ...]
-    count: Tensor
+from .state import Map, Moments, Weights, by_row, combine, length
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class InnerOptimizer(ABC):
     Attributes:
         steps: updates per chunk, each with the gradient taken anew.
         clip: the gradient of a head becomes g * clip / (|g| + clip), shorter than ``clip`` and smooth (ViT^3,
-            arXiv 2512.01643, with clip = 1); none: as it is.
+            arXiv 2512.01643, with clip = 1); null: as it is.
         weight_norm: after an update every column of every affine map, its bias included, gets back the length
             that it has in W_0 (LaCT, arXiv 2505.23884, which has no biases).
     """
@@ -46,7 +38,9 @@ class InnerOptimizer(ABC):
     weight_norm: bool = False
 
     averages: ClassVar[int] = 0
+    """Running averages that are kept, each like the weights."""
     counts: ClassVar[bool] = False
+    """True if the steps taken are counted."""
     descends: ClassVar[bool] = False
     """True if ``update`` gives back the gradient as it is: plain gradient descent."""
     follows_length: ClassVar[bool] = True
@@ -56,7 +50,7 @@ class InnerOptimizer(ABC):
         if self.steps < 1 or self.steps != int(self.steps):
             raise ValueError(f"{type(self).__name__}.steps is {self.steps}; a chunk takes 1 inner step, or 2, ...")
         if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or none.")
+            raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or null.")
 
     @property
     def cumulative(self) -> bool:
@@ -71,12 +65,6 @@ class InnerOptimizer(ABC):
     @abstractmethod
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
         """What to subtract from the weights. ``warmup`` in 0..1 scales steps whose length is not the gradient's."""
-
-    def init_state(self, weights: Weights) -> Moments:
-        """The optimizer before the first chunk."""
-        some = next(iter(weights.values())).weight
-        count = some.new_zeros(some.shape[0], int(self.counts), 1, 1)
-        return Moments(tuple(zeros_like(weights) for _ in range(self.averages)), count)
 
     def step(
         self, weights: Weights, gradient: Weights, moments: Moments, start: Weights, warmup: float

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from tttvideo.ttt import SGD, FrameCausal, ResidualL2, TokenCausal
-from tttvideo.ttt.dual import Problem
-from tttvideo.ttt.grid import Grid, chunk_ends, chunks_begun
+from tttvideo.ttt.inner_gradient import InnerLoop
 from tttvideo.ttt.kernels import read
 from tttvideo.ttt.objective import Norm, Objective
-from tttvideo.ttt.scan import Fast, Views, scan
-from tttvideo.ttt.weights import Map, Weights, where, zeros_like
+from tttvideo.ttt.ragged import Slots, closing
+from tttvideo.ttt.scan import scan
+from tttvideo.ttt.state import Map, Moments, TTTState, Weights, where, zeros_like
+from tttvideo.ttt.tokens import Tokens
 
 
 class Case(NamedTuple):
@@ -105,26 +106,23 @@ def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
     size = one.chunk.size(one.frame)
     device = x["q"].device
     norm = Norm(x["gamma"], x["beta"])
-    problem = Problem(one.model, one.objective, one.optimizer, norm, one.weights, one.grid)
-    fast = Fast(
-        one.weights, one.pending, x["q"].new_zeros(*x["q"].shape[:2], 1, 1), one.optimizer.init_state(one.weights)
-    )
+    loop = InnerLoop(one.model, one.objective, one.optimizer, norm, one.weights, one.grid)
     ends = one.position + one.lengths
-    views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
+    tokens = Tokens(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None])
     open_ = (one.position > 0).to(device)[:, None, None, None]  # a chunk that has read nothing has no gradients
-    fast = fast._replace(pending=where(open_, one.pending, zeros_like(one.pending)))
-    grid = Grid(one.position, ends, size, device)
-    closes = chunks_begun if one.chunk.whole else chunk_ends
+    pending = None if one.chunk.whole else where(open_, one.pending, zeros_like(one.pending))
+    nothing = x["q"].new_zeros(*x["q"].shape[:2], 1, 1)
+    slots = Slots(one.position, ends, size, device)
     out, after = scan(
-        problem,
-        fast._replace(pending=None) if one.chunk.whole else fast,
-        grid.gather(views),
+        loop,
+        TTTState(one.weights, pending, nothing, Moments((), nothing[:, :0]), one.position, {}),
+        slots.gather(tokens),
         size=size,
         scale=x["scale"].expand(size)[:, None],
         mask=one.chunk.mask(one.frame, size, device),
-        closes=closes(ends, size, device),
+        closes=closing(ends, size, one.chunk.whole, device),
     )
-    out = grid.scatter(out, x["q"].shape[2])
+    out = slots.scatter(out, x["q"].shape[2])
     valid = (torch.arange(out.shape[2]) < one.lengths[:, None]).to(device)[:, None, :, None]
     pending = zeros_like(one.weights) if after.pending is None else after.pending
     return torch.where(valid, out, 0.0), after.weights, pending
@@ -133,10 +131,10 @@ def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
 def fused(one: Case, mode: str = "ieee") -> tuple[Tensor, Weights, Weights]:
     """The same by the kernels."""
     x = one.tensors
-    views = Views(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None], None)
+    tokens = Tokens(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None])
     norm, grid = Norm(x["gamma"], x["beta"]), one.grid if one.chunk.whole else None
     state = (one.weights, one.pending, one.position, one.lengths)
-    return read(one.model, one.optimizer, views, norm, x["scale"], *state, grid, mode)
+    return read(one.model, one.optimizer, tokens, norm, x["scale"], *state, grid, mode)
 
 
 def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Inner models: what the hidden state can be. One per file; name your own in YAML by its import path."""
 
-from ..weights import Map, Weights
+from ..derivatives import gelu
+from ..state import Map, Weights
 from .attention import SelfAttention
 from .base import Affine, InnerModel, MapShape
 from .conv import Conv
@@ -23,4 +24,5 @@ __all__ = [
     "MapShape",
     "SelfAttention",
     "Weights",
+    "gelu",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class InnerModel(ABC):
     Subclass it as a frozen dataclass (its fields are its configuration), say in ``maps`` which affine maps it
     has, and write the forward pass in ``__call__`` with ``affine(name, x)`` once for each of them; everything
     else (gradients, the dual form, streaming, padding) follows from that. All that depends on the fast weights
-    must go through ``affine``; between maps any differentiable function of the tokens is allowed.
+    must go through ``affine``; between maps any differentiable function of the tokens is allowed. ``backward``
+    may be left out: it makes the layer faster, and changes nothing.
     """
 
     mixes_tokens: ClassVar[bool] = False
@@ -49,6 +50,11 @@ class InnerModel(ABC):
 
     base_rate: ClassVar[float] = 0.1
     """Inner learning rate where the layer's configuration names none (paper, section 2.7 and appendix C)."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in cls.__dict__ and "backward" not in cls.__dict__:
+            cls.backward = InnerModel.backward  # an inherited one is that of another model
 
     @property
     def past_frames(self) -> int:
@@ -66,6 +72,19 @@ class InnerModel(ABC):
 
         With ``past_frames`` P, ``x`` begins with P frames more, for which nothing is put out.
         """
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor] | None:
+        """The inner gradient by hand: the gradient at every map's output.
+
+        Args:
+            grad: the gradient at the model's output, [B, H, T, d].
+            outputs: what each map has put out, by name.
+            transposed: ``transposed(name, z)``: z times the transposed weight, the derivative of ``affine(name, x)``.
+
+        Returns:
+            By name, shaped like ``outputs``; None: autograd finds them from ``__call__``.
+        """
+        return None
 
     def init(self, dim: int, heads: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Starting values of W_0 (learned by the outer loop): weights N(0, std), biases 0 (the paper: std 0.02)."""

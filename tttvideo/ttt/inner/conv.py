@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .activation import gelu
+from ..derivatives import gelu, gelu_backward
 from .base import Affine, InnerModel, MapShape, check_expansion
 from .neighbourhood import check_time, neighbourhoods
 
@@ -44,3 +44,6 @@ class Conv(InnerModel):
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         patches = neighbourhoods(x, grid, self.time).flatten(-2)
         return affine("2", gelu(affine("1", patches)))
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        return {"2": grad, "1": gelu_backward(transposed("2", grad), outputs["1"])}

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .activation import gelu
+from ..derivatives import gelu, gelu_backward
 from .base import Affine, InnerModel, MapShape
 from .neighbourhood import check_time, depthwise, neighbourhoods
 
@@ -37,3 +37,7 @@ class ConvDepthwise(InnerModel):
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         z = affine("1", depthwise(neighbourhoods(x, grid, self.time))).squeeze(-1).mT
         return affine("2", gelu(z))
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        hidden = outputs["1"].squeeze(-1).mT
+        return {"2": grad, "1": gelu_backward(transposed("2", grad), hidden).mT.unsqueeze(-1)}

@@ -39,3 +39,6 @@ class DWConv(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         return affine("1", depthwise(neighbourhoods(x, grid, self.time))).squeeze(-1).mT
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        return {"1": grad.mT.unsqueeze(-1)}

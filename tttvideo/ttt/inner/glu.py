@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,3 +30,9 @@ class GLU(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         return affine("down", F.silu(affine("gate", x)) * affine("up", x))
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        gate, hidden = outputs["gate"], transposed("down", grad)
+        s = torch.sigmoid(gate)
+        slope = s * (1 + gate * (1 - s))  # of silu(gate) = gate * s
+        return {"down": grad, "up": hidden * F.silu(gate), "gate": hidden * outputs["up"] * slope}

@@ -26,3 +26,6 @@ class Linear(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         return affine("1", x)
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        return {"1": grad}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .activation import gelu
+from ..derivatives import gelu, gelu_backward
 from .base import Affine, InnerModel, MapShape, check_expansion
 
 
@@ -27,3 +27,6 @@ class MLP(InnerModel):
 
     def __call__(self, x: Tensor, affine: Affine, grid: tuple[int, int]) -> Tensor:
         return affine("2", gelu(affine("1", x)))
+
+    def backward(self, grad: Tensor, outputs: dict[str, Tensor], transposed: Affine) -> dict[str, Tensor]:
+        return {"2": grad, "1": gelu_backward(transposed("2", grad), outputs["1"])}

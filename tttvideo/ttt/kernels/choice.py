@@ -24,7 +24,7 @@ from . import self_check, verified
 from .launch import FEW_PROGRAMS, capability_of
 
 if TYPE_CHECKING:
-    from ..layer import TTT
+    from ..config import TTT
 
 CHUNKS = (16, 32, 64)
 """Tokens of a token-causal chunk."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..optimizer import InnerOptimizer
-from ..weights import Map, Weights
+from ..state import Map, Weights
 from .depthwise import convolve, correlate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..weights import Weights, combine
+from ..state import Weights, combine
 
 
 def pack(weights: Weights) -> Tensor:

@@ -7,8 +7,7 @@ for it. Formulas are those of ``inner/activation.py`` and ``objective.py``; READ
 import triton
 import triton.language as tl
 
-from ..inner.activation import A, C
-from ..objective import EPS
+from ..derivatives import EPS, A, C
 
 # constexpr stands right of a tensor: left of it, the interpreter makes the product a constexpr, too
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..inner.base import InnerModel
 from ..objective import Norm
 from ..optimizer import InnerOptimizer
-from ..scan import Views
-from ..weights import Weights, zeros_like
+from ..state import Weights, zeros_like
+from ..tokens import Tokens
 from .choice import CUMULATIVE, kind_of
 from .packed import pack, unpack
 
@@ -17,7 +17,7 @@ from .packed import pack, unpack
 def read(
     inner: InnerModel,
     optimizer: InnerOptimizer,
-    views: Views,
+    tokens: Tokens,
     norm: Norm,
     scale: Tensor,
     weights: Weights,
@@ -31,7 +31,7 @@ def read(
 
     Args:
         inner: the inner model, one that ``choice.not_for`` lets pass; ``optimizer`` likewise.
-        views: of T tokens, one view (k, v) each, no past and no forget gate.
+        tokens: T of them, one training pair (k, v) each, no past and no forget gate.
         norm: the inner LayerNorm, [H, 1, d] each.
         scale: of the step at each position of a chunk, [K]; the same at all of a frame's.
         weights: at the start of the open chunk; ``pending``: sum of rate * gradient over what it has read.
@@ -43,13 +43,13 @@ def read(
     Returns:
         outputs [B, H, T, d] (zero in padding), weights and pending after the call.
     """
-    device = views.q.device
-    batch, _, tokens, _ = views.q.shape
+    device = tokens.q.device
+    batch, _, count, _ = tokens.q.shape
     if lengths is None:  # made on the device: a copy from the host would wait, and could not be part of a CUDA graph
-        read = torch.full((batch,), tokens, device=device)
+        read = torch.full((batch,), count, device=device)
     else:
         read = lengths.to(device, non_blocking=True)
-    q, k, v, rate = views.q, views.k[:, :, 0], views.v[:, :, 0], views.rate[:, :, 0, :, 0]
+    q, k, v, rate = tokens.q, tokens.k[:, :, 0], tokens.v[:, :, 0], tokens.rate[:, :, 0, :, 0]
     kind = kind_of(inner)
     if kind == CUMULATIVE:
         from .cumulative import read_cumulative

@@ -14,7 +14,7 @@ from .launch import FEW_PROGRAMS
 from .verified import BOUNDS
 
 if TYPE_CHECKING:
-    from ..layer import TTT
+    from ..config import TTT
 
 PRECISION = {"tf32x3": "highest", "tf32": "high", "bf16": "medium"}
 """What ``choice.mode_of`` reads each mode from, in a layer of float32."""

@@ -1,4 +1,4 @@
-"""Fast weights: the numbers that are the hidden state, and arithmetic on whole sets of them."""
+"""The hidden state: fast weights, what an optimizer keeps beside them, and arithmetic on whole sets of weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,34 @@ Weights = dict[str, Map]
 """The fast weights of a whole inner model: its affine maps by name."""
 
 
-def affine(map: Map, x: Tensor) -> Tensor:
-    """x A + b: the definition. ``affine.affine`` is the same with derivatives that cost less."""
-    return x @ map.weight if map.bias is None else x @ map.weight + map.bias
+class Moments(NamedTuple):
+    """What an inner optimizer remembers: running averages of gradients (as many as it keeps), and steps taken
+    [B, 1, 1, 1] (where it needs no count, an empty tensor [B, 0, 1, 1])."""
+
+    averages: tuple[Weights, ...]
+    count: Tensor
+
+
+class TTTState(NamedTuple):
+    """All a TTT layer remembers: constant in size, whatever was read.
+
+    Attributes:
+        weights: the inner model at the start of the open chunk.
+        pending: sum of rate * gradient over the tokens that the open chunk has read, without the step's scale.
+            Inside a scan None where it has read nothing.
+        fading: sum of the logarithms of their forget gates, [B, H, 1, 1].
+        moments: of the inner optimizer.
+        position: tokens that the open chunk has read, int64 [B] on the host; rows may differ in age.
+        tails: last inputs of what looks back, by name: the short convolutions (``q``, ``k``) [B, tokens, C], the
+            inner model's kernel over time (``inner_q``, ``inner_k``) [B, tokens, H, d].
+    """
+
+    weights: Weights
+    pending: Weights | None
+    fading: Tensor
+    moments: Moments
+    position: Tensor
+    tails: dict[str, Tensor]
 
 
 def combine(function: Callable[..., Tensor], *sets: Weights) -> Weights:
@@ -43,16 +68,6 @@ def combine(function: Callable[..., Tensor], *sets: Weights) -> Weights:
 
 def zeros_like(weights: Weights) -> Weights:
     return combine(torch.zeros_like, weights)
-
-
-def detached(weights: Weights) -> Weights:
-    """The same weights, cut from the graph."""
-    return combine(cut, weights)
-
-
-def cut(x: Tensor) -> Tensor:
-    """``x`` cut from the graph; a copy where autograd may not touch it (inference mode)."""
-    return x.clone() if x.is_inference() else x.detach()
 
 
 def by_row(x: Tensor, like: Tensor) -> Tensor:

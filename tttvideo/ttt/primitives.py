@@ -1,0 +1,124 @@
+"""What sequence layers are made of around their update rule: projections to heads, short convolutions, rotary
+positions, and the last tokens that a state keeps for what looks back."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .interface import Layout
+
+
+def query_key_value(
+    layer: nn.Module, x: Tensor, tails: dict[str, Tensor], positions: Tensor | None, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Queries, keys and values of every head, in float32 at least.
+
+    Args:
+        layer: has ``q_proj``, ``k_proj`` (None: as ``q_proj``) and ``v_proj``, ``convs`` (empty, or a ``CausalConv``
+            for ``q`` and one for ``k``), and ``config`` with ``heads``, ``short_conv``, ``normalize_qk`` and
+            ``rope_theta``.
+        x: [B, T, C].
+        tails: last inputs of the convolutions, by name.
+        positions: [T] or [B, T], by which q and k are rotated; None: they are not.
+
+    Returns:
+        q [B, H, T, d], k and v [B, heads of theirs, T, d], and the tails after x.
+    """
+    config = layer.config
+    q, v = layer.q_proj(x), layer.v_proj(x)
+    k = q if layer.k_proj is None else layer.k_proj(x)
+    if layer.convs:
+        step, tails = layout.tokens_per_frame if config.short_conv == "time" else 1, dict(tails)
+        q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
+        k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
+    heads = (-1, q.shape[-1] // config.heads)
+    q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
+    k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)
+    v = at_least_float32(v).unflatten(-1, heads).transpose(1, 2)
+    if config.normalize_qk:
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    if positions is not None:
+        q, k = rotate(positions, config.rope_theta, q, k)
+    return q, k, v, tails
+
+
+def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
+    """Rotary position embedding in interleaved pairs (paper, appendix; RoFormer, equation 34).
+
+    Args:
+        positions: [T] or [B, T], any dtype.
+        theta: base of the geometric progression of wavelengths.
+        tensors: [B, H, T, d] each, d even and the same.
+    """
+    like = tensors[0]
+    dim = like.shape[-1]
+    precise = torch.float32 if like.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    exponent = torch.arange(0, dim, 2, device=like.device, dtype=precise) / dim
+    angle = positions.to(like.device, precise)[..., None] * theta**-exponent
+    if angle.dim() == 3:
+        angle = angle[:, None]
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    rotated = []
+    for x in tensors:
+        even, odd = x[..., 0::2], x[..., 1::2]
+        rotated.append(torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2))
+    return rotated
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution along the sequence; its tail is part of the streaming state.
+
+    Args:
+        dim: channels C.
+        kernel: tokens seen, the current one included (4 in the paper's Mamba-style block).
+    """
+
+    def __init__(self, dim: int, kernel: int = 4):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, kernel))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.uniform_(self.weight, -(kernel**-0.5), kernel**-0.5)
+
+    def init_state(self, batch: int) -> Tensor:
+        """The tail: the last inputs of each row, [B, up to (kernel - 1) * step, C]; none so far."""
+        return self.weight.new_zeros(batch, 0, self.weight.shape[0])
+
+    def forward(self, x: Tensor, tail: Tensor, lengths: Tensor | None, step: int = 1) -> tuple[Tensor, Tensor]:
+        """``x`` [B, T, C], ``lengths`` int64 [B] on the host or None -> (y [B, T, C], new tail).
+
+        ``step``: distance between the tokens seen; the tokens per frame make it a convolution over time at every
+        place of the frame.
+        """
+        full = with_past(x, tail, (self.weight.shape[-1] - 1) * step)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        y = F.conv1d(full.mT, weight, bias, dilation=step, groups=x.shape[-1]).mT
+        return y, last_valid(full, full.shape[1] - x.shape[1], lengths)
+
+
+def with_past(x: Tensor, tail: Tensor, size: int) -> Tensor:
+    """``size`` tokens of the past before ``x`` [B, T, ...]: those of ``tail``, zeros where nothing was read yet.
+
+    Raises:
+        ValueError: if ``tail`` comes from frames of another size.
+    """
+    if tail.shape[1] not in (0, size):
+        raise ValueError(
+            f"The state looks back on {tail.shape[1]} tokens, but frames of this call's grid need {size}; the grid of "
+            "a sequence must not change."
+        )
+    return torch.cat((x.new_zeros(x.shape[0], size - tail.shape[1], *x.shape[2:]), tail.to(x.dtype), x), dim=1)
+
+
+def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
+    """The last ``count`` valid entries along dimension 1 of ``full`` [B, count + T, ...], rows having
+    ``lengths`` valid entries after the first ``count``."""
+    if lengths is None:
+        return full[:, full.shape[1] - count :].clone()  # a view would keep the whole call alive in the state
+    index = (lengths[:, None] + torch.arange(count)).to(full.device)
+    return full[torch.arange(full.shape[0], device=full.device)[:, None], index]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,167 @@
+"""One chunk: the step of gradient descent that it takes, and what its queries read.
+
+Mini-batch gradient descent (paper, section 2.4): every gradient of a chunk is taken at the weights W of the
+chunk's start; with e[t, s] = scale[t] * mask[t, s] and grad_s the gradient of sum_s rate[s] * loss_s,
+
+    W_t = W - sum_s e[t, s] grad_s          out_t = read(g(q_t; W_t))          W <- W_K at the chunk's end.
+
+Where all of a chunk is read by all of it there is no mask, and all W_t are the same (the default, ``FrameCausal(1)``):
+update, then read. Then any inner optimizer serves.
+
+Under a mask every token has weights of its own. The dual form (section 2.5) never forms them. For an affine map
+z = x A + b inside g, with X_s its inputs and G_s the gradient at its outputs on the keys,
+
+    z_t(q) = x_t A + b - sum_s e[t, s] (x_t . X_s + 1) G_s
+
+map by map through g. It is a property of the affine map, not of the inner model, so it stands here once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .derivatives import affine, dual, moved
+from .inner.base import Affine
+from .inner_gradient import InnerLoop, Trace, summed, traces
+from .state import Moments, TTTState, Weights, by_row, combine, where, zeros_like
+from .tokens import Tokens
+
+
+class Steps(NamedTuple):
+    """How long the step is that each token of a chunk reads at, and who sees whom.
+
+    Attributes:
+        scale: of the step that each token's weights have taken, [K, 1].
+        last: of the whole chunk's, [1].
+        mask: [K, K], 1 where token t (row) sees token s; None: all of the chunk is seen by all of it.
+        seen: e, [K, V * K]; None likewise.
+    """
+
+    scale: Tensor
+    last: Tensor
+    mask: Tensor | None
+    seen: Tensor | None
+
+
+def steps_of(scale: Tensor, mask: Tensor | None, start: int, count: int, pairs: int) -> Steps:
+    """``count`` tokens of a chunk from its token ``start`` on, each with ``pairs`` training pairs."""
+    own = scale[start : start + count]
+    if mask is None:
+        return Steps(own, scale[-1], None, None)
+    mask = mask[:count, :count].to(scale.dtype)
+    return Steps(own, scale[-1], mask, (own * mask).repeat(1, pairs))
+
+
+def update_then_read(
+    loop: InnerLoop, state: TTTState, tokens: Tokens, steps: Steps, closes: bool | Tensor
+) -> tuple[Tensor, TTTState]:
+    """A chunk of which all is seen by all: the inner optimizer's steps on it, then all queries at the weights after.
+
+    A forget gate leads the old weights back towards W_0; gradients are taken before it does.
+
+    Args:
+        closes: whether the chunk has any token: True, or bool [B, 1, 1, 1] by row.
+
+    Returns:
+        g(q; W_K) [B, H, K, d], and the state after the chunk.
+    """
+    weights, pending, fading, moments, position, tails = state
+    for number in range(loop.optimizer.steps):
+        parts = traces(loop, weights, tokens)
+        before = weights
+        if number == 0 and tokens.fade is not None:
+            before = faded(loop, weights, tokens.fade.sum(2, keepdim=True))
+        if loop.optimizer.linear:
+            weights = {}
+            for name, map in before.items():
+                weights[name] = moved(map, *parts[name], steps.last)
+        else:
+            gradient = combine(lambda g: steps.last * g, summed(weights, parts))
+            weights, moments = loop.optimizer.step(before, gradient, moments, loop.start, loop.warmup)
+
+    def read(name: str, x: Tensor) -> Tensor:
+        return affine(weights[name], x)
+
+    z = loop.model(tokens.q, read, loop.grid)
+    if not isinstance(closes, bool):
+        weights = where(closes, weights, state.weights)
+        moments = _where_moments(closes, moments, state.moments)
+    return z, TTTState(weights, pending, fading, moments, position, tails)
+
+
+def read_ahead_then_update(
+    loop: InnerLoop, state: TTTState, tokens: Tokens, steps: Steps, closes: bool | Tensor
+) -> tuple[Tensor, TTTState]:
+    """A chunk in which every token has weights of its own, or the next part of an open one.
+
+    Args:
+        closes: whether the chunk ends here: True, False, or bool [B, 1, 1, 1] by row. Where it does not, the weights
+            stay, and the gradients are added to ``pending``.
+
+    Returns:
+        g(q_t; W_t) [B, H, K, d], and the state after the chunk.
+    """
+    weights, pending, fading, moments, position, tails = state
+    parts = traces(loop, weights, tokens)
+    z = loop.model(tokens.q, ahead_of_update(loop, state, parts, tokens, steps), loop.grid)
+    if tokens.fade is not None:
+        fading = fading + tokens.fade.sum(2, keepdim=True)
+    if closes is True:
+        if tokens.fade is not None:
+            weights, fading = faded(loop, weights, fading), torch.zeros_like(fading)
+        if pending is not None:
+            weights = combine(lambda w, p: w - steps.last * p, weights, pending)
+        after = {}
+        for name, map in weights.items():
+            after[name] = moved(map, *parts[name], steps.last)
+        return z, TTTState(after, None, fading, moments, position, tails)
+
+    total = summed(weights, parts)
+    if pending is not None:
+        total = combine(torch.add, pending, total)
+    if closes is False:
+        return z, TTTState(weights, total, fading, moments, position, tails)
+    after = weights if tokens.fade is None else faded(loop, weights, fading)
+    after = combine(lambda w, g: w - steps.last * g, after, total)
+    weights, pending = where(closes, after, weights), where(closes, zeros_like(total), total)
+    return z, TTTState(weights, pending, torch.where(closes, 0.0, fading), moments, position, tails)
+
+
+def ahead_of_update(loop: InnerLoop, state: TTTState, parts: dict[str, Trace], tokens: Tokens, steps: Steps) -> Affine:
+    """The maps of g(q_t; W_t), by the dual form. What the chunk has read before (``pending`` gradients, and ``fading``,
+    the sum of its gates) is seen by all.
+
+    With a forget gate W_t begins at W_0 + kept[t] (W - W_0), kept[t] the product of the gates that token t sees.
+    """
+    weights, pending, seen = state.weights, state.pending, steps.seen
+    lost = None if tokens.fade is None else torch.expm1(state.fading + steps.mask @ tokens.fade)  # kept - 1
+
+    def ahead(name: str, x: Tensor) -> Tensor:
+        inputs, gradients = parts[name]
+        if x.shape[-2] != seen.shape[0] or inputs.shape[-2] != seen.shape[1]:
+            raise ValueError(
+                f"{type(loop.model).__name__} gives its map {name!r} {x.shape[-2]} rows for {seen.shape[0]} tokens; "
+                "a map's rows are the chunk's tokens, in their order; only chunks that are read as a whole "
+                "(FrameCausal(1), Whole) take others."
+            )
+        z = dual(weights[name], x, inputs, gradients, seen)
+        if lost is not None:
+            learned = affine(weights[name], x) - affine(loop.start[name], x)
+            z = z + (lost if x.dim() == lost.dim() else lost[:, :, None]) * learned  # a grouped map has an axis more
+        return z if pending is None else z - steps.scale * affine(pending[name], x)
+
+    return ahead
+
+
+def faded(loop: InnerLoop, weights: Weights, fade: Tensor) -> Weights:
+    """W_0 + exp(fade) (W - W_0), ``fade`` [B, H, 1, 1]."""
+    kept = fade.exp()
+    return combine(lambda w, start: torch.lerp(start.expand_as(w), w, by_row(kept, w)), weights, loop.start)
+
+
+def _where_moments(closes: Tensor, new: Moments, old: Moments) -> Moments:
+    averages = tuple(where(closes, a, b) for a, b in zip(new.averages, old.averages, strict=True))
+    return Moments(averages, torch.where(closes, new.count, old.count))
