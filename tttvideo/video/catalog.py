@@ -127,7 +127,8 @@ def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Pro
     rule = numbers.pop("rule")
     numbers["streams"] = tuple(numbers["streams"])
     tensors["stamps"] = _restored(rule, tensors["stamps"])
-    return Probe(file=file, **numbers, **tensors)
+    arrays: dict[str, Any] = tensors
+    return Probe(file=file, **numbers, **arrays)
 
 
 def _compact(stamps: np.ndarray) -> tuple[list[int] | None, np.ndarray]:
