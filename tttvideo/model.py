@@ -192,8 +192,8 @@ class VideoModel(nn.Module):
             grid=self.encoder.grid,
             stride=self.encoder.stride,
             frame=self.preprocessing.size,
-            mean=self.encoder.statistics[0],
-            std=self.encoder.statistics[1],
+            mean=self.encoder.statistics[0],  # pyright: ignore[reportArgumentType]
+            std=self.encoder.statistics[1],  # pyright: ignore[reportArgumentType]
             causal=self.backbone.causal,
             whole_frames=self.backbone.whole_frames,
             features=self.encoder.feature_shape,
@@ -320,7 +320,7 @@ class VideoModel(nn.Module):
 
     def inner_rates(self) -> list[float]:
         """Base rate of the inner loop of every TTT layer."""
-        return [float(layer.base_rate) for layer in self._ttt_layers()]
+        return [layer.base_rate for layer in self._ttt_layers()]
 
     def set_checkpointing(self, chunks: int) -> None:
         """Recomputes activations of the chunk scan in the backward pass, in groups of ``chunks``; 0: stores all."""

@@ -181,7 +181,7 @@ class Run:
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
         config, folder = self.config, self.folder
-        last = self._by_leader(lambda: self._find_checkpoint(config.resume)) if config.resume else None
+        last = self._by_leader(lambda: self._find_checkpoint(str(config.resume))) if config.resume else None
         fixed = {
             "processes": self.accelerator.num_processes,
             "data.batch_size": config.data.batch_size,

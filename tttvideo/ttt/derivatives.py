@@ -172,7 +172,8 @@ class _Moved(torch.autograd.Function):
         ctx: Any, weight: Tensor, bias: Tensor | None, inputs: Tensor, gradients: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(inputs, gradients, step)
-        return tuple(moved(Map(weight, bias), inputs, gradients, step))
+        moved_map = moved(Map(weight, bias), inputs, gradients, step)
+        return moved_map.weight, moved_map.bias
 
     @staticmethod
     @once_differentiable

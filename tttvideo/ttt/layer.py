@@ -72,9 +72,8 @@ class TTTLayer(SequenceLayer):
         self.rope = not config.inner.sees_positions if config.rope is None else config.rope
         if self.rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
-        self.base_rate = config.base_rate
-        if self.base_rate is None:
-            self.base_rate = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
+        usual = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
+        self.base_rate = usual if config.base_rate is None else config.base_rate
 
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
@@ -175,13 +174,14 @@ class TTTLayer(SequenceLayer):
         that each row has read before, int64 [B] where rows differ."""
         config, project = self.config, self.project
         token_wise = isinstance(config.chunk, TokenCausal)
-        period = config.chunk.tokens if token_wise else layout.tokens_per_frame
+        period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else layout.tokens_per_frame
         positions = None
         if self.rope:
             first = age if token_wise else 0
             # made on the device where rows agree: a copy would wait for it, and could not be part of a CUDA graph
             device = "cpu" if isinstance(first, Tensor) else x.device
-            positions = torch.arange(x.shape[1], device=device) + (first[:, None] if device == "cpu" else first)
+            before = first[:, None] if isinstance(first, Tensor) else first
+            positions = torch.arange(x.shape[1], device=device) + before
             positions = positions % period
         q, k, v, tails = query_key_value(project, x, tails, positions, layout)
         strength = torch.sigmoid(at_least_float32(project.rate(x))).mT[..., None]  # [B, V * H, T, 1]

@@ -3,6 +3,8 @@ positions, and the last tokens that a state keeps for what looks back."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from .interface import Layout
 
 
 def query_key_value(
-    layer: nn.Module, x: Tensor, tails: dict[str, Tensor], positions: Tensor | None, layout: Layout
+    layer: Any, x: Tensor, tails: dict[str, Tensor], positions: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Queries, keys and values of every head, in float32 at least.
 

@@ -71,7 +71,7 @@ def scan(
         read, parts = partial(_checkpointed, read), [(parts[i : i + group],) for i in range(0, len(parts), group)]
     outputs = []
     for part in parts:
-        z, state = read(loop, state, *part)
+        z, state = read(loop, state, *part)  # pyright: ignore[reportCallIssue]
         outputs.append(z)
     z = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return loop.objective.read(z, tokens.q[:, :, tokens.q.shape[2] - length :], loop.norm), state

@@ -137,6 +137,8 @@ def ahead_of_update(loop: InnerLoop, state: TTTState, parts: dict[str, Trace], t
     With a forget gate W_t begins at W_0 + kept[t] (W - W_0), kept[t] the product of the gates that token t sees.
     """
     weights, pending, seen = state.weights, state.pending, steps.seen
+    assert seen is not None
+    assert steps.mask is not None
     lost = None if tokens.fade is None else torch.expm1(state.fading + steps.mask @ tokens.fade)  # kept - 1
 
     def ahead(name: str, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def checksum(frame: Any) -> int:
     width = plane.width * ((bits + 7) // 8)
     rows = np.frombuffer(plane, np.uint8)
     rows = rows[: len(rows) // plane.line_size * plane.line_size].reshape(-1, plane.line_size)
-    return zlib.crc32(np.ascontiguousarray(rows[: plane.height : 4, :width]))
+    return zlib.crc32(np.ascontiguousarray(rows[: plane.height : 4, :width]))  # pyright: ignore[reportArgumentType]
 
 
 class Pictures:

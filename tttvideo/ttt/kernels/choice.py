@@ -74,7 +74,7 @@ def use_kernels(config: TTT, shape: tuple[int, ...], grid: tuple[int, int], devi
     if why is not None and required:
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if why is None and not required:
-        why = not_trusted(config, tuple(shape), tuple(grid), device, mode)
+        why = not_trusted(config, tuple(shape), (grid[0], grid[1]), device, mode)
     if device.type != "cpu" or elsewhere is None:
         _say(f"TTT {type(config.inner).__name__}: " + ("fused kernels" if why is None else f"the eager scan: {why}"))
     return why is None

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..derivatives import EPS, A, C
 
 # constexpr stands right of a tensor: left of it, the interpreter makes the product a constexpr, too
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # pyright: ignore[reportAttributeAccessIssue]
 GELU_A = tl.constexpr(A)
 GELU_C = tl.constexpr(C)
 NORM_EPS = tl.constexpr(EPS)
