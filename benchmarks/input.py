@@ -253,7 +253,8 @@ def memory(folder: Path, videos: int) -> list[dict[str, Any]]:
             print(f"memory of {name}: {done.stderr.strip().splitlines()[-1]}")
             continue
         rows.append({"reader": name, "megabytes": json.loads(done.stdout)})
-        print(f"memory of {name}: " + ", ".join(f"{n} videos {mb:.0f} MB" for n, mb in rows[-1]["megabytes"].items()))
+        held = ", ".join(f"{count} videos {size:.0f} MB" for count, size in rows[-1]["megabytes"].items())
+        print(f"memory of {name}: {held}", flush=True)
     return rows
 
 
@@ -289,14 +290,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TTTVIDEO_INDEX"] = str(folder / "index")  # nothing is known, and nothing is left behind
-        if args.only in (None, "clips"):
-            results["clips"] = clips(folder, args.rounds)
-        if args.only in (None, "late"):
-            results["late"] = late(folder, args.rounds, args.minutes)
-        if args.only in (None, "memory"):
-            results["memory"] = memory(folder, args.videos)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        parts = {
+            "clips": lambda: clips(folder, args.rounds),
+            "late": lambda: late(folder, args.rounds, args.minutes),
+            "memory": lambda: memory(folder, args.videos),
+        }
+        for part, measured in parts.items():
+            if args.only in (None, part):
+                results[part] = measured()
+                if args.json:  # after each part: the whole takes a quarter of an hour
+                    args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

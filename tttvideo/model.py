@@ -143,7 +143,7 @@ class VideoModel(nn.Module):
         Raises:
             ValueError: for frames of another shape, kind or range, which leave ``state`` as it was.
         """
-        if not self.training:
+        if not self.training and frames.shape[-3:] == (3, *self.preprocessing.size):  # features may have any values
             check_range(frames, lengths)
         return self.read(frames, lengths, state)
 
@@ -320,7 +320,7 @@ class VideoModel(nn.Module):
 
     def inner_rates(self) -> list[float]:
         """Base rate of the inner loop of every TTT layer."""
-        return [layer.base_rate for layer in self._ttt_layers()]
+        return [float(layer.base_rate) for layer in self._ttt_layers()]
 
     def set_checkpointing(self, chunks: int) -> None:
         """Recomputes activations of the chunk scan in the backward pass, in groups of ``chunks``; 0: stores all."""

@@ -1,4 +1,4 @@
-"""Links that leave docs/ work where the repository is browsed; the built site shows the paths of those files instead."""
+"""Links that leave docs/ work where the repository is browsed; the built site shows paths in their place."""
 
 import posixpath
 import re

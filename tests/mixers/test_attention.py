@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.helpers import GRID, N, build
 from tests.helpers import distance as difference
@@ -10,6 +11,7 @@ from tttvideo.mixers import Attention, FrameAttention
 from tttvideo.mixers.frame_attention import rotate_grid
 from tttvideo.ttt import Layout
 from tttvideo.ttt.interface import merge_heads, split_heads
+from tttvideo.ttt.primitives import rotate
 
 # Attention with a window
 
@@ -17,20 +19,23 @@ from tttvideo.ttt.interface import merge_heads, split_heads
 @pytest.mark.parametrize("window", [1, 2, 5, 100])
 @pytest.mark.parametrize("causality", ["frame", "token"])
 def test_window_is_masked_attention(window, causality):
-    wide, narrow = (build(Attention(heads=2, causality=causality, window=w)) for w in (None, window))
+    layer = build(Attention(heads=2, causality=causality, window=window))
     unit = N if causality == "frame" else 1
     count = 25 * N  # several parts of the loop
     x = tokens(count)
-    wide._mask = lambda queries, cached, unit: masked(queries, cached, unit, window)  # type: ignore[method-assign]
-    expected, _ = wide(x, None, Layout(GRID))
-    y, state = narrow(x, None, Layout(GRID))
-    assert difference(y, expected) <= 1e-12
+    y, state = layer(x, None, Layout(GRID))
+    assert difference(y, whole(layer, x, unit, window)) <= 1e-12
     assert state.keys.shape[2] == min(count, (window - 1) * unit)
 
 
-def masked(queries, cached, unit, window):
-    age = queries[:1, :, None] // unit - cached[:1, None, :] // unit
-    return ((age >= 0) & (age < window))[:, None]
+def whole(layer, x, unit, window):
+    """The definition: one attention over the whole sequence, with an explicit mask."""
+    time = torch.arange(x.shape[1]) // unit
+    q, k, v = (split_heads(t, layer.config.heads) for t in layer.qkv(x).chunk(3, dim=-1))
+    q, k = rotate(time, layer.config.rope_theta, q, k)
+    age = time[:, None] - time
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=(age >= 0) & (age < window))
+    return layer.o_proj(merge_heads(y))
 
 
 def test_a_window_remembers_a_constant_number_of_tokens_of_rows_of_any_age():

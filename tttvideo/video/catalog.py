@@ -130,7 +130,8 @@ def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Pro
     if rule and len(rule) == 3 and rule[2] > file[1]:  # a frame takes a byte at least
         raise ValueError("more frames than bytes")
     tensors["stamps"] = _restored(rule, tensors["stamps"])
-    known = Probe(file=file, **numbers, **tensors)
+    arrays: dict[str, Any] = tensors
+    known = Probe(file=file, **numbers, **arrays)
     _refuse_nonsense(known)
     return known
 

@@ -122,7 +122,10 @@ def split_names(source: str | Path, root: str | Path | None = None, *, labelled:
 
 
 def unlearnable_classes(train: Index, val: Index | None) -> str | None:
-    """A sentence on classes without a training video, as a misspelt folder makes them; None if all have one."""
+    """A sentence on classes without a training video, as a misspelt folder makes them; None if all have one, or if
+    labels are not used."""
+    if not train.labels:
+        return None
     counts = [_videos_of_each_class(index) for index in (train, val) if index]
     absent = [i for i, count in enumerate(counts[0]) if not count]
     if not absent:

@@ -21,6 +21,7 @@ NAMED = {
 }
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_dry(tmp_path):
     found = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
