@@ -17,7 +17,8 @@ LAYERS = {
     "serialize": set(),
     "printing": set(),
     "recipes": set(),
-    "arguments": {"serialize", "recipes"},
+    "strict_yaml": set(),
+    "arguments": {"serialize", "recipes", "strict_yaml"},
     "video": {"printing"},
     "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video"},
     "training": {

@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from . import strict_yaml
 from .recipes import recipe, recipes
 from .serialize import public_name, search_working_directory
 
@@ -81,7 +83,7 @@ def settings_of(words: Sequence[str]) -> list[Setting]:
     settings, rest = [], list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
+        if not word.startswith("--") or word[2:3] in ("", "="):
             raise ConfigError(f"unexpected argument {word!r}: settings are given as --key value")
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals:
@@ -100,24 +102,22 @@ def to_yaml(config: Any) -> str:
 
 
 def _read_file(name: str) -> dict[str, Any]:
-    import yaml
-
     path = Path(name)
     if not path.exists() and path.name == name and (packaged := recipe(path.stem if path.suffix == ".yaml" else name)):
         path = packaged
     if path.is_dir():
         raise ConfigError(f"configuration file {name} is a folder; give a YAML file")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(file.stem for file in recipes())
         raise ConfigError(
             f"configuration file {name} does not exist" + (f"; the recipes are {known}" if known else "")
         ) from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError):
+    except (UnicodeDecodeError, strict_yaml.NotText):
         raise ConfigError(f"configuration file {name} is not a text file (UTF-8); give a YAML file") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{name} is not valid YAML: {_one_line(error)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name} is not valid YAML: {error}") from None
     if settings is None:
         raise ConfigError(f"configuration file {name} is empty; write settings such as seed: 1, or leave --config out")
     if not isinstance(settings, dict):
@@ -158,7 +158,7 @@ def _assign(part: Part, path: Sequence[str], value: Any, key: str) -> None:
     name, *below = path
     fields = [field.name for field in dataclasses.fields(part.cls)]
     if name not in fields:
-        parent = key.split(".")[: len(key.split(".")) - len(below) - 1]
+        parent = key.removesuffix(".".join(path)).split(".")[:-1]
         raise ConfigError(_unknown(part, ".".join(parent), ".".join([name, *below])))
     if not below:
         hint = _hints(part.cls)[name]
@@ -203,7 +203,10 @@ def _value(hint: Any, old: Any, value: Any, key: str) -> Any:
         raise ConfigError(f"unknown setting {key}.{stray[0]}: a class is given by class_path and init_args")
     cls = _find_class(base, value["class_path"], key)
     part = old if isinstance(old, Part) and old.cls is cls else _defaults(cls)
-    _fill(part, value.get("init_args") or {}, key)
+    arguments = value.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{key}.init_args must be settings of {cls.__name__}, not {_shown(arguments)}")
+    _fill(part, arguments, key)
     return part
 
 
@@ -213,6 +216,8 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
 
     options = _options(hint)
     lists = [option for option in options if typing.get_origin(option) in (tuple, list)]
+    if value == "" and options == (str, type(None)):  # --out=$FOLDER, which is not set: the present folder
+        raise ConfigError(f"{key} must not be empty; leave it out, or write null")
     items: Any = value
     if lists and isinstance(value, str) and value != "null" and value[:1] not in ("[", "("):
         items = [item.strip() for item in value.split(",") if item.strip()]
@@ -243,18 +248,19 @@ def _checker(hint: Any) -> Any:
 def _find_class(base: type, path: Any, key: str) -> type:
     """A subclass of ``base`` by its short name, or by its import path."""
     by_name = {cls.__name__: cls for cls in _concrete(base)}
-    if path in by_name:
+    if isinstance(path, str) and path in by_name:
         return by_name[path]
     known = ", ".join(sorted(by_name))
     module, dot, name = public_name(str(path)).rpartition(".")
-    if not dot:
+    if not dot or module[:1] in ("", "."):
         raise ConfigError(f"{key}: {path!r} is neither one of {known} nor an import path such as mypkg.MyClass")
     if not module.startswith("tttvideo"):
         search_working_directory()
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = _one_line(error).removesuffix(".")
+    except Exception as error:  # of a user's own file, whatever is wrong in it
+        kind = "" if isinstance(error, (ImportError, AttributeError, ValueError)) else f"{type(error).__name__}: "
+        reason = kind + _one_line(error).removesuffix(".")
         raise ConfigError(f"{key}: {path!r} cannot be imported ({reason}); the known ones are {known}") from error
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         raise ConfigError(
@@ -344,7 +350,10 @@ def _kinds(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
+    """A value as a message can hold it: aliases of a YAML file can make it longer than the memory."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 4, 200, 200, 8
+    return "null" if value is None else short.repr(value)
 
 
 def _one_line(message: object) -> str:
@@ -352,12 +361,10 @@ def _one_line(message: object) -> str:
 
 
 def _yaml(word: str, key: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(word)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{key}: {word!r} is not valid YAML: {_one_line(error)}") from None
+        return strict_yaml.load(word)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {_shown(word)} is not valid YAML: {error}") from None
 
 
 def _unknown(part: Part, parent: str, name: str) -> str:

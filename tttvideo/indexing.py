@@ -1,7 +1,6 @@
 """The commands `tttvideo index` and `tttvideo check`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import Parser, UsageError
+from .printing import json_text, printable
 
 if TYPE_CHECKING:
     from .video.library import Finding
@@ -30,7 +30,7 @@ def index(argv: Sequence[str]) -> int:
     )
     args = _read(parser, argv)
     folder = Path(args.data) if os.path.isdir(args.data) else Path(args.root or Path(args.data).parent)
-    if args.beside:
+    if args.beside and os.path.exists(args.data):
         (folder / ".tttvideo-index").mkdir(exist_ok=True)
     findings = _findings(args)
     fresh = sum(finding.fresh for finding in findings)
@@ -58,7 +58,7 @@ def check(argv: Sequence[str]) -> int:
         ]
         for row in rows:
             del row["fresh"]
-        print(json.dumps({"videos": len(findings), "findings": rows}, indent=1, ensure_ascii=False))
+        print(json_text({"videos": len(findings), "findings": rows}, indent=1))
     else:
         _tell(findings, 10)
     return int(any(KINDS[kind][0] for finding in findings for kind, _ in finding.problems))
@@ -116,7 +116,6 @@ def _findings(args: argparse.Namespace) -> "list[Finding]":
 
 def _tell(findings: "list[Finding]", most: int) -> None:
     """Problems by kind, the first few by name."""
-    from .printing import printable
     from .video.library import KINDS
 
     if not any(finding.problems for finding in findings):

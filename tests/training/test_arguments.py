@@ -142,3 +142,42 @@ def test_lists_with_commas():
 def test_hints_of_lists_have_no_brackets_that_a_shell_would_read(words, hint):
     with pytest.raises(ConfigError, match=hint):
         parse(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 1\nseed: 2", r"'seed' is given twice"),
+        ("optimizer: {lr: 1}\nmix: {mixup: 0, mixup: 1}", r"'mixup' is given twice"),
+        ("model: {encoder: {class_path: ConvStem, init_args: 3}}", r"encoder\.init_args must be settings of ConvStem"),
+        ("model: {encoder: {class_path: [ConvStem]}}", r"encoder: \['ConvStem'\] is neither one of"),
+        ("model: {encoder: ..Mine}", r"encoder: '\.\.Mine' is neither one of"),
+        ("model: {encoder: broken_module.Mine}", r"cannot be imported \(TypeError: "),
+        ("seed: 2020-13-45", r"is not valid YAML: month must be in 1\.\.12"),
+        ("optimizer.lr: 1", r"unknown setting optimizer\.lr; did you mean 'optimizer\.lr'"),
+        ("seed: 36893488147419103232", r"seed must be below"),
+        ("out: ''", r"out must not be empty"),
+        ("seed: [" + "&a [1, 1, 1, 1, 1, 1, 1, 1, 1], [" + ", ".join(["*a"] * 9) + "]]", r"^seed must be .{,600}$"),
+    ],
+)
+def test_strange_files_end_in_one_sentence(tmp_path, monkeypatch, text, sentence):
+    (tmp_path / "broken_module.py").write_text("1 + 'a'\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=sentence):
+        parse(["--config", "c.yaml"])
+
+
+def test_a_mapping_may_be_merged_and_overridden(tmp_path):
+    (tmp_path / "c.yaml").write_text("mix: &m {mixup: 0.1}\nmodel: {backbone: {depth: 3}}\n")
+    assert parse(["--config", str(tmp_path / "c.yaml")])[0].mix.mixup == 0.1
+    (tmp_path / "c.yaml").write_text(
+        "mix: &m {mixup: 0.1, cutmix: 0.2}\ncheckpoint:\n  keep: 3\n<<: {mix: {mixup: 0.5}}\n"
+    )
+    assert parse(["--config", str(tmp_path / "c.yaml")])[0].mix.mixup == 0.1
+
+
+@pytest.mark.parametrize("words", [["--=3"], ["--out="], ["--data.root", ""], ["--model.encoder", "{init_args: 3}"]])
+def test_strange_words_end_in_one_sentence(words):
+    with pytest.raises(ConfigError):
+        parse(words)

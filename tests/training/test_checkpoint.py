@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tttvideo.model import ModelConfig
 from tttvideo.serialize import to_plain
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
 from tttvideo.training.config import ConfigError
+from tttvideo.training.position import read_position
 
 RULE = Rule(metric="top1", split="val", split_rule="val: 3 videos")
 MODEL = {"model": {"class_path": "M", "init_args": {"width": 8}}, "preprocessing": {}, "labels": ["a", "b"]}
@@ -112,7 +114,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path, 
 
 def test_read_gives_back_the_position(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
-    before = Progress(epoch=2, batch=3, totals={"loss": 1 / 3}, fixed=FIXED)
+    before = Progress(epoch=2, batch=3, totals={"loss": 1 / 3, "counted": 3, "frames": 9, "seconds": 0.5}, fixed=FIXED)
     saved = save(checkpoints, 7, before, top1=0.25)
     assert checkpoints.read(checkpoints.last(), FIXED, MODEL) == saved
     assert (saved.best, saved.best_value, saved.totals["loss"]) == ("step-00000007", 0.25, 1 / 3)
@@ -166,3 +168,36 @@ def test_first_difference():
     assert first_difference({"a": (1, 2)}, {"a": [1, 2]}, "") is None
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "x") == ("x.a.b", 1, 2)
     assert first_difference({"a": 1}, {"a": 1, "b": 2}, "") == ("b", None, 2)
+
+
+def test_a_copy_that_the_user_made_is_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, rule=replace(RULE, metric=None))
+    save(checkpoints, 10)
+    copy = tmp_path / "checkpoints" / "step-00000010-mine"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000010", copy)
+    assert checkpoints.last() == tmp_path / "checkpoints" / "step-00000010"
+    assert checkpoints.clean(checkpoints.last()) == []
+    save(checkpoints, 20)
+    assert names(tmp_path / "checkpoints") == ["index.json", "step-00000010-mine", "step-00000020"]
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_for_one_of_this(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, rule=RULE)
+    save(checkpoints, 10)
+    for name in ("step-00000010", str(checkpoints.folder / "step-00000010")):
+        assert checkpoints.chosen(name) == checkpoints.folder / "step-00000010"
+    with pytest.raises(ConfigError, match=r"other/checkpoints/step-00000010 is no checkpoint of "):
+        checkpoints.chosen(str(tmp_path / "other" / "checkpoints" / "step-00000010"))
+
+
+def test_a_position_inside_an_epoch_has_the_sums_of_it(tmp_path):
+    """Of a version without checksums; it was a KeyError at the end of the epoch."""
+    checkpoint = tmp_path / "step-00000002"
+    checkpoint.mkdir()
+    content = {"epoch": 0, "batch": 2, "step": 2, "totals": {}, "fixed": {}}
+    (checkpoint / "progress.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"lacks the sums"):
+        read_position(checkpoint)
+    content["totals"] = {"loss": 1.0, "frames": 6, "seconds": 0.1, "videos": 2}
+    (checkpoint / "progress.json").write_text(json.dumps(content))
+    assert read_position(checkpoint).batch == 2

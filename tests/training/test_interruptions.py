@@ -97,6 +97,16 @@ def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
     assert curve(run) == curve(tmp_path / "whole")
 
 
+def test_a_signal_in_the_validation_of_an_epoch_without_a_checkpoint(arguments, start, tmp_path):
+    settings = dict(data__workers=0, checkpoint__every=0, checkpoint__each_epoch="false", schedule__epochs=2)
+    done = start(arguments(**settings), signal.SIGTERM, "validation")
+    assert done.returncode == 143, done.stderr
+    stopped(done, "SIGTERM")
+    steps = len(lines(tmp_path / "run" / "steps.jsonl"))
+    assert steps > 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{steps:08d}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "moment", "workers"),

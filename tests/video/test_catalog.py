@@ -1,5 +1,6 @@
 """The index on disk: one scan in the life of a file, whoever reads it, whatever happens to the index."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 import torch
 
 from tests.video.clips import cut, numbered, read, write
@@ -276,6 +278,8 @@ def scan_(file, *args, **settings):
         time.sleep(600)
     if "crashes" in file[0]:
         os.kill(os.getpid(), 11)
+    if "memory" in file[0]:
+        os.kill(os.getpid(), 9)
     return real(file, *args, **settings)
 library.scan = scan_
 if __name__ == "__main__":
@@ -287,7 +291,7 @@ if __name__ == "__main__":
 def test_files_that_hang_or_crash_are_named_and_cost_their_process_only(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    for name in ("a.mp4", "hangs.mp4", "crashes.mp4", "z.mp4"):
+    for name in ("a.mp4", "hangs.mp4", "crashes.mp4", "memory.mp4", "z.mp4"):
         write(data / name, numbered(10))
     script = tmp_path / "run.py"  # spawned workers run it again, and so get the same substitute
     script.write_text(WORKER)
@@ -297,10 +301,64 @@ def test_files_that_hang_or_crash_are_named_and_cost_their_process_only(tmp_path
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begun < 150
-    assert "4 videos, 20 frames" in done.stdout
-    assert "hung: 2 of 4 videos" in done.stdout
+    assert "5 videos, 20 frames" in done.stdout
+    assert "hung: 2 of 5 videos" in done.stdout
+    assert "memory.mp4: was not indexed: its process was killed" in done.stdout
     assert "hangs.mp4: was not read through in 15 s" in done.stdout
     assert "crashes.mp4: ended its process" in done.stdout
     with pytest.raises(VideoError, match=r"hangs\.mp4: was not read through in 15 s"):
         open_video(data / "hangs.mp4")
     assert open_video(data / "z.mp4").info.frames == 10
+    assert open_video(data / "memory.mp4").info.frames == 10  # not refused for ever: it was not the file's fault
+
+
+@pytest.mark.parametrize(
+    ("numbers", "arrays"),
+    [
+        ({"width": "x"}, {}),
+        ({"height": -4}, {}),
+        ({"turns": 7}, {}),
+        ({"base": "a"}, {}),
+        ({"rate": 0, "base": 0}, {}),
+        ({"offset": float("nan")}, {}),
+        ({"rule": [0, 512, 0]}, {}),
+        ({"rule": [0, 512, 2 * 10**9]}, {}),  # 16 GB of stamps
+        ({"decoded": -4}, {}),
+        ({"decoded": "a"}, {}),
+        ({"announced": "q"}, {}),
+        ({}, {"entries": np.zeros((3, 3), np.int32)}),
+        ({}, {"entries": np.array([0, 99999], np.int32)}),
+        ({}, {"keys": np.array([-1], np.int32)}),
+        ({"rule": None}, {"stamps": np.zeros((2, 2), np.int64)}),
+    ],
+)
+def test_an_entry_of_another_hand_is_made_again_where_it_makes_no_sense(tmp_path, numbers, arrays):
+    """Its digest is right: an index beside the data comes with them."""
+    path = str(write(tmp_path / "a.mp4", numbered(40)))
+    with open_video(path) as video:
+        frames = video.read()
+    place = catalog.place_of(probe.identity(path), None)
+    body = place.read_bytes()[32:]
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]["probe"]
+    lie = safetensors.save({**safetensors.load(body), **arrays}, {"probe": json.dumps(json.loads(header) | numbers)})
+    place.write_bytes(hashlib.sha256(lie).digest() + lie)
+    probe.forget()
+    with open_video(path) as video:
+        assert torch.equal(video.read(), frames)
+
+
+def test_names_that_act_on_a_terminal_or_are_not_utf8(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data / "red\x1b[31m\u202e.mp4", numbered(10))
+    os.link(data / "red\x1b[31m\u202e.mp4", os.fsencode(data) + b"/bad\xff.mp4")
+    assert main(["check", str(data), "--jobs", "1", "--json"]) == 1
+    said = capsys.readouterr().out
+    assert not any(character in said for character in "\x1b\u202e")
+    kinds = [[p["kind"] for p in f["problems"]] for f in json.loads(said)["findings"]]
+    assert sorted(kinds) == [[], ["unreadable"]]
+
+
+def test_beside_data_that_are_not_there_makes_nothing(tmp_path):
+    assert main(["index", str(tmp_path / "typo"), "--beside"]) == 2
+    assert list(tmp_path.iterdir()) == []

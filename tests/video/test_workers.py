@@ -150,6 +150,13 @@ def test_a_killed_worker_is_a_sentence_that_names_the_file(kind):
     assert "fewer data workers (now 1)" in said
 
 
+def test_a_worker_that_has_nothing_left_to_read_blames_no_file():
+    loader = WorkerLoader(Pieces(size=3), batch_size=None, workers=1, persistent_workers=True)
+    assert len(all_of(loader)[0]) == 6
+    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+    assert "while it read" not in fails(loader, "was killed by SIGKILL")
+
+
 def test_a_crash_and_a_file_that_takes_too_long_are_named():
     loader = WorkerLoader(Clips(1, die(signal.SIGSEGV), 10), batch_size=None, workers=2)
     fails(loader, r"crashed with SIGSEGV while it read clips/1\.mp4; if that file did it, leave it out")

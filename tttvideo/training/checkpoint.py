@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -100,6 +101,11 @@ class Checkpoints:
         if resume == "auto":
             return self.last()
         name = Path(resume).name
+        if len(Path(resume).parts) > 1 and Path(resume).resolve().parent != self.folder.resolve():
+            raise ConfigError(
+                f"resume: {resume} is no checkpoint of {self.folder.parent}; give the --out of its run, or start from "
+                "its weights with --init_from"
+            )
         if name not in self._names():
             there = ", ".join(self._names()) or "none"
             raise ConfigError(f"resume: {self.folder} holds no checkpoint {name}; there are {there}")
@@ -243,7 +249,7 @@ class Checkpoints:
                 try:
                     read_position(self.folder / name)
                     whole = name
-                except (OSError, ValueError, TypeError, RecursionError):
+                except (OSError, ValueError, TypeError, AttributeError, RecursionError):
                     continue
         todo = f"go on from {whole} with --resume {whole}" if whole else "no other one is whole: give another --out"
         reason = " ".join(str(why).split())[:200] or type(why).__name__
@@ -278,7 +284,8 @@ class Checkpoints:
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(p.name for p in self.folder.glob("step-*") if p.is_dir())
+        # a user's copy, such as step-00000012-best, is none of ours
+        return sorted(p.name for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
 
     def _write_index(self, progress: Progress, last: str) -> None:
         index = {

@@ -254,3 +254,4 @@ class RunConfig:
         _require(self.evaluate_every >= 0, f"evaluate_every must be 0 (never) or more, not {self.evaluate_every}")
         _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not {self.ema}")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        _require(self.seed < 2**63, "seed must be below 2**63")

@@ -70,6 +70,8 @@ def _refuse_absurd(progress: Progress) -> None:
     numbers += [progress.best_value] if progress.best_value is not None else []
     if not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"{PROGRESS} holds sums that are no numbers")
+    if progress.batch and not {"loss", "frames", "seconds"} <= progress.totals.keys():
+        raise ValueError(f"{PROGRESS} lacks the sums of the epoch that it is in")
     if not isinstance(progress.fixed, dict):
         raise ValueError(f"{PROGRESS} does not say what the position depends on")
     if not (progress.best is None or (isinstance(progress.best, str) and re.fullmatch(r"step-\d{8,}", progress.best))):

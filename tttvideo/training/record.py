@@ -113,6 +113,18 @@ class Record:
         for video in self.folder.skip(index.split, skipped) if self.leader and skipped else []:
             self.say(f"skipped {video.path}: {video.reason}")
 
+    def refuse_nothing_learned(self, progress: Progress, train: Index, least_frames: int) -> None:
+        """A run of which no video could be used must not look like a success: raises ValueError."""
+        if progress.totals["counted"]:
+            return
+        count, first = len(train.videos), self.unreadable.get(train.split)
+        if first is None:
+            raise ValueError(
+                f"each of the {count} training videos is too short to learn from: the task's "
+                f"settings need {least_frames} frames or more; change them, and add --resume auto"
+            )
+        raise ValueError(f"none of the {count} training videos could be read (first: {first.path}: {first.reason})")
+
     def close_trackers(self) -> None:
         with writing(self.folder.path / "tensorboard"):
             self.accelerator.end_training()

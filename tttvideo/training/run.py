@@ -306,8 +306,8 @@ class Run:
         """The rest of the present epoch, then its validation, its line in the log and its checkpoint.
 
         Raises:
-            Stopped: a signal came. After a step, on all processes alike; or in the validation, before which there is
-                a checkpoint too (where the epoch's end has one): whatever ends it, it begins again.
+            Stopped: a signal came. After a step, on all processes alike; or in the validation, before which (where
+                the epoch's end has none: then) there is a checkpoint too: whatever ends it, it begins again.
         """
         config, number, every = self.config, self.progress.epoch + 1, self.config.checkpoint.every
         order = cast(EpochSampler, self.train_batches.batch_sampler)
@@ -323,15 +323,20 @@ class Run:
                 raise Stopped(result.signal)
 
         pause = time.monotonic()
-        self._refuse_nothing_learned()
+        self.record.refuse_nothing_learned(self.progress, self.train, self.task.least_frames)
         final, step = number == config.schedule.epochs, self.progress.step
         due = final or config.checkpoint.each_epoch or (every and step % every == 0)
         metrics = None
         if self.val and (final or number % config.evaluate_every == 0):
             if due and self._saved != (self.progress.epoch, self.progress.batch):
                 self.save()
-            with self.signals.immediate():
-                metrics = self.validate()
+            try:
+                with self.signals.immediate():
+                    metrics = self.validate()
+            except Stopped:
+                if self.leader and self._saved != (self.progress.epoch, self.progress.batch):
+                    self._write_checkpoint(None)  # by itself: the others may not have been told
+                raise
         self.record.epoch(self.progress, self.trainer.schedule.set(step - 1), metrics)
         # Only now is the epoch done.
         self.progress = replace(self.progress, epoch=number, batch=0, totals={})
@@ -386,15 +391,3 @@ class Run:
         """Before the process ends in the middle of whatever it does."""
         launch.say(f"stopped: {why}; continue from the last checkpoint with the same command and --resume auto")
         self.lock.release()
-
-    def _refuse_nothing_learned(self) -> None:
-        """A run of which no video could be used must not look like a success."""
-        if self.progress.totals["counted"]:
-            return
-        count, first = len(self.train.videos), self.record.unreadable.get(self.train.split)
-        if first is None:
-            raise ValueError(
-                f"each of the {count} training videos is too short to learn from: the task's "
-                f"settings need {self.task.least_frames} frames or more; change them, and add --resume auto"
-            )
-        raise ValueError(f"none of the {count} training videos could be read (first: {first.path}: {first.reason})")

@@ -251,7 +251,7 @@ def changed_settings(old: Path, new_yaml: str) -> list[str]:
     import yaml
 
     harmless = ("out", "resume", "trackers", "log_every", "processes", "checkpoint", "data.root", "data.list")
-    harmless += ("data.workers", "data.cache", "data.cache_dir")
+    harmless += ("data.workers", "data.cache", "data.cache_dir", "data.time_limit")
     if not old.exists():
         return []
     changes: list[str] = []

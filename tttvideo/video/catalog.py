@@ -9,6 +9,7 @@ data: paths count from there), else $TTTVIDEO_INDEX, else the user's cache folde
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from contextlib import suppress
@@ -122,13 +123,40 @@ def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Pro
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     numbers = json.loads(header["__metadata__"]["probe"])
     if "refused" in numbers:
-        raise Refused(numbers["refused"])
+        raise Refused(str(numbers["refused"]))
     tensors = load_tensors(body)
     rule = numbers.pop("rule")
     numbers["streams"] = tuple(numbers["streams"])
+    if rule and len(rule) == 3 and rule[2] > file[1]:  # a frame takes a byte at least
+        raise ValueError("more frames than bytes")
     tensors["stamps"] = _restored(rule, tensors["stamps"])
     arrays: dict[str, Any] = tensors
-    return Probe(file=file, **numbers, **arrays)
+    known = Probe(file=file, **numbers, **arrays)
+    _refuse_nonsense(known)
+    return known
+
+
+def _refuse_nonsense(known: Probe) -> None:
+    """An index beside the data comes from another hand: raises ValueError for what readers would stumble over."""
+    for field in fields(known):
+        value = getattr(known, field.name)
+        if field.name in _ARRAYS:
+            sound = value.ndim == 1 and value.dtype.kind in "iu"
+        elif field.name in ("file", "streams"):
+            sound = isinstance(value, tuple)
+        else:
+            sound = isinstance(value, (int, float) if field.type is float else field.type)
+        if not sound:
+            raise ValueError(field.name)
+    if min(known.height, known.width, known.frames) < 1 or known.turns not in range(4):
+        raise ValueError("size")
+    if not (0 < known.rate < math.inf and 0 <= known.base < math.inf and math.isfinite(known.offset)):
+        raise ValueError("times")
+    if (known.decoded or 0) < 0 or len(known.checks) > known.frames:
+        raise ValueError("frames")
+    for frames in (known.entries, known.keys):
+        if len(frames) and not (frames.min() >= 0 and frames.max() < known.frames):
+            raise ValueError("starts")
 
 
 def _compact(stamps: np.ndarray) -> tuple[list[int] | None, np.ndarray]:

@@ -4,6 +4,7 @@ A file on which FFmpeg hangs or crashes costs its worker process, not the run: i
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..printing import is_unicode
 from . import catalog
 from .clock import MISSING
 from .errors import VideoError
@@ -113,6 +115,8 @@ def _farthest(known: Probe) -> int:
 
 def _ready(path: str, stream: int | None, decode: bool) -> Finding | None:
     """What the index has, or a plain refusal; None: the file must be read."""
+    if not is_unicode(path):
+        return _refused(path, "unreadable", "its name is not UTF-8; rename it")
     try:
         known = catalog.load(identity(path), stream)
     except VideoError as error:
@@ -148,8 +152,6 @@ def _index(path: str, stream: int | None, decode: bool) -> Finding:
 
 
 def _serve(line: Connection, stream: int | None, decode: bool) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     line.send(None)  # imported: from here on time counts
     while True:
@@ -211,7 +213,12 @@ def _by_processes(
                         yield worker.line.recv()
                     except (EOFError, OSError):  # FFmpeg has crashed
                         code = worker.end()
-                        yield _fatal(worker.path, stream, f"ended its process when it was indexed (exit code {code})")
+                        if code in (-signal.SIGKILL, -signal.SIGTERM):  # somebody's, or memory's: no fault of the file
+                            why = "was not indexed: its process was killed, as happens where memory runs out; try again"
+                            yield _refused(worker.path, "unreadable", why)
+                        else:
+                            why = f"ended its process when it was indexed (exit code {code})"
+                            yield _fatal(worker.path, stream, why)
                         worker = _Worker(stream, decode)
                     start(worker)
                 elif time.monotonic() >= worker.until:

@@ -306,6 +306,7 @@ class _WatchedStream(_Watched, IterableDataset):
                 return
             if item is not end:
                 yield item
+        self.reading("")
 
 
 @contextmanager
