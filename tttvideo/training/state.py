@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..serialize import save_weights
+
 WEIGHTS, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
 
 
@@ -22,10 +24,7 @@ def save_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
         model: not wrapped for several processes.
         scaler: of the loss in fp16, or None.
     """
-    from safetensors.torch import save_file
-
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_weights(model, folder)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     if scaler is not None:
         torch.save(scaler.state_dict(), folder / SCALER)
