@@ -110,9 +110,9 @@ def _read_file(name: str) -> dict[str, Any]:
     try:
         settings = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = ", ".join(file.stem for file in recipes())
+        names = ", ".join(file.stem for file in recipes())
         raise ConfigError(
-            f"configuration file {name} does not exist" + (f"; the recipes are {known}" if known else "")
+            f"configuration file {name} does not exist" + (f"; the recipes are {names}" if names else "")
         ) from None
     except (UnicodeDecodeError, strict_yaml.NotText):
         raise ConfigError(f"configuration file {name} is not a text file (UTF-8); give a YAML file") from None
@@ -250,10 +250,10 @@ def _find_class(base: type, path: Any, key: str) -> type:
     by_name = {cls.__name__: cls for cls in _concrete(base)}
     if isinstance(path, str) and path in by_name:
         return by_name[path]
-    known = ", ".join(sorted(by_name))
+    names = ", ".join(sorted(by_name))
     module, dot, name = public_name(str(path)).rpartition(".")
     if not dot or module[:1] in ("", "."):
-        raise ConfigError(f"{key}: {path!r} is neither one of {known} nor an import path such as mypkg.MyClass")
+        raise ConfigError(f"{key}: {path!r} is neither one of {names} nor an import path such as mypkg.MyClass")
     if not module.startswith("tttvideo"):
         search_working_directory()
     try:
@@ -261,10 +261,10 @@ def _find_class(base: type, path: Any, key: str) -> type:
     except Exception as error:  # of a user's own file, whatever is wrong in it
         kind = "" if isinstance(error, (ImportError, AttributeError, ValueError)) else f"{type(error).__name__}: "
         reason = kind + _one_line(error).removesuffix(".")
-        raise ConfigError(f"{key}: {path!r} cannot be imported ({reason}); the known ones are {known}") from error
+        raise ConfigError(f"{key}: {path!r} cannot be imported ({reason}); the known ones are {names}") from error
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         raise ConfigError(
-            f"{key}: {path!r} is not a dataclass derived from {base.__name__}; the known ones are {known}"
+            f"{key}: {path!r} is not a dataclass derived from {base.__name__}; the known ones are {names}"
         )
     return cls
 

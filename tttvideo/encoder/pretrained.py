@@ -267,9 +267,9 @@ def _read_weights(file: str) -> dict[str, Tensor]:
         if file.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            found: Any = load_file(file)
+            weights: Any = load_file(file)
         else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            weights = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # torch's own message tells how to run the file's code
         raise ValueError(
             f"The file {file} holds Python objects, which would run its code, or is damaged; give a file of tensors "
@@ -279,10 +279,10 @@ def _read_weights(file: str) -> dict[str, Tensor]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"The file {file} cannot be read as weights ({reason}).") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
             break
-    items = found.items() if isinstance(found, dict) else ()
+    items = weights.items() if isinstance(weights, dict) else ()
     tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"The file {file} holds no tensors by name; give a file of model weights.")

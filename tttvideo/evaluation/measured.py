@@ -215,17 +215,17 @@ def _table(file: Path, rows: int, columns: Sequence[str] = ()) -> list[dict[str,
         raise ValueError(f"{file} has no predictions.csv beside it; {AGAIN}")
     try:
         with beside.open(newline="", encoding="utf-8") as stream:
-            found = [
+            answers = [
                 {key: from_cell(value) if isinstance(value, str) else value for key, value in row.items()}
                 for row in csv.DictReader(stream)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{beside} is damaged ({error}); {AGAIN}") from None
-    if len(found) != rows or any(None in row.values() for row in found):
-        raise ValueError(f"{beside} is cut off: {len(found)} of {rows} rows are there; {AGAIN}")
-    if missing := [name for name in ("path", "start", "end", *columns) if found and name not in found[0]]:
+    if len(answers) != rows or any(None in row.values() for row in answers):
+        raise ValueError(f"{beside} is cut off: {len(answers)} of {rows} rows are there; {AGAIN}")
+    if missing := [name for name in ("path", "start", "end", *columns) if answers and name not in answers[0]]:
         raise ValueError(f"{beside} has no column {missing[0]!r}; {AGAIN}")
-    return found
+    return answers
 
 
 def _told(error: Exception) -> str:

@@ -102,8 +102,8 @@ class AttentionLayer(SequenceLayer):
         size = max(self.config.window, math.ceil(64 / unit)) * unit
         outputs = []
         for i, part in enumerate(x.split(size, dim=1)):
-            own = None if lengths is None else (lengths - i * size).clamp(0, size)
-            y, state = self._attend(part, state, own, unit, alike)
+            part_lengths = None if lengths is None else (lengths - i * size).clamp(0, size)
+            y, state = self._attend(part, state, part_lengths, unit, alike)
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 

@@ -57,8 +57,8 @@ def multi_label(logits: Tensor, labels: Tensor, scored: Tensor) -> Figures:
     order = logits.argsort(dim=1, descending=True)
     hits = [(truth.gather(1, order[:, :k]).any(1) & scored).float().mean() for k in (1, min(5, n))]
     occurs = truth.any(0)
-    found = truth & (logits > 0) & scored[:, None]
-    recall = found.sum(0) / truth.sum(0).clamp_min(1)
+    true_positives = truth & (logits > 0) & scored[:, None]
+    recall = true_positives.sum(0) / truth.sum(0).clamp_min(1)
     ranks = _ranks(logits, scored)
     precision = [binary_average_precision(ranks[:, i], labels[:, i].long()) for i in range(n) if occurs[i]]
     loss = None

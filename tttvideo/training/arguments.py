@@ -29,11 +29,11 @@ def _other_source_off(settings: Sequence[Setting]) -> list[str]:
     Otherwise the files' root would silently become the folder that the paths of another list count from. A root
     given beside files that hold both moves that folder, and the list stays.
     """
-    given = {s.key for s in settings if s.key in ("data.root", "data.list") and s.value != "null"}
+    on_command_line = {s.key for s in settings if s.key in ("data.root", "data.list") and s.value != "null"}
     data = [s.value["data"] for s in settings if s.source and isinstance(s.value.get("data"), dict)]
     in_files = {name for part in data for name, value in part.items() if value}
-    if given == {"data.list"} and "root" in in_files:
+    if on_command_line == {"data.list"} and "root" in in_files:
         return ["--data.root=null"]
-    if given == {"data.root"} and "list" in in_files and "root" not in in_files:
+    if on_command_line == {"data.root"} and "list" in in_files and "root" not in in_files:
         return ["--data.list=null"]
     return []

@@ -129,9 +129,9 @@ class Checkpoints:
     def mend(self) -> None:
         """Finish putting a checkpoint in the place of another of the same position, where a kill came in between."""
         for old in self.folder.glob(".step-*.old"):
-            written, place = old.with_name(old.name.removesuffix(".old")), old.name[1:].removesuffix(".old")
-            if written.exists() and not (self.folder / place).exists():
-                written.rename(self.folder / place)
+            written, name = old.with_name(old.name.removesuffix(".old")), old.name[1:].removesuffix(".old")
+            if written.exists() and not (self.folder / name).exists():
+                written.rename(self.folder / name)
 
     def improves(self, progress: Progress, metrics: dict[str, float] | None) -> bool:
         """Whether these figures would make a new best checkpoint (the earliest of equals stays)."""

@@ -57,11 +57,11 @@ def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace
         ValueError: if the inner model does not apply each of its maps exactly once.
     """
     k, v, rate = tokens.k.flatten(2, 3), tokens.v.flatten(2, 3), tokens.rate.flatten(2, 3)
-    own = k[:, :, k.shape[2] - v.shape[2] :]  # without those that are only looked back on
+    taught = k[:, :, k.shape[2] - v.shape[2] :]  # without those that are only looked back on
     if type(loop.model).backward is InnerModel.backward:
         from .inner_autograd import traces_by_autograd
 
-        return traces_by_autograd(loop, weights, k, own, v, rate)
+        return traces_by_autograd(loop, weights, k, taught, v, rate)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -77,7 +77,7 @@ def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace
     z = loop.model(k, record, loop.grid)
     if inputs.keys() != weights.keys():
         raise never_applied(loop.model, weights.keys() - inputs.keys())
-    gradients = loop.model.backward(rate * loop.objective.gradient(z, own, v, loop.norm), outputs, back)
+    gradients = loop.model.backward(rate * loop.objective.gradient(z, taught, v, loop.norm), outputs, back)
     if gradients is None or gradients.keys() != weights.keys():
         raise ValueError(f"{type(loop.model).__name__}.backward must give a gradient for each of {list(weights)}.")
     parts = {}

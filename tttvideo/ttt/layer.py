@@ -260,10 +260,10 @@ class TTTLayer(SequenceLayer):
         """``scan`` by Triton kernels, for rows of any age and length."""
         config, settings = self.config, self._chunks(tokens, layout)
         position = torch.zeros_like(state.position) if self.chunk_is_whole else state.position
-        given = (state.weights, state.pending, position, layout.lengths)
+        start = (state.weights, state.pending, position, layout.lengths)
         grid = layout.grid if self.chunk_is_whole else None
         parts = (config.inner, config.optimizer, tokens, self._norm(tokens.q))
-        out, weights, pending = read_fused(*parts, settings["scale"][:, 0], *given, grid, mode)
+        out, weights, pending = read_fused(*parts, settings["scale"][:, 0], *start, grid, mode)
         position = (state.position + torch.tensor(counts)) % settings["size"]
         return out, TTTState(weights, pending, state.fading, state.moments, position, state.tails)
 

@@ -47,16 +47,16 @@ def chunk(
         gradients = [torch.autograd.grad(one.sum(), weights, retain_graph=True) for one in losses]
     out, tokens = [], len(sees)
     for t in range(tokens):
-        own = weights
+        w_t = weights
         if start is not None and keep is not None:
             kept = keep[..., sees[t]].prod(-1)
-            own = [
-                w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, own)
+            w_t = [
+                w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, w_t)
             ]
         seen = [gradient for s, gradient in enumerate(gradients) if sees[t, s % tokens]]
-        own = [w - scale[t] * sum(steps) for w, *steps in zip(own, *seen)]
-        out.append(read(g(q, own), q)[..., t, :])
-    return torch.stack(out, -2), own
+        w_t = [w - scale[t] * sum(steps) for w, *steps in zip(w_t, *seen)]
+        out.append(read(g(q, w_t), q)[..., t, :])
+    return torch.stack(out, -2), w_t
 
 
 def sequence(g: Model, loss: Loss, read: Read, weights: list[Tensor], chunks: list[tuple[Tensor, ...]]) -> Tensor:

@@ -56,8 +56,8 @@ def scan(
         read, parts = read_side_by_side, []
         wide, steps = (group or length) * size, steps_of(scale, mask, 0, min(size, length), pairs)
         for i, piece in enumerate(cut(tokens, wide)):
-            own = closes[i * group :][: group or None] if closes is not None else None
-            parts.append((piece, steps, own if own is not None else size))
+            group_closes = closes[i * group :][: group or None] if closes is not None else None
+            parts.append((piece, steps, group_closes if group_closes is not None else size))
         group = min(group, 1)
     else:
         read, parts, shape = update_then_read if mask is None else read_ahead_then_update, [], None

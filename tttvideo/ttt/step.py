@@ -48,11 +48,11 @@ class Steps(NamedTuple):
 
 def steps_of(scale: Tensor, mask: Tensor | None, start: int, count: int, pairs: int) -> Steps:
     """``count`` tokens of a chunk from its token ``start`` on, each with ``pairs`` training pairs."""
-    own = scale[start : start + count]
+    scale_of_tokens = scale[start : start + count]
     if mask is None:
-        return Steps(own, scale[-1], None, None)
+        return Steps(scale_of_tokens, scale[-1], None, None)
     mask = mask[:count, :count].to(scale.dtype)
-    return Steps(own, scale[-1], mask, (own * mask).repeat(1, pairs))
+    return Steps(scale_of_tokens, scale[-1], mask, (scale_of_tokens * mask).repeat(1, pairs))
 
 
 def update_then_read(

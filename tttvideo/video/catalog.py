@@ -64,9 +64,9 @@ def place_of(file: tuple[str, int, int], stream: int | None) -> Path | None:
 
 def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
     """What is kept of a file; None if there is nothing, or nothing that can be read. Raises Refused."""
-    place = place_of(file, stream)
+    entry = place_of(file, stream)
     try:
-        data = place.read_bytes() if place else b""
+        data = entry.read_bytes() if entry else b""
     except OSError:
         return None
     if not data:
@@ -79,14 +79,14 @@ def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
         return None
 
 
-def store(known: Probe) -> None:
+def store(metadata: Probe) -> None:
     """Keeps what is known of a file, if it can be kept."""
     numbers: dict[str, Any] = {
-        field.name: getattr(known, field.name) for field in fields(known) if field.name not in (*_ARRAYS, "file")
+        field.name: getattr(metadata, field.name) for field in fields(metadata) if field.name not in (*_ARRAYS, "file")
     }
-    numbers["rule"], stamps = _compact(known.stamps)
-    tensors = {"stamps": stamps, "entries": known.entries, "checks": known.checks, "keys": known.keys}
-    _write(place_of(known.file, known.stream), numbers, tensors)
+    numbers["rule"], stamps = _compact(metadata.stamps)
+    tensors = {"stamps": stamps, "entries": metadata.entries, "checks": metadata.checks, "keys": metadata.keys}
+    _write(place_of(metadata.file, metadata.stream), numbers, tensors)
 
 
 def store_refusal(file: tuple[str, int, int], stream: int | None, reason: str) -> None:
@@ -94,20 +94,20 @@ def store_refusal(file: tuple[str, int, int], stream: int | None, reason: str) -
     _write(place_of(file, stream), {"refused": reason}, {})
 
 
-def _write(place: Path | None, numbers: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def _write(entry: Path | None, numbers: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save
 
-    if place is None:
+    if entry is None:
         return
     # Without its own digest a flipped bit in an entry would be believed.
     body = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"probe": json.dumps(numbers)})
     temporary = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as stream:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as stream:
             temporary = stream.name
             stream.write(hashlib.sha256(body).digest() + body)
-        os.replace(temporary, place)
+        os.replace(temporary, entry)
     except OSError:  # a full disk or a folder of somebody else: the file is read through again next time
         if temporary:
             with suppress(OSError):
@@ -131,15 +131,15 @@ def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Pro
         raise ValueError("more frames than bytes")
     tensors["stamps"] = _restored(rule, tensors["stamps"])
     arrays: dict[str, Any] = tensors
-    known = Probe(file=file, **numbers, **arrays)
-    _refuse_nonsense(known)
-    return known
+    metadata = Probe(file=file, **numbers, **arrays)
+    _refuse_nonsense(metadata)
+    return metadata
 
 
-def _refuse_nonsense(known: Probe) -> None:
+def _refuse_nonsense(metadata: Probe) -> None:
     """An index beside the data comes from another hand: raises ValueError for what readers would stumble over."""
-    for field in fields(known):
-        value = getattr(known, field.name)
+    for field in fields(metadata):
+        value = getattr(metadata, field.name)
         if field.name in _ARRAYS:
             sound = value.ndim == 1 and value.dtype.kind in "iu"
         elif field.name in ("file", "streams"):
@@ -148,14 +148,14 @@ def _refuse_nonsense(known: Probe) -> None:
             sound = isinstance(value, (int, float) if field.type is float else field.type)
         if not sound:
             raise ValueError(field.name)
-    if min(known.height, known.width, known.frames) < 1 or known.turns not in range(4):
+    if min(metadata.height, metadata.width, metadata.frames) < 1 or metadata.turns not in range(4):
         raise ValueError("size")
-    if not (0 < known.rate < math.inf and 0 <= known.base < math.inf and math.isfinite(known.offset)):
+    if not (0 < metadata.rate < math.inf and 0 <= metadata.base < math.inf and math.isfinite(metadata.offset)):
         raise ValueError("times")
-    if (known.decoded or 0) < 0 or len(known.checks) > known.frames:
+    if (metadata.decoded or 0) < 0 or len(metadata.checks) > metadata.frames:
         raise ValueError("frames")
-    for frames in (known.entries, known.keys):
-        if len(frames) and not (frames.min() >= 0 and frames.max() < known.frames):
+    for frames in (metadata.entries, metadata.keys):
+        if len(frames) and not (frames.min() >= 0 and frames.max() < metadata.frames):
             raise ValueError("starts")
 
 

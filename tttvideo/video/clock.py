@@ -20,15 +20,15 @@ def seconds(stamps: np.ndarray, base: float, rate: float, restarts: bool) -> tup
         rate: frames a second where no stamps tell.
         restarts: whether the container's clock may start anew (transport and program streams).
     """
-    known = stamps != MISSING
-    if known.sum() < max(2, 0.5 * len(stamps)) or base <= 0:
+    stamped = stamps != MISSING
+    if stamped.sum() < max(2, 0.5 * len(stamps)) or base <= 0:
         return np.arange(len(stamps)) / rate, []
-    first = int(stamps[known][0])
+    first = int(stamps[stamped][0])
     times = (stamps - first) * base
-    step = _step(times[known], 1 / rate)
-    jumps = _close_jumps(times, known, step) if restarts else []
-    times[~known] = np.nan
-    times = _part(np.sort(_fill(times, known, step)), step)
+    step = _step(times[stamped], 1 / rate)
+    jumps = _close_jumps(times, stamped, step) if restarts else []
+    times[~stamped] = np.nan
+    times = _part(np.sort(_fill(times, stamped, step)), step)
     return times - times[0], jumps
 
 
@@ -63,9 +63,9 @@ def _step(times: np.ndarray, default: float) -> float:
     return float(np.median(steps)) if len(steps) else default
 
 
-def _close_jumps(times: np.ndarray, known: np.ndarray, step: float) -> list[tuple[int, float]]:
+def _close_jumps(times: np.ndarray, stamped: np.ndarray, step: float) -> list[tuple[int, float]]:
     """Shifts what comes after a jump, in place. Decoders stamp neighbours in another order, but not by this much."""
-    places = np.flatnonzero(known)
+    places = np.flatnonzero(stamped)
     steps = np.diff(times[places])
     jumps = []
     for at in np.flatnonzero((steps > max(GAP, 100 * step)) | (steps < -max(0.5, 10 * step))):
@@ -75,9 +75,9 @@ def _close_jumps(times: np.ndarray, known: np.ndarray, step: float) -> list[tupl
     return jumps
 
 
-def _fill(times: np.ndarray, known: np.ndarray, step: float) -> np.ndarray:
+def _fill(times: np.ndarray, stamped: np.ndarray, step: float) -> np.ndarray:
     """Frames without a stamp between their neighbours; before the first and after the last one a step apart."""
-    places = np.flatnonzero(known)
+    places = np.flatnonzero(stamped)
     filled = np.interp(np.arange(len(times)), places, times[places])
     first, last = places[0], places[-1]
     filled[:first] = times[first] - step * np.arange(first, 0, -1)
@@ -91,5 +91,5 @@ def _part(times: np.ndarray, step: float) -> np.ndarray:
     if len(values) == len(times):
         return times
     room = np.append(np.diff(values), step * counts[-1])
-    place = np.arange(len(times)) - np.repeat(starts, counts)
-    return np.repeat(values, counts) + place * np.repeat(room / counts, counts)
+    rank = np.arange(len(times)) - np.repeat(starts, counts)
+    return np.repeat(values, counts) + rank * np.repeat(room / counts, counts)

@@ -260,9 +260,9 @@ class VideoDataset(Dataset):
         with open_sized(video.path, self.preprocessing, self._margin) as reader:
             inside = within(reader, video.start, video.end)[: self.first]
             keep = self._choose(reader.times[inside], False, generator)
-            wanted, place = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
+            wanted, inverse = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
             frames = reader.read(wanted)
-        return frames[place[place < len(frames)]]
+        return frames[inverse[inverse < len(frames)]]
 
     def _cached(self, i: int, notes: Notes) -> tuple[Tensor | np.ndarray, Tensor]:
         """Frames [F, 3, h, w] that the cache keeps of a video, and their times; kept from now on if they were not."""

@@ -50,24 +50,24 @@ def open_video(
         raise VideoError(f"{printable(path)}: its name is not UTF-8; rename it")
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
-    known = probe(path, stream)
-    use_decord = _decord_is_exact(known) and importlib.util.find_spec("decord") is not None
+    metadata = probe(path, stream)
+    use_decord = _decord_is_exact(metadata) and importlib.util.find_spec("decord") is not None
     info = VideoInfo(
         path=path,
-        codec=known.codec,
-        height=known.height,
-        width=known.width,
-        frames=known.frames,
-        fps=known.fps,
-        duration=known.duration,
+        codec=metadata.codec,
+        height=metadata.height,
+        width=metadata.width,
+        frames=metadata.frames,
+        fps=metadata.fps,
+        duration=metadata.duration,
         reader="decord" if use_decord else "pyav",
     )
     asked = checked_size(size, info)
-    return DecordReader(info, known, asked) if use_decord else PyAVReader(info, known, asked)
+    return DecordReader(info, metadata, asked) if use_decord else PyAVReader(info, metadata, asked)
 
 
-def _decord_is_exact(known: Probe) -> bool:
-    return known.regular and known.codec in DECORD_CODECS and known.pixels in DECORD_PIXELS
+def _decord_is_exact(metadata: Probe) -> bool:
+    return metadata.regular and metadata.codec in DECORD_CODECS and metadata.pixels in DECORD_PIXELS
 
 
 class DecordReader(Reader):
@@ -86,8 +86,8 @@ class DecordReader(Reader):
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         # decord converts every frame it passes, PyAV only those asked for, and from the nearest keyframe.
-        given, known = 0, self._pyav.probe
-        flawless = known.decoded == known.frames and not known.corrupt
+        given, metadata = 0, self._pyav.probe
+        flawless = metadata.decoded == metadata.frames and not metadata.corrupt
         if flawless and wanted and 2 * len(wanted) >= wanted[-1] + 1:
             for frames in self._by_decord(wanted, batch):
                 given += len(frames)

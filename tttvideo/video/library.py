@@ -68,10 +68,10 @@ def build(
     findings: dict[str, Finding] = {}
     waiting = []
     for path in dict.fromkeys(paths):
-        known = _ready(path, stream, decode)
-        if isinstance(known, Finding):
-            findings[path] = known
-            progress(known)
+        finding = _ready(path, stream, decode)
+        if finding is not None:
+            findings[path] = finding
+            progress(finding)
         else:
             waiting.append(path)
     for finding in _by_processes(waiting, stream, jobs, decode, limit):
@@ -80,37 +80,39 @@ def build(
     return [findings[path] for path in paths]
 
 
-def look(known: Probe, fresh: bool) -> Finding:
+def look(metadata: Probe, fresh: bool) -> Finding:
     """The index read aloud, for one video."""
     problems = []
-    n = known.frames
-    if known.damaged or (known.decoded is not None and known.decoded < n):
-        good = n if known.decoded is None else min(n, known.decoded)
-        of = f" of {known.announced}" if known.announced > good else ""
+    n = metadata.frames
+    if metadata.damaged or (metadata.decoded is not None and metadata.decoded < n):
+        good = n if metadata.decoded is None else min(n, metadata.decoded)
+        of = f" of {metadata.announced}" if metadata.announced > good else ""
         problems.append(("cut", f"only {good}{of} frames decode"))
-    if known.corrupt:
-        problems.append(("damaged frames", f"{known.corrupt} of {n} frames come out damaged"))
-    elif known.broken:
-        problems.append(("damaged packets", f"{known.broken} packets are damaged"))
-    notes = known.notes
-    if len(known.streams) > 1:
+    if metadata.corrupt:
+        problems.append(("damaged frames", f"{metadata.corrupt} of {n} frames come out damaged"))
+    elif metadata.broken:
+        problems.append(("damaged packets", f"{metadata.broken} packets are damaged"))
+    notes = metadata.notes
+    if len(metadata.streams) > 1:
         problems.append(("several streams", notes.pop(0)))
-    if known.holes:
+    if metadata.holes:
         problems.append(("missing frames", notes.pop()))
     problems += [("clock jumps", note) for note in notes]
-    if known.base > 0 and n > 1:
-        missing = int((known.stamps == MISSING).sum())
-        repeated = n - missing - len(np.unique(known.stamps[known.stamps != MISSING]))
-        if missing or (repeated and not known.jumps):
+    if metadata.base > 0 and n > 1:
+        missing = int((metadata.stamps == MISSING).sum())
+        repeated = n - missing - len(np.unique(metadata.stamps[metadata.stamps != MISSING]))
+        if missing or (repeated and not metadata.jumps):
             problems.append(("irregular stamps", f"{missing} stamps are missing, {repeated} repeated"))
-    if (far := _farthest(known)) > _FAR:
+    if (far := _farthest(metadata)) > _FAR:
         problems.append(("late windows", f"up to {far} frames are decoded to reach one"))
-    return Finding(known.file[0], n, known.duration, known.codec, known.decoded is not None, fresh, problems)
+    return Finding(
+        metadata.file[0], n, metadata.duration, metadata.codec, metadata.decoded is not None, fresh, problems
+    )
 
 
-def _farthest(known: Probe) -> int:
-    keys = known.keys[known.keys < len(known.checks)]
-    return int(np.diff(np.unique(np.concatenate([[0, known.frames], known.entries, keys]))).max())
+def _farthest(metadata: Probe) -> int:
+    keys = metadata.keys[metadata.keys < len(metadata.checks)]
+    return int(np.diff(np.unique(np.concatenate([[0, metadata.frames], metadata.entries, keys]))).max())
 
 
 def _ready(path: str, stream: int | None, decode: bool) -> Finding | None:
@@ -118,13 +120,13 @@ def _ready(path: str, stream: int | None, decode: bool) -> Finding | None:
     if not is_unicode(path):
         return _refused(path, "unreadable", "its name is not UTF-8; rename it")
     try:
-        known = catalog.load(identity(path), stream)
+        metadata = catalog.load(identity(path), stream)
     except VideoError as error:
         return _refused(path, "unreadable", str(error))
     except catalog.Refused:
         return None
-    enough = known is not None and (known.decoded is not None or not decode)
-    return look(known, False) if known is not None and enough else None
+    enough = metadata is not None and (metadata.decoded is not None or not decode)
+    return look(metadata, False) if metadata is not None and enough else None
 
 
 def _refused(path: str, kind: str, sentence: str) -> Finding:
@@ -140,13 +142,13 @@ def _index(path: str, stream: int | None, decode: bool) -> Finding:
             info = open_video(path).info
             return Finding(path, info.frames, info.duration, info.codec, False, True, [])
         file = identity(path)
-        known = scan(file, stream, whole=decode)
+        metadata = scan(file, stream, whole=decode)
         try:
             before = catalog.load(file, stream)
         except catalog.Refused:
             before = None
-        catalog.store(replace(known, agreed=before.agreed) if before else known)
-        return look(known, True)
+        catalog.store(replace(metadata, agreed=before.agreed) if before else metadata)
+        return look(metadata, True)
     except (VideoError, OSError) as error:
         return _refused(path, "unreadable", str(error))
 

@@ -173,9 +173,9 @@ def _is_header(columns: dict[str, int], base: Path, cells: list[str]) -> bool:
 
 
 def _is_video(base: Path, cell: str) -> bool:
-    place = os.path.join(base, cell)
+    path = os.path.join(base, cell)
     extension = os.path.splitext(cell)[1].lower()
-    return extension in VIDEO_EXTENSIONS or os.path.isfile(place) or (os.path.isdir(place) and holds_images(place))
+    return extension in VIDEO_EXTENSIONS or os.path.isfile(path) or (os.path.isdir(path) and holds_images(path))
 
 
 def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> None:

@@ -160,17 +160,17 @@ def probe(path: str, stream: int | None = None) -> Probe:
     from .scan import scan
 
     file = identity(path)
-    known = _held.get((file, stream))
-    if known is None:
+    metadata = _held.get((file, stream))
+    if metadata is None:
         try:
-            known = catalog.load(file, stream)
+            metadata = catalog.load(file, stream)
         except catalog.Refused as refusal:
             raise VideoError(f"{path}: {refusal}") from refusal
-        if known is None:
-            known = scan(file, stream)
-            catalog.store(known)
-        _held.put((file, stream), known)
-    return replace(known)
+        if metadata is None:
+            metadata = scan(file, stream)
+            catalog.store(metadata)
+        _held.put((file, stream), metadata)
+    return replace(metadata)
 
 
 def identity(path: str) -> tuple[str, int, int]:
@@ -182,12 +182,12 @@ def identity(path: str) -> tuple[str, int, int]:
     return path, status.st_size, status.st_mtime_ns
 
 
-def remember(known: Probe) -> None:
+def remember(metadata: Probe) -> None:
     """Keeps what was learned of a file while it was decoded, here and in the index."""
     from . import catalog
 
-    _held.put((known.file, known.stream), known)
-    catalog.store(known)
+    _held.put((metadata.file, metadata.stream), metadata)
+    catalog.store(metadata)
 
 
 def forget() -> None:

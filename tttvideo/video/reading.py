@@ -55,13 +55,13 @@ def usual_length(paths: Sequence[str], preprocessing: Preprocessing, most: int =
 def within(reader: Reader, start: float | None, end: float | None) -> Tensor:
     """int64 indices of the frames shown in [start, end) seconds of the file's own clock, as players show it. A frame
     counts as at a border if it is there to the millisecond. Raises VideoError if there are none."""
-    shown = reader.times + reader.offset
-    slack = min(_ROUNDING, float(shown.diff().min()) / 3) if len(shown) > 1 else _ROUNDING
-    inside = torch.ones(len(shown), dtype=torch.bool)
+    file_times = reader.times + reader.offset
+    slack = min(_ROUNDING, float(file_times.diff().min()) / 3) if len(file_times) > 1 else _ROUNDING
+    inside = torch.ones(len(file_times), dtype=torch.bool)
     if start is not None:
-        inside &= shown >= start - slack
+        inside &= file_times >= start - slack
     if end is not None:
-        inside &= shown < end - slack
+        inside &= file_times < end - slack
     indices = inside.nonzero().squeeze(1)
     if not len(indices):
         raise VideoError(

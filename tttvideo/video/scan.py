@@ -190,7 +190,7 @@ def _conclude(
     distinct = len(np.unique(stamps)) == len(stamps) and base > 0
     turns = round(first.rotation / 90) % 4
     plain = seen.one_to_one and distinct and not damaged and turns == 0 and seen.discarded == 0
-    known = Probe(
+    metadata = Probe(
         file=file,
         stream=stream,
         streams=film.streams,
@@ -216,7 +216,7 @@ def _conclude(
         stamps=stamps,
         entries=seen.entries() if seen.one_to_one and distinct and not seen.discarded else np.empty(0, np.int32),
     )
-    return with_pictures(known, decoded, complete=True) if decoded else known
+    return with_pictures(metadata, decoded, complete=True) if decoded else metadata
 
 
 def _offset(film: Film, seen: _Packets, stamps: np.ndarray, base: float) -> float:
@@ -250,15 +250,15 @@ def _damage(film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: flo
     return short or seen.broken or unfinished, announced
 
 
-def with_pictures(known: Probe, pictures: Pictures, complete: bool) -> Probe:
+def with_pictures(metadata: Probe, pictures: Pictures, complete: bool) -> Probe:
     """A probe, and what decoding from the beginning has shown; `complete`: to the end, or to an error."""
     if complete:
-        known = replace(known, decoded=len(pictures.stamps), corrupt=pictures.corrupt)
-    n = min(len(pictures.checks), known.frames)
-    if n <= len(known.checks) or not np.array_equal(pictures.stamps[:n], known.stamps[:n]):
-        return known
-    stamps, repeats = np.unique(known.stamps, return_counts=True)
+        metadata = replace(metadata, decoded=len(pictures.stamps), corrupt=pictures.corrupt)
+    n = min(len(pictures.checks), metadata.frames)
+    if n <= len(metadata.checks) or not np.array_equal(pictures.stamps[:n], metadata.stamps[:n]):
+        return metadata
+    stamps, repeats = np.unique(metadata.stamps, return_counts=True)
     keys = np.array(pictures.keys, np.int32)
     keys = keys[keys < n]
-    keys = keys[np.isin(known.stamps[keys], stamps[(repeats == 1) & (stamps != MISSING)])]
-    return replace(known, checks=np.array(pictures.checks[:n], np.uint32), keys=keys)
+    keys = keys[np.isin(metadata.stamps[keys], stamps[(repeats == 1) & (stamps != MISSING)])]
+    return replace(metadata, checks=np.array(pictures.checks[:n], np.uint32), keys=keys)

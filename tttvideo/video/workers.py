@@ -273,9 +273,9 @@ class _Watched(Dataset):
         with _caught() as failed:
             self.reading(self.dataset.name(item))
             with self._limit():
-                found = self.dataset[item]
+                sample = self.dataset[item]
             self.reading("")
-            return found
+            return sample
         return failed[0]
 
     def reading(self, name: str) -> None:

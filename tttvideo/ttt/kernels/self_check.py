@@ -78,9 +78,9 @@ def _all_of(layer: Any, x: Tensor, layout: Layout) -> dict[str, Tensor]:
     total = y.square().sum() + sum(weight.square().sum() for weight in after.values())
     leaves = {"tokens": leaf, **dict(layer.named_parameters())}
     gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    found = {"output": y, **after}
-    found |= {f"gradient at {name}": g for name, g in zip(leaves, gradients, strict=True) if g is not None}
-    return {name: value.detach() for name, value in found.items()}
+    values = {"output": y, **after}
+    values |= {f"gradient at {name}": g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    return {name: value.detach() for name, value in values.items()}
 
 
 def _error(mine: Tensor, exact: Tensor) -> float:
