@@ -1,4 +1,4 @@
-"""The mathematics of one chunk against its definition, and the two theorems of the paper, in float64."""
+"""The mathematics of one chunk against its definition, in float64."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers import ALL_CHUNKS, ALL_INNER, ALL_OBJECTIVES, ALL_OPTIMIZERS, GRID, allowed, name
+from tests.helpers import ALL_CHUNKS, ALL_INNER, ALL_OBJECTIVES, ALL_OPTIMIZERS, GRID, allowed, distance, name
 from tttvideo.ttt import (
     MLP,
     SGD,
@@ -27,7 +27,6 @@ from tttvideo.ttt import (
 from tttvideo.ttt.derivatives import affine
 from tttvideo.ttt.inner import InnerModel
 from tttvideo.ttt.inner_gradient import InnerLoop, summed, traces
-from tttvideo.ttt.kernel_regression import nadaraya_watson
 from tttvideo.ttt.objective import Norm
 from tttvideo.ttt.optimizer import InnerOptimizer, orthogonalized
 from tttvideo.ttt.scan import cut, scan
@@ -104,11 +103,6 @@ def definition(loop, weights, tokens, scale, mask=None):
         None if tokens.fade is None else tokens.fade[..., 0].exp(),
     )
     return out, maps(leaves)
-
-
-def distance(a, b) -> float:
-    pairs = [(x, y) for key in a for x, y in zip(a[key], b[key], strict=True) if x is not None]
-    return max(float((x - y).abs().max()) for x, y in pairs)
 
 
 KINDS = [(1, 1, False), (2, 1, True), (3, 1, False), (2, 2, True)]
@@ -296,53 +290,6 @@ def test_newton_schulz_makes_matrices_orthogonal():
         cosine = F.cosine_similarity(orthogonalized(x, 10).flatten(), (u @ vh).flatten(), dim=0)
         assert cosine > 0.97
     assert torch.equal(orthogonalized(torch.zeros(3, 5), 5), torch.zeros(3, 5))
-
-
-@pytest.mark.parametrize("inner", [m for m in ALL_INNER if m.linear], ids=name)
-@pytest.mark.parametrize(
-    ("chunk", "clip"), [(FrameCausal(1), None), (FrameCausal(2), None), (Whole(2), None), (Whole(2), 1.0)], ids=name
-)
-def test_the_cumulative_sum_is_the_loop(inner, chunk, clip):
-    """Where no gradient depends on the weights, all chunks at once give what one after the other gives."""
-    loop, state, tokens = case(inner, DotProduct(), SGD(clip=clip), frames=5)
-    size = chunk.size(N)
-    settings = dict(
-        size=size,
-        scale=torch.full((size, 1), 0.3, dtype=torch.float64),
-        mask=chunk.mask(N, size, torch.device("cpu")),
-    )
-    one, a = scan(loop, state, tokens, **settings)
-    two, b = scan(loop._replace(cumulative=True), state, tokens, **settings)
-    assert (one - two).abs().max() <= 1e-12
-    assert distance(a.weights, b.weights) <= 1e-12
-
-
-def test_theorem_1_a_linear_model_is_linear_attention():
-    """Bias-free linear inner model, W_0 = 0, batch gradient, rate 1, loss 1/2 |W k - v|^2 (paper, theorem 1)."""
-    torch.manual_seed(0)
-    length = 20
-    q, k, v = (torch.randn(2, 3, length, 8).double() for _ in range(3))
-    loop, _, _ = case(Linear(bias=False), ALL_OBJECTIVES[1])
-    start = {"1": Map(torch.zeros(2, 3, 8, 8).double(), None)}
-    loop = loop._replace(start=start)
-    tokens = Tokens(q, k[:, :, None], v[:, :, None], torch.ones(2, 3, 1, length, 1).double())
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    out, _ = scan(loop, state_of(start), tokens, size=length, scale=torch.ones(length, 1).double(), mask=causal)
-    expected = ((q @ k.mT) * causal) @ v
-    assert (out - expected).abs().max() <= 1e-12
-
-
-def test_theorem_2_nadaraya_watson_is_softmax_attention():
-    """Forward and gradients (paper, theorem 2)."""
-    torch.manual_seed(0)
-    leaves = [torch.randn(2, 3, 10, 8).double().requires_grad_() for _ in range(3)]
-    found = nadaraya_watson(*leaves, causal=True)
-    expected = F.scaled_dot_product_attention(*leaves, is_causal=True)
-    assert (found - expected).abs().max() <= 1e-12
-    a = torch.autograd.grad(found.square().sum(), leaves)
-    b = torch.autograd.grad(expected.square().sum(), leaves)
-    for x, y in zip(a, b, strict=True):
-        assert (x - y).abs().max() <= 1e-12
 
 
 def test_keys_without_a_rate_teach_nothing():
