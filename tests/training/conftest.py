@@ -1,5 +1,8 @@
 """Small real videos, the command line of a small run, and a fresh Accelerate for each run in this process."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +38,28 @@ def videos(tmp_path_factory) -> Path:
             for i in range(count - (split == "val" and name == "dark")):
                 write_video(root / split / name / f"{i}.mp4", level + 5 * i, frames=4 + i % 4)
     return root
+
+
+@pytest.fixture
+def run_script(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script, which finds the repository at {root}, in a process of its own and waits for its end."""
+
+    def run(script: str, argv: list[str], *launcher: str, new_session: bool = False, **environment: str):
+        file = tmp_path / "script.py"
+        file.write_text(script.format(root=str(Path(__file__).resolve().parents[2])))
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
+        return subprocess.run(
+            [sys.executable, *launcher, str(file), *argv],
+            env=kept | {"OMP_NUM_THREADS": "1"} | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            start_new_session=new_session,
+        )
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Runs in processes of their own that are asked to stop, and go on as if nothing had been."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -57,24 +56,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start(tmp_path):
-    script = tmp_path / "signalled.py"
-    script.write_text(SCRIPT.format(root=str(ROOT)))
-
+def start(run_script):
     def run(argv, number, moment, *launcher, whom="group", **environment):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
-        env |= {"OMP_NUM_THREADS": "1", "SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0", "WHOM": whom}
-        env |= environment
-        return subprocess.run(
-            [sys.executable, *launcher, str(script), *argv],
-            env=env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            start_new_session=True,
-        )
+        signalled = {"SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0", "WHOM": whom}
+        return run_script(SCRIPT, argv, *launcher, new_session=True, **signalled | environment)
 
     return run
 

@@ -1,10 +1,7 @@
 """Runs in processes of their own: killed with SIGKILL, with data workers, and two at once."""
 
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,28 +40,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(run_script, tmp_path):
     """Start the script as a process; `launcher` stands before it."""
-    script = tmp_path / "suicidal.py"
-    script.write_text(SUICIDAL.format(root=str(ROOT)))
 
     def run(argv, *launcher, kill_at=-1, **environment):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
-        env |= {
-            "OMP_NUM_THREADS": "1",
-            "KILL_AT": str(kill_at),
-            "KILLED": str(tmp_path / "was-killed"),
-            **environment,
-        }
-        return subprocess.run(
-            [sys.executable, *launcher, str(script), *argv],
-            env=env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        environment = {"KILL_AT": str(kill_at), "KILLED": str(tmp_path / "was-killed"), **environment}
+        return run_script(SUICIDAL, argv, *launcher, **environment)
 
     return run
 

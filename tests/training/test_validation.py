@@ -14,6 +14,7 @@ import train
 import tttvideo.video.segments as segments_module
 from tests.training.conftest import write_video
 from tests.training.test_run import lines
+from tests.video.clips import CountingReader
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.mixers import TTT, Bidirectional
@@ -87,50 +88,30 @@ def test_a_model_that_does_not_stream_reads_whole_videos(data):
     assert int(scores.scored.sum()) == 4
 
 
-class Counting:
-    """A film of blank frames that counts those it has given."""
-
-    given = 0
-
-    def __init__(self, frames: int):
-        self.times = torch.arange(frames, dtype=torch.float64) / 25
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def stream(self, indices, batch):
-        for at in range(0, len(indices), batch):
-            count = len(indices[at : at + batch])
-            Counting.given += count
-            yield torch.zeros(count, 3, 16, 16, dtype=torch.uint8)
-
-
 @pytest.mark.parametrize("task", [Classification(), Prediction()], ids=str)
 def test_no_more_than_three_segments_are_held(monkeypatch, task):
     """However long the film: one with the model, one that waits to be called the last, one being read."""
     from accelerate import Accelerator
 
-    monkeypatch.setattr(segments_module, "open_sized", lambda path, pre: Counting(int(path)))
-    monkeypatch.setattr(segments_module, "within", lambda reader, *span: torch.arange(len(reader.times)))
-    Counting.given, seen, calls = 0, 0, []
     model, frames = build(task), 3000
+    film = CountingReader(frames, 16)
+    monkeypatch.setattr(segments_module, "open_sized", lambda path, pre: film)
+    monkeypatch.setattr(segments_module, "within", lambda reader, *span: torch.arange(len(reader.times)))
+    seen, calls = 0, []
     forward = model.forward
 
     def counted(frames, lengths, state=None):
         nonlocal seen
         calls.append(frames.shape[1])
-        assert Counting.given - seen <= 3 * SEGMENT
+        assert film.pulled - seen <= 3 * SEGMENT
         seen += int(lengths.sum())
         return forward(frames, lengths, state)
 
     monkeypatch.setattr(model, "forward", counted)
-    index = Index([Video(str(frames), 0, None, None, None)], ["a", "b"], False, "val", "")
+    index = Index([Video("film", 0, None, None, None)], ["a", "b"], False, "val", "")
     loader, batches = val_loader(DataConfig(root=".", size=(16, 16), workers=0), index, segment=SEGMENT)
     score(model, loader, batches, index, Accelerator(cpu=True))
-    assert seen == Counting.given == frames
+    assert seen == film.pulled == frames
     assert max(calls) == SEGMENT
 
 

@@ -83,3 +83,23 @@ def read(path, indices=None, **how):
         warnings.simplefilter("always")
         with open_video(path, **how) as reader:
             return reader.read(indices), reader, [str(w.message) for w in caught]
+
+
+class CountingReader:
+    """A film of black frames, uint8 [F, 3, size, size], that counts in `pulled` those it has given."""
+
+    def __init__(self, frames: int, size: int):
+        self.size, self.pulled = size, 0
+        self.times = torch.arange(frames, dtype=torch.float64) / 25
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def stream(self, indices, batch):
+        for at in range(0, len(indices), batch):
+            count = len(indices[at : at + batch])
+            self.pulled += count
+            yield torch.zeros(count, 3, self.size, self.size, dtype=torch.uint8)

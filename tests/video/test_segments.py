@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tttvideo.video.segments as segments_module
+from tests.video.clips import CountingReader
 from tttvideo.video.dataset import VideoDataset
 from tttvideo.video.index import Index, Video
 from tttvideo.video.reader import PartialVideoWarning
@@ -178,32 +179,15 @@ def test_every_file_is_shuffled_in_its_own_order(tmp_path):
 
 def test_never_more_than_three_pieces_ahead(monkeypatch):
     """One piece is with the caller, one waits, one is being made: so memory does not depend on the length."""
-    segment, frames, pulled = 16, 2000, [0, 0]
-
-    class EndlessReader:
-        def __init__(self, row):
-            self.row = row
-            self.times = torch.arange(frames, dtype=torch.float64) / 25
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
-
-        def stream(self, indices, batch):
-            for at in range(0, len(indices), batch):
-                count = len(indices[at : at + batch])
-                pulled[self.row] += count
-                yield torch.zeros(count, 3, 4, 4, dtype=torch.uint8)
-
-    monkeypatch.setattr(segments_module, "open_sized", lambda path, pre: EndlessReader(int(path)))
+    segment, frames = 16, 2000
+    films = {name: CountingReader(frames, 4) for name in ("0", "1")}
+    monkeypatch.setattr(segments_module, "open_sized", lambda path, pre: films[path])
     monkeypatch.setattr(segments_module, "within", lambda reader, *span: torch.arange(len(reader.times)))
     given = 0
-    for piece in read_segments(["0", "1"], Preprocessing((4, 4)), segment=segment):
+    for piece in read_segments(list(films), Preprocessing((4, 4)), segment=segment):
         time.sleep(0.001)  # the thread would run ahead now
         given += int(piece.lengths[0])
-        assert max(pulled) - given <= 3 * segment
+        assert max(film.pulled for film in films.values()) - given <= 3 * segment
     assert given == frames
 
 
