@@ -14,12 +14,16 @@ from tttvideo.evaluation.protocol_plots import plot_protocol
 ENDING = 16
 """Steps at the end of a clip whose tokens are also pooled alone, without those of the steps before."""
 Rows = list[dict[str, Any]]
+NO_RANKING = (
+    "All variants were trained at one learning rate, the one that suits TTT-MLP. Mamba, linear attention and others "
+    "learn better at rates of their own, so that the tables do not rank them against TTT (docs/results.md)."
+)
 
 
 def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
     """Markdown: for each task accuracy against length, by pairs and under other sampling rules, mean and range over the
     seeds; figures of the variants that the study says are drawn, into the folder ``out``."""
-    parts = _summary(study, rows)
+    parts = [NO_RANKING, "", *_summary(study, rows)]
     for task in study["tasks"]:
         mine = [row for row in rows if row["task"] == task]
         if mine:
