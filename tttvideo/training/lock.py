@@ -1,4 +1,4 @@
-"""One run folder, one run: a file that says who writes there, kept fresh while he lives."""
+"""One run folder, one run: a file that names the process that writes there, kept fresh while it lives."""
 
 from __future__ import annotations
 
