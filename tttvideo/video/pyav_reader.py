@@ -13,7 +13,7 @@ from torch import Tensor
 from .clock import MISSING
 from .container import Broken, Film, frames, open_film
 from .probe import Probe, remember
-from .reader import Reader, VideoInfo
+from .reader import Reader, VideoInfo, channels_first
 from .scan import Pictures, checksum, with_pictures
 
 # Filters that turn a frame counter-clockwise by this many quarters.
@@ -45,13 +45,14 @@ class Converter:
         self._graph: Any = None
 
     def into(self, frame: Any, out: Tensor) -> None:
-        """Writes the frame into `out` uint8 [3,H,W]."""
+        """Writes the frame into `out` uint8 [3,H,W], contiguous."""
         kind = (frame.width, frame.height, frame.format.name)
         if kind != self._kind:  # a resolution change in midstream: every frame is brought to the one size
             self._graph, self._kind = self._build(frame), kind
         self._graph.push(frame)
-        picture = self._graph.pull().to_ndarray()
-        out.copy_(torch.from_numpy(picture).permute(2, 0, 1))
+        plane = self._graph.pull().planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : 3 * plane.width]
+        channels_first(rows.reshape(plane.height, plane.width, 3), out)
 
     def _build(self, frame: Any) -> Any:
         from fractions import Fraction
@@ -89,7 +90,7 @@ class PyAVReader(Reader):
         return self._converter.size
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
-        filled, out, next_wanted = 0, torch.empty(0), iter(wanted)
+        given, filled, out, next_wanted = 0, 0, torch.empty(0), iter(wanted)
         self._passed = self._flawed = 0
         target = next(next_wanted, None)
         pictures = self._frames(target or 0)
@@ -101,12 +102,12 @@ class PyAVReader(Reader):
             if number < target:
                 continue
             if not filled:
-                out = torch.empty(batch, 3, *self.size, dtype=torch.uint8)
+                out = self._room(min(batch, len(wanted) - given))
             self._converter.into(frame, out[filled])
             filled += 1
-            if filled == batch:
+            if filled == len(out):
                 yield out
-                filled = 0
+                given, filled = given + filled, 0
             target = next(next_wanted, None)
             if target is not None and self._entry(target) > number + SHORTEST_JUMP:
                 pictures.close()
