@@ -157,6 +157,10 @@ def _assign(part: Part, path: Sequence[str], value: Any, key: str) -> None:
     """Set the field that ``path`` leads to from ``part``; ``key`` is the whole key, for messages."""
     name, *below = path
     fields = [field.name for field in dataclasses.fields(part.cls)]
+    if name in ("class_path", "init_args"):  # as YAML has them
+        above = key.removesuffix("." + ".".join(path))
+        words = f"--{above} NAME" if name == "class_path" else f"--{'.'.join([above, *below])} VALUE"
+        raise ConfigError(f"unknown setting {key}: on the command line a class is given by its name; write {words}")
     if name not in fields:
         parent = key.removesuffix(".".join(path)).split(".")[:-1]
         raise ConfigError(_unknown(part, ".".join(parent), ".".join([name, *below])))
