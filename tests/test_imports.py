@@ -30,6 +30,7 @@ LAYERS = {
         "tasks",
         "serialize",
         "printing",
+        "strict_yaml",
         "video",
         "model",
     },

@@ -6,8 +6,8 @@ import functools
 from collections import Counter
 from typing import Any
 
-from .serialize import DEEPEST
-
+DEEPEST = 64
+"""Levels of lists and mappings in a configuration; ours have about a dozen."""
 LARGEST = 100_000
 """Values in a configuration, each as often as an alias repeats it; ours have about a hundred."""
 

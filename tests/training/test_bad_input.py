@@ -59,8 +59,11 @@ def mistake(argv: list[str], capsys) -> str:
         (["--processes", "0"], "processes must be at least 1"),
         (["--data.sampling", "uniform=1.5"], "uniform must be a whole number, not 1.5"),
         (["--config", "/"], "configuration file / is a folder"),
-        (["--model.backbone.mixer.class_path", "TTT"], "given by its name; write --model.backbone.mixer NAME"),
-        (["--model.backbone.mixer.init_args.heads", "2"], "write --model.backbone.mixer.heads VALUE"),
+        (
+            ["--model.backbone.mixer.class_path", "TTT"],
+            "write --model.backbone.mixer CLASS, and",
+        ),
+        (["--model.backbone.mixer.init_args.heads", "2"], "write --model.backbone.mixer CLASS, and"),
         (["--model.backbone.mixer", "[" * 20_000], "is not valid YAML: nested more than 64 levels deep"),
     ],
 )

@@ -155,7 +155,8 @@ def test_a_run_that_was_taken_over_from_writes_nothing_more(arguments, tmp_path,
 
     def taken_over():
         owner = json.loads((run / NAME).read_text()) | {"pid": 7, "host": "elsewhere"}
-        (run / NAME).write_text(json.dumps(owner))
+        (tmp_path / "other").write_text(json.dumps(owner))
+        (tmp_path / "other").replace(run / NAME)
         before.update({path: path.read_bytes() for path in run.rglob("*") if path.is_file()})
 
     def append(self, line):
@@ -172,7 +173,7 @@ def test_a_run_that_was_taken_over_from_writes_nothing_more(arguments, tmp_path,
     original, read_batches = JsonLines.append, VideoModel.read_batches
     monkeypatch.setattr(JsonLines, "append", append)
     monkeypatch.setattr(VideoModel, "read_batches", read)
-    monkeypatch.setattr(module, "REFRESH", 0.0)
+    monkeypatch.setattr(module, "REFRESH", 1e-3)
     assert train.main(arguments(checkpoint__every=0)) == 2
     said = capsys.readouterr().err
     assert f"{run} was taken over by process 7 on elsewhere" in said

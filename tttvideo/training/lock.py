@@ -8,12 +8,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .config import ConfigError
+
+Item = TypeVar("Item")
 
 REFRESH = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one, by the folder's own clock, after which a lock is taken over
@@ -103,6 +105,12 @@ class RunLock:
             with suppress(OSError):  # of a disk that hangs: the writing itself tells
                 self.check()
 
+    def while_ours(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with `check_before_writing` after each is made."""
+        for item in items:
+            self.check_before_writing()
+            yield item
+
     def _judge(self) -> str | None:
         """Removes a lock that nobody holds any more; the note on it. Raises ConfigError if somebody does."""
         try:
@@ -163,7 +171,9 @@ class RunLock:
             except (ConfigError, OSError):  # the run finds out by itself; what is another's is not touched
                 continue
             with suppress(OSError), self.path.open("r+b") as file:
-                file.write(self._mine or b"")
+                if file.read() == self._mine:  # a taker makes another file: its content is never overwritten
+                    file.seek(0)
+                    file.write(self._mine)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +16,6 @@ from ..video.index import Index, save_labels, unlearnable_classes
 from ..video.loader import EpochSampler, Loader, train_loader, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
-from ..video.segments import Piece
 from . import launch, memory
 from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not launch.lost_another(error):
             raise
-        reason = "what it says, or its exit code, is the reason; continue with the same command and --resume auto"
-        launch.say(f"stopped: another process of this run ended: {reason}", every_process=True)
+        launch.say(f"stopped: {launch.LOST}", every_process=True)
         return 1
     except KeyboardInterrupt:
         launch.say("interrupted: continue with the same command and --resume auto")
@@ -83,8 +81,7 @@ def train(config: RunConfig, yaml: str) -> None:
                     run.epoch()
             run.finish()
         except RuntimeError as error:
-            if run.signals.received and launch.lost_another(error):  # which was sent it, too, and was faster
-                raise Stopped(run.signals.received) from error
+            run.signals.raise_if(launch.lost_another(error))  # which was sent it, too, and ended sooner
             raise
         except NonFinite as error:
             good = run.checkpoints.last()
@@ -313,16 +310,15 @@ class Run:
         """The rest of the present epoch, then its validation, its line in the log and its checkpoint.
 
         Raises:
-            Stopped: a signal came. After a step, on all processes alike; or in the validation, before which (where
-                the epoch's end has none: then) there is a checkpoint too: whatever ends it, it begins again.
+            Stopped: a signal came, after a step, on all processes alike; or in the validation. Whatever ends that,
+                there is a checkpoint of its beginning.
             ConfigError: the folder was taken over by another run; nothing more is written.
         """
         config, number, every = self.config, self.progress.epoch + 1, self.config.checkpoint.every
         order = cast(EpochSampler, self.train_batches.batch_sampler)
         order.start_at(self.progress.epoch, self.progress.batch)
-        for result in self.trainer.epoch(self.train_batches, self.n_batches, self.progress):
+        for result in self.lock.while_ours(self.trainer.epoch(self.train_batches, self.n_batches, self.progress)):
             self.progress = result.progress
-            self.lock.check_before_writing()
             self.record.skip(self.train, result.failures)
             self.record.step(number, result)
             inside = self.progress.batch < self.n_batches
@@ -344,7 +340,7 @@ class Run:
                     metrics = self.validate()
             except BaseException:
                 if self.leader and self._saved != (self.progress.epoch, self.progress.batch):
-                    self._write_checkpoint(None)  # by itself: the others may not have been told, or have ended
+                    self._write_checkpoint(None)  # by itself: the others may have ended
                 raise
         self.lock.check_before_writing()
         self.record.epoch(self.progress, self.trainer.schedule.set(step - 1), metrics)
@@ -360,15 +356,10 @@ class Run:
         assert self.val_batches is not None
         evaluated = self.trainer.evaluated_model
         evaluated.set_inner_rate(1.0)
-        pieces, batches = self.val_batches
-        scores = score(evaluated, self._while_ours(pieces), batches, self.val, self.accelerator)
+        pieces, videos = self.val_batches
+        scores = score(evaluated, self.lock.while_ours(pieces), videos, self.val, self.accelerator)
         self.record.skip(self.val, scores.failures)
         return {**self.task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
-
-    def _while_ours(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            self.lock.check_before_writing()
-            yield piece
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
         """Checkpoint the position; all processes together."""
