@@ -20,7 +20,8 @@ LAYERS = {
     "strict_yaml": set(),
     "arguments": {"serialize", "recipes", "strict_yaml"},
     "video": {"printing"},
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video"},
+    # inference: within VideoModel's own methods, so that people find it there
+    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "inference"},
     "training": {
         "arguments",
         "ttt",
@@ -35,6 +36,7 @@ LAYERS = {
     },
     "evaluation": {"printing", "ttt", "tasks", "serialize", "video", "model"},
     "export": {"printing", "tasks", "serialize", "video", "model", "evaluation"},
+    "inference": {"options", "printing", "encoder", "tasks", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "printing", "evaluation"},
     "indexing": {"options", "printing", "video"},
@@ -44,6 +46,7 @@ LAYERS = {
         "options",
         "comparing",
         "indexing",
+        "inference",
         "video",
         "model",
         "training",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tttvideo.comparing import compare, position
 from tttvideo.indexing import check, index
+from tttvideo.inference.commands import classify
 from tttvideo.options import (
     Parser,
     UsageError,
@@ -24,7 +25,7 @@ from tttvideo.options import (
     nearest,
     prediction_settings,
 )
-from tttvideo.printing import json_text, printable
+from tttvideo.printing import printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -187,57 +188,6 @@ def export(argv: Sequence[str]) -> int:
     trusted = ", trust=True" if args.trust else ""
     print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
     return 0
-
-
-def classify(argv: Sequence[str]) -> int:
-    """name the classes of single videos"""
-    parser = Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
-    add_checkpoint(parser)
-    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
-    parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    args = parser.read(argv)
-    if args.topk < 1:
-        raise UsageError(f"--topk must be at least 1, got {args.topk}")
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from tttvideo.evaluation.evaluate import best_device, choose_device
-    from tttvideo.model import from_pretrained
-    from tttvideo.video.reading import damaged_videos_named
-
-    device = choose_device(args.device) or best_device()
-    model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
-    answers, failures = [], []
-    for video in args.videos:
-        try:
-            with damaged_videos_named():
-                answers.append((video, model.classify(video, topk=args.topk)))
-        except (ValueError, OSError) as error:
-            failures.append((video, _sentence(error)))
-    if args.json:
-        found = [
-            {"path": video, "classes": [{"label": label, "probability": p} for label, p in classes]}
-            for video, classes in answers
-        ]
-        found += [{"path": video, "error": reason} for video, reason in failures]
-        print(json_text(found))
-    elif answers:
-        table = Table()
-        table.add_column("video", overflow="fold")
-        table.add_column("class", overflow="fold")
-        table.add_column("probability", justify="right")
-        for video, classes in answers:
-            for place, (label, probability) in enumerate(classes):
-                # Text: names with brackets or colons are no markup.
-                name, last = Text("" if place else printable(video)), place + 1 == len(classes)
-                table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
-        Console().print(table)
-    for _, reason in failures:
-        _complain(reason)
-    return 2 if failures else 0
 
 
 def make_data(argv: Sequence[str]) -> int:
