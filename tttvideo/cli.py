@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tttvideo.comparing import compare, position
 from tttvideo.indexing import check, index
-from tttvideo.inference.commands import classify
+from tttvideo.inference.commands import classify, predict
 from tttvideo.options import (
     Parser,
     UsageError,
@@ -73,34 +73,6 @@ def evaluate(argv: Sequence[str]) -> int:
         else:
             write_report(result, out)
             print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """predict the next frames of a video, beside what came: a film and a picture"""
-    parser = Parser(
-        prog="tttvideo predict",
-        description="Read the first frames of a video, generate the next ones, and show them: "
-        "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")
-    parser.add_argument("--out", required=True, help="folder for the film and the picture")
-    add_prediction(parser)
-    args = parser.read(argv)
-
-    from tttvideo.evaluation import PredictConfig
-    from tttvideo.evaluation import predict as run
-    from tttvideo.video.reading import damaged_videos_named
-
-    check_folder(Path(args.out))
-    with damaged_videos_named():
-        found = run(PredictConfig(**{name: value for name, value in vars(args).items() if value is not None}))
-    for note in found.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
-    for line in found.lines:
-        print(printable(line))
-    print(printable(f"written to {args.out}: {found.film.name} and {found.strip.name}"))
     return 0
 
 

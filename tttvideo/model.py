@@ -281,14 +281,14 @@ class VideoModel(nn.Module):
                 tensor [F, 3, h, w], list of pictures is not one: give it as an array), of which all are used. Or
                 several: a list, answered by a list; an iterator, answered by an iterator that reads on as it is asked.
             topk: how many labels.
-            how: fields of ``tttvideo.inference.how.How``: frames, sampling, views, batch_size, workers.
+            how: fields of ``tttvideo.inference.config.How``: frames, sampling, views, batch_size, workers.
 
         Raises:
             tttvideo.video.decode.VideoError: if a video cannot be read.
             ValueError: if the model was not trained for classification, or frames are neither uint8 nor in 0..1.
         """
         from .inference.classify import answers_of
-        from .inference.how import How
+        from .inference.config import How
 
         return answers_of(self, source, topk, How(**{"workers": 0, **how}))
 

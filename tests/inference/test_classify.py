@@ -15,7 +15,7 @@ import torch
 from tests.evaluation.small import noise_video, small_model, small_run
 from tttvideo.cli import main
 from tttvideo.inference.classify import Pipeline, classify_videos
-from tttvideo.inference.how import How
+from tttvideo.inference.config import How
 from tttvideo.inference.results import Results, key_of
 from tttvideo.inference.sources import find_videos
 from tttvideo.mixers import TTT, Bidirectional

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tttvideo.model import VideoModel
-from tttvideo.video.index import Video
-from tttvideo.video.sampling import Sampling
-from tttvideo.video.segments import Piece, SegmentedBatches, video_pieces
-from tttvideo.video.transforms import Preprocessing
-from tttvideo.video.workers import WorkerLoader
+from ..model import VideoModel
+from ..video.index import Video
+from ..video.sampling import Sampling
+from ..video.segments import Piece, SegmentedBatches, video_pieces
+from ..video.transforms import Preprocessing
+from ..video.workers import WorkerLoader
 
 PICTURES = 16
 """Frames of a video that are kept beside its timeline, at most."""

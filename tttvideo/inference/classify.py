@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tttvideo.evaluation.views import Clips, Views, Whole, averaged, expand, parse_views
-from tttvideo.model import WHOLE, VideoModel
-from tttvideo.tasks import Classification
-from tttvideo.video.index import Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.sampling import parse_sampling
-
+from ..evaluation.views import Clips, Views, Whole, averaged, expand, parse_views
+from ..model import WHOLE, VideoModel
+from ..tasks import Classification
+from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.sampling import parse_sampling
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
+from .config import How
 from .frames import as_frames
-from .how import How
 
 WINDOW = 16
 """Batches among which videos are sorted by the size of their files, so that those of a batch end together."""
@@ -198,7 +197,7 @@ class Pipeline:
     """
 
     def __init__(self, model: VideoModel | str | Path, **how: Any):
-        from tttvideo.model import from_pretrained
+        from ..model import from_pretrained
 
         self.model = model if isinstance(model, VideoModel) else from_pretrained(model)
         self.how = How(**how)

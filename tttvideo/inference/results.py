@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tttvideo.printing import cell, from_cell, json_text, printable
-from tttvideo.video.index import Video
+from ..printing import cell, from_cell, json_text, printable
+from ..video.index import Video
 
 _LOCKS = 2**40
 """Bytes of the file from here on are not there, but can be locked: one for each process that writes."""

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tttvideo.printing import printable
-from tttvideo.video.folders import read_folder
-from tttvideo.video.index import DataError, Video
-from tttvideo.video.listfile import read_list
+from ..printing import printable
+from ..video.folders import read_folder
+from ..video.index import DataError, Video
+from ..video.listfile import read_list
 
 LISTS = {".txt", ".csv", ".tsv"}
 """Files with these endings are lists: ``path[,start,end]`` lines, or columns with a header."""

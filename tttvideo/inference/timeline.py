@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from tttvideo.evaluation.plots import COLOURS, new_figure
-from tttvideo.evaluation.result_files import replacing
-from tttvideo.printing import printable
-from tttvideo.video.index import Video
-from tttvideo.video.reading import open_sized, within
-from tttvideo.video.sampling import parse_sampling
-from tttvideo.video.transforms import Preprocessing
-
+from ..evaluation.plots import COLOURS, new_figure
+from ..evaluation.result_files import replacing
+from ..printing import printable
+from ..video.index import Video
+from ..video.reading import open_sized, within
+from ..video.sampling import parse_sampling
+from ..video.transforms import Preprocessing
 from .answers import Timeline
 
 SHOWN = 5
