@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tttvideo.options import Parser, UsageError, add_data, add_device, check_folder
-from tttvideo.printing import printable
+from .options import Parser, UsageError, add_data, add_device, check_folder
+from .printing import printable
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -32,9 +32,9 @@ def compare(argv: Sequence[str]) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed must be 0 or more, got {args.seed}")
 
-    from tttvideo.evaluation.comparison import compare_runs
-    from tttvideo.evaluation.comparison_report import print_comparison, write_comparison
-    from tttvideo.evaluation.named import parse_named
+    from .evaluation.comparison import compare_runs
+    from .evaluation.comparison_report import print_comparison, write_comparison
+    from .evaluation.named import parse_named
 
     runs = parse_named(args.runs)
     check_folder(Path(args.out))
@@ -68,9 +68,9 @@ def position(argv: Sequence[str]) -> int:
     if args.frames != "all" and (not args.frames.isdecimal() or int(args.frames) < 1):
         raise UsageError(f"--frames must be a number of frames, 1 or more, or all; got {args.frames!r}")
 
-    from tttvideo.evaluation.comparison_report import write_positions
-    from tttvideo.evaluation.named import parse_named
-    from tttvideo.evaluation.position_curves import compare_positions, position_sentence
+    from .evaluation.comparison_report import write_positions
+    from .evaluation.named import parse_named
+    from .evaluation.position_curves import compare_positions, position_sentence
 
     runs = parse_named(args.runs)
     check_folder(Path(args.out))
