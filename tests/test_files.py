@@ -18,7 +18,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, shared):
             unfinished.write_text("half")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
     assert path.read_text() == "old"
 

@@ -54,16 +54,9 @@ def evaluate(argv: Sequence[str]) -> int:
     add_frame_metrics(parser)
     args = parser.read(argv)
 
-<<<<<<< HEAD
-    from .evaluation import evaluate as run
-    from .evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report
-    from .evaluation.checkpoint import inspect_checkpoint
-    from .video.reading import damaged_videos_named
-=======
     from .evaluation import EvaluateConfig, print_report, write_report
     from .evaluation import evaluate as run
     from .evaluation.checkpoint import inspect_checkpoint
->>>>>>> main
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
     config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
@@ -82,39 +75,6 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-<<<<<<< HEAD
-def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
-    """`tttvideo evaluate` of a checkpoint that predicts frames."""
-    from .evaluation.forecast_report import print_forecasts, write_forecasts
-    from .evaluation.forecasting import evaluate_prediction as run
-
-    found = run(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        root=args.root,
-        **prediction_settings(args),
-        grey=bool(args.grey),
-        lpips=args.lpips,
-        fvd=args.fvd,
-        samples=4,
-        batch_size=args.batch_size,
-        segment=args.segment,
-        device=args.device,
-        trust=args.trust,
-        progress=sys.stderr.isatty(),
-    )
-    print_forecasts(found)
-    if out is None:
-        print("not written to files: an export has no run folder, so give --out DIR for that")
-    else:
-        write_forecasts(found, out)
-        print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-=======
->>>>>>> main
 def predict(argv: Sequence[str]) -> int:
     """predict the next frames of a video, beside what came: a film and a picture"""
     parser = Parser(
@@ -128,14 +88,9 @@ def predict(argv: Sequence[str]) -> int:
     add_prediction(parser)
     args = parser.read(argv)
 
-<<<<<<< HEAD
-    from .evaluation.predicting import predict as run
-    from .video.reading import damaged_videos_named
-=======
     from .evaluation import PredictConfig
     from .evaluation import predict as run
     from .video.reading import damaged_videos_named
->>>>>>> main
 
     check_folder(Path(args.out))
     with damaged_videos_named():
