@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tttvideo.comparing import compare, position
-from tttvideo.indexing import check, index
-from tttvideo.inference.commands import classify, predict
-from tttvideo.options import (
+from .comparing import compare, position
+from .indexing import check, index
+from .inference.commands import classify, predict
+from .options import (
     Parser,
     UsageError,
     add_checkpoint,
@@ -24,7 +24,7 @@ from tttvideo.options import (
     check_folder,
     nearest,
 )
-from tttvideo.printing import printable
+from .printing import printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -55,9 +55,9 @@ def evaluate(argv: Sequence[str]) -> int:
     add_frame_metrics(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation import EvaluateConfig, print_report, write_report
-    from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation.checkpoint import inspect_checkpoint
+    from .evaluation import EvaluateConfig, print_report, write_report
+    from .evaluation import evaluate as run
+    from .evaluation.checkpoint import inspect_checkpoint
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
     config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
@@ -93,7 +93,7 @@ def export(argv: Sequence[str]) -> int:
     )
     args = parser.read(argv)
 
-    from tttvideo.export import export as run
+    from .export import export as run
 
     out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
     trusted = ", trust=True" if args.trust else ""
@@ -103,7 +103,7 @@ def export(argv: Sequence[str]) -> int:
 
 def make_data(argv: Sequence[str]) -> int:
     """make a set of videos of which it is known how well a perfect observer does"""
-    from tttvideo.video.synthetic import SUITES, find_suite, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
         chooser = Parser(
@@ -146,14 +146,14 @@ def make_data(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """train a model: the same as train.py of the repository"""
-    from tttvideo.training.run import main as run
+    from .training.run import main as run
 
     return run(argv)
 
 
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
-    from tttvideo.recipes import show
+    from .recipes import show
 
     return show(argv)
 
@@ -202,7 +202,7 @@ def _run(argv: list[str]) -> int:
         if argv[0] not in names:
             raise UsageError(f"there is no command {argv[0]!r}{nearest(argv[0], names)}")
         return COMMANDS[names.index(argv[0])].run(argv[1:])
-    from tttvideo import __version__
+    from . import __version__
 
     width = max(map(len, names)) + 2
     parser = Parser(

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.plots import COLOURS, new_figure
-from ..evaluation.result_files import replacing
+from ..files import replacing
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import open_sized, within
