@@ -28,7 +28,8 @@ def test_a_chunk_is_one_graph(inner):
 
 
 CONFIGURATIONS = [
-    TTT(heads=2, chunk=TokenCausal(4)),
+    TTT(inner=Linear(), heads=2),
+    pytest.param(TTT(heads=2, chunk=TokenCausal(4)), marks=pytest.mark.slow),
     pytest.param(TTT(inner=Conv(), heads=2, chunk=FrameCausal(2)), marks=pytest.mark.slow),
     pytest.param(TTT(heads=2, optimizer=Adam()), marks=pytest.mark.slow),
     pytest.param(TTT(inner=Linear(), objective=DotProduct(), heads=2, chunk=TokenCausal(4)), marks=pytest.mark.slow),
