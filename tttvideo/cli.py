@@ -22,7 +22,6 @@ from tttvideo.options import (
     add_settings,
     check_folder,
     nearest,
-    prediction_settings,
 )
 from tttvideo.printing import json_text, printable
 
@@ -39,7 +38,7 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     add_checkpoint(parser)
     add_data(parser)
-    classifying = add_settings(parser)
+    add_settings(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side in each process")
     parser.add_argument(
         "--segment",
@@ -51,82 +50,28 @@ def evaluate(argv: Sequence[str]) -> int:
         "--workers", type=int, default=None, help="processes that read ahead for a classifier; 0 for none (default: 2)"
     )
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
-    predicting = add_prediction(parser) + add_frame_metrics(parser)
+    add_prediction(parser)
+    add_frame_metrics(parser)
     args = parser.read(argv)
-    if args.workers is not None and args.workers < 0:
-        raise UsageError(f"--workers must be 0 or more, got {args.workers}")
 
+    from tttvideo.evaluation import EvaluateConfig, print_report, write_report
     from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report
     from tttvideo.evaluation.checkpoint import inspect_checkpoint
-    from tttvideo.video.reading import damaged_videos_named
 
-    source = inspect_checkpoint(args.checkpoint)
-    out = Path(args.out) if args.out else source.run
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
+    run_folder = inspect_checkpoint(config.checkpoint).run
+    out = Path(config.out) if config.out else run_folder
     if out is not None:
         check_folder(out)  # now: nobody wants to hear of it after hours of measuring
-    foreign = (*classifying, "workers") if source.task == "Prediction" else predicting
-    if given := [name.replace("_", "-") for name in foreign if getattr(args, name) is not None]:
-        raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
-    if source.task == "Prediction":
-        return evaluate_prediction(args, out)
-    with damaged_videos_named():
-        evaluation = run(
-            args.checkpoint,
-            args.data,
-            split=args.split,
-            root=args.root,
-            frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
-            samplings=parse_samplings(args.sampling or []),
-            views=parse_all_views(args.views or ["whole"]),
-            controls=args.controls or [],
-            by=args.by,
-            check_streaming=args.check_streaming or 0,
-            samples=6,
-            batch_size=args.batch_size,
-            segment=args.segment,
-            workers=2 if args.workers is None else args.workers,
-            device=args.device,
-            trust=args.trust,
-            progress=sys.stderr.isatty(),
-        )
-    if evaluation is not None:
-        print_report(evaluation)
+    result = run(config, progress=sys.stderr.isatty())
+    if result is not None:
+        print_report(result)
         if out is None:
             print("not written to files: an export has no run folder, so give --out DIR for that")
         else:
-            write_report(evaluation, out)
+            write_report(result, out)
             print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
-    """`tttvideo evaluate` of a checkpoint that predicts frames."""
-    from tttvideo.evaluation.forecast_report import print_forecasts, write_forecasts
-    from tttvideo.evaluation.forecasting import evaluate_prediction as run
-
-    found = run(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        root=args.root,
-        **prediction_settings(args),
-        grey=bool(args.grey),
-        lpips=args.lpips,
-        fvd=args.fvd,
-        samples=4,
-        batch_size=args.batch_size,
-        segment=args.segment,
-        device=args.device,
-        trust=args.trust,
-        progress=sys.stderr.isatty(),
-    )
-    print_forecasts(found)
-    if out is None:
-        print("not written to files: an export has no run folder, so give --out DIR for that")
-    else:
-        write_forecasts(found, out)
-        print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
     return 0
 
 
@@ -143,19 +88,13 @@ def predict(argv: Sequence[str]) -> int:
     add_prediction(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation.predicting import predict as run
+    from tttvideo.evaluation import PredictConfig
+    from tttvideo.evaluation import predict as run
     from tttvideo.video.reading import damaged_videos_named
 
     check_folder(Path(args.out))
     with damaged_videos_named():
-        found = run(
-            args.checkpoint,
-            args.video,
-            args.out,
-            **prediction_settings(args),
-            device=args.device,
-            trust=args.trust,
-        )
+        found = run(PredictConfig(**{name: value for name, value in vars(args).items() if value is not None}))
     for note in found.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     for line in found.lines:

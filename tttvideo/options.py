@@ -196,9 +196,3 @@ def add_frame_metrics(parser: Parser) -> tuple[str, ...]:
         help="measure the Fréchet video distance too: I3D as TorchScript, which is a program and so needs --trust",
     )
     return ("grey", "lpips", "fvd")
-
-
-def prediction_settings(args: argparse.Namespace) -> dict[str, typing.Any]:
-    """The options of ``add_prediction`` as arguments of functions."""
-    context, horizon = (10 if value is None else value for value in (args.context, args.horizon))
-    return {"context": context, "horizon": horizon, "write": args.write != "context"}

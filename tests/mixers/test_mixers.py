@@ -8,12 +8,14 @@ from torch import nn
 from tests.helpers import BASELINES, BIDIRECTIONAL, DIM, GRID, SOME_MIXERS, N, build, name
 from tests.helpers import distance as difference
 from tttvideo.mixers import (
+    GRU,
     LSTM,
     TTT,
     Attention,
     Bidirectional,
     ConvLSTM,
     FrameAttention,
+    GatedDeltaNet,
     LinearAttention,
     Mamba,
     NoMixer,
@@ -44,7 +46,7 @@ def test_half_precision(mixer, dtype):
         y, state = layer(x, None, Layout(GRID))
         y, state = layer(x, state if layer.streams else None, Layout(GRID))
     assert torch.isfinite(y).all()
-    for field in ("sums", "ssm", "hidden", "cell"):
+    for field in ("sums", "ssm", "memory", "hidden", "cell"):
         assert getattr(state, field, x).dtype == torch.float32
     half = layer.bfloat16()
     y, _ = half(x.bfloat16(), None, Layout(GRID))
@@ -116,6 +118,17 @@ def test_lstm_is_torchs():
     assert difference(y, expected) <= 1e-14
     assert difference(state.hidden, hidden[0]) <= 1e-14
     assert difference(state.cell, cell[0]) <= 1e-14
+
+
+def test_gru_is_torchs():
+    layer = build(GRU())
+    plain = nn.GRU(DIM, DIM, batch_first=True).double()
+    plain.load_state_dict(layer.gru.state_dict())
+    x = tokens(17)
+    expected, hidden = plain(x)
+    y, state = layer(x)
+    assert difference(y, expected) <= 1e-14
+    assert difference(state.hidden, hidden[0]) <= 1e-14
 
 
 # Mamba
@@ -237,6 +250,10 @@ def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
         (lambda: Mamba(state_dim=0), "at least 1"),
         (lambda: Mamba(short_conv="none"), "must be raster or time"),
         (lambda: Mamba(heads=3).build(8), "2 x 8 channels into 3 heads"),
+        (lambda: GatedDeltaNet(chunk=0), "at least 1"),
+        (lambda: GatedDeltaNet(head_dim=0), "at least 1"),
+        (lambda: GatedDeltaNet(short_conv="yes"), "none, raster or time"),
+        (lambda: GatedDeltaNet(heads=3).build(8), "or set head_dim"),
         (lambda: Attention(window=0), "at least its own frame"),
         (lambda: FrameAttention(heads=3).build(8), "into 3 heads"),
         (lambda: Bidirectional(Bidirectional(NoMixer())), "is Bidirectional itself"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
+from tttvideo.evaluation.config import PredictConfig
 from tttvideo.evaluation.evaluate import best_device, choose_device
 from tttvideo.evaluation.forecaster import (
     check_lengths,
@@ -36,33 +37,20 @@ class Predicted(NamedTuple):
     notes: list[str]  # where the video is unlike those of the training
 
 
-def predict(
-    checkpoint: str | Path,
-    video: str | Path,
-    out: str | Path,
-    *,
-    context: int = 10,
-    horizon: int = 10,
-    write: bool = True,
-    device: str | None = None,
-    trust: bool = False,
-) -> Predicted:
-    """Predict ``horizon`` frames after the first ``context`` of a video, and draw them into the folder ``out``.
-
-    Args:
-        checkpoint: run folder (its best checkpoint), checkpoint folder, or export, trained for ``Prediction``.
-        write: whether the hidden state learns from generated frames (``tttvideo.tasks.roll_out``).
+def predict(config: PredictConfig) -> Predicted:
+    """Predicts the frames after the context, and draws them into the folder ``config.out``.
 
     Raises:
         ValueError: for a checkpoint of another task, a horizon of 0, a context that is as long as the video, or a video
             that cannot be read.
     """
-    source = inspect_checkpoint(checkpoint)
-    model = prediction_model(source.folder, trust=trust).to(choose_device(device) or best_device())
+    video, context, horizon, write = config.video, config.context, config.horizon, config.write == "all"
+    source = inspect_checkpoint(config.checkpoint)
+    model = prediction_model(source.folder, trust=config.trust).to(choose_device(config.device) or best_device())
     check_lengths(model, context, horizon)
     if space_of(model) == "features":
         raise ValueError(
-            f"{checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"
+            f"{config.checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"
         )
     clip = read_clip(str(video), model.preprocessing, context + horizon)
     if len(clip) < 2:
@@ -81,7 +69,7 @@ def predict(
     made = forecasts(model, clip[None, :context], horizon, write=write)
     first = max(0, context - SHOWN)
     before, truth = in_unit(clip[first:context]), in_unit(clip[context:])
-    out = Path(out)
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     name = Path(video).resolve().name if Path(video).is_dir() else Path(video).stem
     # not the video's own name: people keep their films where the video lies
