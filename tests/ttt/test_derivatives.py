@@ -70,12 +70,12 @@ def test_residual_gradient():
 def test_a_checkpoint_computes_the_forward_pass_once_more():
     """And not once more for every inner gradient: those find what they need at hand."""
     layer = TTT(heads=2, chunk=TokenCausal(4)).build(16)
-    x = torch.randn(1, 64, 16)
+    x = torch.randn(1, 32, 16)
     flops = {}
-    for group in (0, 1, 8):
+    for group in (0, 1, 4):
         layer.checkpoint_group = group
         with FlopCounterMode(display=False) as counter:
             layer(x)[0].sum().backward()
         flops[group] = counter.get_total_flops()
-    assert flops[1] == flops[8]
-    assert flops[0] < flops[8] < 1.34 * flops[0]
+    assert flops[1] == flops[4]
+    assert flops[0] < flops[4] < 1.34 * flops[0]

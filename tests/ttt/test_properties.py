@@ -161,9 +161,9 @@ def test_outer_gradients(mixer):
 @pytest.mark.parametrize("mixer", SOME_TTT, ids=name)
 def test_checkpointing_changes_nothing(mixer):
     layer = build(mixer)
-    x = torch.randn(2, 7 * N, DIM).double()
+    x = torch.randn(1, 7 * N, DIM).double()
     results = []
-    for group in (0, 1, 2, 5):
+    for group in (0, 1, 5):
         layer.checkpoint_group = group
         layer.zero_grad()
         y, _ = layer(x, None, Layout(GRID))
@@ -262,7 +262,8 @@ class Step(torch.nn.Module):
 
 
 STEPPED = [TTT(heads=2), TTT(heads=2, chunk=FrameCausal(3), short_conv="time"), TTT(heads=2, chunk=TokenCausal(4))]
-STEPPED += [TTT(SelfAttention(), 2, forget=True), TTT(Conv(time=2), 2), *BASELINES]
+STEPPED += [TTT(SelfAttention(), 2, forget=True), TTT(Conv(time=2), 2)]
+STEPPED += {type(mixer): mixer for mixer in BASELINES}.values()  # one of each class
 
 
 @pytest.mark.parametrize("mixer", STEPPED, ids=name)
