@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tttvideo.comparing import compare, position
-from tttvideo.indexing import check, index
-from tttvideo.options import (
+from .comparing import compare, position
+from .indexing import check, index
+from .options import (
     Parser,
     UsageError,
     add_checkpoint,
@@ -23,7 +23,7 @@ from tttvideo.options import (
     check_folder,
     nearest,
 )
-from tttvideo.printing import json_text, printable
+from .printing import json_text, printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -54,9 +54,9 @@ def evaluate(argv: Sequence[str]) -> int:
     add_frame_metrics(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation import EvaluateConfig, print_report, write_report
-    from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation.checkpoint import inspect_checkpoint
+    from .evaluation import EvaluateConfig, print_report, write_report
+    from .evaluation import evaluate as run
+    from .evaluation.checkpoint import inspect_checkpoint
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
     config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
@@ -88,9 +88,9 @@ def predict(argv: Sequence[str]) -> int:
     add_prediction(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation import PredictConfig
-    from tttvideo.evaluation import predict as run
-    from tttvideo.video.reading import damaged_videos_named
+    from .evaluation import PredictConfig
+    from .evaluation import predict as run
+    from .video.reading import damaged_videos_named
 
     check_folder(Path(args.out))
     with damaged_videos_named():
@@ -120,7 +120,7 @@ def export(argv: Sequence[str]) -> int:
     )
     args = parser.read(argv)
 
-    from tttvideo.export import export as run
+    from .export import export as run
 
     out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
     trusted = ", trust=True" if args.trust else ""
@@ -143,9 +143,9 @@ def classify(argv: Sequence[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from tttvideo.evaluation.evaluate import best_device, choose_device
-    from tttvideo.model import from_pretrained
-    from tttvideo.video.reading import damaged_videos_named
+    from .evaluation.evaluate import best_device, choose_device
+    from .model import from_pretrained
+    from .video.reading import damaged_videos_named
 
     device = choose_device(args.device) or best_device()
     model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
@@ -181,7 +181,7 @@ def classify(argv: Sequence[str]) -> int:
 
 def make_data(argv: Sequence[str]) -> int:
     """make a set of videos of which it is known how well a perfect observer does"""
-    from tttvideo.video.synthetic import SUITES, find_suite, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
         chooser = Parser(
@@ -224,14 +224,14 @@ def make_data(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """train a model: the same as train.py of the repository"""
-    from tttvideo.training.run import main as run
+    from .training.run import main as run
 
     return run(argv)
 
 
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
-    from tttvideo.recipes import show
+    from .recipes import show
 
     return show(argv)
 
@@ -280,7 +280,7 @@ def _run(argv: list[str]) -> int:
         if argv[0] not in names:
             raise UsageError(f"there is no command {argv[0]!r}{nearest(argv[0], names)}")
         return COMMANDS[names.index(argv[0])].run(argv[1:])
-    from tttvideo import __version__
+    from . import __version__
 
     width = max(map(len, names)) + 2
     parser = Parser(

@@ -16,9 +16,9 @@ from tttvideo.evaluation.forecaster import (
     space_of,
 )
 from tttvideo.evaluation.frame_metrics import FrameMetrics
-from tttvideo.evaluation.result_files import replacing
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.evaluation.strips import write_film, write_strip
+from tttvideo.files import replacing
 from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.decode import open_video
 from tttvideo.video.reading import sampled_rate
