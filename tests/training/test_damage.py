@@ -190,7 +190,7 @@ def test_lines_of_something_else_in_a_log(stopped, arguments, tmp_path, monkeypa
             assert f"{name} is damaged: line" in said
 
 
-FILES = ("config.yaml", "labels.json", "log.jsonl", "run.lock", "skipped.csv", ".config.yaml.tmp")
+FILES = ("config.yaml", "labels.json", "log.jsonl", "run.lock", "skipped.csv", ".unfinished-config.yaml")
 FILES += ("checkpoints/index.json", f"{LAST}/progress.json", f"{LAST}/training_state/optimizer.bin")
 FOLDERS = ("checkpoints", "tensorboard", LAST)
 
