@@ -26,7 +26,7 @@ class Backbone:
         width: channels C of the residual stream.
         depth: blocks.
         mixer: the sequence layer of every block: ``TTT``, ``Attention``, ``LinearAttention``, ``Mamba``,
-            ``GatedDeltaNet``, ``LSTM``, ``GRU``, ``FrameAttention``, ``Bidirectional``, ``NoMixer`` or a class by
+            ``GatedDeltaNet``, ``LSTM``, ``GRU``, ``FrameAttention``, ``Bidirectional``, ``NoMixer``, or a class by
             import path.
         pattern: the sequence layers of successive blocks, repeated down the stack, in place of ``mixer``: three
             ``TTT`` and one ``Attention`` make every fourth block attention. Empty: ``mixer`` everywhere.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tttvideo.evaluation.checkpoint import selection_sentence
 from tttvideo.evaluation.html import render
 from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
-from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
+from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, result_set, write_table
 from tttvideo.evaluation.summary import has_ceiling, main_row, same_length
+from tttvideo.files import replacing
 from tttvideo.printing import printable
 
 if TYPE_CHECKING:

@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tttvideo.model import ModelConfig
-from tttvideo.serialize import from_plain, public_names, to_plain
-from tttvideo.training.config import ConfigError
-from tttvideo.training.position import PROGRESS, Progress, name_of, read_position, sealed
-from tttvideo.training.run_folder import write_atomically, writing
-from tttvideo.video.transforms import Preprocessing
+from ..files import read_json, write_text
+from ..model import ModelConfig
+from ..serialize import from_plain, public_names, to_plain
+from ..video.transforms import Preprocessing
+from .config import ConfigError
+from .position import PROGRESS, Progress, name_of, read_position, sealed
+from .run_folder import writing
 
 STATE = "training_state"
 
@@ -187,7 +188,7 @@ class Checkpoints:
                 (temporary / STATE).mkdir(parents=True)
                 save_state(temporary / STATE)
                 save_model(temporary, provenance)
-                write_atomically(temporary / PROGRESS, sealed(progress, temporary))
+                write_text(temporary / PROGRESS, sealed(progress, temporary), durable=True)
                 _flush_tree(temporary)
                 if final.exists():  # the same position, now validated: the new one replaces it
                     final.rename(self.folder / f".{name}.old")
@@ -263,14 +264,13 @@ class Checkpoints:
         if not file.exists():
             return None
         try:
-            index = json.loads(file.read_bytes())
-            if not isinstance(index, dict):
-                raise ValueError("it is no JSON object")
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{file} is damaged ({error}); delete it and start again: it is written anew, and the best checkpoint "
-                "so far stands in the checkpoints too"
-            ) from None
+            index = read_json(
+                file,
+                "delete it and start again: it is written anew, and the best checkpoint so far stands in the "
+                "checkpoints too",
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         # a run started before fingerprints were kept is compared by the sentence
         key = "videos" if index.get("videos") and self.rule.videos else "split_rule"
         now = {"rule": str(self.rule), "split": self.rule.split, key: getattr(self.rule, key, None)}
@@ -297,7 +297,8 @@ class Checkpoints:
             "videos": self.rule.videos,
             "last": last,
         }
-        write_atomically(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
+        with writing(self.folder / "index.json"):
+            write_text(self.folder / "index.json", json.dumps(index, indent=2) + "\n", durable=True)
 
     def _prune(self, progress: Progress) -> None:
         for name in self._names()[: -self.keep]:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from tttvideo.printing import printable
-from tttvideo.training.config import ConfigError, RunConfig
+from ..printing import printable
+from .config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from tttvideo.printing import cell
-from tttvideo.training.config import ConfigError
-from tttvideo.video.index import Index
+from ..files import write_text
+from ..printing import cell
+from ..video.index import Index
+from .config import ConfigError
 
 
 class StorageError(OSError):
@@ -58,18 +59,6 @@ def writing(path: Path) -> Iterator[None]:
 def _is_full(path: Path) -> bool:
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free < 2**12
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a run resumed after a kill, sees the old text or the new, never a
-    part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
 
 class JsonLines:
@@ -107,7 +96,8 @@ class JsonLines:
     def cut(self, key: str, last: int) -> None:
         """Keep the lines whose `key` is at most `last`."""
         kept = [line for line in self.read(key) if line[key] <= last]
-        write_atomically(self.path, "".join(_json(line) + "\n" for line in kept))
+        with writing(self.path):
+            write_text(self.path, "".join(_json(line) + "\n" for line in kept), durable=True)
 
     def append(self, line: dict[str, Any]) -> None:
         with writing(self.path):
@@ -192,7 +182,8 @@ class RunFolder:
         done."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", yaml)
+        with writing(self.path / "config.yaml"):
+            write_text(self.path / "config.yaml", yaml, durable=True)
         self.log.cut("epoch", epoch)
         self.steps.cut("step", step)
 
