@@ -33,6 +33,7 @@ LAYERS = {
         "tasks",
         "serialize",
         "printing",
+        "strict_yaml",
         "video",
         "model",
     },
