@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tttvideo.arguments import ConfigError
-from tttvideo.model import ModelConfig
-from tttvideo.video.dataset import DataConfig
+from ..arguments import ConfigError
+from ..model import ModelConfig
+from ..video.dataset import DataConfig
 
 
 def _require(condition: bool, sentence: str) -> None:

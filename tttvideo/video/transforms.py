@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tttvideo.video.listfile import DataError
-from tttvideo.video.sampling import parse_sampling
+from .listfile import DataError
+from .sampling import parse_sampling
 
 if TYPE_CHECKING:
-    from tttvideo.video.decode import VideoInfo
+    from .decode import VideoInfo
 
 Range = tuple[float, float]
 
