@@ -27,6 +27,8 @@ def seconds(stamps: np.ndarray, base: float, rate: float, restarts: bool) -> tup
     times = (stamps - first) * base
     step = _step(times[stamped], 1 / rate)
     jumps = _close_jumps(times, stamped, step) if restarts else []
+    if stamped.all() and (np.diff(times) > 0).all():
+        return times - times[0], jumps
     times[~stamped] = np.nan
     times = _part(np.sort(_fill(times, stamped, step)), step)
     return times - times[0], jumps

@@ -7,6 +7,7 @@ everything else, where decord has no wheels, and where decord gives up midway. B
 the bit, at the same speed (480 frames of 128x96 in 33 ms).
 """
 
+import functools
 import importlib.util
 import os
 from bisect import bisect_left
@@ -56,7 +57,7 @@ def open_video(
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     metadata = probe(path, stream)
-    use_decord = _decord_is_exact(metadata) and importlib.util.find_spec("decord") is not None
+    use_decord = _decord_is_exact(metadata) and _decord_is_installed()
     info = VideoInfo(
         path=path,
         codec=metadata.codec,
@@ -69,6 +70,11 @@ def open_video(
     )
     asked = checked_size(size, info)
     return DecordReader(info, metadata, asked) if use_decord else PyAVReader(info, metadata, asked)
+
+
+@functools.cache
+def _decord_is_installed() -> bool:
+    return importlib.util.find_spec("decord") is not None
 
 
 def _decord_is_exact(metadata: Probe) -> bool:
@@ -107,7 +113,7 @@ class DecordReader(Reader):
         except Exception as error:
             self._stop_at_foreign(error)
             return
-        given, filled, out = 0, 0, torch.empty(0)
+        given, filled, out, room = 0, 0, torch.empty(0), np.empty(0)
         step = max(1, min(64, _PIECE // (3 * self.size[0] * self.size[1])))
         try:
             for start in range(0, wanted[-1] + 1, step):
@@ -124,9 +130,10 @@ class DecordReader(Reader):
                 for number in chosen:
                     if not filled:
                         out = self._room(min(batch, len(wanted) - given))
-                    channels_first(pictures[number], out[filled])
+                        room = out.numpy()
+                    channels_first(pictures[number], room[filled])
                     filled += 1
-                    if filled == len(out):
+                    if filled == len(room):
                         yield out
                         given, filled = given + filled, 0
             if filled:

@@ -5,6 +5,7 @@ be frames one to one, all are decoded in the same pass, and a checksum of every 
 decoding from the middle gives the same frames.
 """
 
+import functools
 import zlib
 from array import array
 from dataclasses import replace
@@ -30,7 +31,45 @@ _TIMED = ("matroska", "asf", "flv", "mpegts", "mpeg")
 
 
 def scan(file: tuple[str, int, int], stream: int | None = None, *, whole: bool = False) -> Probe:
-    """Reads a file once; `whole` decodes all of it. Raises VideoError if nothing can be decoded."""
+    """Reads a file through; `whole` decodes all of it. Flaws are believed when two readings agree on them: a disk or a
+    network that fails for a moment is no fault of the file's, and what is kept of a file is kept for ever.
+
+    Raises VideoError if nothing can be decoded, or the file cannot be read.
+    """
+    metadata = read_through(file, stream, whole=whole)
+    for _ in range(2):
+        if not (metadata.damaged or metadata.broken or metadata.holes or cut_short(metadata)):
+            return metadata
+        before, metadata = metadata, read_through(file, stream, whole=whole)
+        if agree(before, metadata):
+            _refuse_unreadable(file[0])
+            return metadata
+    raise VideoError(f"{file[0]}: is read differently every time, as where a disk or a network fails; try again later")
+
+
+def cut_short(metadata: Probe) -> bool:
+    """Whether decoding has shown a flaw."""
+    return metadata.decoded is not None and (metadata.corrupt > 0 or metadata.decoded < metadata.frames)
+
+
+def agree(one: Probe, other: Probe) -> bool:
+    """Whether two readings of a file show the same frames and flaws."""
+    flaws = ("frames", "damaged", "decoded", "corrupt", "broken", "holes")
+    return all(getattr(one, name) == getattr(other, name) for name in flaws)
+
+
+def _refuse_unreadable(path: str) -> None:
+    """Demuxers take a disk's error for the end of the file."""
+    try:
+        with open(path, "rb") as file:
+            while file.read(2**20):
+                pass
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read to its end ({error.strerror})") from error
+
+
+def read_through(file: tuple[str, int, int], stream: int | None = None, *, whole: bool = False) -> Probe:
+    """Reads a file once; see `scan`."""
     path, size, _ = file
     refuse_non_files(path, size)
     with open_film(path, stream) as film:
@@ -49,12 +88,22 @@ def scan(file: tuple[str, int, int], stream: int | None = None, *, whole: bool =
 def checksum(frame: Any) -> int:
     """Of every fourth row of a decoded frame's first plane: mistakes of a decoder come in blocks of four rows or more.
     Takes a twentieth of the decoding."""
-    plane, form = frame.planes[0], frame.format
-    bits = form.components[0].bits if len(frame.planes) > 1 else form.padded_bits_per_pixel
-    width = plane.width * ((bits + 7) // 8)
+    plane = frame.planes[0]
+    width = plane.width * _pixel_bytes(frame.format.name)
     rows = np.frombuffer(plane, np.uint8)
     rows = rows[: len(rows) // plane.line_size * plane.line_size].reshape(-1, plane.line_size)
     return zlib.crc32(np.ascontiguousarray(rows[: plane.height : 4, :width]))  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def _pixel_bytes(pixels: str) -> int:
+    """Bytes of a pixel in the first plane of a pixel format."""
+    from av.video.format import VideoFormat
+
+    form = VideoFormat(pixels, 16, 16)
+    planar = len({component.plane for component in form.components}) > 1
+    bits = form.components[0].bits if planar else form.padded_bits_per_pixel
+    return (bits + 7) // 8
 
 
 class Pictures:
@@ -95,7 +144,8 @@ class _Packets:
         self.starts_with_key = self.whole_frames = False
         self.count = self.discarded = self.corrupt = self.unstamped = self.empty = 0
         self.slots = 0
-        self.ends: dict[int, float] = {}
+        self.last: dict[int, int] = {}  # by stream: where its last packet ends, in its own unit
+        self.units: dict[int, float] = {}
         self.ends_corrupt: dict[int, bool] = {}
         self.broken = self._failed = False
         try:
@@ -110,9 +160,11 @@ class _Packets:
     def _end(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if packet.size and stamp is not None:
-            end = float((stamp + (packet.duration or 0)) * packet.time_base)
-            self.ends[packet.stream_index] = max(end, self.ends.get(packet.stream_index, end))
-            self.ends_corrupt[packet.stream_index] = packet.is_corrupt
+            end, stream = stamp + (packet.duration or 0), packet.stream_index
+            if stream not in self.last:
+                self.units[stream] = float(packet.time_base)
+            self.last[stream] = max(end, self.last.get(stream, end))
+            self.ends_corrupt[stream] = packet.is_corrupt
 
     def _take(self, packet: Any) -> None:
         if is_empty(packet):
@@ -152,6 +204,11 @@ class _Packets:
         except Broken as error:
             self._failed, self.reason = True, str(error)
             self.pictures.failed = True
+
+    @property
+    def ends(self) -> dict[int, float]:
+        """By stream: where its last packet ends, in seconds."""
+        return {stream: last * self.units[stream] for stream, last in self.last.items()}
 
     def _one_to_one(self) -> bool:
         """Whether the packets tell exactly which frames there are."""
