@@ -54,14 +54,15 @@ def with_cover(path, folder, first=False):
     return path
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_cover_picture_is_not_the_film(tmp_path, first):
-    film = with_cover(write(tmp_path / "film.mp4", numbered(30)), tmp_path, first)
+def test_a_cover_picture_is_not_the_film(tmp_path, first, codec):
+    film = with_cover(write(tmp_path / "film.mp4", numbered(30), codec, options={"bf": "2"}), tmp_path, first)
     with av.open(str(film)) as container:
         assert len(container.streams.video) == 2
     frames, opened, notes = read(film)
     assert numbers(frames) == list(range(30))
-    assert opened.info[1:5] == ("h264", 64, 160, 30)
+    assert opened.info[1:5] == ("h264" if codec == "libx264" else "mpeg4", 64, 160, 30)
     assert notes == []
 
 

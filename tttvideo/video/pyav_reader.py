@@ -229,8 +229,8 @@ class PyAVReader(Reader):
         return bool(np.diff(places).max() > 2 * SHORTEST_JUMP)
 
     def _learn(self, pictures: Pictures, ended: bool) -> None:
-        """Keeps what decoding from the beginning has shown. Flaws are kept when they show twice: a disk may have failed for
-        a moment.
+        """Keeps what decoding from the beginning has shown; flaws when they show twice, as a disk may have failed for a
+        moment.
         """
         news = ended and self.probe.decoded is None
         if not news and len(pictures.checks) < len(self.probe.checks) + SHORTEST_JUMP:
