@@ -71,12 +71,12 @@ def passed_over(stamps: np.ndarray, unclaimed: np.ndarray, size: float) -> int:
         return 0
     gaps = np.flatnonzero(steps > 1.5 * step)
     # Frames are shown in another order than they are stored in, but not by much.
-    parts = [slice(max(0, min(order[g : g + 2]) - 2), max(order[g : g + 2]) + 3) for g in gaps]
+    parts = [slice(max(0, min(order[g : g + 2]) - 8), max(order[g : g + 2]) + 9) for g in gaps]
     elsewhere = np.ones(len(stamps), bool)
     elsewhere[0] = False  # before the first packet there is the header
     for part in parts:
         elsewhere[part] = False
-    if elsewhere.mean() < 0.5:  # a variable rate
+    if elsewhere.mean() < 0.25:  # a variable rate
         return 0
     least, lost = max(512, 2 * int(unclaimed[elsewhere].max())), 0
     for gap, part in zip(gaps, parts):
