@@ -89,7 +89,7 @@ def predict(argv: Sequence[str]) -> int:
     args = parser.read(argv)
 
     from tttvideo.evaluation import PredictConfig
-    from tttvideo.evaluation import predict as run
+    from tttvideo.predicting import predict as run
     from tttvideo.video.reading import damaged_videos_named
 
     check_folder(Path(args.out))
@@ -143,7 +143,7 @@ def classify(argv: Sequence[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from tttvideo.evaluation.evaluate import best_device, choose_device
+    from tttvideo.devices import best_device, choose_device
     from tttvideo.model import from_pretrained
     from tttvideo.video.reading import damaged_videos_named
 

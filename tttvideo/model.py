@@ -19,7 +19,6 @@ from .encoder.base import EncoderState, FrameEncoder, check_range
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
-from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
@@ -180,11 +179,9 @@ class VideoModel(nn.Module):
         """What predictions of these frames, uint8 [B, F, 3, H, W], are compared with: [B, F, channels, rows, columns].
 
         Raises:
-            ValueError: if the model was not trained for prediction.
+            ValueError: if the model generates no frames.
         """
-        if not isinstance(self.head, PredictionHead):
-            raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
-        return self.head.pictures(self.head.observed(self._body, frames, None))
+        return self.head.truth(self._body, frames)
 
     def _sizes(self) -> Sizes:
         return Sizes(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tttvideo.printing import cell, json_text
+from ..printing import cell, json_text
 
 OF_AN_EVALUATION = (
     *("metrics.json", "predictions.csv", "per_video.npz", "report.html", "accuracy_vs_frames.png", "confusion.png"),

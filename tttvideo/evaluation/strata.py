@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tttvideo.video.index import Index
+from ..video.index import Index
 
 BINS = 4
 """Bins of a column with many numbers, each with about as many videos."""

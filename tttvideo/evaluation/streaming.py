@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tttvideo.model import VideoModel
-from tttvideo.video.index import Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import open_sized, within
+from ..model import VideoModel
+from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.reading import open_sized, within
 
 MOST = 2048
 """Frames of a video that are compared, at most: reading it whole holds all of their activations."""

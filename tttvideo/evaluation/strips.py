@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tttvideo.printing import printable
-from tttvideo.video.synthetic.encode import write_mp4
+from ..printing import printable
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -81,6 +80,8 @@ def _strip(
 def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float, first: int = 0) -> None:
     """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
     from PIL import Image
+
+    from ..video.synthetic.encode import write_mp4
 
     count, scale = len(context), _scale(made)
     pictures = []

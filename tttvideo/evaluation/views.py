@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tttvideo.video.decode import open_video
-from tttvideo.video.index import Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import within
+from ..video.decode import open_video
+from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.reading import within
 
 
 class View(NamedTuple):
@@ -132,13 +131,3 @@ def expand(videos: Sequence[Video], views: Views, frames: int | None, stream: in
             span = video._replace(start=float(times[first]), end=end)
             found += [View(number, span, crop) for crop in views.crops]
     return found
-
-
-def averaged(logits: Tensor, several: bool) -> Tensor:
-    """Logits [views, n] -> logits [n] of the mean probabilities: of the softmax, or of a sigmoid each if ``several``
-    labels are possible."""
-    if several:
-        # of p and of 1 - p, both as logarithms: neither is rounded to 0 or 1
-        yes, no = (F.logsigmoid(sign * logits.double()).logsumexp(0) for sign in (1, -1))
-        return (yes - no).float()
-    return (logits.double().log_softmax(1).logsumexp(0) - math.log(len(logits))).float()

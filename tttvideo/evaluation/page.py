@@ -1,0 +1,461 @@
+"""What a report says: a headline, facts, tables and figures, made of the content of metrics.json alone, and the videos to
+look at. ``report`` shows it on a screen, as a page, and in a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..tasks import Score
+from .checkpoint import selection_sentence
+from .generating import shown_horizons
+from .plots import COLOURS, plot_confusion, plot_lines
+from .samples import is_right, main_row
+from .table import ACCURACY, MODEL, Result
+
+NAMES = {
+    "top1": "top-1",
+    "mean_class": "mean class",
+    "map": "mAP",
+    "mse": "Squared error of a frame (sum)",
+    "mae": "Absolute error of a frame (sum)",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ssim_openstl": "SSIM of OpenSTL",
+    "lpips": "LPIPS",
+    "cosine": "Cosine of features",
+}
+SMALLER_IS_BETTER = ("mse", "mae", "lpips")
+NO_FIGURES = ("frames", "sampling", "views", "control", "n", "n_failed", "frames_per_second", "ceiling")
+NO_FIGURES += ("mean_frames_used", "mean_tokens_used")
+"""Numbers of a row of metrics.json that are no figures of the model."""
+WORST_LISTED = 200
+"""Videos that are named as going worst, at most; predictions.csv has all."""
+
+
+class Grid(NamedTuple):
+    """A table as people read it.
+
+    Attributes:
+        header, rows: texts.
+        narrow: columns that are shown where there is little room; None: all.
+        best: (row, column) of cells that are the best of their row.
+        details: shown on the page only.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    narrow: list[int] | None = None
+    best: frozenset[tuple[int, int]] = frozenset()
+    details: bool = False
+
+
+class Figure(NamedTuple):
+    caption: str
+    draw: Callable[[Path], None]
+
+
+class Worst(NamedTuple):
+    """The table of the videos that went worst."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[tuple[bytes, list[str]]]  # a picture, or b"", and the cells
+
+
+class Page(NamedTuple):
+    """
+    Attributes:
+        headline: the figure, and the sentence that it begins.
+        facts: (what, which): settings, rules, and where the figures come from.
+        figures: by the names of their files.
+        lines: what the screen says beside its tables.
+    """
+
+    headline: tuple[str, str]
+    facts: list[tuple[str, str]]
+    grids: list[Grid]
+    figures: dict[str, Figure]
+    samples_note: str
+    failures_verb: str
+    lines: list[str]
+
+
+def page_of(metrics: dict[str, Any]) -> Page:
+    """The page of an evaluation: of the videos read in several settings, or of generated frames by horizon."""
+    return _settings_page(metrics) if "results" in metrics else _horizon_page(metrics)
+
+
+def _facts(metrics: dict[str, Any], own: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    processes = metrics.get("processes", 1)
+    return [
+        ("checkpoint", f"{metrics['checkpoint']}; {selection_sentence(metrics['selection'])}"),
+        ("weights (sha256)", metrics["weights_sha256"]),
+        ("data", metrics["data"]),
+        ("split", metrics["split_rule"]),
+        *own,
+        ("device", metrics["device"] + (f", {processes} processes" if processes > 1 else "")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())),
+    ]
+
+
+# Videos read in several settings.
+
+
+def has_ceiling(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the best that can be reached is known of some row."""
+    return any(row.get("ceiling") is not None for row in rows)
+
+
+def way(row: dict[str, Any]) -> str:
+    """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
+    views = row.get("views", "whole")
+    return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
+
+
+def score_of(metrics: dict[str, Any]) -> Score:
+    return Score(**metrics["score"]) if "score" in metrics else ACCURACY
+
+
+def _settings_page(metrics: dict[str, Any]) -> Page:
+    rows, score = metrics["results"], score_of(metrics)
+    main = main_row(rows)
+    value, chance = main[score.figure], metrics["chance"]
+    said = [f"{main['frames']} frames, {way(main)}", f"{main.get('n', metrics['n_videos'])} videos"]
+    said += [f"one standard error {main[f'{score.figure}_se']:.1%}"] if f"{score.figure}_se" in main else []
+    said += [f"ceiling {main['ceiling']:.1%}"] if main.get("ceiling") is not None else []
+    said += [] if chance is None else [f"chance {chance:.1%}"]
+    stated = metrics["ceilings_are"] if has_ceiling(rows) else None
+    lines = [f"split: {metrics['split_rule']}", selection_sentence(metrics["selection"])]
+    lines[1] += "" if chance is None else f"; chance {chance:.3f}"
+    lines += [f"ceiling: {stated}"] if stated not in (None, "exact") else []
+    facts = [("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} could not be scored and count as wrong")]
+    facts += [("training clips", f"{metrics['clip_frames']} frames")] if metrics.get("clip_frames") else []
+    facts += [("ceilings", stated)] if stated else []
+    if streaming := _streaming(metrics.get("streaming")):
+        facts.append(("streaming", streaming))
+        lines.append(f"streaming: {streaming}")
+    return Page(
+        (f"{value:.1%}" if score.share else f"{value:.4g}", f"{score.title.removesuffix(' accuracy')} ({'; '.join(said)})"),
+        _facts(metrics, facts),
+        [_results(metrics), *_strata(metrics), *_classes(main, metrics)],
+        _settings_figures(metrics, main, score),
+        "Frames of a video with their numbers; below, the probability of each class had the video ended there.",
+        "scored",
+        lines,
+    )
+
+
+def _streaming(streaming: dict[str, Any] | None) -> str:
+    """What `--check-streaming` measured; empty where it was not asked for."""
+    if not streaming or not streaming["videos"]:
+        return ""
+    return (
+        f"{streaming['same_class']} of {streaming['videos']} videos get the class of the whole clip when read "
+        f"{streaming['segment']} frames at a time; probabilities differ by at most "
+        f"{streaming['max_probability_difference']:.1e}; state {streaming['state_bytes_first']:,} bytes after the first "
+        f"segment, {streaming['state_bytes_last']:,} after the last"
+    )
+
+
+def _number(value: float | None, form: str = "{:.3f}") -> str:
+    return "" if value is None else form.format(value)
+
+
+def _results(metrics: dict[str, Any]) -> Grid:
+    rows = metrics["results"]
+    scalars = [name for name, value in rows[0].items() if isinstance(value, int | float) or value is None]
+    figures = [name for name in scalars if name not in NO_FIGURES and not name.endswith("_se")]
+    header, columns = ["frames", "sampling, views, control"], [[str(r["frames"]) for r in rows], [way(r) for r in rows]]
+    narrow = [0, 1]
+
+    def add(title: str, cells: list[str], wide: bool = False) -> None:
+        if not wide:
+            narrow.append(len(header))
+        header.append(title)
+        columns.append(cells)
+
+    for name in figures:
+        title = f"top-{min(5, len(metrics['labels']))}" if name == "top5" else NAMES.get(name, name.replace("_", " "))
+        add(title, [_number(row[name]) for row in rows], wide=name == "loss")
+        if f"{name}_se" in rows[0]:
+            add("± SE", [_number(row[f"{name}_se"]) for row in rows], wide=True)
+    if has_ceiling(rows):
+        add("ceiling", [_number(row["ceiling"]) for row in rows])
+    if "n" in rows[0]:
+        add("videos", [str(row["n"]) for row in rows])
+    add("frames/s", [_number(row["frames_per_second"], "{:,.0f}") for row in rows])
+    add("frames read", [_number(row["mean_frames_used"], "{:.0f}") for row in rows], wide=True)
+    add("tokens read", [_number(row["mean_tokens_used"], "{:.0f}") for row in rows], wide=True)
+    note = "A video is cut to its first n frames, divided into views, then the sampling rule is applied."
+    return Grid("", header, [list(cells) for cells in zip(*columns)], note, narrow)
+
+
+def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows cut as the main one is: what strata are shown of."""
+    return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
+
+
+def _strata(metrics: dict[str, Any]) -> list[Grid]:
+    rows, score = same_length(metrics["results"]), score_of(metrics)
+    name = NAMES.get(score.figure, score.figure)
+    grids = []
+    for column in rows[0].get("by", {}):
+        cells = [
+            [
+                f"{s[score.figure]:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
+                for s in row["by"][column]
+            ]
+            for row in rows
+        ]
+        bounded = any(stratum["ceiling"] is not None for stratum in rows[0]["by"][column])
+        header = ["frames", "sampling, views, control", *(f"{s['value']} (n={s['n']})" for s in rows[0]["by"][column])]
+        note = "in brackets: what the best observer reaches on these videos" if bounded else ""
+        texts = [[str(row["frames"]), way(row), *own] for row, own in zip(rows, cells)]
+        grids.append(Grid(f"{name} by {column}", header, texts, note))
+    return grids
+
+
+def _classes(main: dict[str, Any], metrics: dict[str, Any]) -> list[Grid]:
+    if "per_class" not in main:
+        return []
+    rows = [[name, _number(share)] for name, share in main["per_class"].items()]
+    if "confusion" in main:
+        counts = [str(sum(counts)) for counts in main["confusion"]]
+        rows = [[name, count, share] for (name, share), count in zip(rows, counts)]
+    header = ["class", *(["videos"] if "confusion" in main else []), "recall"]
+    return [Grid(f"Classes: {main['frames']} frames, {way(main)}", header, rows, details=True)]
+
+
+def _settings_figures(metrics: dict[str, Any], main: dict[str, Any], score: Score) -> dict[str, Figure]:
+    rows = metrics["results"]
+    several = "map" in rows[0]
+    dashed = ", with the ceiling dashed" if has_ceiling(rows) else ""
+    measured = f"{metrics['n_videos']} videos, split {metrics['split']}; "
+    measured += "mean average precision" if several else "bars: one standard error"
+    by_length = _against_length(rows, "map" if several else score.figure, score, metrics["chance"], measured)
+    subject = score.title.removeprefix("top-1 ").capitalize()
+    figures = {
+        "accuracy_vs_frames.png": Figure(
+            f"{subject} against the length of the video{dashed}", lambda path: plot_lines(path, by_length)
+        )
+    }
+    for column in rows[0].get("by", {}):
+        protocol = _against_strata(rows, column, score, metrics)
+        name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
+        figures[name] = Figure(f"{subject} by {column}", lambda path, p=protocol: plot_lines(path, p))
+    if "confusion" in main:
+        title = f"split {metrics['split']}, {main['frames']} frames, {main['sampling']}\n"
+        title += f"top-1 {main['top1']:.1%} of {main['n']} videos"
+        figures["confusion.png"] = Figure(
+            "Confusion matrix: rows are true classes",
+            lambda path: plot_confusion(path, main["confusion"], metrics["labels"], title),
+        )
+    return figures
+
+
+def _protocol(title: str, label: str, x: list[str], series: dict[str, Any], score: Score, chance: Any) -> dict[str, Any]:
+    """As in compare.json, with lines at named x."""
+    unit = {} if score.share else {"unit": score.title, "lower_is_better": score.lower}
+    about = {"title": title, "x_label": label, "x": x, "numeric": False, "joined": True}
+    return about | unit | {"series": series, "ceiling": [], "chance": chance}
+
+
+def _with_bars(mean: list[Any], error: list[Any]) -> dict[str, Any]:
+    """A line with one standard error."""
+    if any(e is None for m, e in zip(mean, error) if m is not None):
+        return {"mean": mean}
+    low, high = ([None if m is None else m + sign * e for m, e in zip(mean, error)] for sign in (-1, 1))
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _against_length(
+    rows: Sequence[dict[str, Any]], figure: str, score: Score, chance: float | None, title: str
+) -> dict[str, Any]:
+    names: list[Any] = sorted({row["frames"] for row in rows if row["frames"] != "all"})
+    names += ["all"] if any(row["frames"] == "all" for row in rows) else []
+    series = {}
+    for name in dict.fromkeys(map(way, rows)):
+        own = {row["frames"]: row for row in rows if way(row) == name}
+        at = [own.get(length, {}) for length in names]
+        control = next(iter(own.values())).get("control") or ""
+        series[name] = {
+            "run": way(next(iter(own.values())) | {"control": ""}),
+            "control": control,
+            **_with_bars([row.get(figure) for row in at], [row.get(f"{figure}_se") for row in at]),
+            # the ceiling of a control is that of the whole model
+            "ceiling": [] if control else [row.get("ceiling") for row in at],
+        }
+    dense = [row for row in rows if row["frames"] == "all" and way(row) == "dense"]
+    x = [f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if n == "all" and dense else str(n) for n in names]
+    protocol = _protocol(title, "length of video: its first n frames (all: the whole video)", x, series, score, chance)
+    return protocol | ({"y_label": "mean average precision (%)"} if figure == "map" else {})
+
+
+def _against_strata(
+    rows: Sequence[dict[str, Any]], column: str, score: Score, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    plain_rows = [row for row in same_length(rows) if not row["control"]]
+    title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
+    if len(plain_rows) > len(COLOURS):
+        title += f"\nthe first {len(COLOURS)} of {len(plain_rows)} settings; metrics.json has all"
+    series = {}
+    for row in plain_rows[: len(COLOURS)]:
+        name, values = f"{row['frames']} frames, {way(row)}", row["by"][column]
+        bars = _with_bars([s[score.figure] for s in values], [s.get(f"{score.figure}_se") for s in values])
+        series[name] = {"run": name, "control": "", **bars, "ceiling": [s["ceiling"] for s in values]}
+    x = [f"{stratum['value']}\n(n={stratum['n']})" for stratum in plain_rows[0]["by"][column]]
+    return _protocol(title, f"{column} (column of the data)", x, series, score, metrics["chance"])
+
+
+# Generated frames, by horizon.
+
+
+def _horizon_page(metrics: dict[str, Any]) -> Page:
+    model, measured = metrics["mean"][MODEL], metrics["n_videos"] - metrics["n_failed"]
+    psnr = f" (PSNR {_number(model['psnr'], '{:.4g}')} dB)" if "psnr" in model else ""
+    learned = "all frames, its own predictions too" if metrics["write"] else "the context alone"
+    lines = [f"{metrics['convention']}; metrics.json has all of them"]
+    facts = [
+        ("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} could not be measured"),
+        (
+            "given, predicted",
+            f"the first {metrics['context']} frames of a video are read, the next {metrics['horizon']} predicted; the "
+            f"hidden state learns from {learned}",
+        ),
+        ("errors", metrics["convention"]),
+    ]
+    if metrics["fvd"]:
+        distances = ", ".join(f"{_words(m)} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
+        single = "" if any(x is not None for x in metrics["fvd"].values()) else " (a single video has no covariance)"
+        facts.append(("Fréchet video distance", f"context included: {distances}{single}"))
+        lines.append(f"Fréchet video distance, context included: {distances}{single}")
+    if metrics["suite"]:
+        bounds = ", ".join(f"{_words(name)} {value:.4f}" for name, value in metrics["suite"]["bounds"].items())
+        pixels = "newly revealed pixels" if metrics["revealed"] else "all pixels"
+        facts.append(("suite", f"{metrics['suite']['name']}; expected mean squared errors of {pixels}: {bounds}"))
+        lines.append(f"{metrics['suite']['name']}, expected mean squared errors of {pixels}: {bounds}")
+    lines += [
+        f"{metrics['context']} frames of context; the hidden state learns from {learned}",
+        f"split: {metrics['split_rule']}",
+        selection_sentence(metrics["selection"]),
+    ]
+    said = (
+        f"squared error of a predicted frame{psnr}, mean over {metrics['horizon']} frames after {metrics['context']} of "
+        f"context; copying the last frame has {metrics['mean']['copy_last']['mse']:.4g}. {measured} videos"
+    )
+    grids = [_by_horizon(metrics, name) for name in model]
+    return Page(
+        (f"{model['mse']:.4g}", said),
+        _facts(metrics, facts),
+        grids + ([_by_group(metrics["revealed"])] if metrics["revealed"] else []),
+        _horizon_figures(metrics, measured),
+        "Videos of every difficulty, the easiest first: truth, prediction, and where they differ, with the numbers of the "
+        "frames.",
+        "measured",
+        lines,
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _by_horizon(metrics: dict[str, Any], name: str) -> Grid:
+    """A few horizons and the mean: a value for each method, the best of them marked."""
+    values = [[row[name][n - 1] for row in metrics["per_horizon"].values()] for n in shown_horizons(metrics["horizon"])]
+    values.append([row[name] for row in metrics["mean"].values()])
+    first = [*map(str, shown_horizons(metrics["horizon"])), "mean"]
+    best = set()
+    for number, row in enumerate(values):
+        defined = [value for value in row if value is not None]
+        top = (min if name in SMALLER_IS_BETTER else max)(defined, default=None)
+        best |= {(number, 1 + i) for i, value in enumerate(row) if value is not None and value == top}
+    rows = [[ahead, *(_number(value, "{:.4g}") for value in row)] for ahead, row in zip(first, values)]
+    header = ["frames ahead", *map(_words, metrics["mean"])]
+    second = "psnr" if metrics["space"] == "pixels" else "cosine"
+    return Grid(NAMES[name], header, rows, best=frozenset(best), details=name not in ("mse", second))
+
+
+def _by_group(revealed: dict[str, Any]) -> Grid:
+    rows = [
+        [str(group), *(_number(values[group], "{:.4f}") or "-" for values in revealed["mse"].values())]
+        for group in range(len(revealed["values"]))
+    ]
+    note = "Mean squared error of what only a memory can know; every frame is predicted from all true frames before it."
+    header = [revealed["by"], *map(_words, revealed["mse"])]
+    return Grid(f"newly revealed pixels by {revealed['by']}, mean squared error", header, rows, note)
+
+
+def _horizon_figures(metrics: dict[str, Any], measured: int) -> dict[str, Figure]:
+    pixels = "pixels in 0..1" if metrics["space"] == "pixels" else "features"
+    horizon = {
+        "title": f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context",
+        "x_label": "horizon: frames after the context",
+        "x": list(range(1, metrics["horizon"] + 1)),
+        "unit": f"squared error of a frame (sum over its {pixels})",
+        "series": _methods({method: row["mse"] for method, row in metrics["per_horizon"].items()}),
+    }
+    errors = {"numeric": True, "linear": True, "joined": True, "ceiling": [], "chance": None}
+    caption = "Error by horizon: of the model, and of predictions that need none"
+    figures = {"error_by_horizon.png": Figure(caption, lambda path: plot_lines(path, errors | horizon))}
+    if revealed := metrics["revealed"]:
+        groups = {
+            "title": f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it",
+            "x_label": revealed["by"],
+            "x": list(range(len(revealed["values"]))),
+            "unit": "mean squared error, newly revealed pixels",
+            "series": _methods(revealed["mse"]),
+            "bounds": revealed["bounds"],
+        }
+        caption = f"Error on newly revealed pixels by {revealed['by']}"
+        figures["revealed.png"] = Figure(caption, lambda path: plot_lines(path, errors | groups))
+    return figures
+
+
+def _methods(values: dict[str, list[Any]]) -> dict[str, Any]:
+    return {
+        _words(name): {"run": name, "control": "", "mean": list(own), "baseline": name != MODEL}
+        for name, own in values.items()
+    }
+
+
+# Videos that went worst.
+
+
+def worst_of(result: Result) -> Worst:
+    if "results" not in result.metrics:
+        measured = [row for row in result.predictions if not row["failure"]]
+        names = [f"{method}_mse" for method in result.metrics["mean"]]
+        rows = sorted(measured, key=lambda row: -float(row[names[0]]))[:20]
+        note = f"Squared error of a frame, mean over the horizon; the {len(rows)} largest of {len(measured)} videos"
+        cells = [(b"", [located(row), *(f"{float(row[name]):.4g}" for name in names)]) for row in rows]
+        return Worst("Largest errors", note, ["file", *map(_words, result.metrics["mean"])], cells)
+    main, score = main_row(result.metrics["results"]), score_of(result.metrics)
+    settings = ("frames", "sampling", "views", "control")
+    own = [row for row in result.predictions if all(row[name] == main[name] for name in settings)]
+    wrong = [row for row in own if not row["failure"] and not is_right(row, score)]
+    wrong.sort(key=lambda row: -float(row.get("probability") or row[score.column]))
+    pictures = {located(sample.row): sample.thumbnail for sample in result.worst}
+    names = [name for name in ("label", "prediction", "probability") if wrong and name in wrong[0]] or [score.column]
+    note = f"{len(wrong)} of {main.get('n', len(own))} videos, the surest first"
+    note += f"; {WORST_LISTED} of them here" if len(wrong) > WORST_LISTED else ""
+    titles = {"label": "true class", "prediction": "answer"}
+    cells = [
+        (pictures.get(located(row), b""), [*(str(row[name]) for name in names), located(row)])
+        for row in wrong[:WORST_LISTED]
+    ]
+    return Worst("Wrong answers", note, [*(titles.get(name, name) for name in names), "file"], cells)
+
+
+def located(row: dict[str, Any]) -> str:
+    """The path, and the seconds of it where they are a part."""
+    start, end = row["start"], row["end"]
+    if start is None and end is None:
+        return row["path"]
+    return f"{row['path']} from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
