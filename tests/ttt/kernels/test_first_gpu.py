@@ -1,7 +1,6 @@
 """The entry for the first minutes on a GPU goes through without one; what its rows say, and what becomes of them."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -127,10 +126,11 @@ def test_the_table_keeps_what_other_devices_said(tmp_path):
     assert [row["speedup"] for row in json.loads(table.read_text())["rows"]] == [3.0, 1.5]
 
 
-def test_rows_without_a_device_verify_nothing(tmp_path):
+def test_rows_without_a_device_verify_nothing(tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(GOOD) + "\n")
-    command = [sys.executable, "-m", "benchmarks.verify", str(file)]
-    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    assert ended.returncode == 2
-    assert "no row says which GPU" in ended.stderr
+    monkeypatch.setattr(sys, "argv", ["verify", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        verify.main()
+    assert ended.value.code == 2
+    assert "no row says which GPU" in capsys.readouterr().err
