@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .comparing import compare, position
 from .indexing import check, index
+from .inference.commands import classify, predict
 from .options import (
     Parser,
     UsageError,
@@ -23,7 +24,7 @@ from .options import (
     check_folder,
     nearest,
 )
-from .printing import json_text, printable
+from .printing import printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -75,34 +76,6 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def predict(argv: Sequence[str]) -> int:
-    """predict the next frames of a video, beside what came: a film and a picture"""
-    parser = Parser(
-        prog="tttvideo predict",
-        description="Read the first frames of a video, generate the next ones, and show them: "
-        "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")
-    parser.add_argument("--out", required=True, help="folder for the film and the picture")
-    add_prediction(parser)
-    args = parser.read(argv)
-
-    from .evaluation import PredictConfig
-    from .evaluation import predict as run
-    from .video.reading import damaged_videos_named
-
-    check_folder(Path(args.out))
-    with damaged_videos_named():
-        found = run(PredictConfig(**{name: value for name, value in vars(args).items() if value is not None}))
-    for note in found.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
-    for line in found.lines:
-        print(printable(line))
-    print(printable(f"written to {args.out}: {found.film.name} and {found.strip.name}"))
-    return 0
-
-
 def export(argv: Sequence[str]) -> int:
     """write a checkpoint as a folder that `tttvideo.from_pretrained` and the Hugging Face Hub take"""
     parser = Parser(
@@ -126,57 +99,6 @@ def export(argv: Sequence[str]) -> int:
     trusted = ", trust=True" if args.trust else ""
     print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
     return 0
-
-
-def classify(argv: Sequence[str]) -> int:
-    """name the classes of single videos"""
-    parser = Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
-    add_checkpoint(parser)
-    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
-    parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    args = parser.read(argv)
-    if args.topk < 1:
-        raise UsageError(f"--topk must be at least 1, got {args.topk}")
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from .evaluation.evaluate import best_device, choose_device
-    from .model import from_pretrained
-    from .video.reading import damaged_videos_named
-
-    device = choose_device(args.device) or best_device()
-    model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
-    answers, failures = [], []
-    for video in args.videos:
-        try:
-            with damaged_videos_named():
-                answers.append((video, model.classify(video, topk=args.topk)))
-        except (ValueError, OSError) as error:
-            failures.append((video, _sentence(error)))
-    if args.json:
-        found = [
-            {"path": video, "classes": [{"label": label, "probability": p} for label, p in classes]}
-            for video, classes in answers
-        ]
-        found += [{"path": video, "error": reason} for video, reason in failures]
-        print(json_text(found))
-    elif answers:
-        table = Table()
-        table.add_column("video", overflow="fold")
-        table.add_column("class", overflow="fold")
-        table.add_column("probability", justify="right")
-        for video, classes in answers:
-            for place, (label, probability) in enumerate(classes):
-                # Text: names with brackets or colons are no markup.
-                name, last = Text("" if place else printable(video)), place + 1 == len(classes)
-                table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
-        Console().print(table)
-    for _, reason in failures:
-        _complain(reason)
-    return 2 if failures else 0
 
 
 def make_data(argv: Sequence[str]) -> int:
