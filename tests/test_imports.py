@@ -38,7 +38,7 @@ LAYERS = {
     },
     "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model"},
     "export": {"files", "printing", "tasks", "serialize", "video", "model", "evaluation"},
-    "inference": {"files", "options", "printing", "encoder", "tasks", "video", "model", "evaluation"},
+    "inference": {"files", "options", "printing", "ttt", "encoder", "tasks", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "printing", "evaluation"},
     "indexing": {"options", "printing", "video"},
