@@ -12,7 +12,7 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
-    "encoder": {"ttt"},
+    "encoder": {"ttt", "video"},
     "tasks": set(),
     "serialize": set(),
     "printing": set(),

@@ -62,10 +62,14 @@ class Body(NamedTuple):
     backbone: BackboneStack
 
     def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            return self.read_features(frames, lengths, state)
         tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
         return self._mixed(tokens, steps, encoder_state, state[1])
 
     def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            return frames
         return self.encoder.features(frames, lengths)
 
     def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
@@ -113,8 +117,18 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        if isinstance(self.head, PredictionHead) and config.task.space == "pixels" and not self.encoder.reads_pixels:
+            raise ValueError(
+                "Prediction of pixels needs videos as frames, and this encoder's are read as features; set task.space: "
+                "features, or encoder.cache: null."
+            )
         self._exempt: set[str] = set()
         self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
+
+    @property
+    def reading(self) -> Preprocessing:
+        """How videos are read for this model: as its preprocessing says, or as features that are at hand."""
+        return self.encoder.reading(self.preprocessing)
 
     @property
     def frame_multiple(self) -> int:
@@ -136,7 +150,8 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training);
+                or what a frozen encoder makes of them, [B, F, *encoder.feature_shape].
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
 
@@ -155,7 +170,9 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
             )
-        if frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            frames = frames.to(self.encoder.mean.dtype)
+        elif frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
                 f"got {' x '.join(map(str, frames.shape[-3:]))}; use its preprocessing."
@@ -294,7 +311,8 @@ class VideoModel(nn.Module):
         self.eval()
 
         def segments():
-            for part in read_segments([str(path)], self.preprocessing, segment=self.segment_frames(segment)):
+            reading = self.reading.serving([str(path)])
+            for part in read_segments([str(path)], reading, segment=self.segment_frames(segment)):
                 if part.failures:
                     raise VideoError(part.failures[0])
                 yield part.frames, part.lengths

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import exempt_from_decay
+from ..video.features import CachedFeatures
+from ..video.transforms import Preprocessing
 from .base import Encoder, EncoderState, FrameEncoder
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,12 @@ class Timm(Encoder):
         grid: rows and columns of tokens per frame after pooling.
         frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
         frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
+        cache: a folder that keeps what a frozen encoder makes of each video, so that it reads a video once and later
+            epochs decode nothing; null: no cache.
+        cache_dtype: how the numbers are kept: fp16, or bf16 where they are too large for that.
+        cache_views: how often each video is kept: once as it is, then with random changes of its pixels
+            (``data.augment``) that are drawn once; training draws one of them each time. Each costs as much time and
+            room as the first.
     """
 
     name: str = "vit_tiny_patch16_224"
@@ -41,12 +50,26 @@ class Timm(Encoder):
     grid: tuple[int, int] = (4, 4)
     frozen: bool = True
     frames_at_once: int = 64
+    cache: str | None = None
+    cache_dtype: Literal["fp16", "bf16"] = "fp16"
+    cache_views: int = 1
 
     def __post_init__(self) -> None:
+        if self.cache is not None and not self.frozen:
+            raise ValueError(
+                "encoder.cache keeps what an encoder makes of videos, which changes while the encoder is trained; set "
+                "encoder.frozen: true, or encoder.cache: null."
+            )
+        if self.cache_views < 1:
+            raise ValueError(f"encoder.cache_views must be at least 1, not {self.cache_views}.")
         if min(self.grid) < 1 or self.frames_at_once < 1:
             raise ValueError(
                 f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
             )
+
+    @property
+    def views(self) -> int:
+        return 0 if self.cache is None else self.cache_views
 
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TimmEncoder:
         return TimmEncoder(self, size, dim, load)
@@ -79,6 +102,7 @@ class TimmEncoder(FrameEncoder):
             )
         if config.frozen:
             self.feature_shape = (features.shape[1], *config.grid)
+        self.reads_pixels = config.cache is None
         self.projection = nn.Linear(features.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
         exempt_from_decay(self.position)
@@ -118,7 +142,29 @@ class TimmEncoder(FrameEncoder):
         self, features: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
         begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
-        return self._tokens(features), lengths, state._replace(begun=state.begun | begun)
+        return self._tokens(features.to(self.position.dtype)), lengths, state._replace(begun=state.begun | begun)
+
+    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
+        """With a cache: the features that it keeps for these weights."""
+        config = self.config
+        if config.cache is None:
+            return preprocessing
+        assert self.feature_shape is not None
+        encoder = {
+            "name": config.name,
+            "grid": config.grid,
+            "statistics": self.statistics,
+            "weights": digest(self.model.state_dict()),
+        }
+        read = {f.name: getattr(preprocessing, f.name) for f in fields(preprocessing)}
+        return CachedFeatures(
+            **read,
+            shape=self.feature_shape,
+            folder=config.cache,
+            encoder=encoder,
+            kind=config.cache_dtype,
+            views=config.cache_views,
+        )
 
     def _tokens(self, maps: Tensor) -> Tensor:
         """[..., channels, rows, columns] -> [..., N, C]."""
@@ -133,6 +179,15 @@ class TimmEncoder(FrameEncoder):
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._map(self.model, frames), self.config.grid)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Of all numbers, by name; the same wherever they lie."""
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _valid(lengths: Tensor, count: int) -> Tensor:

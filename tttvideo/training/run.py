@@ -12,6 +12,7 @@ import torch
 
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
+from ..video.features import CachedFeatures
 from ..video.index import Index, save_labels, unlearnable_classes
 from ..video.loader import EpochSampler, Loader, train_loader, val_loader
 from ..video.overlap import training_marks
@@ -20,6 +21,7 @@ from . import launch, memory
 from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
 from .config import RunConfig
+from .features import fill_cache
 from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
@@ -196,13 +198,9 @@ class Run:
             self.progress = self._by_leader(lambda: self.checkpoints.read(last, fixed, described))
             self._saved = (self.progress.epoch, self.progress.batch)
         self._build(last)
-        self.val_batches = None
-        if self.val:
-            part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-            segment, first = self.model.segment_frames(SEGMENT), config.validation.max_frames
-            self.val_batches = val_loader(config.data, self.val, segment=segment, first=first, **part)
         if last:
             self._load(last)
+        self._open_videos()
         self.accelerator.wait_for_everyone()  # all have looked before the first file is written
 
         self.record = Record(
@@ -223,6 +221,21 @@ class Run:
                 self.record.say(f"note: a later checkpoint is set aside as {folder.checkpoints / name}")
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
+
+    def _open_videos(self) -> None:
+        """How this model's encoder reads videos; with a cache of features, what it lacks is encoded first."""
+        reading, data = self.model.reading, self.config.data
+        part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        if isinstance(reading, CachedFeatures):
+            reading = replace(reading, augment=data.augment)
+            fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
+            self.accelerator.wait_for_everyone()
+        if reading != data.preprocessing:
+            self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
+        self.val_batches = None
+        if self.val:
+            segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
+            self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **part)
 
     def _find_checkpoint(self, resume: str) -> Path | None:
         self.checkpoints.mend()
