@@ -12,7 +12,7 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
-    "encoder": {"ttt", "video"},
+    "encoder": {"ttt", "video", "printing"},
     "tasks": set(),
     "serialize": set(),
     "printing": set(),
@@ -20,7 +20,8 @@ LAYERS = {
     "strict_yaml": set(),
     "arguments": {"serialize", "recipes", "strict_yaml"},
     "video": {"printing"},
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video"},
+    "body": {"ttt", "backbone", "encoder"},
+    "model": {"ttt", "mixers", "backbone", "body", "encoder", "tasks", "serialize", "video"},
     "training": {
         "arguments",
         "ttt",

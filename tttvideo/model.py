@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from . import serialize
-from .backbone import Backbone, BackboneStack
+from .backbone import Backbone
+from .body import Body
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder, check_range
+from .encoder.base import EncoderState, check_range
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
-from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
+from .ttt.interface import NO_WEIGHT_DECAY, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing
 
@@ -53,36 +54,6 @@ class ModelState(NamedTuple):
     encoder: EncoderState
     backbone: tuple[State, ...]
     task: Any
-
-
-class Body(NamedTuple):
-    """Encoder and backbone, as ``tasks.base.Body`` says."""
-
-    encoder: FrameEncoder
-    backbone: BackboneStack
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        if frames.shape[-3:] == self.encoder.feature_shape:
-            return self.read_features(frames, lengths, state)
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        if frames.shape[-3:] == self.encoder.feature_shape:
-            return frames
-        return self.encoder.features(frames, lengths)
-
-    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder.embed(features, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def _mixed(
-        self, tokens: Tensor, steps: Tensor | None, encoder_state: EncoderState, state: Any
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        count, per_step = tokens.shape[1:3]
-        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state, layout)
-        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
 
 class VideoModel(nn.Module):

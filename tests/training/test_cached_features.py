@@ -134,7 +134,8 @@ def test_what_does_not_match_is_computed_anew_and_said(words, videos, weights, t
     ):
         assert command(["cache", *words(**given, **settings)]) == 0
         said = capfd.readouterr().err
-        assert "cache  19 videos" in said and f"holds features of other settings ({what}" in said, said
+        assert "cache  19 videos" in said
+        assert f"holds features of other settings ({what}" in said
     assert command(["cache", *words(**given)]) == 0
     assert capfd.readouterr().err == ""  # the first are still there
 

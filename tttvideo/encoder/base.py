@@ -17,6 +17,10 @@ from ..video.transforms import Preprocessing
 class Encoder(ABC):
     """Configuration of an encoder; one subclass per file."""
 
+    def portable(self) -> Encoder:
+        """The same without what is of this machine alone, for an export."""
+        return self
+
     @property
     def views(self) -> int:
         """Fixed views of each video, where features are read in place of frames; 0 where frames are."""

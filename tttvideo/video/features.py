@@ -108,7 +108,7 @@ class CachedFeatures(FeaturePreprocessing):
     def key(self) -> Path:
         """The folder of what ``description`` says."""
         text = json.dumps(self.description, sort_keys=True)
-        return Path(self.folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Path(self.folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def file(self, path: str) -> Path:
         name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:32]
