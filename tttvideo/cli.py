@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tttvideo.comparing import compare, position
-from tttvideo.indexing import check, index
-from tttvideo.options import (
+from .comparing import compare, position
+from .indexing import check, index
+from .inference.commands import classify, predict
+from .options import (
     Parser,
     UsageError,
     add_checkpoint,
@@ -22,9 +23,8 @@ from tttvideo.options import (
     add_settings,
     check_folder,
     nearest,
-    prediction_settings,
 )
-from tttvideo.printing import json_text, printable
+from .printing import printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     add_checkpoint(parser)
     add_data(parser)
-    classifying = add_settings(parser)
+    add_settings(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="videos read side by side in each process")
     parser.add_argument(
         "--segment",
@@ -51,116 +51,28 @@ def evaluate(argv: Sequence[str]) -> int:
         "--workers", type=int, default=None, help="processes that read ahead for a classifier; 0 for none (default: 2)"
     )
     parser.add_argument("--out", default=None, help="folder for the results (default: the run folder)")
-    predicting = add_prediction(parser) + add_frame_metrics(parser)
+    add_prediction(parser)
+    add_frame_metrics(parser)
     args = parser.read(argv)
-    if args.workers is not None and args.workers < 0:
-        raise UsageError(f"--workers must be 0 or more, got {args.workers}")
 
-    from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation import parse_all_views, parse_frames, parse_samplings, print_report, write_report
-    from tttvideo.evaluation.checkpoint import inspect_checkpoint
-    from tttvideo.video.reading import damaged_videos_named
+    from .evaluation import EvaluateConfig, print_report, write_report
+    from .evaluation import evaluate as run
+    from .evaluation.checkpoint import inspect_checkpoint
 
-    source = inspect_checkpoint(args.checkpoint)
-    out = Path(args.out) if args.out else source.run
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
+    run_folder = inspect_checkpoint(config.checkpoint).run
+    out = Path(config.out) if config.out else run_folder
     if out is not None:
         check_folder(out)  # now: nobody wants to hear of it after hours of measuring
-    foreign = (*classifying, "workers") if source.task == "Prediction" else predicting
-    if given := [name.replace("_", "-") for name in foreign if getattr(args, name) is not None]:
-        raise UsageError(f"--{given[0]} does not go with a checkpoint trained for {source.task}; leave it out")
-    if source.task == "Prediction":
-        return evaluate_prediction(args, out)
-    with damaged_videos_named():
-        evaluation = run(
-            args.checkpoint,
-            args.data,
-            split=args.split,
-            root=args.root,
-            frames=parse_frames(args.frames or "all", source.provenance.get("clip_frames")),
-            samplings=parse_samplings(args.sampling or []),
-            views=parse_all_views(args.views or ["whole"]),
-            controls=args.controls or [],
-            by=args.by,
-            check_streaming=args.check_streaming or 0,
-            samples=6,
-            batch_size=args.batch_size,
-            segment=args.segment,
-            workers=2 if args.workers is None else args.workers,
-            device=args.device,
-            trust=args.trust,
-            progress=sys.stderr.isatty(),
-        )
-    if evaluation is not None:
-        print_report(evaluation)
+    result = run(config, progress=sys.stderr.isatty())
+    if result is not None:
+        print_report(result)
         if out is None:
             print("not written to files: an export has no run folder, so give --out DIR for that")
         else:
-            write_report(evaluation, out)
+            write_report(result, out)
             print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-def evaluate_prediction(args: argparse.Namespace, out: Path | None) -> int:
-    """`tttvideo evaluate` of a checkpoint that predicts frames."""
-    from tttvideo.evaluation.forecast_report import print_forecasts, write_forecasts
-    from tttvideo.evaluation.forecasting import evaluate_prediction as run
-
-    found = run(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        root=args.root,
-        **prediction_settings(args),
-        grey=bool(args.grey),
-        lpips=args.lpips,
-        fvd=args.fvd,
-        samples=4,
-        batch_size=args.batch_size,
-        segment=args.segment,
-        device=args.device,
-        trust=args.trust,
-        progress=sys.stderr.isatty(),
-    )
-    print_forecasts(found)
-    if out is None:
-        print("not written to files: an export has no run folder, so give --out DIR for that")
-    else:
-        write_forecasts(found, out)
-        print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """predict the next frames of a video, beside what came: a film and a picture"""
-    parser = Parser(
-        prog="tttvideo predict",
-        description="Read the first frames of a video, generate the next ones, and show them: "
-        "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")
-    parser.add_argument("--out", required=True, help="folder for the film and the picture")
-    add_prediction(parser)
-    args = parser.read(argv)
-
-    from tttvideo.evaluation.predicting import predict as run
-    from tttvideo.video.reading import damaged_videos_named
-
-    check_folder(Path(args.out))
-    with damaged_videos_named():
-        found = run(
-            args.checkpoint,
-            args.video,
-            args.out,
-            **prediction_settings(args),
-            device=args.device,
-            trust=args.trust,
-        )
-    for note in found.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
-    for line in found.lines:
-        print(printable(line))
-    print(printable(f"written to {args.out}: {found.film.name} and {found.strip.name}"))
     return 0
 
 
@@ -181,7 +93,7 @@ def export(argv: Sequence[str]) -> int:
     )
     args = parser.read(argv)
 
-    from tttvideo.export import export as run
+    from .export import export as run
 
     out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
     trusted = ", trust=True" if args.trust else ""
@@ -189,60 +101,9 @@ def export(argv: Sequence[str]) -> int:
     return 0
 
 
-def classify(argv: Sequence[str]) -> int:
-    """name the classes of single videos"""
-    parser = Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
-    add_checkpoint(parser)
-    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
-    parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    args = parser.read(argv)
-    if args.topk < 1:
-        raise UsageError(f"--topk must be at least 1, got {args.topk}")
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from tttvideo.evaluation.evaluate import best_device, choose_device
-    from tttvideo.model import from_pretrained
-    from tttvideo.video.reading import damaged_videos_named
-
-    device = choose_device(args.device) or best_device()
-    model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
-    answers, failures = [], []
-    for video in args.videos:
-        try:
-            with damaged_videos_named():
-                answers.append((video, model.classify(video, topk=args.topk)))
-        except (ValueError, OSError) as error:
-            failures.append((video, _sentence(error)))
-    if args.json:
-        found = [
-            {"path": video, "classes": [{"label": label, "probability": p} for label, p in classes]}
-            for video, classes in answers
-        ]
-        found += [{"path": video, "error": reason} for video, reason in failures]
-        print(json_text(found))
-    elif answers:
-        table = Table()
-        table.add_column("video", overflow="fold")
-        table.add_column("class", overflow="fold")
-        table.add_column("probability", justify="right")
-        for video, classes in answers:
-            for place, (label, probability) in enumerate(classes):
-                # Text: names with brackets or colons are no markup.
-                name, last = Text("" if place else printable(video)), place + 1 == len(classes)
-                table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
-        Console().print(table)
-    for _, reason in failures:
-        _complain(reason)
-    return 2 if failures else 0
-
-
 def make_data(argv: Sequence[str]) -> int:
     """make a set of videos of which it is known how well a perfect observer does"""
-    from tttvideo.video.synthetic import SUITES, find_suite, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
         chooser = Parser(
@@ -285,7 +146,7 @@ def make_data(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """train a model: the same as train.py of the repository"""
-    from tttvideo.training.run import main as run
+    from .training.run import main as run
 
     return run(argv)
 
@@ -299,7 +160,7 @@ def cache(argv: Sequence[str]) -> int:
 
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
-    from tttvideo.recipes import show
+    from .recipes import show
 
     return show(argv)
 
@@ -349,7 +210,7 @@ def _run(argv: list[str]) -> int:
         if argv[0] not in names:
             raise UsageError(f"there is no command {argv[0]!r}{nearest(argv[0], names)}")
         return COMMANDS[names.index(argv[0])].run(argv[1:])
-    from tttvideo import __version__
+    from . import __version__
 
     width = max(map(len, names)) + 2
     parser = Parser(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tttvideo.options import Parser, UsageError, add_data, add_device, check_folder
-from tttvideo.printing import printable
+from .options import Parser, add_data, add_device, check_folder
+from .printing import printable
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -27,20 +27,15 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap samples")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     args = parser.read(argv)
-    if args.resamples < 1:
-        raise UsageError(f"--resamples must be at least 1, got {args.resamples}")
-    if args.seed < 0:
-        raise UsageError(f"--seed must be 0 or more, got {args.seed}")
 
-    from tttvideo.evaluation.comparison import compare_runs
-    from tttvideo.evaluation.comparison_report import print_comparison, write_comparison
-    from tttvideo.evaluation.named import parse_named
+    from .evaluation import CompareConfig, print_comparison, write_comparison
+    from .evaluation import compare as run
 
-    runs = parse_named(args.runs)
+    config = CompareConfig(**vars(args) | {"runs": tuple(args.runs)})
     check_folder(Path(args.out))
-    found = compare_runs(runs, resamples=args.resamples, seed=args.seed)
-    print_comparison(found)
-    files = write_comparison(found, Path(args.out))
+    comparison = run(config)
+    print_comparison(comparison)
+    files = write_comparison(comparison, Path(args.out))
     print(printable(f"written to {args.out}: {', '.join(files)}"))
     return 0
 
@@ -65,26 +60,12 @@ def position(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="folder for the results")
     add_device(parser)
     args = parser.read(argv)
-    if args.frames != "all" and (not args.frames.isdecimal() or int(args.frames) < 1):
-        raise UsageError(f"--frames must be a number of frames, 1 or more, or all; got {args.frames!r}")
 
-    from tttvideo.evaluation.comparison_report import write_positions
-    from tttvideo.evaluation.named import parse_named
-    from tttvideo.evaluation.position_curves import compare_positions, position_sentence
+    from .evaluation import PositionConfig, position_sentence, positions, write_positions
 
-    runs = parse_named(args.runs)
+    config = PositionConfig(**vars(args) | {"runs": tuple(args.runs)})
     check_folder(Path(args.out))
-    found, arrays = compare_positions(
-        runs,
-        args.data,
-        split=args.split,
-        root=args.root,
-        frames=None if args.frames == "all" else int(args.frames),
-        batch_size=args.batch_size,
-        segment=args.segment,
-        device=args.device,
-        trust=args.trust,
-    )
+    found, arrays = positions(config)
     write_positions(found, arrays, Path(args.out))
     for name, curve in found["series"].items():
         print(printable(f"{name}: {position_sentence(curve)}"))

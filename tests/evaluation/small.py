@@ -9,6 +9,8 @@ import torch
 
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import Patches, Tubelets
+from tttvideo.evaluation import EvaluateConfig
+from tttvideo.evaluation import evaluate as evaluate_config
 from tttvideo.mixers import TTT, Mixer
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.video.synthetic import FlashOrder, make
@@ -65,3 +67,10 @@ def noise_video(path: Path, frames: int, seed: int = 0, size: int = 32) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def evaluate(run: Path, data: Path, **options):
+    """The evaluation that `tttvideo evaluate RUN --data DATA --OPTION ...` does, without samples unless asked for."""
+    words = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in words.items()}
+    return evaluate_config(EvaluateConfig(str(run), str(data), **({"samples": 0} | words)))

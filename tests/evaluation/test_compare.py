@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.evaluation.small import small_model, small_run, small_set
+from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import bootstrap, evaluate, parse_frames, parse_samplings, write_report
+from tttvideo.evaluation import bootstrap, write_report
 from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols, _hits
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.comparison import compare_runs
@@ -32,8 +32,8 @@ def evaluated(tmp_path_factory):
             found = evaluate(
                 run,
                 data,
-                frames=parse_frames("8,all" if long else "all"),
-                samplings=parse_samplings(["dense", "uniform=4", "last=4"] if long else ["dense"]),
+                frames="8,all" if long else "all",
+                sampling=["dense", "uniform=4", "last=4"] if long else ["dense"],
                 controls=["all"] if long else [],
                 by=["first_colour"] if long else None,
             )
@@ -167,9 +167,7 @@ def test_runs_need_not_have_measured_the_same(evaluated, tmp_path):
 def test_without_dense_rows_the_first_rule_is_the_main_one(tmp_path):
     data = small_set(tmp_path / "set", count=6)
     run = small_run(tmp_path / "run", small_model())
-    found = evaluate(
-        run, data, frames=parse_frames("8,all"), samplings=parse_samplings(["uniform=4"]), by=["first_colour"]
-    )
+    found = evaluate(run, data, frames="8,all", sampling=["uniform=4"], by=["first_colour"])
     write_report(found, run)
     protocols = compare_runs(parse_named([str(run)]))["protocols"]
     assert list(protocols) == ["frames", "by first_colour"]

@@ -6,15 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.evaluation.small import small_model, small_run
+from tests.evaluation.small import evaluate, small_model, small_run
 from tests.evaluation.test_forecasting import predictor
 from tests.evaluation.test_revealing import SUITE, copier
 from tttvideo.cli import main
-from tttvideo.evaluation import evaluate, write_report
+from tttvideo.evaluation import write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
-from tttvideo.evaluation.forecast_report import write_forecasts
 from tttvideo.evaluation.forecast_samples import choose
-from tttvideo.evaluation.forecasting import evaluate_prediction
 from tttvideo.video.synthetic import make
 
 
@@ -30,10 +28,10 @@ def evaluated(tmp_path_factory, data):
     for name, model in {"a": predictor(), "b": copier()}.items():
         run = small_run(base / name, model)
         for context in (4, 6):
-            found = evaluate_prediction(run, data, context=context, horizon=4 if name == "a" else 3)
-            write_forecasts(found, base / "eval" / name / str(context))
-    found = evaluate_prediction(base / "a", data, context=4, horizon=4, write=False)
-    write_forecasts(found, base / "eval" / "a" / "kept")
+            found = evaluate(run, data, context=context, horizon=4 if name == "a" else 3)
+            write_report(found, base / "eval" / name / str(context))
+    found = evaluate(base / "a", data, context=4, horizon=4, write="context")
+    write_report(found, base / "eval" / "a" / "kept")
     seed = base / "eval" / "a-seed1" / "4"
     shutil.copytree(base / "eval" / "a" / "4", seed)
     metrics = json.loads((seed / "metrics.json").read_text())
@@ -115,8 +113,8 @@ def test_mistakes_are_one_sentence(evaluated, data, tmp_path, capsys):
     shutil.copytree(tmp_path / "classified", tmp_path / "both" / "c")
     shutil.copytree(evaluated / "a" / "4", tmp_path / "both" / "p")
     assert "both holds evaluations of Classification and of Prediction" in error(tmp_path / "both")
-    other = evaluate_prediction(small_run(tmp_path / "small", copier(size=16)), data, context=4, horizon=3)
-    write_forecasts(other, tmp_path / "other")
+    other = evaluate(small_run(tmp_path / "small", copier(size=16)), data, context=4, horizon=3)
+    write_report(other, tmp_path / "other")
     assert "were measured on other frames of revisit" in error(evaluated / "a", tmp_path / "other")
     grey = tmp_path / "grey"
     shutil.copytree(evaluated / "a" / "4", grey)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.evaluation.small import LABELS, small_model, small_run, small_set
+from tests.evaluation.small import LABELS, evaluate, small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import evaluate, parse_frames, parse_samplings, print_report, write_report
+from tttvideo.evaluation import print_report, write_report
 from tttvideo.evaluation.plots import plot_confusion
 from tttvideo.evaluation.strata import WRITTEN
 from tttvideo.video.synthetic import FlashRecall, ceiling_for, make
 
-SETTINGS = {"frames": parse_frames("8,all"), "samplings": parse_samplings(["dense", "uniform=4"])}
+SETTINGS = {"frames": "8,all", "sampling": ["dense", "uniform=4"]}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_several_labels(data, tmp_path):
     lines = [f"{video},{';'.join(video.parent.name.split('-'))}\n" for video in videos]
     listing.write_text("path,label\n" + "".join(lines))
     run = small_run(tmp_path / "run", small_model(["blue", "green", "red"], multi_label=True))
-    evaluation = evaluate(run, listing, split="all", frames=[8, None])
+    evaluation = evaluate(run, listing, split="all", frames="8,all")
     write_report(evaluation, tmp_path / "out")
     metrics, predictions = read(tmp_path / "out")
     assert metrics["chance"] == pytest.approx(2 / 3)
@@ -179,7 +179,7 @@ def test_two_processes_count_every_video_once(run, damaged, tmp_path):
     assert two["processes"] == 2
     assert (two["n_videos"], two["n_failed"], len(predictions)) == (12, 2, 24)
     assert len({(row["path"], row["frames"]) for row in predictions}) == 24
-    one = evaluate(run, damaged, frames=[8, None]).metrics
+    one = evaluate(run, damaged, frames="8,all").metrics
     for here, there in zip(one["results"], two["results"]):
         assert (here["top1"], here["top5"], here["confusion"]) == (
             there["top1"],

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.small import noise_video, small_model, small_run
+from tests.evaluation.small import evaluate, noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
-from tttvideo.evaluation.forecasting import evaluate_prediction
 from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.predicting import mismatches
 from tttvideo.evaluation.revealing import METHODS
@@ -256,11 +255,11 @@ def test_videos_unlike_those_of_the_training_get_a_sentence(tmp_path, capsys, da
 
 
 def test_an_export_predicts_the_same_and_says_what_it_is(run, data, tmp_path):
-    found = evaluate_prediction(run, data, split="all", context=4, horizon=2)
+    found = evaluate(run, data, split="all", context=4, horizon=2)
     assert found.metrics["notes"] == []
     (run / "metrics.json").write_text(json.dumps(found.metrics))
     out = export(run, tmp_path / "export")
-    again = evaluate_prediction(out, data, split="all", context=4, horizon=2)
+    again = evaluate(out, data, split="all", context=4, horizon=2)
     assert again.metrics["per_horizon"] == found.metrics["per_horizon"]
     card = (out / "README.md").read_text()
     assert "predicts the next frames" in card

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from tests.evaluation.small import small_model, small_run, small_set
-from tttvideo.evaluation import evaluate, parse_frames, write_report
+from tests.evaluation.small import evaluate, small_model, small_run, small_set
+from tttvideo.evaluation import write_report
 from tttvideo.evaluation.html import strip, thumbnails
 from tttvideo.evaluation.samples import choose
 from tttvideo.mixers import TTT, Bidirectional
@@ -29,7 +29,7 @@ def listing(tmp_path_factory):
 
 def test_one_file_with_everything(listing, tmp_path):
     run = small_run(tmp_path / "run", small_model(["a<b>&x", "c$1$"]))
-    found = evaluate(run, listing, split="all", frames=parse_frames("8,all"), samples=3)
+    found = evaluate(run, listing, split="all", frames="8,all", samples=3)
     write_report(found, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "a&lt;b&gt;&amp;x" in page
@@ -48,7 +48,7 @@ def test_one_file_with_everything(listing, tmp_path):
 
 def test_a_sample_ends_at_the_answer_of_the_evaluation(listing, tmp_path):
     run = small_run(tmp_path / "run", small_model(["a<b>&x", "c$1$"]))
-    found = evaluate(run, listing, split="all", frames=parse_frames("8"), samples=4)
+    found = evaluate(run, listing, split="all", frames="8", samples=4)
     for sample in found.samples:
         assert (sample.total, sample.steps) == (8, list(range(1, 9)))
         assert sample.at == list(range(8))

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from tests.evaluation.small import small_model, small_run, small_set
-from tttvideo.evaluation import evaluate, print_report
+from tests.evaluation.small import evaluate, small_model, small_run, small_set
+from tttvideo.evaluation import print_report
 from tttvideo.export import export
 from tttvideo.video.index import Video, build_index
 from tttvideo.video.overlap import count_seen, mark_of, training_marks

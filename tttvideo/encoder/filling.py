@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import replacing
 from ..printing import printable
 from ..video.features import PATH, CachedFeatures, Part, marks_of
 from ..video.index import Index
@@ -226,9 +226,8 @@ def _describe(reading: CachedFeatures) -> None:
     with writing(file) as writer:  # makes the folder, and the sentence where it cannot
         if writer is None or file.exists():
             return
-    with tempfile.NamedTemporaryFile("w", dir=reading.key, suffix=".tmp", delete=False) as text:
-        json.dump(reading.description, text, indent=1)
-    os.replace(text.name, file)
+    with replacing(file, shared=True) as unfinished:
+        unfinished.write_text(json.dumps(reading.description, indent=1))
 
 
 def _other_settings(reading: CachedFeatures) -> str | None:

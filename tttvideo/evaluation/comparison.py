@@ -6,6 +6,7 @@ from typing import Any
 
 from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols
 from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.config import CompareConfig
 from tttvideo.evaluation.error_protocols import ErrorProtocols
 from tttvideo.evaluation.measured import (
     Found,
@@ -17,8 +18,13 @@ from tttvideo.evaluation.measured import (
     read_run,
     shared_task,
 )
-from tttvideo.evaluation.named import Named
+from tttvideo.evaluation.named import Named, parse_named
 from tttvideo.evaluation.position_curves import position_protocols
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """``compare_runs`` of a configuration; ``print_comparison`` and ``write_comparison`` take what it returns."""
+    return compare_runs(parse_named(config.runs), resamples=config.resamples, seed=config.seed)
 
 
 def compare_runs(runs: Sequence[Named], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
-from tttvideo.evaluation.result_files import as_json, replacing, result_set
+from tttvideo.evaluation.result_files import as_json, result_set
+from tttvideo.files import replacing
 from tttvideo.printing import markdown, printable
 
 if TYPE_CHECKING:

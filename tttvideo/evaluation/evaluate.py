@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint
+from tttvideo.evaluation.config import EvaluateConfig
 from tttvideo.evaluation.controls import applicable
 from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.samples import collect
 from tttvideo.evaluation.scoring import score_videos
-from tttvideo.evaluation.settings import all_settings, parse_controls
+from tttvideo.evaluation.settings import all_settings, parse_all_views, parse_controls, parse_frames, parse_samplings
 from tttvideo.evaluation.strata import choose_columns, read_columns
 from tttvideo.evaluation.streaming import compare_streaming
 from tttvideo.evaluation.summary import Evaluation, main_row, summarise
@@ -25,8 +26,63 @@ from tttvideo.video.index import Index, build_index, split_names
 from tttvideo.video.overlap import count_seen
 from tttvideo.video.sampling import Sampling, parse_sampling
 
+CLASSIFYING = ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers")
+PREDICTING = ("context", "horizon", "write", "grey", "lpips", "fvd")
 
-def evaluate(
+
+def evaluate(config: EvaluateConfig, progress: bool = False) -> Any:
+    """Measure a checkpoint; None on all processes but the first. ``print_report`` and ``write_report`` take the result.
+
+    Raises:
+        ValueError: for options that do not go with the checkpoint's task, and for all that cannot be measured.
+    """
+    from tttvideo.evaluation.forecasting import evaluate_prediction
+    from tttvideo.video.reading import damaged_videos_named
+
+    source = inspect_checkpoint(config.checkpoint)
+    predicts = source.task == "Prediction"
+    if foreign := [name for name in config.given() if name in (CLASSIFYING if predicts else PREDICTING)]:
+        option = foreign[0].replace("_", "-")
+        raise ValueError(f"--{option} does not go with a checkpoint trained for {source.task}; leave it out")
+    shared: dict[str, Any] = {
+        "split": config.split,
+        "root": config.root,
+        "batch_size": config.batch_size,
+        "segment": config.segment,
+        "device": config.device,
+        "trust": config.trust,
+        "progress": progress,
+    }
+    if predicts:
+        return evaluate_prediction(
+            config.checkpoint,
+            config.data,
+            context=10 if config.context is None else config.context,
+            horizon=10 if config.horizon is None else config.horizon,
+            write=config.write != "context",
+            grey=config.grey,
+            lpips=config.lpips,
+            fvd=config.fvd,
+            samples=4 if config.samples is None else config.samples,
+            **shared,
+        )
+    with damaged_videos_named():
+        return evaluate_classifier(
+            config.checkpoint,
+            config.data,
+            frames=parse_frames(config.frames or "all", source.provenance.get("clip_frames")),
+            samplings=parse_samplings(config.sampling),
+            views=parse_all_views(config.views or ["whole"]),
+            controls=config.controls,
+            by=config.by or None,
+            check_streaming=config.check_streaming,
+            samples=6 if config.samples is None else config.samples,
+            workers=2 if config.workers is None else config.workers,
+            **shared,
+        )
+
+
+def evaluate_classifier(
     checkpoint: str | Path,
     data: str | Path,
     *,

@@ -10,8 +10,9 @@ from tttvideo.evaluation.forecast_html import render_forecasts
 from tttvideo.evaluation.forecaster import shown_horizons
 from tttvideo.evaluation.forecasting import Forecasts
 from tttvideo.evaluation.plots import plot_by_horizon, plot_revealed
-from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
+from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, result_set, write_table
 from tttvideo.evaluation.revealing import METHODS
+from tttvideo.files import replacing
 from tttvideo.printing import printable
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ import numpy as np
 
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.checkpoint import inspect_checkpoint
+from tttvideo.evaluation.config import PositionConfig
 from tttvideo.evaluation.evaluate import best_device, choose_device, default_split, one_process
 from tttvideo.evaluation.forecaster import space_of
 from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.measured import Positions, Seed, Video
-from tttvideo.evaluation.named import Named
+from tttvideo.evaluation.named import Named, parse_named
 from tttvideo.evaluation.position import Losses, losses_by_position
 from tttvideo.model import from_pretrained
 from tttvideo.video.index import Index, build_index
@@ -64,6 +65,21 @@ def position_sentence(curve: Mapping[str, Any]) -> str:
     if last + 1 == len(frames):
         return text
     return f"{text}; of the {videos[-1]} longest of them, {loss[-1]:.4g} after {frames[-1]:g}"
+
+
+def positions(config: PositionConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """``compare_positions`` of a configuration; ``write_positions`` takes what it returns."""
+    return compare_positions(
+        parse_named(config.runs),
+        config.data,
+        split=config.split,
+        root=config.root,
+        frames=None if config.frames == "all" else int(config.frames),
+        batch_size=config.batch_size,
+        segment=config.segment,
+        device=config.device,
+        trust=config.trust,
+    )
 
 
 def compare_positions(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tttvideo.evaluation.checkpoint import selection_sentence
 from tttvideo.evaluation.html import render
 from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
-from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
+from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, result_set, write_table
 from tttvideo.evaluation.summary import has_ceiling, main_row, same_length
+from tttvideo.files import replacing
 from tttvideo.printing import printable
 
 if TYPE_CHECKING:
@@ -37,7 +38,21 @@ COLUMNS = (
 )
 
 
-def write_report(evaluation: "Evaluation", out: str | Path) -> None:
+def write_report(evaluation: Any, out: str | Path) -> None:
+    """Write the files of an evaluation, with a page for people and numbers for `compare`."""
+    from tttvideo.evaluation.forecast_report import write_forecasts
+
+    (write_accuracies if "results" in evaluation.metrics else write_forecasts)(evaluation, out)
+
+
+def print_report(evaluation: Any, console: "Console | None" = None) -> None:
+    """Print an evaluation's figures, the rules behind them, and every video that failed."""
+    from tttvideo.evaluation.forecast_report import print_forecasts
+
+    (print_accuracies if "results" in evaluation.metrics else print_forecasts)(evaluation, console)
+
+
+def write_accuracies(evaluation: "Evaluation", out: str | Path) -> None:
     """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png, (one label per video)
     confusion.png, and report.html with all of it."""
     metrics = evaluation.metrics
@@ -82,7 +97,7 @@ def write_report(evaluation: "Evaluation", out: str | Path) -> None:
             path.write_text(render(evaluation, pictures, main), encoding="utf-8")
 
 
-def print_report(evaluation: "Evaluation", console: "Console | None" = None) -> None:
+def print_accuracies(evaluation: "Evaluation", console: "Console | None" = None) -> None:
     """Print the table, the rules behind its figures, and every video that failed or was read in part."""
     from rich.console import Console
     from rich.table import Table

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ def _read_as(model: VideoModel, views: Sequence[View], rule: Sampling, first: in
         return model.preprocessing
     sources = [view.source for view in views]
     spans = [(source.start, source.end) for source in sources]
-    return replace(model.reading, sampling=str(rule)).serving([source.path for source in sources], spans, first)
+    return model.reading_of([source.path for source in sources], spans, rule, first)
 
 
 def _path(view: View) -> str:

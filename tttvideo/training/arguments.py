@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tttvideo.arguments import Setting, read, settings_of
-from tttvideo.training.config import RunConfig
+from ..arguments import Setting, read, settings_of
+from .config import RunConfig
 
 
 def parse(

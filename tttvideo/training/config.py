@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tttvideo.arguments import ConfigError
-from tttvideo.model import ModelConfig
-from tttvideo.video.dataset import DataConfig
-from tttvideo.video.features import IN_TIME
+from ..arguments import ConfigError
+from ..model import ModelConfig
+from ..video.dataset import DataConfig
+from ..video.features import IN_TIME
 
 
 def _require(condition: bool, sentence: str) -> None:

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from tttvideo.model import VideoModel
-from tttvideo.training.checkpoint import Progress
-from tttvideo.training.mix import ClipMix
-from tttvideo.training.optimizer import Schedule
-from tttvideo.training.randomness import MIX, derive, seed_batch
-from tttvideo.training.signals import STOP_SIGNALS
-from tttvideo.video.dataset import Failure
-from tttvideo.video.loader import Batch
+from ..model import VideoModel
+from ..video.dataset import Failure
+from ..video.loader import Batch
+from .checkpoint import Progress
+from .mix import ClipMix
+from .optimizer import Schedule
+from .randomness import MIX, derive, seed_batch
+from .signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttvideo.training.config import MixConfig
-from tttvideo.training.randomness import numpy_seeded
+from .config import MixConfig
+from .randomness import numpy_seeded
 
 
 class ClipMix:

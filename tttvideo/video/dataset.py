@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tttvideo.printing import printable
-from tttvideo.video.cache import Clip, DiskCache, MemoryCache
-from tttvideo.video.index import DataError, Index, Video, build_index
-from tttvideo.video.reader import PartialVideoWarning, VideoError, VideoWarning
-from tttvideo.video.reading import Notes, catch_damage, open_sized, within
-from tttvideo.video.sampling import Dense, Uniform, parse_sampling
-from tttvideo.video.segments import video_pieces
-from tttvideo.video.transforms import Augmentation, Preprocessing, sample_generator
-from tttvideo.video.workers import TIME_LIMIT
+from ..printing import printable
+from .cache import Clip, DiskCache, MemoryCache
+from .index import DataError, Index, Video, build_index
+from .reader import PartialVideoWarning, VideoError, VideoWarning
+from .reading import Notes, catch_damage, open_sized, within
+from .sampling import Dense, Uniform, parse_sampling
+from .segments import video_pieces
+from .transforms import Augmentation, Preprocessing, sample_generator
+from .workers import TIME_LIMIT
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from tttvideo.video.cache import Clip, DiskCache, MemoryCache
-from tttvideo.video.dataset import DataConfig, Failure, Sample, VideoDataset
-from tttvideo.video.index import DataError, Index
-from tttvideo.video.reader import PartialVideoWarning, VideoError
-from tttvideo.video.reading import catch_damage
-from tttvideo.video.segments import SegmentedBatches
-from tttvideo.video.transforms import Preprocessing, sample_generator
-from tttvideo.video.workers import WorkerLoader
+from .cache import Clip, DiskCache, MemoryCache
+from .dataset import DataConfig, Failure, Sample, VideoDataset
+from .index import DataError, Index
+from .reader import PartialVideoWarning, VideoError
+from .reading import catch_damage
+from .segments import SegmentedBatches
+from .transforms import Preprocessing, sample_generator
+from .workers import WorkerLoader
 
 _log = logging.getLogger(__name__)
 _ORDER, _BUCKETS = -1, -2  # stand for an example's number where the whole epoch draws

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from tttvideo.printing import printable
-from tttvideo.video.reader import PartialVideoWarning, Reader, VideoError, VideoWarning
-from tttvideo.video.sampling import Dense, Window, parse_sampling
-from tttvideo.video.transforms import Preprocessing
-from tttvideo.video.workers import DataNote
+from ..printing import printable
+from .reader import PartialVideoWarning, Reader, VideoError, VideoWarning
+from .sampling import Dense, Window, parse_sampling
+from .transforms import Preprocessing
+from .workers import DataNote
 
 # Times in lists are often rounded to milliseconds, and so are those of some containers.
 _ROUNDING = 0.00101

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import catch_damage, open_sized, within
-from tttvideo.video.sampling import Sampling, parse_sampling
-from tttvideo.video.transforms import Preprocessing
+from .reader import VideoError
+from .reading import catch_damage, open_sized, within
+from .sampling import Sampling, parse_sampling
+from .transforms import Preprocessing
 
 
 class Segment(NamedTuple):

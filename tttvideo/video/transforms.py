@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tttvideo.video.listfile import DataError
-from tttvideo.video.sampling import parse_sampling
+from .listfile import DataError
+from .sampling import parse_sampling
 
 if TYPE_CHECKING:
-    from tttvideo.video.reader import Reader, VideoInfo
+    from .reader import Reader, VideoInfo
 
 Range = tuple[float, float]
 Span = tuple[float | None, float | None]
@@ -61,7 +61,7 @@ class Preprocessing:
 
     def open(self, path: str, margin: float = 1.0) -> "Reader":
         """A reader of a video's frames, which it resizes while decoding to what is needed. Raises VideoError."""
-        from tttvideo.video.decode import open_video
+        from .decode import open_video
 
         return open_video(path, lambda info: self.decode_size(info, margin), stream=self.stream)
 

@@ -1,0 +1,176 @@
+"""What the commands `evaluate`, `position`, `compare` and `predict` can be told: dataclasses that become options."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            limit = f"at least {least}" if least else "0 or more"
+            raise ValueError(f"--{name.replace('_', '-')} must be {limit}, got {value}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """One evaluation: a checkpoint, the videos of one split, and the settings it is measured in.
+
+    A classifier takes ``frames`` to ``workers``; every combination of frames, sampling and views is a row of the
+    results: the video is cut to its first n frames, divided into views, then the sampling rule is applied. A model that
+    predicts frames takes ``context`` to ``fvd``.
+
+    Attributes:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        data: folder of class folders, or list file.
+        split: part of the data, ``all`` for everything (default: val, or all of data that has no splits of its own and
+            of which no video was trained on).
+        root: folder against which a list's relative paths are resolved (default: as in training for the list trained
+            with; else the list's own folder).
+        frames: cuts with commas, e.g. 16,64,256,all; 2x is twice the length of a training clip (default: all).
+        sampling: dense, fps=R, uniform=N, segments=N, window=SECONDS, last=N; several allowed (default: as in
+            training).
+        views: whole, clips=CLIPSxCROPS[:FRAMES], spans=SECONDS[:STEP]: read clips and crops, or sliding spans, and
+            average their probabilities; several allowed (default: whole).
+        controls: further rows, of the first sampling rule, with something taken away: inner-rate-0 (no learning at
+            test time), reset (state thrown away after each chunk), shuffled (frames in a random order; holds whole
+            videos), or all that apply.
+        by: report accuracy against a column of meta.csv or of the list, e.g. depth, or depth:8 for eight bins
+            (default: the columns that a generated suite names).
+        check_streaming: number of videos that are also read whole in one call and compared with the stream.
+        workers: processes that read ahead; 0 for none (default: 2).
+        context: frames that are read (default: 10).
+        horizon: frames that are predicted (default: 10).
+        write: what the hidden state learns from: all frames, its own predictions too, or the context alone (default:
+            all).
+        grey: measure predictions in grey, one channel, as tables of Moving MNIST and KTH do.
+        lpips: measure LPIPS too: file of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1.
+        fvd: measure the Fréchet video distance too: file of I3D as TorchScript, which is a program and so needs
+            --trust.
+        batch_size: videos read side by side in each process.
+        segment: frames of a video that are held at a time; the model's state is carried on (default: about 64).
+        samples: videos shown at length in the report (default: a few).
+        out: folder for the results (default: the run folder).
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory, and the TorchScript of --fvd: they
+            run their code.
+    """
+
+    checkpoint: str
+    data: str
+    split: str | None = None
+    root: str | None = None
+    frames: str | None = None
+    sampling: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
+    check_streaming: int = 0
+    workers: int | None = None
+    context: int | None = None
+    horizon: int | None = None
+    write: Literal["all", "context"] | None = None
+    grey: bool = False
+    lpips: str | None = None
+    fvd: str | None = None
+    batch_size: int = 8
+    segment: int | None = None
+    samples: int | None = None
+    out: str | None = None
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(0, check_streaming=self.check_streaming, workers=self.workers, samples=self.samples)
+        _at_least(1, batch_size=self.batch_size)
+
+    def given(self) -> list[str]:
+        """Names of the options that were given (or differ from their default)."""
+        fields = [field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING]
+        return [field.name for field in fields if getattr(self, field.name) != field.default]
+
+
+@dataclass(frozen=True)
+class PositionConfig:
+    """Loss against the number of frames read, for one checkpoint or several on the same videos.
+
+    Attributes:
+        runs: run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model.
+        data: folder of class folders, or list file.
+        out: folder for the results.
+        split: part of the data, ``all`` for everything (default: val, or all of data that has no splits of its own and
+            of which no video was trained on).
+        root: folder against which a list's relative paths are resolved (default: the list's own folder).
+        frames: only the first frames of each video: a number, or all.
+        batch_size: videos read side by side.
+        segment: frames held at a time (default: about 64).
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    runs: tuple[str, ...]
+    data: str
+    out: str
+    split: str | None = None
+    root: str | None = None
+    frames: str = "all"
+    batch_size: int = 8
+    segment: int | None = None
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frames != "all" and (not self.frames.isdecimal() or int(self.frames) < 1):
+            raise ValueError(f"--frames must be a number of frames, 1 or more, or all; got {self.frames!r}")
+        _at_least(1, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Evaluations of several runs side by side.
+
+    Attributes:
+        runs: folder with a metrics.json in it or below it (evaluations on several data sets: in one folder each), or
+            NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model.
+        out: folder for the results.
+        resamples: bootstrap samples.
+        seed: seed of the bootstrap.
+    """
+
+    runs: tuple[str, ...]
+    out: str
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(1, resamples=self.resamples)
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """The next frames of videos, as a film and a picture each.
+
+    Attributes:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        videos: video file; folder, with all videos below it (a folder of frame images is a video); pattern; list of
+            path[,start,end], of which the spans are not used; - for paths on standard input.
+        out: folder for the films and pictures, and for predictions.jsonl where there are several videos.
+        context: frames that are read.
+        horizon: frames that are predicted.
+        write: what the hidden state learns from: all frames, its own predictions too, or the context alone.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    checkpoint: str
+    videos: tuple[str, ...]
+    out: str
+    context: int = 10
+    horizon: int = 10
+    write: Literal["all", "context"] = "all"
+    device: str | None = None
+    trust: bool = False
