@@ -12,7 +12,7 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
-    "encoder": {"ttt"},
+    "encoder": {"ttt", "files", "video", "printing"},
     "tasks": set(),
     "files": set(),
     "printing": set(),
@@ -22,7 +22,8 @@ LAYERS = {
     "arguments": {"serialize", "recipes", "strict_yaml"},
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "inference"},
+    "body": {"ttt", "backbone", "encoder"},
+    "model": {"ttt", "mixers", "backbone", "body", "encoder", "tasks", "serialize", "video", "inference"},
     "training": {
         "arguments",
         "files",
@@ -33,6 +34,7 @@ LAYERS = {
         "tasks",
         "serialize",
         "printing",
+        "strict_yaml",
         "video",
         "model",
     },

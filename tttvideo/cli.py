@@ -151,6 +151,13 @@ def train(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def cache(argv: Sequence[str]) -> int:
+    """encode videos with a frozen encoder ahead of training"""
+    from tttvideo.training.features import cache as run
+
+    return run(argv)
+
+
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
     from .recipes import show
@@ -174,6 +181,7 @@ COMMANDS = (
     Command("stream", stream),
     Command("make-data", make_data),
     Command("configs", configs),
+    Command("cache", cache),
     Command("index", index),
     Command("check", check),
 )

@@ -242,6 +242,8 @@ def test_linear_attention_has_the_views_of_the_ttt_layer(chunk):
         (lambda: GatedDeltaNet(short_conv="yes"), "none, raster or time"),
         (lambda: GatedDeltaNet(heads=3).build(8), "or set head_dim"),
         (lambda: Attention(window=0), "at least its own frame"),
+        (lambda: Attention(rope="place"), "time or time_and_place"),
+        (lambda: Attention(short_conv="yes"), "none, raster or time"),
         (lambda: FrameAttention(heads=3).build(8), "into 3 heads"),
         (lambda: Bidirectional(Bidirectional(NoMixer())), "is Bidirectional itself"),
     ],
