@@ -12,7 +12,7 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
-    "encoder": {"ttt"},
+    "encoder": {"ttt", "files", "video", "printing"},
     "tasks": set(),
     "files": set(),
     "printing": set(),
@@ -22,7 +22,8 @@ LAYERS = {
     "arguments": {"serialize", "recipes", "strict_yaml"},
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "inference"},
+    "body": {"ttt", "backbone", "encoder"},
+    "model": {"ttt", "mixers", "backbone", "body", "encoder", "tasks", "serialize", "video", "inference"},
     "training": {
         "arguments",
         "files",
@@ -39,7 +40,7 @@ LAYERS = {
     },
     "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model"},
     "export": {"files", "printing", "tasks", "serialize", "video", "model", "evaluation"},
-    "inference": {"files", "options", "printing", "encoder", "tasks", "video", "model", "evaluation"},
+    "inference": {"files", "options", "printing", "ttt", "encoder", "tasks", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "printing", "evaluation"},
     "indexing": {"options", "printing", "video"},

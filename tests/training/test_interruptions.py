@@ -58,9 +58,9 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(run_script):
-    def run(argv, number, moment, *launcher, whom="group", **environment):
-        signalled = {"SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0", "WHOM": whom}
-        return run_script(SCRIPT, argv, *launcher, new_session=True, **signalled | environment)
+    def run(argv, number, moment, *launcher, whom="group", at_rank=0, ranks=1, **environment):
+        signalled = {"SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": str(at_rank), "WHOM": whom}
+        return run_script(SCRIPT, argv, *launcher, ranks=ranks, new_session=True, **signalled | environment)
 
     return run
 
@@ -121,23 +121,38 @@ def test_stopped_and_resumed_is_the_same_run(arguments, start, tmp_path, number,
         assert "resume step-00000004: epoch 1, batch 7 of 7" in again.stdout
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "whom"), [(3, "self"), (3, "launcher"), ("validation", "launcher")])
-def test_all_processes_of_a_run_stop_together(arguments, start, tmp_path, moment, whom):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
-    settings = dict(data__batch_size=1, data__workers=1)
-    whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
+def test_all_processes_of_a_run_stop_together(arguments, start, tmp_path):
+    settings = dict(data__batch_size=1, data__workers=1, checkpoint__every=0, checkpoint__each_epoch="false")
+    whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", ranks=2)
     assert whole.returncode == 0, whole.stderr
-    # one of the processes, which tells the other in the step's exchange; or torchrun, which passes it on to both
-    argv = arguments(**settings)
-    done = start(argv, signal.SIGTERM, moment, *launcher, whom=whom, ACCELERATE_USE_CPU="1")
-    assert done.returncode != 0
-    assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
-    assert done.stderr.count("stopped by SIGTERM: continue with the same command and --resume auto (torchrun") == 1
-    argv = arguments("--resume", "auto", **settings)
-    again = start(argv, signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
-    assert again.returncode == 0, again.stderr
-    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+    def stopped_and_resumed(*launcher, moment, **how) -> list[int]:
+        out = f"{moment}-{len(list(tmp_path.iterdir()))}"
+        done = start(arguments(out=out, **settings), signal.SIGTERM, moment, *launcher, **how)
+        if launcher:
+            assert done.returncode != 0
+            assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
+        said = [line for line in done.stderr.splitlines() if line.startswith("stopped")]
+        assert len(said) == 1, done.stderr
+        assert "ontinue with the same command and --resume auto" in said[0]
+        again = start(arguments("--resume", "auto", out=out, **settings), signal.SIGTERM, "never", ranks=2)
+        assert again.returncode == 0, again.stderr
+        assert "starting afresh" not in again.stdout
+        assert curve(tmp_path / out) == curve(tmp_path / "whole")
+        return done.codes
+
+    # a process tells the other in the step's exchange
+    for at_rank in (0, 1):
+        assert stopped_and_resumed(moment=3, whom="self", at_rank=at_rank, ranks=2) == [143, 143]
+    # in validation one may find the other gone: there is a checkpoint then, too
+    assert stopped_and_resumed(moment="validation", whom="self", at_rank=1, ranks=2)[1] == 143
+    # torchrun passes it on to both
+    for moment in (3, "validation"):
+        stopped_and_resumed(*TORCHRUN, moment=moment, whom="launcher", ACCELERATE_USE_CPU="1")
 
 
 IMPATIENT = """
