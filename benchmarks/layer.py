@@ -35,7 +35,7 @@ from benchmarks.measure import (
     read_lengths,
     step,
 )
-from tttvideo.mixers import LSTM, Attention, LinearAttention, Mamba
+from tttvideo.mixers import GRU, LSTM, Attention, GatedDeltaNet, LinearAttention, Mamba
 from tttvideo.mixers.lstm import LSTMLayer
 from tttvideo.ttt import (
     GLU,
@@ -74,7 +74,10 @@ MIXERS: dict[str, Mixer] = {
     "attention_window": Attention(HEADS, "token", window=256),
     "linear_attention": LinearAttention(HEADS, "token"),
     "mamba": Mamba(HEADS),
+    "gated_delta_net": GatedDeltaNet(HEADS),
+    "delta_net": GatedDeltaNet(HEADS, expand=1, decay=False, gate=False),
     "lstm": LSTM(),
+    "gru": GRU(),
 }
 
 

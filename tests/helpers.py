@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
-from tttvideo.mixers import LSTM, Attention, Bidirectional, ConvLSTM, FrameAttention, LinearAttention, Mamba, NoMixer
+from tttvideo.mixers import (
+    GRU,
+    LSTM,
+    Attention,
+    Bidirectional,
+    ConvLSTM,
+    FrameAttention,
+    GatedDeltaNet,
+    LinearAttention,
+    Mamba,
+    NoMixer,
+)
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -110,6 +123,7 @@ SOME_TTT = [
 FRAME_BASELINES = [
     Attention(heads=2),
     Attention(heads=2, window=3),
+    Attention(heads=1, rope="time_and_place", short_conv="time"),
     LinearAttention(heads=2, chunk=13),
     LinearAttention(heads=2, feature_map="elu", normalizer=True, short_conv="time", share_qk=True, gate=True),
     FrameAttention(heads=2),
@@ -119,11 +133,14 @@ FRAME_BASELINES = [
 
 TOKEN_BASELINES = [
     Attention(heads=2, causality="token"),
-    Attention(heads=2, causality="token", window=7),
+    Attention(heads=1, causality="token", window=7, rope="time_and_place", short_conv="raster"),
     LinearAttention(heads=2, causality="token", feature_map="silu", rope_period=4, short_conv="raster", chunk=5),
     Mamba(heads=2, state_dim=3, chunk=5),
     Mamba(heads=2, state_dim=3, short_conv="time"),
+    GatedDeltaNet(heads=2, chunk=5),
+    GatedDeltaNet(heads=2, expand=1, decay=False, gate=False, negative_eigenvalues=True, short_conv="time"),
     LSTM(),
+    GRU(),
     NoMixer(),
 ]
 
@@ -146,8 +163,8 @@ ALL_ENCODERS = [
     ConvStem((4, 8), (3, 2), (2, 1)),
     ConvStem((4, 8), (1, 3), (1, 2), inputs="both", norm="batch", pool=(2, 2)),
     ConvStem((4, 8), (2, 2), (2, 1), inputs="motion", motion_lag=3),
-    Timm("resnet18", pretrained="false", grid=(1, 1)),
-    Timm("vit_tiny_patch16_224", pretrained="false", grid=(1, 2), frozen=False),
+    Timm("test_resnet", pretrained="false", grid=(1, 1)),
+    Timm("test_vit", pretrained="false", grid=(1, 2), frozen=False),
 ]
 
 
@@ -184,3 +201,8 @@ def distance(a, b) -> float:
     leaves = [pytree.tree_leaves(tree) for tree in (a, b)]
     pairs = [(x, y) for x, y in zip(*leaves, strict=True) if isinstance(x, torch.Tensor) and x.numel()]
     return max((float((x - y).detach().abs().max()) for x, y in pairs), default=0.0)
+
+
+def recorded(name: str) -> dict[str, torch.Tensor]:
+    """What other people's code gave (tests/recorded/README.md)."""
+    return load_file(Path(__file__).parent / "recorded" / f"{name}.safetensors")

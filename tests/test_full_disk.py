@@ -6,9 +6,9 @@ import resource
 from contextlib import contextmanager
 
 import pytest
+from tttvideo.evaluation.comparison_report import write_positions
 
 from tttvideo.cli import main
-from tttvideo.evaluation.comparison_report import write_positions
 from tttvideo.evaluation.report import write_report
 from tttvideo.export import EXPORTED, ExportError, export
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-
 from tttvideo.evaluation.comparison_report import print_comparison, write_comparison
+
 from tttvideo.evaluation.plots import plain, short
 from tttvideo.evaluation.report import print_report, write_report
 from tttvideo.evaluation.strata import Column
@@ -92,10 +92,11 @@ class Page(HTMLParser):
 
 def hostile_evaluation(names):
     """An evaluation with these names in every place that a user's data fills."""
+    from tttvideo.evaluation.summary import summarise
+
     from tests.evaluation.small import small_model
     from tttvideo.evaluation.scoring import Score, Scores
     from tttvideo.evaluation.settings import all_settings
-    from tttvideo.evaluation.summary import summarise
     from tttvideo.evaluation.views import Whole
     from tttvideo.video.index import Index, Video
     from tttvideo.video.sampling import parse_sampling
@@ -150,7 +151,7 @@ def test_no_name_acts_in_any_report(tmp_path_factory, chosen):
 
 
 @settings(max_examples=3, **QUICK)
-@given(st.lists(names, min_size=3, max_size=3, unique_by=printable))
+@given(st.lists(names.filter(bool), min_size=3, max_size=3, unique_by=printable))
 def test_no_name_acts_in_a_comparison_or_a_list_of_skipped_videos(tmp_path_factory, chosen):
     out = tmp_path_factory.mktemp("comparison")
     line = {"run": chosen[0], "control": "", "seeds": 1, "mean": [0.5], "low": [0.4], "high": [0.6], "n": [3]}

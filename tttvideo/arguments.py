@@ -110,10 +110,8 @@ def _read_file(name: str) -> dict[str, Any]:
     try:
         settings = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        names = ", ".join(file.stem for file in recipes())
-        raise ConfigError(
-            f"configuration file {name} does not exist" + (f"; the recipes are {names}" if names else "")
-        ) from None
+        names = ", ".join(file.stem for file in recipes()) or "none"
+        raise ConfigError(f"configuration file {name} does not exist; the recipes are {names}") from None
     except (UnicodeDecodeError, strict_yaml.NotText):
         raise ConfigError(f"configuration file {name} is not a text file (UTF-8); give a YAML file") from None
     except ValueError as error:
@@ -370,6 +368,8 @@ def _yaml(word: str, key: str) -> Any:
 def _unknown(part: Part, parent: str, name: str) -> str:
     """What to say of a key that ``part``, which lies at ``parent``, does not have."""
     key = f"{parent}.{name}" if parent else name
+    if name.split(".")[0] in ("class_path", "init_args"):  # as YAML has it
+        return f"unknown setting {key}: on the command line write --{parent} CLASS, and --{parent}.SETTING VALUE"
     valid = _keys(part)
     if any(_exchangeable(base) for base in part.cls.__mro__[1:-1] if dataclasses.is_dataclass(base)):
         return f"unknown setting {key}: {part.cls.__name__} has no {name!r}{_nearest(name, valid)}"

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tttvideo.comparing import compare, position
-from tttvideo.indexing import check, index
-from tttvideo.options import (
+from .comparing import compare, position
+from .indexing import check, index
+from .inference.commands import classify, predict, stream
+from .options import (
     Parser,
     UsageError,
     add_checkpoint,
@@ -23,7 +24,7 @@ from tttvideo.options import (
     check_folder,
     nearest,
 )
-from tttvideo.printing import json_text, printable
+from .printing import printable
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -54,9 +55,9 @@ def evaluate(argv: Sequence[str]) -> int:
     add_frame_metrics(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation import EvaluateConfig, print_report, write_report
-    from tttvideo.evaluation import evaluate as run
-    from tttvideo.evaluation.checkpoint import inspect_checkpoint
+    from .evaluation import EvaluateConfig, print_report, write_report
+    from .evaluation import evaluate as run
+    from .evaluation.checkpoint import inspect_checkpoint
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
     config = EvaluateConfig(**{name: value for name, value in values.items() if value is not None})
@@ -72,34 +73,6 @@ def evaluate(argv: Sequence[str]) -> int:
         else:
             write_report(result, out)
             print(printable(f"written to {out}: report.html, metrics.json, predictions.csv and figures"))
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """predict the next frames of a video, beside what came: a film and a picture"""
-    parser = Parser(
-        prog="tttvideo predict",
-        description="Read the first frames of a video, generate the next ones, and show them: "
-        "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument("video", metavar="VIDEO", help="video file, or folder of frame images")
-    parser.add_argument("--out", required=True, help="folder for the film and the picture")
-    add_prediction(parser)
-    args = parser.read(argv)
-
-    from tttvideo.evaluation import PredictConfig
-    from tttvideo.predicting import predict as run
-    from tttvideo.video.reading import damaged_videos_named
-
-    check_folder(Path(args.out))
-    with damaged_videos_named():
-        found = run(PredictConfig(**{name: value for name, value in vars(args).items() if value is not None}))
-    for note in found.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
-    for line in found.lines:
-        print(printable(line))
-    print(printable(f"written to {args.out}: {found.film.name} and {found.strip.name}"))
     return 0
 
 
@@ -120,7 +93,7 @@ def export(argv: Sequence[str]) -> int:
     )
     args = parser.read(argv)
 
-    from tttvideo.export import export as run
+    from .export import export as run
 
     out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
     trusted = ", trust=True" if args.trust else ""
@@ -128,60 +101,9 @@ def export(argv: Sequence[str]) -> int:
     return 0
 
 
-def classify(argv: Sequence[str]) -> int:
-    """name the classes of single videos"""
-    parser = Parser(prog="tttvideo classify", description="Classify videos of any length with a checkpoint.")
-    add_checkpoint(parser)
-    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video file, or folder of frame images")
-    parser.add_argument("--topk", type=int, default=5, help="number of classes that are named")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    args = parser.read(argv)
-    if args.topk < 1:
-        raise UsageError(f"--topk must be at least 1, got {args.topk}")
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from tttvideo.devices import best_device, choose_device
-    from tttvideo.model import from_pretrained
-    from tttvideo.video.reading import damaged_videos_named
-
-    device = choose_device(args.device) or best_device()
-    model = from_pretrained(args.checkpoint, trust=args.trust).to(device).eval()
-    answers, failures = [], []
-    for video in args.videos:
-        try:
-            with damaged_videos_named():
-                answers.append((video, model.classify(video, topk=args.topk)))
-        except (ValueError, OSError) as error:
-            failures.append((video, _sentence(error)))
-    if args.json:
-        found = [
-            {"path": video, "classes": [{"label": label, "probability": p} for label, p in classes]}
-            for video, classes in answers
-        ]
-        found += [{"path": video, "error": reason} for video, reason in failures]
-        print(json_text(found))
-    elif answers:
-        table = Table()
-        table.add_column("video", overflow="fold")
-        table.add_column("class", overflow="fold")
-        table.add_column("probability", justify="right")
-        for video, classes in answers:
-            for place, (label, probability) in enumerate(classes):
-                # Text: names with brackets or colons are no markup.
-                name, last = Text("" if place else printable(video)), place + 1 == len(classes)
-                table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
-        Console().print(table)
-    for _, reason in failures:
-        _complain(reason)
-    return 2 if failures else 0
-
-
 def make_data(argv: Sequence[str]) -> int:
     """make a set of videos of which it is known how well a perfect observer does"""
-    from tttvideo.video.synthetic import SUITES, find_suite, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not argv or argv[0].startswith("-"):
         chooser = Parser(
@@ -224,14 +146,21 @@ def make_data(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """train a model: the same as train.py of the repository"""
-    from tttvideo.training.run import main as run
+    from .training.run import main as run
+
+    return run(argv)
+
+
+def cache(argv: Sequence[str]) -> int:
+    """encode videos with a frozen encoder ahead of training"""
+    from tttvideo.training.features import cache as run
 
     return run(argv)
 
 
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
-    from tttvideo.recipes import show
+    from .recipes import show
 
     return show(argv)
 
@@ -249,8 +178,10 @@ COMMANDS = (
     Command("predict", predict),
     Command("export", export),
     Command("classify", classify),
+    Command("stream", stream),
     Command("make-data", make_data),
     Command("configs", configs),
+    Command("cache", cache),
     Command("index", index),
     Command("check", check),
 )
@@ -280,7 +211,7 @@ def _run(argv: list[str]) -> int:
         if argv[0] not in names:
             raise UsageError(f"there is no command {argv[0]!r}{nearest(argv[0], names)}")
         return COMMANDS[names.index(argv[0])].run(argv[1:])
-    from tttvideo import __version__
+    from . import __version__
 
     width = max(map(len, names)) + 2
     parser = Parser(

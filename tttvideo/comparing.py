@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tttvideo.options import Parser, add_data, add_device, check_folder
-from tttvideo.printing import printable
+from .options import Parser, add_data, add_device, check_folder
+from .printing import printable
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -28,8 +28,8 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     args = parser.read(argv)
 
-    from tttvideo.evaluation import CompareConfig, print_comparison, write_comparison
-    from tttvideo.evaluation import compare as run
+    from .evaluation import CompareConfig, print_comparison, write_comparison
+    from .evaluation import compare as run
 
     config = CompareConfig(**vars(args) | {"runs": tuple(args.runs)})
     check_folder(Path(args.out))
@@ -61,7 +61,7 @@ def position(argv: Sequence[str]) -> int:
     add_device(parser)
     args = parser.read(argv)
 
-    from tttvideo.evaluation import PositionConfig, position_sentence, positions, write_positions
+    from .evaluation import PositionConfig, position_sentence, positions, write_positions
 
     config = PositionConfig(**vars(args) | {"runs": tuple(args.runs)})
     check_folder(Path(args.out))

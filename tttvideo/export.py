@@ -1,22 +1,23 @@
 """Export: a checkpoint as a folder that others can load, in Hugging Face's layout, with an honest card."""
 
-import json
 import os
 import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tttvideo.evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from tttvideo.evaluation.page import page_of, score_of, way
-from tttvideo.evaluation.report import as_markdown
-from tttvideo.model import VideoModel, from_pretrained
-from tttvideo.printing import markdown, markdown_code, printable
-from tttvideo.video.index import save_labels
+from .evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
+from .evaluation.page import page_of, score_of, way
+from .evaluation.report import as_markdown
+from .files import read_json
+from .model import VideoModel, from_pretrained
+from .printing import markdown, markdown_code, printable
+from .video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
 
@@ -49,6 +50,7 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        model.config = replace(model.config, encoder=model.config.encoder.portable())
         model.save_pretrained(unfinished, provenance=source.provenance)
         save_labels(unfinished / "labels.json", model.labels)
         (unfinished / "README.md").write_text(
@@ -119,17 +121,16 @@ def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str,
     found = []
     for file in map(Path, files):
         try:
-            metrics = json.loads(file.read_text(encoding="utf-8"))
-            matches = metrics.get("weights_sha256") == source.sha256
-        except (OSError, ValueError, AttributeError):
+            metrics = read_json(file)
+        except (OSError, ValueError):
             raise ExportError(f"{file} is no metrics.json of `tttvideo evaluate`") from None
-        if not matches:
+        if metrics.get("weights_sha256") != source.sha256:
             raise ExportError(f"{file} was measured with other weights than this checkpoint's")
         found.append(metrics)
     own = source.run / "metrics.json" if source.run else source.folder / "metrics.json"
     if not found and own.is_file():
         try:
-            metrics = json.loads(own.read_text(encoding="utf-8"))
+            metrics = read_json(own)
         except ValueError:
             return found
         found += [metrics] if metrics.get("weights_sha256") == source.sha256 else []

@@ -49,13 +49,22 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
-    """An option for each field of a dataclass, its help taken from the docstrings' `Args:`."""
+    """An option for each field of a dataclass that the parser does not have yet, its help taken from the docstrings'
+    `Args:`."""
     from docstring_parser import parse
 
     helps = {p.arg_name: p.description for base in reversed(cls.__mro__) for p in parse(base.__doc__ or "").params}
     hints = typing.get_type_hints(cls)
+    given = {action.dest for action in parser._actions}
     for field in dataclasses.fields(cls):
+        if field.name in given:
+            continue
         name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
+        text = text.replace("%", "%%")
+        if typing.get_origin(hints[field.name]) is typing.Literal:
+            choices = typing.get_args(hints[field.name])
+            parser.add_argument(name, choices=choices, default=field.default, help=text)
+            continue
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         kind = (str if str in kinds else kinds[0]) if kinds else hints[field.name]
         if kind is bool:

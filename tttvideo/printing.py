@@ -1,8 +1,10 @@
 """Names from outside (of files, classes, columns) as text that can be shown anywhere: on a screen, in tables, Markdown
 and HTML."""
 
+import difflib
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _UNSHOWN = re.compile(
@@ -68,3 +70,15 @@ def markdown_code(text: str) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if text[:1] in ("`", "") or text[-1:] == "`" else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The one of ``names`` that ``word`` may have been meant to be."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a sentence on a word that is none of ``names``."""
+    names = list(names)
+    name = nearest(word, names)
+    return f"; did you mean {name}?" if name else f"; there are: {', '.join(names)}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
-import json
 import math
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+
+from .files import read_json
 
 FORMAT = "tttvideo-1"
 DEEPEST = 64
@@ -132,13 +133,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         ValueError: if it does not describe a model of this package.
     """
     where = folder / "config.json"
-    try:
-        description = json.loads(where.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}); the file is damaged.") from error
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply; the file is damaged.") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    description = read_json(where)
+    if description.get("format") != FORMAT:
         raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
     _check_values(description, where)
     return description
@@ -302,13 +298,14 @@ def resolve_checkpoint(path: str | Path) -> Path:
         return path
     index = path / "checkpoints" / "index.json"
     if index.is_file():
-        try:
-            entries = dict(json.loads(index.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{index} is damaged ({error}); name a checkpoint of the run instead.") from error
+        entries = read_json(index, "name a checkpoint of the run instead")
         for key in ("best", "last"):
             if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
                 return path / "checkpoints" / entries[key]
+    # of a run that was killed before its first index, or whose folders were moved: the latest
+    latest = [step for step in (path / "checkpoints").glob("step-*") if _is_model(step)]
+    if latest:
+        return max(latest)
     raise ValueError(
         f"{path} holds no checkpoint: neither config.json and model.safetensors, nor checkpoints/ of a run."
     )

@@ -6,16 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
-
-from tests.evaluation.small import evaluate, small_model, small_run, small_set
-from tttvideo.cli import main
-from tttvideo.evaluation import bootstrap, write_report
 from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols, _hits
-from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.evaluation.comparison import compare_runs
 from tttvideo.evaluation.measured import Cell, Measured
 from tttvideo.evaluation.named import parse_named
 from tttvideo.evaluation.protocol_plots import _apart, plot_protocol
+
+from tests.evaluation.small import evaluate, small_model, small_run, small_set
+from tttvideo.cli import main
+from tttvideo.evaluation import bootstrap, write_report
+from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 from tttvideo.mixers import LSTM
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tttvideo.evaluation.forecast_samples import choose
 
 from tests.evaluation.small import evaluate, small_model, small_run
 from tests.evaluation.test_forecasting import predictor
@@ -12,7 +13,6 @@ from tests.evaluation.test_revealing import SUITE, copier
 from tttvideo.cli import main
 from tttvideo.evaluation import write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
-from tttvideo.evaluation.forecast_samples import choose
 from tttvideo.video.synthetic import make
 
 

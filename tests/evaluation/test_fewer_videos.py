@@ -2,11 +2,11 @@
 
 import pytest
 from matplotlib.figure import Figure
-
 from tttvideo.evaluation.comparison_report import _markdown
 from tttvideo.evaluation.html import render
 from tttvideo.evaluation.position_curves import position_protocols, position_sentence
 from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
+
 from tttvideo.export import _eval_results, _figures
 
 from ..test_printing import hostile_evaluation
@@ -56,9 +56,9 @@ def test_the_sentence_compares_the_same_videos():
 
 def test_a_comparison_counts_them_too(drawn):
     import numpy as np
+    from tttvideo.evaluation.measured import Positions, Seed
 
     from tttvideo.evaluation.bootstrap import Bootstrap
-    from tttvideo.evaluation.measured import Positions, Seed
 
     frames = [float(n) for n in range(1, 21)]
     losses = {(f"{i}.mp4", "", ""): np.where(np.arange(20) < 10 + 10 * (i == 0), 1.0 + i, np.nan) for i in range(4)}

@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.frame_metrics import FrameMetrics
+from tttvideo.evaluation.predicting import mismatches
 
 from tests.evaluation.small import evaluate, noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
-from tttvideo.evaluation.frame_metrics import FrameMetrics
-from tttvideo.evaluation.predicting import mismatches
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
 from tttvideo.mixers import TTT

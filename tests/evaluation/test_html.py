@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from tttvideo.evaluation.html import strip, thumbnails
 
 from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.evaluation import write_report
-from tttvideo.evaluation.html import strip, thumbnails
 from tttvideo.evaluation.samples import choose
 from tttvideo.mixers import TTT, Bidirectional
 

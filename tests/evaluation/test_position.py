@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from tttvideo.evaluation.position_curves import _seed, curve_of
 
 from tests.evaluation.small import noise_video, small_model, small_run, small_set
 from tttvideo.backbone import Backbone
@@ -12,7 +13,6 @@ from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation import position
 from tttvideo.evaluation.bootstrap import Bootstrap
-from tttvideo.evaluation.position_curves import _seed, curve_of
 from tttvideo.mixers import TTT, Bidirectional
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Prediction

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
+from tttvideo.evaluation.lengths import check_lengths
 
 from tests.evaluation.small import noise_video, small_model, small_run, small_set
-from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting
 from tttvideo.evaluation.views import Clips, Spans, View, Whole, averaged, expand, parse_views

@@ -163,7 +163,7 @@ def test_processes_that_write_at_once_leave_whole_entries(tmp_path):
         reader.join(60)
         assert reader.exitcode == 0
     assert len(entries(tmp_path / "index")) == 6
-    assert not list((tmp_path / "index").rglob("*.part"))
+    assert not list((tmp_path / "index").rglob(".unfinished-*"))
     for path in paths:
         assert catalog.load(probe.identity(path), None).frames == 8
 

@@ -136,7 +136,7 @@ def test_cached_epochs_decode_nothing(folder, tmp_path, monkeypatch):
     for name, cache in caches.items():
         data = VideoDataset(index, config(folder).preprocessing, cache=cache)
         first[name] = [data[0, i] for i in range(14)]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".unfinished-*"))
 
     def refuse(*args):
         raise AssertionError("opened a video that is cached")

@@ -155,12 +155,13 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The next frames of one video, as a film and a picture.
+    """The next frames of videos, as a film and a picture each.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
-        video: video file, or folder of frame images.
-        out: folder for the film and the picture.
+        videos: video file; folder, with all videos below it (a folder of frame images is a video); pattern; list of
+            path[,start,end], of which the spans are not used; - for paths on standard input.
+        out: folder for the films and pictures, and for predictions.jsonl where there are several videos.
         context: frames that are read.
         horizon: frames that are predicted.
         write: what the hidden state learns from: all frames, its own predictions too, or the context alone.
@@ -169,7 +170,7 @@ class PredictConfig:
     """
 
     checkpoint: str
-    video: str
+    videos: tuple[str, ...]
     out: str
     context: int = 10
     horizon: int = 10

@@ -134,14 +134,19 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
     lines = [f"split: {metrics['split_rule']}", selection_sentence(metrics["selection"])]
     lines[1] += "" if chance is None else f"; chance {chance:.3f}"
     lines += [f"ceiling: {stated}"] if stated not in (None, "exact") else []
-    facts = [("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} could not be scored and count as wrong")]
+    facts = [
+        ("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} could not be scored and count as wrong")
+    ]
     facts += [("training clips", f"{metrics['clip_frames']} frames")] if metrics.get("clip_frames") else []
     facts += [("ceilings", stated)] if stated else []
     if streaming := _streaming(metrics.get("streaming")):
         facts.append(("streaming", streaming))
         lines.append(f"streaming: {streaming}")
     return Page(
-        (f"{value:.1%}" if score.share else f"{value:.4g}", f"{score.title.removesuffix(' accuracy')} ({'; '.join(said)})"),
+        (
+            f"{value:.1%}" if score.share else f"{value:.4g}",
+            f"{score.title.removesuffix(' accuracy')} ({'; '.join(said)})",
+        ),
         _facts(metrics, facts),
         [_results(metrics), *_strata(metrics), *_classes(main, metrics)],
         _settings_figures(metrics, main, score),
@@ -259,7 +264,9 @@ def _settings_figures(metrics: dict[str, Any], main: dict[str, Any], score: Scor
     return figures
 
 
-def _protocol(title: str, label: str, x: list[str], series: dict[str, Any], score: Score, chance: Any) -> dict[str, Any]:
+def _protocol(
+    title: str, label: str, x: list[str], series: dict[str, Any], score: Score, chance: Any
+) -> dict[str, Any]:
     """As in compare.json, with lines at named x."""
     unit = {} if score.share else {"unit": score.title, "lower_is_better": score.lower}
     about = {"title": title, "x_label": label, "x": x, "numeric": False, "joined": True}

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import replacing
 from ..printing import markdown, printable
 from .generating import shown_horizons
 from .page import Grid, located, page_of, worst_of
 from .plots import plot_lines
 from .protocols import position_protocol
-from .result_files import OF_AN_EVALUATION, as_json, replacing, result_set, write_table
+from .result_files import OF_AN_EVALUATION, as_json, result_set, write_table
 from .table import Result
 
 if TYPE_CHECKING:

@@ -75,23 +75,6 @@ def _named(error: OSError, out: Path, kept: Sequence[str] = ()) -> OSError:
     return OSError(error.errno or errno.EIO, reason, str(file))
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The path of an unfinished sibling; it takes the name of ``path`` when the block ends without an error.
-
-    Raises:
-        OSError: with the name of ``path``, where it cannot be written.
-    """
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def as_json(data: Mapping[str, Any]) -> str:
     """Rows of numbers (confusion counts) on one line each: a figure file is read by people, too."""
     return re.sub(r"\[\s*((?:-?[\d.e+-]+,\s*)*-?[\d.e+-]+)\s*\]", _one_line, json_text(data)) + "\n"

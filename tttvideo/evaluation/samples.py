@@ -72,9 +72,7 @@ def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
     return [int(place) for place in usual], worst
 
 
-def read_samples(
-    model: VideoModel, index: Index, result: Result, settings: Sequence[Setting], count: int
-) -> Result:
+def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequence[Setting], count: int) -> Result:
     """The result with samples, in the setting that most readers mean."""
     results = result.metrics["results"]
     number = results.index(main_row(results))

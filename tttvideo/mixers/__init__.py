@@ -5,18 +5,22 @@ from .attention import Attention
 from .bidirectional import Bidirectional
 from .conv_lstm import ConvLSTM
 from .frame_attention import FrameAttention
+from .gated_delta_net import GatedDeltaNet
+from .gru import GRU
 from .linear_attention import LinearAttention
 from .lstm import LSTM
 from .mamba import Mamba
 from .none import NoMixer
 
 __all__ = [
+    "GRU",
     "LSTM",
     "TTT",
     "Attention",
     "Bidirectional",
     "ConvLSTM",
     "FrameAttention",
+    "GatedDeltaNet",
     "LinearAttention",
     "Mamba",
     "Mixer",

@@ -2,7 +2,8 @@
 
 They do where their package is installed, for tokens on a GPU in float32 or less. Elsewhere, in float64, and in what
 ``torch.compile`` or ``torch.export`` traces, the plain form serves. Both multiply float32 in TF32 unless Triton is
-told otherwise (``TRITON_F32_DEFAULT=ieee``), so the two forms agree to about three digits, not to rounding.
+told otherwise (``TRITON_F32_DEFAULT=ieee``), so the two forms agree to about three digits, not to rounding. Under
+autocast, and in a layer of half precision, they multiply that type; states are float32 all the same.
 
 NOT RUN ON A GPU HERE: the calls are written after the packages' documentation, and tests hold them to it with
 stand-ins of the same signatures in plain PyTorch.
@@ -23,55 +24,98 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-def mamba(x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """What computes ``mamba.selective_scan`` of x [B, H, T, d] by mamba-ssm's kernel; None: use the plain form."""
+Scan = Callable[..., tuple[Tensor, Tensor]]
+"""Takes what the plain form takes, and gives what it gives: outputs and last state."""
+
+
+def mamba(x: Tensor, dtype: torch.dtype) -> Scan | None:
+    """What computes ``mamba.selective_scan`` of x [B, H, T, d] by mamba-ssm's kernel, with products in ``dtype``; None:
+    use the plain form."""
     kernel = _find("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined") if _fits(x) else None
-    return None if kernel is None else functools.partial(_mamba, kernel)
+    return None if kernel is None else functools.partial(_mamba, kernel, dtype)
 
 
-def linear_attention(q: Tensor, unit: int) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """What computes ``linear_attention.attend`` of q [B, H, T, d] by flash-linear-attention's kernel; None: use the
-    plain form.
+def linear_attention(q: Tensor, unit: int, dtype: torch.dtype) -> Scan | None:
+    """What computes ``linear_attention.attend`` of q [B, H, T, d] by flash-linear-attention's kernel, with products in
+    ``dtype``; None: use the plain form.
 
     The kernel knows tokens only, not frames whose tokens see each other, and takes inputs of fewer tokens than heads
     for a mistake.
     """
     fits = _fits(q) and unit == 1 and q.shape[2] >= q.shape[1]
     kernel = _find("fla.ops.linear_attn", "chunk_linear_attn") if fits else None
-    return None if kernel is None else functools.partial(_linear_attention, kernel)
+    return None if kernel is None else functools.partial(_linear_attention, kernel, dtype)
+
+
+def gated_delta_rule(q: Tensor, dtype: torch.dtype) -> Scan | None:
+    """What computes ``gated_delta_net.gated_delta_rule`` of q [B, H, T, d] by flash-linear-attention's kernel, with
+    products in ``dtype``; None: use the plain form. The kernel has heads of at most 256."""
+    kernel = _find("fla.ops.gated_delta_rule", "chunk_gated_delta_rule") if _fits(q) and q.shape[3] <= 256 else None
+    return None if kernel is None else functools.partial(_gated_delta_rule, kernel, dtype)
 
 
 def _mamba(
-    kernel: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, chunk: int
+    kernel: Any,
+    dtype: torch.dtype,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Tokens come before heads in the kernel, B and C have an axis of groups of heads, and it reads x times dt."""
     y, state = kernel(
-        x.transpose(1, 2),
+        x.transpose(1, 2).to(dtype),
         dt.mT,
         A,
-        B[:, :, None],
-        C[:, :, None],
+        B[:, :, None].to(dtype),
+        C[:, :, None].to(dtype),
         max(16, 1 << (chunk - 1).bit_length()),  # its blocks are powers of 2
         D=D,
         initial_states=state,
         return_final_states=True,
     )
-    return y.transpose(1, 2), state
+    return y.transpose(1, 2).to(x.dtype), state.to(x.dtype)
 
 
 def _linear_attention(
-    kernel: Any, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, chunk: int, unit: int
+    kernel: Any, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, chunk: int, unit: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens come before heads in the kernel, which would scale scores by d**-0.5 and normalise them, forgetting the
     initial state; it chooses its own chunks."""
     out, sums = kernel(
-        *(t.transpose(1, 2) for t in (q, k, v)),
+        *(t.transpose(1, 2).to(dtype) for t in (q, k, v)),
         scale=1.0,
         initial_state=sums,
         output_final_state=True,
         normalize=False,
     )
-    return out.transpose(1, 2), sums
+    return out.transpose(1, 2).to(q.dtype), sums
+
+
+def _gated_delta_rule(
+    kernel: Any,
+    dtype: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Tokens come before heads in the kernel, which scales by d**-0.5 itself and chooses its own chunks."""
+    y, state = kernel(
+        *(t.transpose(1, 2).to(dtype) for t in (q, k, v)),
+        log_decay.mT,
+        beta.mT,
+        initial_state=state,
+        output_final_state=True,
+    )
+    return y.transpose(1, 2).to(q.dtype), state
 
 
 def _fits(x: Tensor) -> bool:

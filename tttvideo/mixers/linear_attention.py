@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, valid_tokens
 from ..ttt.objective import EPS
-from ..ttt.primitives import CausalConv, at_least_float32, query_key_value
+from ..ttt.primitives import CausalConv, at_least_float32, product_dtype, query_key_value
 from . import fused
 
 
@@ -137,6 +137,8 @@ class LinearAttentionLayer(SequenceLayer):
             period = self.config.rope_period or layout.tokens_per_frame
             positions = (state.seen[:, None] + torch.arange(x.shape[1])) % period
         q, k, v, tails = query_key_value(self, x, state.tails, positions, layout)
+        # a sum of many terms divides: not in half precision
+        kernel_dtype = torch.float32 if self.config.normalizer else product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             phi = _FEATURES[self.config.feature_map]
             q, k = phi(q), phi(k)
@@ -146,7 +148,7 @@ class LinearAttentionLayer(SequenceLayer):
             if self.config.normalizer:
                 v = F.pad(v, (0, 1), value=1.0)
             unit = self.unit(layout.tokens_per_frame)
-            form = fused.linear_attention(q, unit) or attend
+            form = fused.linear_attention(q, unit, kernel_dtype) or attend
             out, sums = form(q, k, v, state.sums, self.config.chunk, unit)
             if self.config.normalizer:
                 out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(out.dtype).tiny)

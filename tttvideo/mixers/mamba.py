@@ -19,7 +19,7 @@ from ..ttt.interface import (
     split_heads,
     valid_tokens,
 )
-from ..ttt.primitives import CausalConv, at_least_float32
+from ..ttt.primitives import CausalConv, at_least_float32, product_dtype
 from . import fused
 
 
@@ -107,6 +107,7 @@ class MambaLayer(SequenceLayer):
         z, xbc, dt = self.in_proj(x).split(self.sizes, dim=-1)
         step = layout.tokens_per_frame if self.config.short_conv == "time" else 1
         xbc, tail = self.conv(xbc, state.tail, layout.lengths, step)
+        kernel_dtype = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             z, xbc, dt = (at_least_float32(t) for t in (z, xbc, dt))
             inner, B, C = F.silu(xbc).split([self.sizes[0], *[self.config.state_dim] * 2], dim=-1)
@@ -115,7 +116,7 @@ class MambaLayer(SequenceLayer):
             valid = valid_tokens(layout.lengths, x.shape[1], x.device)
             if valid is not None:  # a step of 0 neither decays nor adds
                 dt = dt.masked_fill(~valid[..., None], 0.0)
-            form = fused.mamba(inner) or selective_scan
+            form = fused.mamba(inner, kernel_dtype) or selective_scan
             A, D = -self.A_log.to(dt.dtype).exp(), self.D.to(dt.dtype)
             y, ssm = form(inner, dt.mT, A, B, C, D, state.ssm, self.config.chunk)
             y = merge_heads(y)

@@ -278,9 +278,7 @@ class TaskHead(nn.Module, ABC):
         None where they are not known without reading the video again."""
         return None
 
-    def step_losses(
-        self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int
-    ) -> Iterator[Tensor]:
+    def step_losses(self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int) -> Iterator[Tensor]:
         """Loss by position: of each segment of a batch, float64 [B, S], NaN where a time step has none.
 
         Args:

@@ -58,7 +58,9 @@ class ForecastErrors(Examiner):
 
     def add(self, lengths: Tensor, output: Forecast) -> None:
         if self.total is None:
-            self.total = torch.zeros(len(lengths), self.head.columns, dtype=torch.float64, device=output.upcoming.device)
+            self.total = torch.zeros(
+                len(lengths), self.head.columns, dtype=torch.float64, device=output.upcoming.device
+            )
         for truth, valid, guess in self.steps.add(lengths, output):
             if guess is not None:
                 self.total += self._errors(guess, truth, valid)

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tttvideo.model import ModelConfig
-from tttvideo.serialize import from_plain, public_names, to_plain
-from tttvideo.training.config import ConfigError
-from tttvideo.training.position import PROGRESS, Progress, name_of, read_position, sealed
-from tttvideo.training.run_folder import write_atomically, writing
-from tttvideo.video.transforms import Preprocessing
+from ..files import read_json, write_text
+from ..model import ModelConfig
+from ..serialize import from_plain, public_names, to_plain
+from ..video.transforms import Preprocessing
+from .config import ConfigError
+from .position import CHECKPOINT_NAME, PROGRESS, Progress, name_of, read_position, sealed
+from .run_folder import writing
 
 STATE = "training_state"
 
@@ -111,9 +111,13 @@ class Checkpoints:
             raise ConfigError(f"resume: {self.folder} holds no checkpoint {name}; there are {there}")
         return self.folder / name
 
-    def clean(self, resumed: Path | None) -> list[str]:
+    def clean(self, resumed: Path | None, progress: Progress) -> list[str]:
         """Remove what a killed write or a killed removal left, and set aside what is later than `resumed`, which
-        would be taken for the end of the run; returns the new names of those."""
+        would be taken for the end of the run; returns the new names of those.
+
+        Args:
+            resumed: the checkpoint that the run goes on from, whose position is `progress`; None: it begins.
+        """
         with writing(self.folder):
             for leftover in self.folder.glob(".*"):
                 if leftover.is_dir():
@@ -121,6 +125,8 @@ class Checkpoints:
                 else:
                     leftover.unlink()
             later = [name for name in self._names() if resumed is None or name > resumed.name]
+            if later and resumed:  # first: the index never names what is set aside
+                self._write_index(progress, resumed.name)
             for name in later:
                 shutil.rmtree(self.folder / f"aside-{name}", ignore_errors=True)
                 (self.folder / name).rename(self.folder / f"aside-{name}")
@@ -187,7 +193,7 @@ class Checkpoints:
                 (temporary / STATE).mkdir(parents=True)
                 save_state(temporary / STATE)
                 save_model(temporary, provenance)
-                write_atomically(temporary / PROGRESS, sealed(progress, temporary))
+                write_text(temporary / PROGRESS, sealed(progress, temporary), durable=True)
                 _flush_tree(temporary)
                 if final.exists():  # the same position, now validated: the new one replaces it
                     final.rename(self.folder / f".{name}.old")
@@ -263,14 +269,13 @@ class Checkpoints:
         if not file.exists():
             return None
         try:
-            index = json.loads(file.read_bytes())
-            if not isinstance(index, dict):
-                raise ValueError("it is no JSON object")
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{file} is damaged ({error}); delete it and start again: it is written anew, and the best checkpoint "
-                "so far stands in the checkpoints too"
-            ) from None
+            index = read_json(
+                file,
+                "delete it and start again: it is written anew, and the best checkpoint so far stands in the "
+                "checkpoints too",
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         # a run started before fingerprints were kept is compared by the sentence
         key = "videos" if index.get("videos") and self.rule.videos else "split_rule"
         now = {"rule": str(self.rule), "split": self.rule.split, key: getattr(self.rule, key, None)}
@@ -284,8 +289,7 @@ class Checkpoints:
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        # a user's copy, such as step-00000012-best, is none of ours
-        return sorted(p.name for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
+        return sorted(p.name for p in self.folder.glob("step-*") if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir())
 
     def _write_index(self, progress: Progress, last: str) -> None:
         index = {
@@ -297,7 +301,8 @@ class Checkpoints:
             "videos": self.rule.videos,
             "last": last,
         }
-        write_atomically(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
+        with writing(self.folder / "index.json"):
+            write_text(self.folder / "index.json", json.dumps(index, indent=2) + "\n", durable=True)
 
     def _prune(self, progress: Progress) -> None:
         for name in self._names()[: -self.keep]:

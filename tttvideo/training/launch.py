@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from tttvideo.printing import printable
-from tttvideo.training.config import ConfigError, RunConfig
+from ..printing import printable
+from .config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CPU_HINT = "on CPU start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py ..."
+
+LOST = (
+    "another process of this run ended; what it says, or its exit code, is the reason; continue with the same command "
+    "and --resume auto"
+)
 
 
 def start(config: RunConfig) -> Accelerator:

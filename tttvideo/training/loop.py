@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from tttvideo.model import VideoModel
-from tttvideo.training.checkpoint import Progress
-from tttvideo.training.mix import ClipMix
-from tttvideo.training.optimizer import Schedule
-from tttvideo.training.randomness import MIX, derive, seed_batch
-from tttvideo.training.signals import STOP_SIGNALS
-from tttvideo.video.dataset import Failure
-from tttvideo.video.loader import Batch
+from ..model import VideoModel
+from ..video.dataset import Failure
+from ..video.loader import Batch
+from .checkpoint import Progress
+from .mix import ClipMix
+from .optimizer import Schedule
+from .randomness import MIX, derive, seed_batch
+from .signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -246,10 +246,8 @@ class Trainer:
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""
-        height, width = self.bare.preprocessing.size
-        frames = torch.zeros(
-            1, self.bare.frame_multiple, 3, height, width, dtype=torch.uint8, device=self.accelerator.device
-        )
+        shape, kind = self.bare.reading.frame
+        frames = torch.zeros(1, self.bare.frame_multiple, *shape, dtype=kind, device=self.accelerator.device)
         self.model.eval()  # the black clip must not enter running statistics
         output, _ = self.model(frames, torch.full((1,), frames.shape[1]))
         self.model.train()

@@ -5,13 +5,13 @@ Schedules are pure functions of the number of optimizer steps done, so a resumed
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
 from torch import nn
 
-from tttvideo.training.config import ConfigError, OptimizerConfig, ScheduleConfig
+from ..printing import nearest
+from .config import ConfigError, OptimizerConfig, ScheduleConfig
 
 INNER_WARMUP_START = 0.1  # the paper's: inner rates rise from a tenth
 
@@ -27,8 +27,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     known = list_optimizers()
     if config.name.lower() not in known:
-        near = difflib.get_close_matches(config.name.lower(), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        name = nearest(config.name.lower(), known)
+        hint = f"; did you mean {name!r}?" if name else ""
         raise ConfigError(f"optimizer.name: timm has no optimizer {config.name!r}{hint}")
     extra = {}
     if config.betas is not None:

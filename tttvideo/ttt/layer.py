@@ -15,7 +15,7 @@ from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
-from .primitives import CausalConv, at_least_float32, last_valid, query_key_value, with_past
+from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
 from .ragged import Slots, closing
 from .scan import scan
 from .state import Map, Moments, TTTState, Weights, zeros_like
@@ -250,8 +250,7 @@ class TTTLayer(SequenceLayer):
 
     def _use_kernels(self, x: Tensor, tokens: Tokens, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
-        kind = x.device.type
-        mode = mode_of(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
+        mode = mode_of(product_dtype(x))
         return mode if use_kernels(self.config, tokens.q.shape, layout.grid, x.device, mode) else None
 
     def _read_fused(

@@ -75,12 +75,13 @@ class CausalConv(nn.Module):
     Args:
         dim: channels C.
         kernel: tokens seen, the current one included (4 in the paper's Mamba-style block).
+        bias: add a learned one, zero at first.
     """
 
-    def __init__(self, dim: int, kernel: int = 4):
+    def __init__(self, dim: int, kernel: int = 4, bias: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         nn.init.uniform_(self.weight, -(kernel**-0.5), kernel**-0.5)
 
     def init_state(self, batch: int) -> Tensor:
@@ -94,7 +95,7 @@ class CausalConv(nn.Module):
         place of the frame.
         """
         full = with_past(x, tail, (self.weight.shape[-1] - 1) * step)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         y = F.conv1d(full.mT, weight, bias, dilation=step, groups=x.shape[-1]).mT
         return y, last_valid(full, full.shape[1] - x.shape[1], lengths)
 
@@ -124,3 +125,9 @@ def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products of ``x`` are made here: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

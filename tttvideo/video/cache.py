@@ -5,7 +5,6 @@ What is kept are uint8 frames at decode size with their times, before augmentati
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tttvideo.video.listfile import DataError
+from ..files import replacing
+from .listfile import DataError
 
 _VERSION = 2  # part of every key: raise it when decoding or resizing changes what a file's frames are
 
@@ -62,16 +62,11 @@ class DiskCache:
         shape = tuple(clip.frames.shape[1:])
         records = np.empty(len(clip.frames), dtype=[("time", "<f8"), ("frame", "u1", shape)])
         records["time"], records["frame"] = clip.times.numpy(), clip.frames.numpy()
-        temporary = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-                temporary = stream.name
-                np.save(stream, records)
-            os.replace(temporary, file)
+            with replacing(file, shared=True) as unfinished:
+                np.save(unfinished, records)
         except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
             raise DataError(
                 f"the frame cache {self.folder} cannot be written ({error.strerror}); choose another "
                 "data.cache_dir, or data.cache none"

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import replacing
 from .clock import MISSING
 from .probe import Probe
 
@@ -101,17 +101,10 @@ def _write(entry: Path | None, numbers: dict[str, Any], tensors: dict[str, np.nd
         return
     # Without its own digest a flipped bit in an entry would be believed.
     body = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"probe": json.dumps(numbers)})
-    temporary = None
-    try:
+    with suppress(OSError):  # a full disk or a folder of somebody else: the file is read through again next time
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as stream:
-            temporary = stream.name
-            stream.write(hashlib.sha256(body).digest() + body)
-        os.replace(temporary, entry)
-    except OSError:  # a full disk or a folder of somebody else: the file is read through again next time
-        if temporary:
-            with suppress(OSError):
-                os.unlink(temporary)
+        with replacing(entry, shared=True) as unfinished:
+            unfinished.write_bytes(hashlib.sha256(body).digest() + body)
 
 
 def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Probe:

@@ -7,10 +7,10 @@ import os
 import warnings
 from pathlib import Path
 
-from tttvideo.printing import is_unicode, printable
-from tttvideo.video.errors import PartialVideoWarning
-from tttvideo.video.kinds import VIDEO_EXTENSIONS, holds_images
-from tttvideo.video.listfile import SPLIT_NAMES, DataError, Row
+from ..printing import is_unicode, printable
+from .errors import PartialVideoWarning
+from .kinds import VIDEO_EXTENSIONS, holds_images
+from .listfile import SPLIT_NAMES, DataError, Row
 
 
 class NoVideoWarning(PartialVideoWarning):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tttvideo.video.kinds import IMAGE_EXTENSIONS, choose_frames
-from tttvideo.video.pyav_reader import Converter
-from tttvideo.video.reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
+from .kinds import IMAGE_EXTENSIONS, choose_frames
+from .pyav_reader import Converter
+from .reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
 
 # Kinds of folders of which it was said which images are their frames.
 _already_said: set[str] = set()

@@ -3,7 +3,6 @@
 `Index` is what everything downstream reads; how the split was made travels with it as a sentence.
 """
 
-import difflib
 import json
 import random
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tttvideo.video.folders import read_folder
-from tttvideo.video.listfile import DataError, Row, read_list
-from tttvideo.video.split import seeded_split
+from ..printing import nearest
+from .folders import read_folder
+from .listfile import DataError, Row, read_list
+from .split import seeded_split
 
 __all__ = ["DataError", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
 
@@ -147,8 +147,8 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     named = []
     for i in absent[:5]:
         elsewhere = f" ({counts[1][i]} in {val.split})" if val and counts[1][i] else ""
-        near = difflib.get_close_matches(train.labels[i], there, n=1, cutoff=0.75)
-        named.append(f"{train.labels[i]!r}{elsewhere}{f', nearest: {near[0]!r}' if near else ''}")
+        near = nearest(train.labels[i], there, cutoff=0.75)
+        named.append(f"{train.labels[i]!r}{elsewhere}{f', nearest: {near!r}' if near else ''}")
     more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
     one = len(absent) == 1
     return (
@@ -226,8 +226,8 @@ def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, m
 def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tuple[int, ...]:
     for name in row.labels or ():
         if name not in numbers:
-            near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.5)
-            hint = f"nearest: {near[0]}" if near else f"known: {', '.join(list(numbers)[:8])}"
+            near = nearest(name, numbers)
+            hint = f"nearest: {near}" if near else f"known: {', '.join(list(numbers)[:8])}"
             if not near and len(numbers) > 8:
                 hint += f" and {len(numbers) - 8} more"
             raise DataError(f"{row.where} has the label {name!r}, which is not known ({hint})")

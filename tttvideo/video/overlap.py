@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tttvideo.video.index import Video
+from .index import Video
 
 LARGEST = 20_000  # more training videos than this leave no marks: they would make config.json large
 _SAMPLE = 4096  # bytes read from the middle of each file

@@ -3,21 +3,21 @@
 A new suite is one file with a subclass of `ClassificationSuite` or `PredictionSuite`, and its place in SUITES.
 """
 
-import difflib
 from typing import Any
 
-from tttvideo.video.synthetic.classification import ClassificationSuite
-from tttvideo.video.synthetic.count_events import CountEvents
-from tttvideo.video.synthetic.flash_order import FlashOrder
-from tttvideo.video.synthetic.flash_recall import FlashRecall
-from tttvideo.video.synthetic.moving_digits import MovingDigits
-from tttvideo.video.synthetic.moving_shapes import MovingShapes
-from tttvideo.video.synthetic.occlusion import Occlusion
-from tttvideo.video.synthetic.prediction import PredictionSuite
-from tttvideo.video.synthetic.revisit import Revisit
-from tttvideo.video.synthetic.shell_game import ShellGame
-from tttvideo.video.synthetic.suite import Suite, SuiteError
-from tttvideo.video.synthetic.writing import Made, make
+from ...printing import did_you_mean
+from .classification import ClassificationSuite
+from .count_events import CountEvents
+from .flash_order import FlashOrder
+from .flash_recall import FlashRecall
+from .moving_digits import MovingDigits
+from .moving_shapes import MovingShapes
+from .occlusion import Occlusion
+from .prediction import PredictionSuite
+from .revisit import Revisit
+from .shell_game import ShellGame
+from .suite import Suite, SuiteError
+from .writing import Made, make
 
 __all__ = [
     "SUITES",
@@ -50,9 +50,7 @@ def find_suite(name: str) -> type[Suite]:
     """The suite of that name. Raises SuiteError that names the nearest one."""
     if name in SUITES:
         return SUITES[name]
-    near = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SUITES)}."
-    raise SuiteError(f"There is no suite {name!r}; {hint}")
+    raise SuiteError(f"There is no suite {name!r}{did_you_mean(name, SUITES)}")
 
 
 def suite_from(description: dict[str, Any]) -> Suite:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tttvideo.video.synthetic.suite import Suite
+from .suite import Suite
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ClassificationSuite(Suite):
         """
         import torch  # the makers' worker processes need no torch: they start sooner without
 
-        from tttvideo.video.sampling import parse_sampling
+        from ..sampling import parse_sampling
 
         times = torch.arange(self.frames, dtype=torch.float64) / self.fps
         return parse_sampling(sampling).indices(times[:frames], None).tolist()

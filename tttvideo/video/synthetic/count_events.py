@@ -19,9 +19,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.classification import ClassificationSuite
-from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from .classification import ClassificationSuite
+from .shapes import grey_scene
+from .suite import Plan, SuiteError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -1,11 +1,12 @@
 """Frames in memory -> an H.264 MP4 file (PyAV, libx264), and back."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from ...files import replacing
 
 # Every frame is a key frame at a constant quantiser, so that a decoded frame depends on that frame alone.
 # With predicted frames or rate control a flash leaves faint traces in its neighbours, and a model could then
@@ -30,8 +31,10 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quantiser: int =
     if not 0 <= quantiser <= 51:
         raise ValueError(f"a quantiser of {quantiser}: it lies between 0 (nothing lost) and 51")
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.part")
-    with av.open(str(unfinished), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        replacing(path) as unfinished,
+        av.open(str(unfinished), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         stream = container.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(1001), options=INTRA | {"qp": str(quantiser)}
         )
@@ -42,7 +45,6 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quantiser: int =
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    os.replace(unfinished, path)
 
 
 def read_mp4(path: str | Path) -> np.ndarray:

@@ -22,9 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.classification import ClassificationSuite
-from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, SuiteError, parse_numbers
+from .classification import ClassificationSuite
+from .shapes import grey_scene
+from .suite import Plan, SuiteError, parse_numbers
 
 # The hues at the corners of the colour cube and two that lie as far from them as they do from black and white.
 COLOURS = {

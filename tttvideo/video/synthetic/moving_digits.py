@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.prediction import PredictionSuite
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from .prediction import PredictionSuite
+from .suite import Plan, SuiteError
 
 SIDE = 28
 STEP = 0.1

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.prediction import PredictionSuite
-from tttvideo.video.synthetic.shapes import reflected
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from .prediction import PredictionSuite
+from .shapes import reflected
+from .suite import Plan, SuiteError
 
 BACKGROUND = 16
 

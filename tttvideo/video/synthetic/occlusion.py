@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.prediction import UNIFORM_VARIANCE, PredictionSuite, Revealed
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from .prediction import UNIFORM_VARIANCE, PredictionSuite, Revealed
+from .suite import Plan, SuiteError
 
 BACKGROUND, WALL = 32, 112
 

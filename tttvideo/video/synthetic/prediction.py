@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tttvideo.video.synthetic.encode import read_mp4, write_mp4
-from tttvideo.video.synthetic.suite import Suite
+from .encode import read_mp4, write_mp4
+from .suite import Suite
 
 CODEC_VIDEOS = 4
 """Videos on which the codec's error is measured."""

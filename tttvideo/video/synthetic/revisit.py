@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.prediction import UNIFORM_VARIANCE, PredictionSuite, Revealed
-from tttvideo.video.synthetic.suite import Plan, SuiteError, parse_numbers
+from .prediction import UNIFORM_VARIANCE, PredictionSuite, Revealed
+from .suite import Plan, SuiteError, parse_numbers
 
 
 @dataclass(frozen=True)

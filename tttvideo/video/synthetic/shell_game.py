@@ -23,9 +23,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tttvideo.video.synthetic.classification import ClassificationSuite
-from tttvideo.video.synthetic.shapes import grey_scene
-from tttvideo.video.synthetic.suite import Plan, SuiteError
+from .classification import ClassificationSuite
+from .shapes import grey_scene
+from .suite import Plan, SuiteError
 
 YELLOW, RED = (255, 255, 0), (255, 0, 0)
 FLATNESS = 0.5  # of the ellipses: two discs of a swap pass at half the distance of their corners

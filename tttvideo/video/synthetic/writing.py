@@ -10,8 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tttvideo.video.synthetic.encode import write_mp4
-from tttvideo.video.synthetic.suite import Suite, SuiteError
+from ...files import read_json, write_text
+from .encode import write_mp4
+from .suite import Suite, SuiteError
 
 # suite.json is written last, so that its presence says that the set is complete; before, its text lies here.
 UNFINISHED = "suite.unfinished.json"
@@ -73,7 +74,7 @@ def claim(out: Path, description: dict[str, Any]) -> None:
     notes = [out / name for name in ("suite.json", UNFINISHED) if (out / name).exists()]
     if notes:
         try:
-            there = json.loads(notes[0].read_text(encoding="utf-8"))
+            there = read_json(notes[0])
             differences = [f"{key}={old}" for key, old, new in compared(there, description) if old != new]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SuiteError(f"{notes[0]} is not a suite of this program; choose another folder.") from None
@@ -86,7 +87,7 @@ def claim(out: Path, description: dict[str, Any]) -> None:
         raise SuiteError(
             f"{out} is not empty (it holds {content[0]!r}) and no set was made there; choose an empty folder."
         )
-    write_whole(out / UNFINISHED, json.dumps(description, indent=2) + "\n")
+    write_text(out / UNFINISHED, json.dumps(description, indent=2) + "\n")
 
 
 def compared(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -111,14 +112,7 @@ def meta_row(suite: Suite, split: str, index: int) -> dict[str, Any]:
 def write_meta(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([rows[0].keys(), *(row.values() for row in rows)])
-    write_whole(path, text.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is never seen half written."""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(unfinished, path)
+    write_text(path, text.getvalue())
 
 
 def write_all(suite: Suite, jobs: list[Job], workers: int | None) -> Iterator[int]:

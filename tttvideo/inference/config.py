@@ -1,0 +1,141 @@
+"""What the commands `classify` and `stream` can be told: dataclasses that become options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How videos are read.
+
+    Args:
+        frames: cut each video to its first n frames before anything else (default: none is cut).
+        sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N (default: as in
+            training).
+        views: whole, clips=CLIPSxCROPS[:FRAMES] or spans=SECONDS[:STEP]: the probabilities of clips and crops, or of
+            sliding spans, are averaged.
+        batch_size: videos read side by side.
+        workers: processes that read ahead; 0 for none.
+        segment: frames of a video that are held at a time, a multiple of the model's step (default: about 64).
+    """
+
+    frames: int | None = None
+    sampling: str | None = None
+    views: str = "whole"
+    batch_size: int = 8
+    workers: int = 2
+    segment: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("frames", self.frames, 1),
+            ("batch-size", self.batch_size, 1),
+            ("segment", self.segment, 1),
+            ("workers", self.workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be {f'at least {least}' if least else '0 or more'}, got {value}")
+        from ..evaluation.views import parse_views
+        from ..video.sampling import parse_sampling
+
+        parse_views(self.views)
+        if self.sampling is not None:
+            parse_sampling(self.sampling)
+
+    def __str__(self) -> str:
+        cut = "all frames" if self.frames is None else f"{self.frames} frames"
+        return f"{cut}, {self.sampling}" + ("" if self.views == "whole" else f", {self.views}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(How):
+    """Classes of videos of any length.
+
+    Args:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        videos: video file; folder, with all videos below it (a folder of frame images is a video); pattern such as
+            'films/**/*.mp4'; list (.txt, .csv or .tsv) of path[,start,end]; - for paths on standard input.
+        out: file of the answers, .jsonl or .csv; the same command goes on where an earlier one ended.
+        timeline: folder for each video's probabilities over time: NAME.png above a strip of frames, and NAME.npy, a row
+            (seconds, probabilities) for each time step.
+        topk: number of classes that are named.
+        json: print JSON in place of text.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    checkpoint: str
+    videos: tuple[str, ...]
+    out: str | None = None
+    timeline: str | None = None
+    topk: int = 5
+    json: bool = False
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.topk < 1:
+            raise ValueError(f"--topk must be at least 1, got {self.topk}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Answers while a video comes.
+
+    Args:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        source: video file of any length; folder of images, or pattern such as frames/%05d.jpg; - for a video on
+            standard input (raw where --size is given); camera, 0 or /dev/video0; address (rtsp://, http://, ...).
+        read: every frame, or only the newest whenever the model is ready for one; frames that are dropped are counted
+            and said, as to the model everything then moves faster.
+        size: WIDTHxHEIGHT of raw rgb24 frames on standard input.
+        rate: frames a second of what comes without times.
+        fps: read at most so many frames a second (default: as in training).
+        forget: what is forgotten: never; every=SECONDS and cut (or cut=CHANGE, the mean change of a pixel, of 1):
+            everything; decay=SECONDS: half of it in so many seconds.
+        smooth: seconds over which probabilities are averaged.
+        every: seconds between two answers at least; 0: an answer after each unit of frames.
+        topk: number of classes that are named.
+        timeout: seconds that an address may take to answer.
+        retries: times that an address or camera is tried again in a row, after 2, 4, 8 ... seconds.
+        options: options for FFmpeg, KEY=VALUE with commas, such as rtsp_transport=udp.
+        state: file of the stream's memory: read first, if it is there, and written at the end.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    checkpoint: str
+    source: str
+    read: Literal["every", "newest"] = "every"
+    size: str | None = None
+    rate: float = 25.0
+    fps: float | None = None
+    forget: str = "never"
+    smooth: float = 0.0
+    every: float = 0.0
+    topk: int = 5
+    timeout: float = 10.0
+    retries: int = 5
+    options: str = ""
+    state: str | None = None
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        from .forgetting import parse_forgetting
+        from .live import parse_size
+
+        if self.size is not None:
+            parse_size(self.size)
+        parse_forgetting(self.forget)
+        if self.read not in ("every", "newest"):
+            raise ValueError(f"--read is every or newest, got {self.read!r}")
+        for name, value in (("rate", self.rate), ("timeout", self.timeout), ("topk", self.topk), ("fps", self.fps)):
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be above 0, got {value:g}")
+        for name, value in (("smooth", self.smooth), ("every", self.every), ("retries", self.retries)):
+            if value < 0:
+                raise ValueError(f"--{name} must be 0 or more, got {value:g}")
