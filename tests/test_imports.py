@@ -15,7 +15,7 @@ LAYERS = {
     "encoder": {"ttt", "files", "video", "printing"},
     "tasks": set(),
     "devices": set(),
-    "files": set(),
+    "files": {"printing"},
     "printing": set(),
     "serialize": {"files"},
     "recipes": set(),

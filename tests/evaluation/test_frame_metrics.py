@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from torch import nn
-from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
 
 from tests.evaluation.small import noise_video, small_run
 from tests.evaluation.test_forecasting import predictor
 from tttvideo.cli import main
+from tttvideo.tasks.frame_metrics import FrameMetrics, VideoDistance
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 

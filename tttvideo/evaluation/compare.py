@@ -9,7 +9,8 @@ from typing import Any
 
 from .bootstrap import Bootstrap
 from .config import CompareConfig, parse_runs
-from .protocols import Protocols, position_protocols
+from .position import position_protocols
+from .protocols import Protocols
 from .table import (
     Evaluations,
     Measured,

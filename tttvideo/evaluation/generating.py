@@ -21,12 +21,12 @@ from ..video.index import Index, Video
 from ..video.reader import VideoError
 from ..video.reading import usual_rate
 from ..video.segments import read_segments
+from ..video.strips import LAST, strip_png
 from ..video.transforms import Preprocessing
 from .config import EvaluateConfig
 from .revealing import METHODS, measure_revealed
 from .samples import evenly
 from .session import Session, progress_bar, versions, where
-from .strips import LAST, strip_png
 from .suites import generated_set
 from .table import MODEL, Result, Sample
 

@@ -3,17 +3,13 @@ look at. ``report`` shows it on a screen, as a page, and in a model card."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..tasks import Score
 from .checkpoint import selection_sentence
+from .figures import Figure, has_ceiling, horizon_figures, same_length, score_of, settings_figures, way, words
 from .generating import shown_horizons
-from .plots import COLOURS, plot_confusion, plot_lines
 from .samples import is_right, main_row
-from .table import ACCURACY, MODEL, Result
+from .table import MODEL, Result
 
 NAMES = {
     "top1": "top-1",
@@ -52,11 +48,6 @@ class Grid(NamedTuple):
     narrow: list[int] | None = None
     best: frozenset[tuple[int, int]] = frozenset()
     details: bool = False
-
-
-class Figure(NamedTuple):
-    caption: str
-    draw: Callable[[Path], None]
 
 
 class Worst(NamedTuple):
@@ -107,21 +98,6 @@ def _facts(metrics: dict[str, Any], own: list[tuple[str, str]]) -> list[tuple[st
 # Videos read in several settings.
 
 
-def has_ceiling(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether the best that can be reached is known of some row."""
-    return any(row.get("ceiling") is not None for row in rows)
-
-
-def way(row: dict[str, Any]) -> str:
-    """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
-    views = row.get("views", "whole")
-    return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
-
-
-def score_of(metrics: dict[str, Any]) -> Score:
-    return Score(**metrics["score"]) if "score" in metrics else ACCURACY
-
-
 def _settings_page(metrics: dict[str, Any]) -> Page:
     rows, score = metrics["results"], score_of(metrics)
     main = main_row(rows)
@@ -149,7 +125,7 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
         ),
         _facts(metrics, facts),
         [_results(metrics), *_strata(metrics), *_classes(main, metrics)],
-        _settings_figures(metrics, main, score),
+        settings_figures(metrics, main, score),
         "Frames of a video with their numbers; below, the probability of each class had the video ended there.",
         "scored",
         lines,
@@ -201,11 +177,6 @@ def _results(metrics: dict[str, Any]) -> Grid:
     return Grid("", header, [list(cells) for cells in zip(*columns)], note, narrow)
 
 
-def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows cut as the main one is: what strata are shown of."""
-    return [row for row in rows if row["frames"] == main_row(rows)["frames"]]
-
-
 def _strata(metrics: dict[str, Any]) -> list[Grid]:
     rows, score = same_length(metrics["results"]), score_of(metrics)
     name = NAMES.get(score.figure, score.figure)
@@ -237,89 +208,6 @@ def _classes(main: dict[str, Any], metrics: dict[str, Any]) -> list[Grid]:
     return [Grid(f"Classes: {main['frames']} frames, {way(main)}", header, rows, details=True)]
 
 
-def _settings_figures(metrics: dict[str, Any], main: dict[str, Any], score: Score) -> dict[str, Figure]:
-    rows = metrics["results"]
-    several = "map" in rows[0]
-    dashed = ", with the ceiling dashed" if has_ceiling(rows) else ""
-    measured = f"{metrics['n_videos']} videos, split {metrics['split']}; "
-    measured += "mean average precision" if several else "bars: one standard error"
-    by_length = _against_length(rows, "map" if several else score.figure, score, metrics["chance"], measured)
-    subject = score.title.removeprefix("top-1 ").capitalize()
-    figures = {
-        "accuracy_vs_frames.png": Figure(
-            f"{subject} against the length of the video{dashed}", lambda path: plot_lines(path, by_length)
-        )
-    }
-    for column in rows[0].get("by", {}):
-        protocol = _against_strata(rows, column, score, metrics)
-        name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
-        figures[name] = Figure(f"{subject} by {column}", lambda path, p=protocol: plot_lines(path, p))
-    if "confusion" in main:
-        title = f"split {metrics['split']}, {main['frames']} frames, {main['sampling']}\n"
-        title += f"top-1 {main['top1']:.1%} of {main['n']} videos"
-        figures["confusion.png"] = Figure(
-            "Confusion matrix: rows are true classes",
-            lambda path: plot_confusion(path, main["confusion"], metrics["labels"], title),
-        )
-    return figures
-
-
-def _protocol(
-    title: str, label: str, x: list[str], series: dict[str, Any], score: Score, chance: Any
-) -> dict[str, Any]:
-    """As in compare.json, with lines at named x."""
-    unit = {} if score.share else {"unit": score.title, "lower_is_better": score.lower}
-    about = {"title": title, "x_label": label, "x": x, "numeric": False, "joined": True}
-    return about | unit | {"series": series, "ceiling": [], "chance": chance}
-
-
-def _with_bars(mean: list[Any], error: list[Any]) -> dict[str, Any]:
-    """A line with one standard error."""
-    if any(e is None for m, e in zip(mean, error) if m is not None):
-        return {"mean": mean}
-    low, high = ([None if m is None else m + sign * e for m, e in zip(mean, error)] for sign in (-1, 1))
-    return {"mean": mean, "low": low, "high": high}
-
-
-def _against_length(
-    rows: Sequence[dict[str, Any]], figure: str, score: Score, chance: float | None, title: str
-) -> dict[str, Any]:
-    names: list[Any] = sorted({row["frames"] for row in rows if row["frames"] != "all"})
-    names += ["all"] if any(row["frames"] == "all" for row in rows) else []
-    series = {}
-    for name in dict.fromkeys(map(way, rows)):
-        own = {row["frames"]: row for row in rows if way(row) == name}
-        at = [own.get(length, {}) for length in names]
-        control = next(iter(own.values())).get("control") or ""
-        series[name] = {
-            "run": way(next(iter(own.values())) | {"control": ""}),
-            "control": control,
-            **_with_bars([row.get(figure) for row in at], [row.get(f"{figure}_se") for row in at]),
-            # the ceiling of a control is that of the whole model
-            "ceiling": [] if control else [row.get("ceiling") for row in at],
-        }
-    dense = [row for row in rows if row["frames"] == "all" and way(row) == "dense"]
-    x = [f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if n == "all" and dense else str(n) for n in names]
-    protocol = _protocol(title, "length of video: its first n frames (all: the whole video)", x, series, score, chance)
-    return protocol | ({"y_label": "mean average precision (%)"} if figure == "map" else {})
-
-
-def _against_strata(
-    rows: Sequence[dict[str, Any]], column: str, score: Score, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    plain_rows = [row for row in same_length(rows) if not row["control"]]
-    title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
-    if len(plain_rows) > len(COLOURS):
-        title += f"\nthe first {len(COLOURS)} of {len(plain_rows)} settings; metrics.json has all"
-    series = {}
-    for row in plain_rows[: len(COLOURS)]:
-        name, values = f"{row['frames']} frames, {way(row)}", row["by"][column]
-        bars = _with_bars([s[score.figure] for s in values], [s.get(f"{score.figure}_se") for s in values])
-        series[name] = {"run": name, "control": "", **bars, "ceiling": [s["ceiling"] for s in values]}
-    x = [f"{stratum['value']}\n(n={stratum['n']})" for stratum in plain_rows[0]["by"][column]]
-    return _protocol(title, f"{column} (column of the data)", x, series, score, metrics["chance"])
-
-
 # Generated frames, by horizon.
 
 
@@ -338,12 +226,12 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
         ("errors", metrics["convention"]),
     ]
     if metrics["fvd"]:
-        distances = ", ".join(f"{_words(m)} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
+        distances = ", ".join(f"{words(m)} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
         single = "" if any(x is not None for x in metrics["fvd"].values()) else " (a single video has no covariance)"
         facts.append(("Fréchet video distance", f"context included: {distances}{single}"))
         lines.append(f"Fréchet video distance, context included: {distances}{single}")
     if metrics["suite"]:
-        bounds = ", ".join(f"{_words(name)} {value:.4f}" for name, value in metrics["suite"]["bounds"].items())
+        bounds = ", ".join(f"{words(name)} {value:.4f}" for name, value in metrics["suite"]["bounds"].items())
         pixels = "newly revealed pixels" if metrics["revealed"] else "all pixels"
         facts.append(("suite", f"{metrics['suite']['name']}; expected mean squared errors of {pixels}: {bounds}"))
         lines.append(f"{metrics['suite']['name']}, expected mean squared errors of {pixels}: {bounds}")
@@ -361,16 +249,12 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
         (f"{model['mse']:.4g}", said),
         _facts(metrics, facts),
         grids + ([_by_group(metrics["revealed"])] if metrics["revealed"] else []),
-        _horizon_figures(metrics, measured),
+        horizon_figures(metrics, measured),
         "Videos of every difficulty, the easiest first: truth, prediction, and where they differ, with the numbers of the "
         "frames.",
         "measured",
         lines,
     )
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _by_horizon(metrics: dict[str, Any], name: str) -> Grid:
@@ -384,7 +268,7 @@ def _by_horizon(metrics: dict[str, Any], name: str) -> Grid:
         top = (min if name in SMALLER_IS_BETTER else max)(defined, default=None)
         best |= {(number, 1 + i) for i, value in enumerate(row) if value is not None and value == top}
     rows = [[ahead, *(_number(value, "{:.4g}") for value in row)] for ahead, row in zip(first, values)]
-    header = ["frames ahead", *map(_words, metrics["mean"])]
+    header = ["frames ahead", *map(words, metrics["mean"])]
     second = "psnr" if metrics["space"] == "pixels" else "cosine"
     return Grid(NAMES[name], header, rows, best=frozenset(best), details=name not in ("mse", second))
 
@@ -395,41 +279,8 @@ def _by_group(revealed: dict[str, Any]) -> Grid:
         for group in range(len(revealed["values"]))
     ]
     note = "Mean squared error of what only a memory can know; every frame is predicted from all true frames before it."
-    header = [revealed["by"], *map(_words, revealed["mse"])]
+    header = [revealed["by"], *map(words, revealed["mse"])]
     return Grid(f"newly revealed pixels by {revealed['by']}, mean squared error", header, rows, note)
-
-
-def _horizon_figures(metrics: dict[str, Any], measured: int) -> dict[str, Figure]:
-    pixels = "pixels in 0..1" if metrics["space"] == "pixels" else "features"
-    horizon = {
-        "title": f"{measured} videos, split {metrics['split']}; {metrics['context']} frames of context",
-        "x_label": "horizon: frames after the context",
-        "x": list(range(1, metrics["horizon"] + 1)),
-        "unit": f"squared error of a frame (sum over its {pixels})",
-        "series": _methods({method: row["mse"] for method, row in metrics["per_horizon"].items()}),
-    }
-    errors = {"numeric": True, "linear": True, "joined": True, "ceiling": [], "chance": None}
-    caption = "Error by horizon: of the model, and of predictions that need none"
-    figures = {"error_by_horizon.png": Figure(caption, lambda path: plot_lines(path, errors | horizon))}
-    if revealed := metrics["revealed"]:
-        groups = {
-            "title": f"{metrics['suite']['name']}, split {metrics['split']}: every frame predicted from all before it",
-            "x_label": revealed["by"],
-            "x": list(range(len(revealed["values"]))),
-            "unit": "mean squared error, newly revealed pixels",
-            "series": _methods(revealed["mse"]),
-            "bounds": revealed["bounds"],
-        }
-        caption = f"Error on newly revealed pixels by {revealed['by']}"
-        figures["revealed.png"] = Figure(caption, lambda path: plot_lines(path, errors | groups))
-    return figures
-
-
-def _methods(values: dict[str, list[Any]]) -> dict[str, Any]:
-    return {
-        _words(name): {"run": name, "control": "", "mean": list(own), "baseline": name != MODEL}
-        for name, own in values.items()
-    }
 
 
 # Videos that went worst.
@@ -442,7 +293,7 @@ def worst_of(result: Result) -> Worst:
         rows = sorted(measured, key=lambda row: -float(row[names[0]]))[:20]
         note = f"Squared error of a frame, mean over the horizon; the {len(rows)} largest of {len(measured)} videos"
         cells = [(b"", [located(row), *(f"{float(row[name]):.4g}" for name in names)]) for row in rows]
-        return Worst("Largest errors", note, ["file", *map(_words, result.metrics["mean"])], cells)
+        return Worst("Largest errors", note, ["file", *map(words, result.metrics["mean"])], cells)
     main, score = main_row(result.metrics["results"]), score_of(result.metrics)
     settings = ("frames", "sampling", "views", "control")
     own = [row for row in result.predictions if all(row[name] == main[name] for name in settings)]

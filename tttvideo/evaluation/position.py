@@ -200,3 +200,51 @@ def _check_one_kind(kinds: Mapping[tuple[str, str], str]) -> None:
         if task != other:
             raise ValueError(f"{run} was trained for {other} and {first} for {task}; compare equal tasks")
         raise ValueError(f"{run} is measured in {others} and {first} in {unit}, which cannot be compared")
+
+
+def position_protocols(tables: dict[str, list[Table]], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Loss by position of every run, over its seeds, for each data set.
+
+    Raises:
+        ValueError: for losses of different kinds on one data set.
+    """
+    protocols: dict[str, Any] = {}
+    sets = list(dict.fromkeys(table.condition.data for own in tables.values() for table in own))
+    for data in sets:
+        mine = {run: [table for table in own if table.condition.data == data] for run, own in tables.items()}
+        units = {table.about["unit"] for own in mine.values() for table in own}
+        if len(units) > 1:
+            raise ValueError(f"losses by position on {data} are of different kinds ({'; '.join(sorted(units))})")
+        curves = {run: curve_of(own, bootstrap)[0]._asdict() for run, own in mine.items() if own}
+        name = "position" if len(sets) == 1 else f"position, {data}"
+        protocols[name] = position_protocol(f"{data}: loss by position", *units, curves)
+    return protocols
+
+
+def position_protocol(title: str, unit: str, curves: dict[str, Any], *, numbered: bool = False) -> dict[str, Any]:
+    """The protocol of curves as position.json has them.
+
+    Args:
+        numbered: names of lines say how many videos they are of.
+    """
+    xs = sorted({frame for curve in curves.values() for frame in curve["frames"]})
+    series = {}
+    for run, curve in curves.items():
+        at = {frame: i for i, frame in enumerate(curve["frames"])}
+        columns = {"mean": curve["loss"], "low": curve["low"], "high": curve["high"], "n": curve["videos"]}
+        values = {name: [own[at[x]] if x in at else None for x in xs] for name, own in columns.items()}
+        line = {"run": run, "control": "", "seeds": curve["seeds"]}
+        series[f"{run} (n = {curve['videos'][0]})" if numbered and curve["videos"] else run] = line | values
+    return {
+        "title": title,
+        "x_label": "frames read",
+        "x": xs,
+        "numeric": True,
+        "joined": True,
+        "by_position": True,
+        "unit": unit if unit.startswith("squared error") else f"loss ({unit})",
+        "lower_is_better": True,
+        "series": series,
+        "ceiling": [None] * len(xs),
+        "chance": None,
+    }

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import replacing
+from ..files import as_json, replacing, result_set, write_table
 from ..printing import markdown, printable
 from .generating import shown_horizons
 from .page import Grid, located, page_of, worst_of
 from .plots import plot_lines
-from .protocols import position_protocol
-from .result_files import OF_AN_EVALUATION, as_json, result_set, write_table
+from .position import position_protocol
 from .table import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+OF_AN_EVALUATION = (
+    *("metrics.json", "predictions.csv", "per_video.npz", "report.html", "accuracy_vs_frames.png", "confusion.png"),
+    *("accuracy_by_*.png", "error_by_horizon.png", "revealed.png"),
+)
+"""Every file that an evaluation of either task may leave in a folder."""
 MANY = 16
 """Rows of a comparison's table at most; of more x, tables show 1, 2, 4, ... and the last."""
 
@@ -244,4 +248,12 @@ def write_positions(positions: dict[str, Any], arrays: dict[str, np.ndarray], ou
         with replacing(folder / "position.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         with replacing(folder / "position.png") as path:
-            plot_lines(path, position_protocol("", positions["unit"], positions["series"], numbered=True))
+            plot_lines(path, positions_figure(positions))
+
+
+def positions_figure(positions: dict[str, Any]) -> dict[str, Any]:
+    """The protocol of position.png, its lines named with their numbers of videos."""
+    protocol = position_protocol("", positions["unit"], positions["series"], numbered=True)
+    shorter = any(min(curve["videos"]) < max(curve["videos"]) for curve in positions["series"].values())
+    title = "bands: 95 % of the mean of n videos" + ("; dotted: of the longer ones among them" if shorter else "")
+    return protocol | {"title": title}

@@ -8,13 +8,13 @@ from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.config import PredictConfig
 from ..evaluation.generating import check_lengths, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
 from ..evaluation.revealing import METHODS
-from ..evaluation.strips import write_film, write_strip
 from ..files import replacing
 from ..model import VideoModel
 from ..tasks.frame_metrics import FrameMetrics
 from ..tasks.prediction import in_unit
 from ..video.decode import open_video
 from ..video.reading import sampled_rate
+from ..video.strips import write_film, write_strip
 from ..video.transforms import Preprocessing
 
 SHOWN = 64

@@ -81,7 +81,7 @@ def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, f
     """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
     from PIL import Image
 
-    from ..video.synthetic.encode import write_mp4
+    from .synthetic.encode import write_mp4
 
     count, scale = len(context), _scale(made)
     pictures = []
