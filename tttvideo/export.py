@@ -215,7 +215,7 @@ def _classes(labels: Sequence[str]) -> str:
 def _figures(metrics: dict[str, Any]) -> str:
     """One evaluation: what was measured, and its tables."""
     page, failed = page_of(metrics), metrics["n_failed"]
-    unreadable = f", {failed} of them could not be {page.failures_verb}" if failed else ""
+    unreadable = f", {failed} of them {page.failed}" if failed else ""
     chance = "" if metrics.get("chance") is None else f"; chance {metrics['chance']:.3f}"
     convention = f"; {metrics['convention']}" if "convention" in metrics else ""
     head = (

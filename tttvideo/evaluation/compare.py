@@ -1,5 +1,5 @@
-"""Several runs side by side: for each protocol that they share, what varies, every run's figure with an interval, and the
-best that can be reached. It works on tables, whatever the task."""
+"""Several runs side by side: for each protocol that they share, what varies, every run's figure with an interval, and
+the best that can be reached. It works on tables, whatever the task."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             }
             for run in runs
         },
-        "interval": f"95 % percentiles of {config.resamples} bootstrap samples of the videos (and of the seeds, where a "
-        "run has several)",
+        "interval": f"95 % percentiles of {config.resamples} bootstrap samples of the videos (and of the seeds, where "
+        "a run has several)",
         "protocols": protocols,
         "notes": _notes(measured),
     }
@@ -92,8 +92,8 @@ def _check_seeds(run: str, files: Sequence[Evaluations], seeds: Sequence[Measure
         for weights in {str(about["weights_sha256"]) for about in seed.about if about.get("weights_sha256")}:
             if weights in owners:
                 raise ValueError(
-                    f"{run}: {owners[weights]} and {one.folder} hold evaluations of the same weights, not of two seeds; "
-                    "put evaluations of one checkpoint into one folder"
+                    f"{run}: {owners[weights]} and {one.folder} hold evaluations of the same weights, not of two "
+                    "seeds; put evaluations of one checkpoint into one folder"
                 )
             owners[weights] = one.folder
 

@@ -1,5 +1,5 @@
-"""One evaluation, whatever the task: a model that generates frames is measured by what it generates, any other by what it
-says of the videos that it reads."""
+"""One evaluation, whatever the task: a model that generates frames is measured by what it generates, any other by what
+it says of the videos that it reads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from .table import Result
 
 
 def evaluate(config: EvaluateConfig, progress: bool = False) -> Result | None:
-    """Measures a checkpoint; ``print_report`` and ``write_report`` take the result. None on all processes but the first.
+    """Measures a checkpoint; ``print_report`` and ``write_report`` take the result, which is None on all processes but
+    the first.
 
     Args:
         progress: show a progress bar.
 
     Raises:
-        ValueError: with one sentence for a missing checkpoint or split, for labels the checkpoint does not know, and for
-            settings that cannot be. Videos that cannot be read are results, not errors.
+        ValueError: with one sentence for a missing checkpoint or split, for labels the checkpoint does not know, and
+            for settings that cannot be. Videos that cannot be read are results, not errors.
     """
     from ..video.reading import damaged_videos_named
 
@@ -33,8 +34,6 @@ def evaluate(config: EvaluateConfig, progress: bool = False) -> Result | None:
         generates = session.model.head.generated is not None
         foreign = reading.OPTIONS if generates else generating.OPTIONS
         if option := next((name for name in config.given() if name in foreign), None):
-            raise ValueError(
-                f"--{option.replace('_', '-')} does not go with a checkpoint trained for {session.source.task}; leave it "
-                "out"
-            )
+            option, task = option.replace("_", "-"), session.source.task
+            raise ValueError(f"--{option} does not go with a checkpoint trained for {task}; leave it out")
         return (generating.generate_videos if generates else reading.read_videos)(session, config, progress)

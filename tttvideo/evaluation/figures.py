@@ -93,11 +93,11 @@ def _against_length(
     names += ["all"] if any(row["frames"] == "all" for row in rows) else []
     series = {}
     for name in dict.fromkeys(map(way, rows)):
-        own = {row["frames"]: row for row in rows if way(row) == name}
-        at = [own.get(length, {}) for length in names]
-        control = next(iter(own.values())).get("control") or ""
+        of_way = {row["frames"]: row for row in rows if way(row) == name}
+        at = [of_way.get(length, {}) for length in names]
+        control = next(iter(of_way.values())).get("control") or ""
         series[name] = {
-            "run": way(next(iter(own.values())) | {"control": ""}),
+            "run": way(next(iter(of_way.values())) | {"control": ""}),
             "control": control,
             **_with_bars([row.get(figure) for row in at], [row.get(f"{figure}_se") for row in at]),
             # the ceiling of a control is that of the whole model
@@ -153,6 +153,6 @@ def horizon_figures(metrics: dict[str, Any], measured: int) -> dict[str, Figure]
 
 def _methods(values: dict[str, list[Any]]) -> dict[str, Any]:
     return {
-        words(name): {"run": name, "control": "", "mean": list(own), "baseline": name != MODEL}
-        for name, own in values.items()
+        words(name): {"run": name, "control": "", "mean": list(points), "baseline": name != MODEL}
+        for name, points in values.items()
     }

@@ -96,23 +96,10 @@ def generate_videos(session: Session, config: EvaluateConfig, progress: bool = F
         "notes": notes,
         "versions": versions(),
     }
-    names = [(m, method, k, name) for m, method in enumerate(METHODS) for k, name in enumerate(metric.names)]
-    predictions = []
-    for i, video in enumerate(index.videos):
-        means = errors[i].mean(-1) if i in errors else None
-        own = {} if means is None else {f"{method}_{name}": f"{float(means[m, k]):.6g}" for m, method, k, name in names}
-        predictions.append({**where(video), "failure": failures.get(i, ""), **own})
-    columns = ["path", "start", "end", *(f"{method}_{name}" for _, method, _, name in names), "failure"]
+    columns, predictions = _predictions(index, errors, failures, metric.names)
     result = Result(metrics, predictions, columns, arrays)
     count = SAMPLES if config.samples is None else config.samples
-    if not count or metric.space == "features":
-        return result
-    ranked = sorted(errors, key=lambda i: float(arrays["mse"][i, 0].mean()))
-    usual, worst = (
-        [videos.sample(index.videos[ranked[place]], predictions[ranked[place]], place + 1) for place in places]
-        for places in evenly(len(ranked), count)
-    )
-    return result._replace(samples=[s for s in usual if s], worst=[s for s in worst if s])
+    return result if metric.space == "features" else videos.with_samples(index, result, errors, count)
 
 
 class Generation:
@@ -175,8 +162,19 @@ class Generation:
     def predict(self, context: Tensor) -> dict[str, Tensor]:
         return forecasts(self.model, context, self.horizon, write=self.write, segment=self.segment)
 
-    def sample(self, video: Video, row: dict[str, Any], rank: int) -> Sample | None:
-        """The video, predicted again; ``rank`` 1 has the smallest error. None if it cannot be read any more."""
+    def with_samples(self, index: Index, result: Result, errors: dict[int, Tensor], count: int) -> Result:
+        """The result with ``count`` usual videos and as many of the largest errors."""
+        mse, rows = result.arrays["mse"], result.predictions
+        ranked = sorted(errors, key=lambda i: float(mse[i, 0].mean()))
+        usual, worst = (
+            [self.sample(index.videos[ranked[rank]], rows[ranked[rank]], rank + 1, len(ranked)) for rank in ranks]
+            for ranks in evenly(len(ranked), count)
+        )
+        return result._replace(samples=[s for s in usual if s], worst=[s for s in worst if s])
+
+    def sample(self, video: Video, row: dict[str, Any], rank: int, videos: int) -> Sample | None:
+        """The video, predicted again; ``rank`` 1 of so many has the smallest error. None if it cannot be read any
+        more."""
         try:
             clip = self.clip(video)
         except (VideoError, OSError):
@@ -185,7 +183,9 @@ class Generation:
         context, truth = clip[: self.context], clip[self.context :]
         predicted = self.predict(context[None])[MODEL][0]
         first = max(0, self.context - LAST)
-        return Sample(row, f"{rank}", strip_png(in_unit(context[first:]), in_unit(truth), predicted, first))
+        caption = f"squared error {float(row['model_mse']):.4g} ({float(row['copy_last_mse']):.4g} of copying the last "
+        caption += f"frame), {rank} of {videos} in order of the error"
+        return Sample(row, caption, strip_png(in_unit(context[first:]), in_unit(truth), predicted, first))
 
 
 def generating_model(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -269,6 +269,18 @@ def shown_horizons(horizon: int) -> Sequence[int]:
     return sorted({h for h in (2**i for i in range(horizon.bit_length())) if h <= horizon} | {horizon})
 
 
+def _predictions(
+    index: Index, errors: dict[int, Tensor], failures: dict[int, str], metrics: Sequence[str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns of predictions.csv and its rows: means over the horizon."""
+    names = [f"{method}_{name}" for method in METHODS for name in metrics]
+    rows = []
+    for i, video in enumerate(index.videos):
+        means = errors[i].mean(-1).flatten().tolist() if i in errors else []
+        rows.append({**where(video), "failure": failures.get(i, ""), **{n: f"{x:.6g}" for n, x in zip(names, means)}})
+    return ["path", "start", "end", *names, "failure"], rows
+
+
 def _all_videos(errors: dict[int, Tensor], videos: int, metric: int) -> np.ndarray:
     """float32 [V, methods, horizon] of one metric, NaN where a video was not measured."""
     first = next(iter(errors.values()))
@@ -279,8 +291,8 @@ def _all_videos(errors: dict[int, Tensor], videos: int, metric: int) -> np.ndarr
 
 
 def _by_method(names: Sequence[str], errors: Tensor, one: bool = False) -> dict[str, Any]:
-    """[methods, metrics, horizon] -> of each method a list by horizon for each metric (its only entry, if ``one``); None
-    where undefined."""
+    """[methods, metrics, horizon] -> of each method a list by horizon for each metric (its only entry, if ``one``);
+    None where undefined."""
     lists = [[[None if x != x else round(x, 6) for x in row] for row in rows] for rows in errors.tolist()]
     return {
         method: {name: row[0] if one else row for name, row in zip(names, rows, strict=True)}

@@ -1,5 +1,5 @@
-"""What a report says: a headline, facts, tables and figures, made of the content of metrics.json alone, and the videos to
-look at. ``report`` shows it on a screen, as a page, and in a model card."""
+"""What a report says: a headline, facts, tables and figures, made of the content of metrics.json alone, and the videos
+to look at. ``report`` shows it on a screen, as a page, and in a model card."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ class Page(NamedTuple):
         headline: the figure, and the sentence that it begins.
         facts: (what, which): settings, rules, and where the figures come from.
         figures: by the names of their files.
+        failures_verb, failed: what could not be done with failures, and what became of them.
         lines: what the screen says beside its tables.
     """
 
@@ -74,6 +75,7 @@ class Page(NamedTuple):
     figures: dict[str, Figure]
     samples_note: str
     failures_verb: str
+    failed: str
     lines: list[str]
 
 
@@ -82,14 +84,14 @@ def page_of(metrics: dict[str, Any]) -> Page:
     return _settings_page(metrics) if "results" in metrics else _horizon_page(metrics)
 
 
-def _facts(metrics: dict[str, Any], own: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _facts(metrics: dict[str, Any], more: list[tuple[str, str]]) -> list[tuple[str, str]]:
     processes = metrics.get("processes", 1)
     return [
         ("checkpoint", f"{metrics['checkpoint']}; {selection_sentence(metrics['selection'])}"),
         ("weights (sha256)", metrics["weights_sha256"]),
         ("data", metrics["data"]),
         ("split", metrics["split_rule"]),
-        *own,
+        *more,
         ("device", metrics["device"] + (f", {processes} processes" if processes > 1 else "")),
         ("versions", ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())),
     ]
@@ -128,6 +130,7 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
         settings_figures(metrics, main, score),
         "Frames of a video with their numbers; below, the probability of each class had the video ended there.",
         "scored",
+        failed,
         lines,
     )
 
@@ -139,8 +142,8 @@ def _streaming(streaming: dict[str, Any] | None) -> str:
     return (
         f"{streaming['same_class']} of {streaming['videos']} videos get the class of the whole clip when read "
         f"{streaming['segment']} frames at a time; probabilities differ by at most "
-        f"{streaming['max_probability_difference']:.1e}; state {streaming['state_bytes_first']:,} bytes after the first "
-        f"segment, {streaming['state_bytes_last']:,} after the last"
+        f"{streaming['max_probability_difference']:.1e}; state {streaming['state_bytes_first']:,} bytes after the "
+        f"first segment, {streaming['state_bytes_last']:,} after the last"
     )
 
 
@@ -192,7 +195,7 @@ def _strata(metrics: dict[str, Any]) -> list[Grid]:
         bounded = any(stratum["ceiling"] is not None for stratum in rows[0]["by"][column])
         header = ["frames", "sampling, views, control", *(f"{s['value']} (n={s['n']})" for s in rows[0]["by"][column])]
         note = "in brackets: what the best observer reaches on these videos" if bounded else ""
-        texts = [[str(row["frames"]), way(row), *own] for row, own in zip(rows, cells)]
+        texts = [[str(row["frames"]), way(row), *shares] for row, shares in zip(rows, cells)]
         grids.append(Grid(f"{name} by {column}", header, texts, note))
     return grids
 
@@ -241,8 +244,8 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
         selection_sentence(metrics["selection"]),
     ]
     said = (
-        f"squared error of a predicted frame{psnr}, mean over {metrics['horizon']} frames after {metrics['context']} of "
-        f"context; copying the last frame has {metrics['mean']['copy_last']['mse']:.4g}. {measured} videos"
+        f"squared error of a predicted frame{psnr}, mean over {metrics['horizon']} frames after {metrics['context']} "
+        f"of context; copying the last frame has {metrics['mean']['copy_last']['mse']:.4g}. {measured} videos"
     )
     grids = [_by_horizon(metrics, name) for name in model]
     return Page(
@@ -250,9 +253,10 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
         _facts(metrics, facts),
         grids + ([_by_group(metrics["revealed"])] if metrics["revealed"] else []),
         horizon_figures(metrics, measured),
-        "Videos of every difficulty, the easiest first: truth, prediction, and where they differ, with the numbers of the "
-        "frames.",
+        "Videos of every difficulty, the easiest first: truth, prediction, and where they differ, with the numbers of "
+        "the frames.",
         "measured",
+        "were not measured",
         lines,
     )
 
@@ -296,12 +300,12 @@ def worst_of(result: Result) -> Worst:
         return Worst("Largest errors", note, ["file", *map(words, result.metrics["mean"])], cells)
     main, score = main_row(result.metrics["results"]), score_of(result.metrics)
     settings = ("frames", "sampling", "views", "control")
-    own = [row for row in result.predictions if all(row[name] == main[name] for name in settings)]
-    wrong = [row for row in own if not row["failure"] and not is_right(row, score)]
+    answers = [row for row in result.predictions if all(row[name] == main[name] for name in settings)]
+    wrong = [row for row in answers if not row["failure"] and not is_right(row, score)]
     wrong.sort(key=lambda row: -float(row.get("probability") or row[score.column]))
     pictures = {located(sample.row): sample.thumbnail for sample in result.worst}
     names = [name for name in ("label", "prediction", "probability") if wrong and name in wrong[0]] or [score.column]
-    note = f"{len(wrong)} of {main.get('n', len(own))} videos, the surest first"
+    note = f"{len(wrong)} of {main.get('n', len(answers))} videos, the surest first"
     note += f"; {WORST_LISTED} of them here" if len(wrong) > WORST_LISTED else ""
     titles = {"label": "true class", "prediction": "answer"}
     cells = [

@@ -50,9 +50,9 @@ def plot_lines(path: Path, protocol: dict[str, Any]) -> None:
     Args:
         protocol: as in compare.json: ``x`` with ``x_label`` (``numeric``: on a logarithmic axis, or ``linear``;
             otherwise by name), ``joined`` or not, ``unit`` (absent: shares of 1, shown as top-1 in per cent),
-            ``ceiling``, ``chance``, ``bounds``, ``trained`` (lengths to mark), and ``series``: name -> ``run`` (which has
-            a colour), ``control``, ``mean`` with ``low`` and ``high`` (absent: no bars), ``n`` videos; ``baseline``:
-            drawn grey. A series may have a ``ceiling`` of its own.
+            ``ceiling``, ``chance``, ``bounds``, ``trained`` (lengths to mark), and ``series``: name -> ``run`` (which
+            has a colour), ``control``, ``mean`` with ``low`` and ``high`` (absent: no bars), ``n`` videos;
+            ``baseline``: drawn grey. A series may have a ``ceiling`` of its own.
     """
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()

@@ -121,10 +121,10 @@ def curve_of(seeds: Sequence[Table], bootstrap: Bootstrap) -> tuple[Curve, np.nd
     frames = sorted(set.intersection(*(set(seed.x) for seed in seeds)))
     videos = sorted(set.intersection(*(set(seed.measured()) for seed in seeds)))
     losses = np.full((len(seeds), len(videos), len(frames)), np.nan)
-    for own, seed in zip(losses, seeds):
+    for rows, seed in zip(losses, seeds):
         order = {video: i for i, video in enumerate(seed.videos)}
         chosen = np.ix_([order[video] for video in videos], [seed.x.index(frame) for frame in frames])
-        own[:] = np.where(seed.counts[chosen] > 0, seed.sums[MODEL][chosen], np.nan)
+        rows[:] = np.where(seed.counts[chosen] > 0, seed.sums[MODEL][chosen], np.nan)
     present = np.logical_not(np.isnan(losses).any(axis=0))  # [V, points]
     kept = np.flatnonzero(present.any(0))
     losses = losses[:, :, kept]
@@ -209,13 +209,13 @@ def position_protocols(tables: dict[str, list[Table]], bootstrap: Bootstrap) -> 
         ValueError: for losses of different kinds on one data set.
     """
     protocols: dict[str, Any] = {}
-    sets = list(dict.fromkeys(table.condition.data for own in tables.values() for table in own))
+    sets = list(dict.fromkeys(table.condition.data for seeds in tables.values() for table in seeds))
     for data in sets:
-        mine = {run: [table for table in own if table.condition.data == data] for run, own in tables.items()}
-        units = {table.about["unit"] for own in mine.values() for table in own}
+        mine = {run: [table for table in seeds if table.condition.data == data] for run, seeds in tables.items()}
+        units = {table.about["unit"] for seeds in mine.values() for table in seeds}
         if len(units) > 1:
             raise ValueError(f"losses by position on {data} are of different kinds ({'; '.join(sorted(units))})")
-        curves = {run: curve_of(own, bootstrap)[0]._asdict() for run, own in mine.items() if own}
+        curves = {run: curve_of(seeds, bootstrap)[0]._asdict() for run, seeds in mine.items() if seeds}
         name = "position" if len(sets) == 1 else f"position, {data}"
         protocols[name] = position_protocol(f"{data}: loss by position", *units, curves)
     return protocols
@@ -232,7 +232,7 @@ def position_protocol(title: str, unit: str, curves: dict[str, Any], *, numbered
     for run, curve in curves.items():
         at = {frame: i for i, frame in enumerate(curve["frames"])}
         columns = {"mean": curve["loss"], "low": curve["low"], "high": curve["high"], "n": curve["videos"]}
-        values = {name: [own[at[x]] if x in at else None for x in xs] for name, own in columns.items()}
+        values = {name: [column[at[x]] if x in at else None for x in xs] for name, column in columns.items()}
         line = {"run": run, "control": "", "seeds": curve["seeds"]}
         series[f"{run} (n = {curve['videos'][0]})" if numbered and curve["videos"] else run] = line | values
     return {

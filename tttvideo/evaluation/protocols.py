@@ -65,8 +65,8 @@ def _shared(tables: Sequence[Table]) -> list[VideoKey]:
 def _samples(tables: Sequence[Table], videos: Sequence[VideoKey], method: str) -> Samples:
     order = [{video: i for i, video in enumerate(table.videos)} for table in tables]
     rows = [[index[video] for video in videos] for index in order]
-    sums = np.stack([table.sums[method][own] for table, own in zip(tables, rows)])
-    return Samples(sums, np.stack([table.counts[own] for table, own in zip(tables, rows)]))
+    sums = np.stack([table.sums[method][order_of] for table, order_of in zip(tables, rows)])
+    return Samples(sums, np.stack([table.counts[order_of] for table, order_of in zip(tables, rows)]))
 
 
 def _joined(parts: Sequence[Part], points: int) -> dict[str, list[Any]]:
@@ -100,9 +100,9 @@ class Protocols(Statistics):
         protocols = self._length() if len(self.sets) > 1 else {}
         for data in self.sets:
             suffix = f", {data}" if len(self.sets) > 1 else ""
-            own = [condition for condition in self.conditions if condition.data == data]
-            along = [table for condition in own for table in self._of(condition) if table.axis]
-            of_set = self._along_axes(data, own) if along else self._of_conditions(own)
+            of_data = [condition for condition in self.conditions if condition.data == data]
+            along = [table for condition in of_data for table in self._of(condition) if table.axis]
+            of_set = self._along_axes(data, of_data) if along else self._of_conditions(of_data)
             protocols |= {name + suffix: protocol for name, protocol in of_set.items()}
         return protocols
 
@@ -121,9 +121,9 @@ class Protocols(Statistics):
         title = f"{self._measure(conditions[0]).capitalize()} against length: whole videos, {conditions[0].sampling}"
         return {"length": self._varied(title, "frames of a video", list(xs), list(conditions), trained=True)}
 
-    def _of_conditions(self, own: list[Condition]) -> dict[str, Any]:
+    def _of_conditions(self, conditions: list[Condition]) -> dict[str, Any]:
         """Everything that was varied on one data set; what is not varied is as in the main condition."""
-        plain, main = [condition for condition in own if not condition.control], self._main(own)
+        plain, main = [condition for condition in conditions if not condition.control], self._main(conditions)
         measure = self._measure(main)
         protocols: dict[str, Any] = {}
         for field, label, title in (
@@ -149,10 +149,10 @@ class Protocols(Statistics):
             }
         return protocols
 
-    def _main(self, own: list[Condition]) -> Condition:
-        """What the other conditions of a data set are held against: whole videos, undivided, every frame, as far as that
-        was measured."""
-        plain = [condition for condition in own if not condition.control] or own
+    def _main(self, conditions: list[Condition]) -> Condition:
+        """What the other conditions of a data set are held against: whole videos, undivided, every frame, as far as
+        that was measured."""
+        plain = [condition for condition in conditions if not condition.control] or conditions
         return max(plain, key=lambda s: (s.frames == "all", s.views == "whole", s.sampling == "dense"))
 
     def _varied(
@@ -251,8 +251,8 @@ class Protocols(Statistics):
 
     # Tables along an axis: errors by horizon, and by groups of pixels.
 
-    def _along_axes(self, data: str, own: list[Condition]) -> dict[str, Any]:
-        contexts = sorted({condition.context for condition in own})
+    def _along_axes(self, data: str, conditions: list[Condition]) -> dict[str, Any]:
+        contexts = sorted({condition.context for condition in conditions})
         for context in contexts:
             self._check_alike(self._with("horizon", data, [context]))
         protocols: dict[str, Any] = {}
@@ -344,8 +344,8 @@ class Protocols(Statistics):
             one, two = (float(_samples([t], videos, "copy_last").sums[..., 0].mean()) for t in (first, table))
             if abs(one - two) > ALIKE * max(one, two):
                 raise ValueError(
-                    f"{pair[0]} and {pair[1]} were measured on other frames of {first.condition.data} (copying the last one "
-                    f"errs by {one:.4g} and {two:.4g}); compare models of one frame size and sampling rule"
+                    f"{pair[0]} and {pair[1]} were measured on other frames of {first.condition.data} (copying the "
+                    f"last one errs by {one:.4g} and {two:.4g}); compare models of one frame size and sampling rule"
                 )
 
     # What was measured.

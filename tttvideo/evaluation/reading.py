@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..devices import device_name
 from ..model import VideoModel
-from ..tasks import Score, Task
+from ..tasks import Score
 from ..video.index import Index, label_tensor
 from ..video.sampling import parse_sampling
 from .checkpoint import Checkpoint
@@ -138,7 +138,7 @@ def fill(
     model: VideoModel,
     notes: Sequence[str] = (),
 ) -> Result:
-    """The result of all answers: a row of metrics.json for each setting, a row of predictions.csv for each of its videos.
+    """The result of all answers: a row of metrics.json for each setting, and of predictions.csv for each video in it.
 
     Raises:
         ValueError: if no answer is a number, or no video has a label.
@@ -147,35 +147,22 @@ def fill(
     by_setting = _by_setting(gathered, len(plan.settings), len(index.videos))
     if task.labelled and index.multi_label and not labels.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
-    score = task.score(index.multi_label)
-    groups = {column.name: strata(column) for column in plan.columns}
-    grid = model.encoder.grid[0] * model.encoder.grid[1]
+    score, groups = task.score(index.multi_label), {column.name: strata(column) for column in plan.columns}
     results, predictions, failures = [], [], {}
     for number, (setting, answers) in enumerate(zip(plan.settings, by_setting)):
         rows = torch.tensor([answer.row or [0.0] * model.head.columns for answer in answers])
-        scored = torch.tensor([answer.row is not None for answer in answers])
-        columns = [task.answer(rows[a.video] if a.row else None, labels[a.video], names) for a in answers]
-        result = _figures(task, score, rows, labels, scored, setting, names)
-        frames = [answer.frames for answer in answers if answer.row is not None]
-        used = sum(frames) / len(frames) if frames else 0.0
-        result |= {
-            "frames_per_second": _throughput(gathered, number),
-            "ceiling": plan.suite.ceiling(setting) if plan.suite else None,
-            "n_failed": int((~scored).sum()),
-            "mean_frames_used": used,
-            "mean_tokens_used": grid / model.encoder.stride * used,
-            "views": str(setting.views),
-            "control": setting.control,
-        }
+        cells = [task.answer(rows[a.video] if a.row else None, labels[a.video], names) for a in answers]
+        result = _row(model, score, rows, labels, answers, setting)
+        result["frames_per_second"] = _throughput(gathered, number)
+        result["ceiling"] = plan.suite.ceiling(setting) if plan.suite else None
         if groups:
-            values = [float(own.get(score.column) or 0) for own in columns]
+            values = [float(own_cells.get(score.column) or 0) for own_cells in cells]
             best = plan.suite.oracle(setting, plan.rows) if plan.suite else None
             by = {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
             result["by"] = by
         results.append(_short_first(result))
-        for answer, own in zip(answers, columns):
-            predictions.append(_prediction(index, setting, answer, own, plan.columns))
-            failures |= {answer.video: answer.failure} if answer.failure else {}
+        predictions += [_prediction(index, setting, *pair, plan.columns) for pair in zip(answers, cells)]
+        failures |= {answer.video: answer.failure for answer in answers if answer.failure}
     described = plan.suite.description if plan.suite else None
     metrics = {
         "checkpoint": context.pop("checkpoint"),
@@ -223,14 +210,26 @@ def _by_setting(gathered: Sequence[Answers], settings: int, videos: int) -> list
     return rows
 
 
-def _figures(
-    task: Task, score: Score, rows: Tensor, labels: Tensor, scored: Tensor, setting: Setting, names: list[str]
+def _row(
+    model: VideoModel, score: Score, rows: Tensor, labels: Tensor, answers: Sequence[Answer], setting: Setting
 ) -> dict[str, Any]:
-    figures = task.report(rows, labels, scored, names)
-    result = {"frames": setting.frames_name, "sampling": str(setting.sampling), **figures}
-    if score.share:
-        result[f"{score.figure}_se"] = _share_error(figures[score.figure], len(rows))
-    return result
+    """One setting: the task's figures, and what was read."""
+    scored = torch.tensor([answer.row is not None for answer in answers])
+    figures = model.config.task.report(rows, labels, scored, model.labels)
+    frames = [answer.frames for answer in answers if answer.row is not None]
+    used = sum(frames) / len(frames) if frames else 0.0
+    tokens = model.encoder.grid[0] * model.encoder.grid[1] / model.encoder.stride
+    return {
+        "frames": setting.frames_name,
+        "sampling": str(setting.sampling),
+        **figures,
+        **({f"{score.figure}_se": _share_error(figures[score.figure], len(rows))} if score.share else {}),
+        "n_failed": int((~scored).sum()),
+        "mean_frames_used": used,
+        "mean_tokens_used": tokens * used,
+        "views": str(setting.views),
+        "control": setting.control,
+    }
 
 
 def _share_error(share: float, n: int) -> float:
@@ -244,7 +243,7 @@ def _short_first(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prediction(
-    index: Index, setting: Setting, answer: Answer, own: dict[str, Any], columns: Sequence[Column]
+    index: Index, setting: Setting, answer: Answer, cells: dict[str, Any], columns: Sequence[Column]
 ) -> dict[str, Any]:
     """One row of predictions.csv; ``own`` is what the task says."""
     return {
@@ -253,7 +252,7 @@ def _prediction(
         "sampling": str(setting.sampling),
         "views": str(setting.views),
         "control": setting.control,
-        **own,
+        **cells,
         "frames_used": answer.frames,
         "failure": answer.failure,
         **{column.name: column.values[answer.video] for column in columns},

@@ -34,8 +34,8 @@ MANY = 16
 
 
 def write_report(result: Result, out: str | Path) -> None:
-    """Writes metrics.json, predictions.csv, per_video.npz where there are arrays, the figures, and report.html with all of
-    it."""
+    """Writes metrics.json, predictions.csv, per_video.npz where there are arrays, the figures, and report.html with all
+    of it."""
     figures = page_of(result.metrics).figures
     numbers = ["metrics.json", "predictions.csv", *(["per_video.npz"] if result.arrays else [])]
     # The figures come last: whatever a plot may meet, the numbers are kept.
@@ -99,8 +99,7 @@ def print_report(result: Result, console: Console | None = None) -> None:
     for warning in metrics.get("warnings", []):
         say(f"warning: {warning}")
     if metrics["n_failed"]:
-        failed = "failed and count as wrong" if page.failures_verb == "scored" else "were not measured"
-        say(f"{metrics['n_failed']} of {metrics['n_videos']} videos {failed}:")
+        say(f"{metrics['n_failed']} of {metrics['n_videos']} videos {page.failed}:")
         for failure in metrics["failures"]:
             say(f"  {located(failure)}: {failure['reason']}")
 
@@ -185,14 +184,14 @@ def _rows_shown(protocol: dict[str, Any]) -> Iterable[int]:
 def _cells(protocol: dict[str, Any], lines: Sequence[dict[str, Any]], form: str, joint: str) -> list[list[str]]:
     """A row for each x: its name, then mean and interval of each line; of a baseline the mean alone."""
     rows = []
-    for place in _rows_shown(protocol):
-        x = protocol.get("x_names", protocol["x"])[place]
+    for point in _rows_shown(protocol):
+        x = protocol.get("x_names", protocol["x"])[point]
         cells = [f"{x:g}" if isinstance(x, float | int) else x]
         for line in lines:
-            mean, low, high = (line[key][place] for key in ("mean", "low", "high"))
+            mean, low, high = (line[key][point] for key in ("mean", "low", "high"))
             spread = "" if mean is None or line.get("baseline") else f" ({form.format(low)}{joint}{form.format(high)})"
-            fewer = protocol.get("by_position") and mean is not None and line["n"][place] != line["n"][0]
-            count = f", {line['n'][place]} of {line['n'][0]} videos" if fewer else ""
+            fewer = protocol.get("by_position") and mean is not None and line["n"][point] != line["n"][0]
+            count = f", {line['n'][point]} of {line['n'][0]} videos" if fewer else ""
             cells.append("" if mean is None else form.format(mean) + spread + count)
         rows.append(cells)
     return rows
@@ -205,8 +204,8 @@ def _means(protocol: dict[str, Any]) -> Grid:
     rows = _cells(protocol, list(protocol["series"].values()), form, "-")
     if any(value is not None for value in protocol["ceiling"]):
         header.append("codec's error" if protocol.get("lower_is_better") else "ceiling")
-        for place, row in zip(_rows_shown(protocol), rows):
-            row.append("" if protocol["ceiling"][place] is None else form.format(protocol["ceiling"][place]))
+        for point, row in zip(_rows_shown(protocol), rows):
+            row.append("" if protocol["ceiling"][point] is None else form.format(protocol["ceiling"][point]))
     return Grid("; ".join(filter(None, (protocol["title"], protocol.get("unit")))), header, rows)
 
 

@@ -86,12 +86,12 @@ def measure_revealed(
     squared = torch.zeros(len(index.videos), len(METHODS), groups, dtype=torch.float64)
     values = torch.zeros(len(index.videos), groups, dtype=torch.float64)
     for start in range(0, len(masks), batch_size):
-        places = list(masks)[start : start + batch_size]
-        paths = [index.videos[place].path for place in places]
+        numbers = list(masks)[start : start + batch_size]
+        paths = [index.videos[number].path for number in numbers]
         pieces = read_segments(paths, model.preprocessing, segment=model.segment_frames(segment or 64))
         segments = ((piece.frames, piece.lengths) for piece in pieces)
-        revealed = [masks[place] for place in places]
-        squared[places], values[places] = revealed_errors(model, segments, revealed, groups)
+        revealed = [masks[number] for number in numbers]
+        squared[numbers], values[numbers] = revealed_errors(model, segments, revealed, groups)
     assert suite.unlabelled is not None
     by, bounds = suite.unlabelled.grouped, suite.description["bounds"]
     return {"by": by, **means_by_group(squared, values), "bounds": bounds}, squared, values

@@ -44,8 +44,8 @@ def is_right(row: dict[str, Any], score: Score) -> bool:
 
 
 def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> tuple[list[int], list[int]]:
-    """Positions of ``count`` videos to show at length, right and wrong in turn and with different labels as far as there
-    are any, and of the wrong ones, the surest (or worst) first."""
+    """Positions of ``count`` videos to show at length, right and wrong in turn and with different labels as far as
+    there are any, and of the wrong ones, the surest (or worst) first."""
     scored = [i for i, row in enumerate(predictions) if not row["failure"]]
 
     def badness(i: int) -> float:
@@ -58,9 +58,9 @@ def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> t
     for i in right:
         first_of.setdefault(str(predictions[i].get("label")), i)
     right = [*first_of.values(), *(i for i in right if i not in first_of.values())]
-    shown = [i for pair in zip(right, wrong) for i in pair]
-    shown += [i for i in right[len(wrong) :] + wrong[len(right) :]]
-    return shown[:count], wrong
+    alternating = [i for pair in zip(right, wrong) for i in pair]
+    alternating += [i for i in right[len(wrong) :] + wrong[len(right) :]]
+    return alternating[:count], wrong
 
 
 def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
@@ -69,7 +69,7 @@ def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
     worst = list(range(ranked - min(count, ranked // 2), ranked))[::-1]
     others = ranked - len(worst)
     usual = np.unique(np.linspace(0, others - 1, min(count, others)).round().astype(int)) if others else []
-    return [int(place) for place in usual], worst
+    return [int(rank) for rank in usual], worst
 
 
 def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequence[Setting], count: int) -> Result:
@@ -79,11 +79,17 @@ def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequ
     rows = result.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
     usual, wrong = choose(rows, count, model.config.task.score(index.multi_label))
 
-    def samples(places: Sequence[int]) -> list[Sample]:
-        looks = [look_at(model, index.videos[i], rows[i], settings[number]) for i in places]
-        return [Sample(look.row, "", strip(look), thumbnails(look)) for look in looks if look]
+    def samples(numbers: Sequence[int]) -> list[Sample]:
+        looks = [look_at(model, index.videos[i], rows[i], settings[number]) for i in numbers]
+        return [Sample(look.row, _caption(look.row), strip(look), thumbnails(look)) for look in looks if look]
 
     return result._replace(samples=samples(usual), worst=samples(wrong[:WORST]))
+
+
+def _caption(row: dict[str, Any]) -> str:
+    """What it is, what was answered, and how surely; where the task says so."""
+    words = [("", row.get("label")), ("answered ", row.get("prediction")), ("probability ", row.get("probability"))]
+    return ", ".join(f"{name}{value}" for name, value in words if value not in (None, ""))
 
 
 def main_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -199,8 +205,8 @@ def thumbnails(look: Look, count: int = 4, height: int = 72) -> bytes:
     chosen = np.unique(np.linspace(0, len(look.frames) - 1, count).round().astype(int))
     width = max(1, round(height * look.frames.shape[2] / look.frames.shape[1]))
     image = Image.new("RGB", (len(chosen) * (width + 4) - 4, height), (255, 255, 255))
-    for place, number in enumerate(chosen):
-        image.paste(Image.fromarray(look.frames[number]).resize((width, height)), (place * (width + 4), 0))
+    for column, number in enumerate(chosen):
+        image.paste(Image.fromarray(look.frames[number]).resize((width, height)), (column * (width + 4), 0))
     stream = io.BytesIO()
     image.save(stream, format="png")
     return stream.getvalue()

@@ -184,7 +184,7 @@ def score_videos(
                 read += int(rows.read.sum())
                 if progress is not None:
                     progress(len(batches[batch]) * len(group) * len(videos) / len(views))
-        answers += [_joined(model, own) for own in of_views.values()]
+        answers += [_joined(model, views) for views in of_views.values()]
         costs.append(Cost(group, read, time.perf_counter() - begun))
     return Answers(answers, costs, list(notes))
 

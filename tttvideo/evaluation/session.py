@@ -56,8 +56,8 @@ def open_session(
     """
     Args:
         checkpoint: run folder (its best checkpoint), checkpoint folder, or export.
-        data: folder of class folders, or list file. Labels are matched to the checkpoint's by name, and not needed where
-            the task has none.
+        data: folder of class folders, or list file. Labels are matched to the checkpoint's by name, and not needed
+            where the task has none.
         split: the part of the data; "all" for everything. None: ``val``, but all of data that has no splits of its own
             and of which no video was trained on.
         root: folder against which a list's relative paths are resolved. None: for the list that the run was trained
@@ -66,8 +66,8 @@ def open_session(
         trust: also build models from classes outside this package.
 
     Raises:
-        ValueError: with one sentence for a missing checkpoint or split, for labels the checkpoint does not know, and for
-            a device that cannot be used.
+        ValueError: with one sentence for a missing checkpoint or split, for labels the checkpoint does not know, and
+            for a device that cannot be used.
     """
     wanted = choose_device(device)
     source = inspect_checkpoint(checkpoint)
@@ -79,12 +79,12 @@ def open_session(
     options |= {"labels": model.labels, "multi_label": model.multi_label} if labelled else {"labelled": False}
     split = split or _default_split(data, source, labelled, options)
     index = build_index(data, split, **options)
-    place, process, processes = wanted or best_device(), 0, 1
+    chosen, process, processes = wanted or best_device(), 0, 1
     if started_processes() > 1:
-        place, process, processes = join_processes(wanted)
+        chosen, process, processes = join_processes(wanted)
     trained_on = count_seen(index.videos, source.provenance.get("trained_on"))
     notes = [f"{trained_on} of the {len(index.videos)} measured videos were trained on"] if trained_on else []
-    return Session(source, model.to(place), index, Path(data), root, place, process, processes, notes)
+    return Session(source, model.to(chosen), index, Path(data), root, chosen, process, processes, notes)
 
 
 def _default_split(data: str | Path, source: Checkpoint, labelled: bool, options: dict[str, Any]) -> str:
@@ -108,8 +108,8 @@ def versions() -> dict[str, str]:
 
     from .. import __version__
 
-    own = {"tttvideo": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in ("torch", "timm", "torchmetrics", "av")}
+    base = {"tttvideo": __version__, "python": platform.python_version()}
+    return base | {name: version(name) for name in ("torch", "timm", "torchmetrics", "av")}
 
 
 def progress_bar(visible: bool, total: int):

@@ -150,8 +150,8 @@ def check_lengths(
             duration = max(duration, float(times[-1] - times[0]) + last)
     if frame_count < cut and (frame_count or not broken):
         raise ValueError(
-            f"--frames asks for the first {cut} frames, but the longest video of split {index.split} has {frame_count}; "
-            "give at most that, or all"
+            f"--frames asks for the first {cut} frames, but the longest video of split {index.split} has "
+            f"{frame_count}; give at most that, or all"
         )
     if not frame_count:  # none can be read; each is listed as a failure
         return []

@@ -86,8 +86,8 @@ class GeneratedSet:
             if whole and used and used != {self.suite.frames}:
                 read = ", ".join(map(str, sorted(used)[:4]))
                 notes.append(
-                    f"ceilings are those of videos of {self.suite.frames} frames (suite.json beside the data), but these "
-                    f"have {read}"
+                    f"ceilings are those of videos of {self.suite.frames} frames (suite.json beside the data), but "
+                    f"these have {read}"
                 )
                 break
         return notes + self._cause_notes(rows, columns)

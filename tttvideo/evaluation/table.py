@@ -213,10 +213,12 @@ def _condition_tables(
     tables = []
     for result in metrics["results"]:
         condition = _condition(data, result)
-        own = values.get(condition, {})
-        column = np.array([[_number(value)] for value in own.values()]).reshape(-1, 1)
+        of_condition = values.get(condition, {})
+        column = np.array([[_number(value)] for value in of_condition.values()]).reshape(-1, 1)
         counts = (~np.isnan(column)).astype(np.float64)
-        tables.append(Table(condition, "", [None], list(own), {MODEL: np.nan_to_num(column)}, counts, result, about))
+        tables.append(
+            Table(condition, "", [None], list(of_condition), {MODEL: np.nan_to_num(column)}, counts, result, about)
+        )
     return tables, columns
 
 

@@ -211,7 +211,7 @@ class Task(ABC):
         return Card(
             "video",
             None,
-            f"A video model trained for {name} with tttvideo: {parameters:,} parameters. It reads any number of frames.",
+            f"A video model trained for {name} with tttvideo: {parameters:,} parameters.",
             f"```python\nimport tttvideo\nmodel = tttvideo.from_pretrained({python})\n```",
             "The figures hold for videos like those measured.",
         )

@@ -66,7 +66,7 @@ class ForecastErrors(Examiner):
                 self.total += self._errors(guess, truth, valid)
 
     def _errors(self, guess: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Prediction and truth of a time step, [B, p, 3, H, W] -> [B, columns], 0 in the rows that are not ``valid``."""
+        """Prediction and truth of a time step, [B, p, 3, H, W] -> [B, columns], 0 in rows that are not ``valid``."""
         history = self.steps.history
         assert history is not None
         counts = (valid & (history.count >= self.head.config.context)).double()[:, None]

@@ -128,8 +128,8 @@ class Prediction(Task):
             f"tttvideo predict {shell} clip.mp4 --context 64 --horizon 16 --out predictions\n"
             "```\n\n"
             "Its encoder and backbone start a classifier: `tttvideo train ... --init_from` with this folder.",
-            "The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; compare "
-            "them with\nthose of copying the last frame, which stand beside them.",
+            "The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; "
+            "compare them with\nthose of copying the last frame, which stand beside them.",
         )
 
 
