@@ -73,7 +73,7 @@ def _protocol(
     title: str, label: str, x: list[str], series: dict[str, Any], score: Score, chance: Any
 ) -> dict[str, Any]:
     """As in compare.json, with lines at named x."""
-    unit = {} if score.share else {"unit": score.title, "lower_is_better": score.lower}
+    unit = {"y_label": f"{score.title} (%)"} if score.share else {"unit": score.title, "lower_is_better": score.lower}
     about = {"title": title, "x_label": label, "x": x, "numeric": False, "joined": True}
     return about | unit | {"series": series, "ceiling": [], "chance": chance}
 

@@ -112,9 +112,8 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
     lines = [f"split: {metrics['split_rule']}", selection_sentence(metrics["selection"])]
     lines[1] += "" if chance is None else f"; chance {chance:.3f}"
     lines += [f"ceiling: {stated}"] if stated not in (None, "exact") else []
-    facts = [
-        ("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} could not be scored and count as wrong")
-    ]
+    failed = "failed and count as wrong" if score.share else "failed"
+    facts = [("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} {failed}")]
     facts += [("training clips", f"{metrics['clip_frames']} frames")] if metrics.get("clip_frames") else []
     facts += [("ceilings", stated)] if stated else []
     if streaming := _streaming(metrics.get("streaming")):

@@ -236,7 +236,8 @@ class Protocols(Statistics):
         self, of: Condition, title: str, label: str, xs: list[Any], lines: Lines, *, differences: bool = False
     ) -> dict[str, Any]:
         score, numeric = self._score(of), all(isinstance(x, float | int) for x in xs)
-        units = {} if score.share else {"unit": score.title, "lower_is_better": score.lower}
+        units = {"y_label": f"{score.title} (%)"} if score.title != ACCURACY.title else {}
+        units = units if score.share else {"unit": score.title, "lower_is_better": score.lower}
         return {
             "title": title,
             "x_label": label,
