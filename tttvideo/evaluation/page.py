@@ -226,7 +226,10 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
             f"hidden state learns from {learned}",
         ),
         ("errors", metrics["convention"]),
+        ("tables", "a few frames of the horizon (metrics.json has all); in bold, the best of a row"),
     ]
+    if metrics["space"] == "features":
+        facts.append(("samples", "none: the model predicts features, of which there are no pictures"))
     if metrics["fvd"]:
         distances = ", ".join(f"{words(m)} {'-' if x is None else f'{x:.1f}'}" for m, x in metrics["fvd"].items())
         single = "" if any(x is not None for x in metrics["fvd"].values()) else " (a single video has no covariance)"
