@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .comparing import compare, position
 from .indexing import check, index
-from .inference.commands import classify, predict
+from .inference.commands import classify, predict, stream
 from .options import (
     Parser,
     UsageError,
@@ -178,6 +178,7 @@ COMMANDS = (
     Command("predict", predict),
     Command("export", export),
     Command("classify", classify),
+    Command("stream", stream),
     Command("make-data", make_data),
     Command("configs", configs),
     Command("cache", cache),

@@ -27,6 +27,7 @@ from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing, Span
 
 if TYPE_CHECKING:
+    from .inference.stream import LiveStream
     from .video.segments import Piece
 
 WHOLE = 2**40
@@ -286,6 +287,17 @@ class VideoModel(nn.Module):
         from .inference.config import How
 
         return answers_of(self, source, topk, How(**{"workers": 0, **how}))
+
+    def stream(self, **how: Any) -> LiveStream:
+        """A reader of one video without end: ``stream(frames)`` takes frames of any size and kind, and gives the
+        answers that they complete. ``how``: of ``tttvideo.inference.stream.LiveStream`` (rate, forget, smooth).
+
+        Raises:
+            ValueError: for a model that reads each video whole.
+        """
+        from .inference.stream import LiveStream
+
+        return LiveStream(self, **how)
 
     def segment_frames(self, wanted: int) -> int:
         """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a
