@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .comparing import compare, position
 from .indexing import check, index
-from .inference.commands import classify, predict
+from .inference.commands import classify, predict, stream
 from .options import (
     Parser,
     UsageError,
@@ -151,6 +151,13 @@ def train(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def cache(argv: Sequence[str]) -> int:
+    """encode videos with a frozen encoder ahead of training"""
+    from tttvideo.training.features import cache as run
+
+    return run(argv)
+
+
 def configs(argv: Sequence[str]) -> int:
     """list the packaged recipes, which `train --config NAME` takes"""
     from .recipes import show
@@ -171,8 +178,10 @@ COMMANDS = (
     Command("predict", predict),
     Command("export", export),
     Command("classify", classify),
+    Command("stream", stream),
     Command("make-data", make_data),
     Command("configs", configs),
+    Command("cache", cache),
     Command("index", index),
     Command("check", check),
 )

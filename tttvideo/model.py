@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from . import serialize
-from .backbone import Backbone, BackboneStack
+from .backbone import Backbone
+from .body import Body
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder, check_range
+from .encoder.base import EncoderState, check_range
 from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
 from .ttt import TTTLayer
-from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
+from .ttt.interface import NO_WEIGHT_DECAY, State
 from .ttt.interface import detach as detach_state
-from .video.transforms import Preprocessing
+from .video.transforms import Preprocessing, Span
 
 if TYPE_CHECKING:
+    from .inference.stream import LiveStream
     from .video.segments import Piece
 
 WHOLE = 2**40
@@ -53,32 +55,6 @@ class ModelState(NamedTuple):
     encoder: EncoderState
     backbone: tuple[State, ...]
     task: Any
-
-
-class Body(NamedTuple):
-    """Encoder and backbone, as ``tasks.base.Body`` says."""
-
-    encoder: FrameEncoder
-    backbone: BackboneStack
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.encoder.features(frames, lengths)
-
-    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder.embed(features, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def _mixed(
-        self, tokens: Tensor, steps: Tensor | None, encoder_state: EncoderState, state: Any
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        count, per_step = tokens.shape[1:3]
-        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state, layout)
-        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
 
 class VideoModel(nn.Module):
@@ -113,8 +89,25 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        if isinstance(self.head, PredictionHead) and config.task.space == "pixels" and not self.encoder.reads_pixels:
+            raise ValueError(
+                "Prediction of pixels needs videos as frames, and this encoder's are read as features; set task.space: "
+                "features, or encoder.cache: null."
+            )
         self._exempt: set[str] = set()
         self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
+
+    @property
+    def reading(self) -> Preprocessing:
+        """How videos are read for this model: as its preprocessing says, or as features that are at hand."""
+        return self.encoder.reading(self.preprocessing)
+
+    def reading_of(
+        self, paths: Sequence[str], spans: Sequence[Span], sampling: object, first: int | None = None
+    ) -> Preprocessing:
+        """The same for these videos and another sampling rule: as frames, where a cache lacks features of one of them.
+        The rest as ``Preprocessing.serving`` has it."""
+        return replace(self.reading, sampling=str(sampling)).serving(paths, spans, first)
 
     @property
     def frame_multiple(self) -> int:
@@ -136,7 +129,8 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training);
+                or what a frozen encoder makes of them, [B, F, *encoder.feature_shape].
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
 
@@ -155,7 +149,9 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
             )
-        if frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            frames = frames.to(self.encoder.mean.dtype)
+        elif frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
                 f"got {' x '.join(map(str, frames.shape[-3:]))}; use its preprocessing."
@@ -291,6 +287,17 @@ class VideoModel(nn.Module):
         from .inference.config import How
 
         return answers_of(self, source, topk, How(**{"workers": 0, **how}))
+
+    def stream(self, **how: Any) -> LiveStream:
+        """A reader of one video without end: ``stream(frames)`` takes frames of any size and kind, and gives the
+        answers that they complete. ``how``: of ``tttvideo.inference.stream.LiveStream`` (rate, forget, smooth).
+
+        Raises:
+            ValueError: for a model that reads each video whole.
+        """
+        from .inference.stream import LiveStream
+
+        return LiveStream(self, **how)
 
     def segment_frames(self, wanted: int) -> int:
         """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a

@@ -60,6 +60,11 @@ def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
         if field.name in given:
             continue
         name, text = f"--{field.name.replace('_', '-')}", helps.get(field.name) or "see the documentation"
+        text = text.replace("%", "%%")
+        if typing.get_origin(hints[field.name]) is typing.Literal:
+            choices = typing.get_args(hints[field.name])
+            parser.add_argument(name, choices=choices, default=field.default, help=text)
+            continue
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         kind = (str if str in kinds else kinds[0]) if kinds else hints[field.name]
         if kind is bool:

@@ -1,4 +1,4 @@
-"""The options of `tttvideo classify` and `predict`."""
+"""The options of `tttvideo classify`, `predict` and `stream`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..options import Parser, add_checkpoint, add_fields, add_prediction
-from .config import ClassifyConfig
+from .config import ClassifyConfig, StreamConfig
 
 
 def classify(argv: Sequence[str]) -> int:
@@ -34,7 +34,8 @@ def predict(argv: Sequence[str]) -> int:
         prog="tttvideo predict",
         description="Read the first frames of a video, generate the next ones, and show them: "
         "OUT/NAME-predicted.mp4 and .png have the truth above, the prediction below, then where they differ. Of "
-        "several videos the errors stand in OUT/predictions.jsonl, and the same command goes on where an earlier one ended.",
+        "several videos the errors stand in OUT/predictions.jsonl, and the same command goes on where an earlier one "
+        "ended.",
     )
     add_checkpoint(parser)
     add_videos(parser)
@@ -46,6 +47,28 @@ def predict(argv: Sequence[str]) -> int:
     from .predict import predict_files
 
     return predict_files(PredictConfig(**{name: value for name, value in _values(args).items() if value is not None}))
+
+
+def stream(argv: Sequence[str]) -> int:
+    """answer while a video comes: files, pipes, cameras, addresses"""
+    parser = Parser(
+        prog="tttvideo stream",
+        description="Read a stream frame by frame and print a line of JSON after each unit of frames: time, number of "
+        "frames, and the classes (of a model that predicts: the error of what it expected). Memory does not grow.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder (its best), checkpoint in it, or export")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="video file of any length; folder of images, or pattern such as frames/%%05d.jpg; - for a video on "
+        "standard input (raw where --size is given); camera, 0 or /dev/video0; address (rtsp://, http://, ...)",
+    )
+    add_fields(parser, StreamConfig)
+    config = StreamConfig(**vars(parser.read(argv)))
+
+    from .watch import watch
+
+    return watch(config)
 
 
 def add_videos(parser: Parser) -> None:
