@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import generating, reading
 from .config import EvaluateConfig
-from .session import open_session
+from .session import open_checkpoint, open_session
 from .table import Result
 
 
@@ -23,17 +23,11 @@ def evaluate(config: EvaluateConfig, progress: bool = False) -> Result | None:
     from ..video.reading import damaged_videos_named
 
     with damaged_videos_named():
-        session = open_session(
-            config.checkpoint,
-            config.data,
-            split=config.split,
-            root=config.root,
-            device=config.device,
-            trust=config.trust,
-        )
-        generates = session.model.head.generated is not None
+        opened = open_checkpoint(config.checkpoint, device=config.device, trust=config.trust)
+        generates = opened.model.head.generated is not None
         foreign = reading.OPTIONS if generates else generating.OPTIONS
         if option := next((name for name in config.given() if name in foreign), None):
-            option, task = option.replace("_", "-"), session.source.task
+            option, task = option.replace("_", "-"), opened.source.task
             raise ValueError(f"--{option} does not go with a checkpoint trained for {task}; leave it out")
+        session = open_session(opened, config.data, split=config.split, root=config.root)
         return (generating.generate_videos if generates else reading.read_videos)(session, config, progress)

@@ -15,7 +15,7 @@ from ..video.index import Index, label_tensor
 from ..video.segments import read_segments
 from .bootstrap import Bootstrap, Samples
 from .config import PositionConfig, parse_runs
-from .session import open_session
+from .session import open_checkpoint, open_session
 from .settings import check_lengths
 from .table import MODEL, Condition, Table, VideoKey, position_table
 
@@ -167,10 +167,10 @@ def positions(config: PositionConfig) -> tuple[dict[str, Any], dict[str, np.ndar
     for number, run in enumerate(runs):
         seeds, weights = [], []
         for folder in run.folders:
-            how = {"split": config.split, "root": config.root, "device": config.device, "trust": config.trust}
-            session = open_session(folder, config.data, **how)
-            kinds.setdefault((session.source.task, session.model.head.unit), run.name)
+            opened = open_checkpoint(folder, device=config.device, trust=config.trust)
+            kinds.setdefault((opened.source.task, opened.model.head.unit), run.name)
             _check_one_kind(kinds)
+            session = open_session(opened, config.data, split=config.split, root=config.root)
             index = session.index
             check_lengths(index, [cut], [], [], session.model.preprocessing.stream)
             losses = losses_by_position(

@@ -44,34 +44,45 @@ class Session(NamedTuple):
         return {"weights_sha256": self.source.sha256, "selection": self.source.selection}
 
 
+class Opened(NamedTuple):
+    """A checkpoint: where its weights came from, its model in evaluation mode, and the device that was asked for."""
+
+    source: Checkpoint
+    model: VideoModel
+    wanted: torch.device | None
+
+
+def open_checkpoint(path: str | Path, *, device: str | None = None, trust: bool = False) -> Opened:
+    """
+    Args:
+        path: run folder (its best checkpoint), checkpoint folder, or export.
+        device: None chooses an accelerator when there is one.
+        trust: also build models from classes outside this package.
+
+    Raises:
+        ValueError: if there is no checkpoint, or a damaged one, or the device cannot be used.
+    """
+    wanted = choose_device(device)
+    source = inspect_checkpoint(path)
+    return Opened(source, from_pretrained(source.folder, trust=trust).eval(), wanted)
+
+
 def open_session(
-    checkpoint: str | Path,
-    data: str | Path,
-    *,
-    split: str | None = None,
-    root: str | Path | None = None,
-    device: str | None = None,
-    trust: bool = False,
+    opened: Opened, data: str | Path, *, split: str | None = None, root: str | Path | None = None
 ) -> Session:
     """
     Args:
-        checkpoint: run folder (its best checkpoint), checkpoint folder, or export.
         data: folder of class folders, or list file. Labels are matched to the checkpoint's by name, and not needed
             where the task has none.
         split: the part of the data; "all" for everything. None: ``val``, but all of data that has no splits of its own
             and of which no video was trained on.
         root: folder against which a list's relative paths are resolved. None: for the list that the run was trained
             with, as it was then; for others, the list's own folder.
-        device: None chooses an accelerator when there is one.
-        trust: also build models from classes outside this package.
 
     Raises:
-        ValueError: with one sentence for a missing checkpoint or split, for labels the checkpoint does not know, and
-            for a device that cannot be used.
+        ValueError: with one sentence for a missing split, and for labels the checkpoint does not know.
     """
-    wanted = choose_device(device)
-    source = inspect_checkpoint(checkpoint)
-    model = from_pretrained(source.folder, trust=trust).eval()
+    source, model, wanted = opened
     root = root or (source.root if source.data and Path(data).resolve() == Path(source.data).resolve() else None)
     labelled = model.config.task.labelled
     # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
