@@ -69,7 +69,7 @@ def test_cuts_of_a_model_that_does_not_stream_have_a_pass_each(videos):
     torch.testing.assert_close(frames[0, 0], start.logits[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(table(together)[2, 0], start.logits[0], rtol=1e-4, atol=1e-4)
     assert (whole.timeline[0, 3] - start.logits[0]).abs().max() > 1e-3
-    probabilities = dict(model.classify(videos[2].path, segment=4))
+    probabilities = dict(model.classify(videos[2].path))
     expected = dict(zip(model.labels, whole.logits[0].softmax(-1).tolist(), strict=True))
     assert all(abs(p - expected[label]) <= 1e-4 for label, p in probabilities.items())
     with pytest.raises(ValueError, match="reads each video whole"):

@@ -71,7 +71,7 @@ def test_scores_of_views_are_the_mean_of_theirs(videos):
         parts = [view.source for view in expand([videos[number]], setting.views, None)]
         alone = score_videos(model, parts, [Setting(None, Dense())]).answers
         expected = torch.tensor([score.row for score in alone]).softmax(1).mean(0)
-        torch.testing.assert_close(torch.tensor(scores[number].logits).softmax(0), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(scores[number].row).softmax(0), expected, rtol=1e-4, atol=1e-4)
         assert scores[number].frames == 24
     one = score_videos(model, videos, [Setting(None, Dense(), Spans(60, 30)), Setting(None, Dense())]).answers
     by_setting = {(score.video, score.setting): torch.tensor(score.row) for score in one}
