@@ -16,7 +16,8 @@ from . import serialize
 from .backbone import Backbone, BackboneStack
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, FrameEncoder, check_range
-from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
+from .plain import from_plain, to_plain
+from .serialize import FORMAT, load_weights, read_description, resolve_checkpoint
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 def _at_least(least: int, **values: int | None) -> None:
@@ -16,11 +16,11 @@ def _at_least(least: int, **values: int | None) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """One evaluation: a checkpoint, the videos of one split, and the settings it is measured in.
+    """Measure a checkpoint on the videos of one split.
 
-    A classifier takes ``frames`` to ``workers``; every combination of frames, sampling and views is a row of the
-    results: the video is cut to its first n frames, divided into views, then the sampling rule is applied. A model that
-    predicts frames takes ``context`` to ``fvd``.
+    Every combination of frames, sampling and views is a row of the results: the video is cut to its first n frames,
+    divided into views, then the sampling rule is applied. Videos that cannot be read count as wrong and are listed.
+    Runs on several processes under torchrun.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -57,6 +57,13 @@ class EvaluateConfig:
         trust: allow model classes outside tttvideo, also from the working directory, and the TorchScript of --fvd: they
             run their code.
     """
+
+    positional: ClassVar = ("checkpoint",)
+    several: ClassVar = ("sampling", "views", "controls", "by")
+    groups: ClassVar = {
+        "of a classifier": ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers"),
+        "of a model that predicts frames": ("context", "horizon", "write", "grey", "lpips", "fvd"),
+    }
 
     checkpoint: str
     data: str
@@ -110,6 +117,8 @@ class PositionConfig:
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
 
+    positional: ClassVar = ("runs",)
+
     runs: tuple[str, ...]
     data: str
     out: str
@@ -139,6 +148,8 @@ class CompareConfig:
         seed: seed of the bootstrap.
     """
 
+    positional: ClassVar = ("runs",)
+
     runs: tuple[str, ...]
     out: str
     resamples: int = 2000
@@ -164,6 +175,8 @@ class PredictConfig:
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("checkpoint", "video")
 
     checkpoint: str
     video: str
