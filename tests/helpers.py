@@ -123,6 +123,7 @@ SOME_TTT = [
 FRAME_BASELINES = [
     Attention(heads=2),
     Attention(heads=2, window=3),
+    Attention(heads=1, rope="time_and_place", short_conv="time"),
     LinearAttention(heads=2, chunk=13),
     LinearAttention(heads=2, feature_map="elu", normalizer=True, short_conv="time", share_qk=True, gate=True),
     FrameAttention(heads=2),
@@ -132,7 +133,7 @@ FRAME_BASELINES = [
 
 TOKEN_BASELINES = [
     Attention(heads=2, causality="token"),
-    Attention(heads=2, causality="token", window=7),
+    Attention(heads=1, causality="token", window=7, rope="time_and_place", short_conv="raster"),
     LinearAttention(heads=2, causality="token", feature_map="silu", rope_period=4, short_conv="raster", chunk=5),
     Mamba(heads=2, state_dim=3, chunk=5),
     Mamba(heads=2, state_dim=3, short_conv="time"),

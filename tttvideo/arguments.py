@@ -159,10 +159,8 @@ def _read_file(name: str) -> dict[str, Any]:
     try:
         settings = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        names = ", ".join(file.stem for file in recipes())
-        raise ConfigError(
-            f"configuration file {name} does not exist" + (f"; the recipes are {names}" if names else "")
-        ) from None
+        names = ", ".join(file.stem for file in recipes()) or "none"
+        raise ConfigError(f"configuration file {name} does not exist; the recipes are {names}") from None
     except (UnicodeDecodeError, strict_yaml.NotText):
         raise ConfigError(f"configuration file {name} is not a text file (UTF-8); give a YAML file") from None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The commands about models and videos themselves: export, classify, make-data, configs."""
+"""The commands about models and videos themselves: export, make-data, configs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .arguments import ConfigError, read
-from .printing import did_you_mean, json_text, printable, sentence
+from .printing import did_you_mean, printable
 from .recipes import comment, recipes
 
 
@@ -42,76 +42,6 @@ def export(config: ExportConfig) -> int:
     trusted = ", trust=True" if config.trust else ""
     print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
     return 0
-
-
-@dataclass(frozen=True)
-class ClassifyConfig:
-    """Classify videos of any length with a checkpoint.
-
-    Attributes:
-        checkpoint: run folder (its best), checkpoint in it, or export.
-        videos: video files, or folders of frame images.
-        topk: classes named for each video.
-        json: print JSON in place of a table.
-        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
-        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
-    """
-
-    positional: ClassVar = ("checkpoint", "videos")
-
-    checkpoint: str
-    videos: tuple[str, ...]
-    topk: int = 5
-    json: bool = False
-    device: str | None = None
-    trust: bool = False
-
-    def __post_init__(self) -> None:
-        if self.topk < 1:
-            raise ConfigError(f"topk must be at least 1, got {self.topk}")
-
-
-def classify(config: ClassifyConfig) -> int:
-    from .evaluation.evaluate import best_device, choose_device
-    from .model import from_pretrained
-    from .video.reading import damaged_videos_named
-
-    device = choose_device(config.device) or best_device()
-    model = from_pretrained(config.checkpoint, trust=config.trust).to(device).eval()
-    answers: list[tuple[str, list[tuple[str, float]]]] = []
-    failures: list[tuple[str, str]] = []
-    for video in config.videos:
-        try:
-            with damaged_videos_named():
-                answers.append((video, model.classify(video, topk=config.topk)))
-        except (ValueError, OSError) as error:
-            failures.append((video, sentence(error)))
-    if config.json:
-        classes = [[{"label": label, "probability": p} for label, p in answer] for _, answer in answers]
-        rows = [{"path": video, "classes": row} for (video, _), row in zip(answers, classes)]
-        print(json_text([*rows, *({"path": video, "error": reason} for video, reason in failures)]))
-    elif answers:
-        _print_classes(answers)
-    for _, reason in failures:
-        print(printable(f"error: {reason}"), file=sys.stderr)
-    return 2 if failures else 0
-
-
-def _print_classes(answers: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("video", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
-    for video, classes in answers:
-        for i, (label, probability) in enumerate(classes):
-            # Text: names with brackets or colons are no markup.
-            name, last = Text("" if i else printable(video)), i + 1 == len(classes)
-            table.add_row(name, Text(printable(label)), f"{probability:.3f}", end_section=last)
-    Console().print(table)
 
 
 @dataclass(frozen=True, kw_only=True)

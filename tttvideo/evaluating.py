@@ -1,11 +1,11 @@
-"""The commands that measure: evaluate, position, compare, predict."""
+"""The commands that measure: evaluate, position, compare."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from .evaluation.config import CompareConfig, EvaluateConfig, PositionConfig, PredictConfig
+from .evaluation.config import CompareConfig, EvaluateConfig, PositionConfig
 from .files import check_folder
 from .printing import printable
 
@@ -53,19 +53,4 @@ def compare(config: CompareConfig) -> int:
     print_comparison(comparison)
     files = write_comparison(comparison, Path(config.out))
     print(printable(f"written to {config.out}: {', '.join(files)}"))
-    return 0
-
-
-def predict(config: PredictConfig) -> int:
-    from .evaluation import predict as generate
-    from .video.reading import damaged_videos_named
-
-    check_folder(Path(config.out))
-    with damaged_videos_named():
-        prediction = generate(config)
-    for note in prediction.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
-    for line in prediction.lines:
-        print(printable(line))
-    print(printable(f"written to {config.out}: {prediction.film.name} and {prediction.strip.name}"))
     return 0

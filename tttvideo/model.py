@@ -274,40 +274,24 @@ class VideoModel(nn.Module):
                 states[piece.batch] = state
             yield piece, output
 
-    @torch.no_grad()
-    def classify(self, path: str | Path, topk: int = 5, segment: int = 256) -> list[tuple[str, float]]:
-        """Labels and probabilities of a video file or folder of frames, most probable first.
+    def classify(self, source: Any, topk: int = 5, **how: Any) -> Any:
+        """Labels and probabilities [(label, probability), ...], most probable first.
 
         Args:
+            source: a video: path of a file or of a folder of frames, or the frames themselves (array [F, h, w, 3],
+                tensor [F, 3, h, w], list of pictures is not one: give it as an array), of which all are used. Or
+                several: a list, answered by a list; an iterator, answered by an iterator that reads on as it is asked.
             topk: how many labels.
-            segment: frames held in memory at once, by a model that streams.
+            how: fields of ``tttvideo.inference.config.How``: frames, sampling, views, batch_size, workers.
 
         Raises:
-            tttvideo.video.decode.VideoError: if the video cannot be read.
-            ValueError: if the model was not trained for classification.
+            tttvideo.video.decode.VideoError: if a video cannot be read.
+            ValueError: if the model was not trained for classification, or frames are neither uint8 nor in 0..1.
         """
-        if not isinstance(self.config.task, Classification):
-            raise ValueError(f"This model was trained for {type(self.config.task).__name__} and knows no classes.")
-        from .video.decode import VideoError
-        from .video.segments import read_segments
+        from .inference.classify import answers_of
+        from .inference.config import How
 
-        training = self.training
-        self.eval()
-
-        def segments():
-            for part in read_segments([str(path)], self.preprocessing, segment=self.segment_frames(segment)):
-                if part.failures:
-                    raise VideoError(part.failures[0])
-                yield part.frames, part.lengths
-
-        try:
-            probabilities = self.probabilities(self.score_segments(segments()).logits[0].float())
-        finally:
-            self.train(training)
-        if not probabilities.isfinite().all():
-            raise ValueError(f"The model answers {path} with NaN: its weights are damaged; use an earlier checkpoint.")
-        values, indices = probabilities.topk(min(topk, len(self.labels)))
-        return [(self.labels[i], float(p)) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        return answers_of(self, source, topk, How(**{"workers": 0, **how}))
 
     def segment_frames(self, wanted: int) -> int:
         """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a

@@ -198,6 +198,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
         for key in ("best", "last"):
             if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
                 return path / "checkpoints" / entries[key]
+    # of a run that was killed before its first index, or whose folders were moved: the latest
+    latest = [step for step in (path / "checkpoints").glob("step-*") if _is_model(step)]
+    if latest:
+        return max(latest)
     raise ValueError(
         f"{path} holds no checkpoint: neither config.json and model.safetensors, nor checkpoints/ of a run."
     )

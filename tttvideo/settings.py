@@ -283,6 +283,8 @@ def _yaml(word: str, key: str) -> Any:
 def _unknown(part: Part, parent: str, name: str) -> str:
     """What to say of a key that ``part``, which lies at ``parent``, does not have."""
     key = f"{parent}.{name}" if parent else name
+    if name.split(".")[0] in ("class_path", "init_args"):  # as YAML has it
+        return f"unknown setting {key}: on the command line write --{parent} CLASS, and --{parent}.SETTING VALUE"
     valid = _keys(part)
     if any(exchangeable(base) for base in part.cls.__mro__[1:-1] if dataclasses.is_dataclass(base)):
         return f"unknown setting {key}: {part.cls.__name__} has no {name!r}{_nearest(name, valid)}"

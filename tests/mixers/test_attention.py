@@ -8,6 +8,7 @@ from tests.helpers import GRID, N, build
 from tests.helpers import distance as difference
 from tests.mixers.test_mixers import tokens
 from tttvideo.mixers import Attention, FrameAttention
+from tttvideo.mixers.attention import causal_attention
 from tttvideo.mixers.frame_attention import rotate_grid
 from tttvideo.ttt import Layout
 from tttvideo.ttt.interface import merge_heads, split_heads
@@ -75,6 +76,69 @@ def test_a_cache_has_no_columns_of_padding(causality):
     for given, found in zip(alone, outputs, strict=True):
         expected, _ = layer(torch.cat(given)[None], None, Layout(GRID))
         assert difference(torch.cat(found), expected[0]) <= 1e-12
+
+
+# Attention without a window
+
+
+@pytest.mark.parametrize("past", [0, 4])
+@pytest.mark.parametrize(("unit", "block"), [(4, 8), (4, 4), (4, 3), (1, 5), (1, 64), (4, 64)])
+def test_blocks_are_masked_attention(unit, block, past):
+    """Outputs and gradients, for whole, several and single units of a block, the last block smaller."""
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, 20, 8).double().requires_grad_()
+    k, v = (torch.randn(2, 3, past + 20, 8).double().requires_grad_() for _ in range(2))
+    time = torch.arange(past + 20) // unit
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=time[past:, None] >= time)
+    y = causal_attention(q, k, v, unit, block)
+    assert difference(y, expected) <= 1e-14
+    pairs = (torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (y, expected))
+    assert difference(*pairs) <= 1e-13
+
+
+def test_a_training_step_keeps_no_mask_of_all_tokens_by_all_tokens():
+    """What autograd keeps grows as the number of tokens, not as its square."""
+
+    def kept(tokens):
+        seen = {}
+
+        def pack(x):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        q, k, v = (torch.randn(1, 1, tokens, 8, requires_grad=True) for _ in range(3))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            causal_attention(q, k, v, 4, 64)
+        return sum(seen.values())
+
+    assert kept(2048) <= 2.1 * kept(1024)
+
+
+@pytest.mark.parametrize("causality", ["frame", "token"])
+def test_positions_turn_with_time_and_place(causality):
+    """A head of 8 channels: 4 turn with the frame, 2 with the row, 2 with the column."""
+    layer = build(Attention(heads=1, rope="time_and_place", causality=causality))
+    x = tokens(4 * N)
+    frame = torch.arange(4).repeat_interleave(N).double()
+    place = torch.cartesian_prod(torch.arange(GRID[0]), torch.arange(GRID[1])).double().repeat(4, 1)
+    angles = torch.stack((frame, frame / 100.0, *place.T), -1)
+    q, k, v = (split_heads(part, 1) for part in layer.qkv(x).chunk(3, -1))
+    time = torch.arange(4 * N) // (N if causality == "frame" else 1)
+    scores = (turned(q, angles) @ turned(k, angles).mT / 8**0.5).masked_fill(time[:, None] < time, -torch.inf)
+    expected = layer.o_proj(merge_heads(scores.softmax(-1) @ v))
+    assert difference(layer(x, None, Layout(GRID))[0], expected) <= 1e-12
+    with pytest.raises(ValueError, match="must divide by 8"):
+        Attention(heads=2, rope="time_and_place").build(8)
+
+
+def test_only_place_tells_the_tokens_of_a_frame_apart():
+    """Permuting them permutes what ``rope: time`` puts out; not so with ``time_and_place``."""
+    x = tokens(3 * N)
+    other = x.unflatten(1, (3, N)).flip(2).flatten(1, 2)
+    for rope, differs in (("time", False), ("time_and_place", True)):
+        layer = build(Attention(heads=1, rope=rope))
+        y, z = (layer(t, None, Layout(GRID))[0].unflatten(1, (3, N)) for t in (x, other))
+        assert (difference(y.flip(2), z) > 1e-3) == differs
 
 
 # Frame attention

@@ -10,23 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.video.clips import write
+
 
 def write_video(path: Path, level: int, frames: int = 6, size: int = 32) -> None:
     """A moving bar over a background of brightness `level`."""
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for t in range(frames):
-            picture = np.full((size, size, 3), level, np.uint8)
-            picture[:, 4 * t : 4 * t + 4] = 255 - level
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    pictures = np.full((frames, size, size, 3), level, np.uint8)
+    for t in range(frames):
+        pictures[t, :, 4 * t : 4 * t + 4] = 255 - level
+    write(path, pictures, rate=10)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Each mistake: one sentence on stderr, exit code 2, and nothing written."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def mistake(argv: list[str], capsys) -> str:
         (["--processes", "0"], "processes must be at least 1"),
         (["--data.sampling", "uniform=1.5"], "uniform must be a whole number, not 1.5"),
         (["--config", "/"], "configuration file / is a folder"),
+        (
+            ["--model.backbone.mixer.class_path", "TTT"],
+            "write --model.backbone.mixer CLASS, and",
+        ),
+        (["--model.backbone.mixer.init_args.heads", "2"], "write --model.backbone.mixer CLASS, and"),
+        (["--model.backbone.mixer", "[" * 20_000], "is not valid YAML: nested more than 64 levels deep"),
     ],
 )
 def test_settings(arguments, capsys, extra, says):
@@ -79,6 +86,13 @@ def test_settings(arguments, capsys, extra, says):
         ("- seed\n", "holds no settings"),
         ("seed\n", "holds no settings"),
         ("\udc89PNG\0", "is not a text file (UTF-8)"),
+        ("data: " + "[" * 20_000 + "]" * 20_000, "nested more than 64 levels deep"),
+        ("data: " + "{a: " * 20_000, "nested more than 64 levels deep"),
+        ("seed: &a [*a]", "an alias within what it stands for"),
+        (
+            "data: {size: [&a [1, 1], " + ", ".join(f"&{b} [{f'*{a}, ' * 9}]" for a, b in pairwise("abcdefg")) + "]}",
+            "more than 100,000 values",
+        ),
     ],
 )
 def test_files(arguments, capsys, tmp_path, text, says):

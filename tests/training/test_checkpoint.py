@@ -7,6 +7,7 @@ import pytest
 
 from tttvideo.model import ModelConfig
 from tttvideo.plain import to_plain
+from tttvideo.serialize import resolve_checkpoint
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
 from tttvideo.training.config import ConfigError
 from tttvideo.training.position import read_position
@@ -106,7 +107,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path, 
         assert expected in ("step-00000010", "step-00000020")
     assert checkpoints.last().name == expected
     checkpoints.mend()
-    checkpoints.clean(checkpoints.last())
+    checkpoints.clean(checkpoints.last(), progress)
     assert not [name for name in names(tmp_path) if name.startswith(".")]
     assert checkpoints.last().name == expected
     assert json.loads((tmp_path / "step-00000010" / "progress.json").read_text())["step"] == 10
@@ -176,7 +177,7 @@ def test_a_copy_that_the_user_made_is_left_alone(tmp_path):
     copy = tmp_path / "checkpoints" / "step-00000010-mine"
     shutil.copytree(tmp_path / "checkpoints" / "step-00000010", copy)
     assert checkpoints.last() == tmp_path / "checkpoints" / "step-00000010"
-    assert checkpoints.clean(checkpoints.last()) == []
+    assert checkpoints.clean(checkpoints.last(), START) == []
     save(checkpoints, 20)
     assert names(tmp_path / "checkpoints") == ["index.json", "step-00000010-mine", "step-00000020"]
 
@@ -201,3 +202,28 @@ def test_a_position_inside_an_epoch_has_the_sums_of_it(tmp_path):
     content["totals"] = {"loss": 1.0, "frames": 6, "seconds": 0.1, "videos": 2}
     (checkpoint / "progress.json").write_text(json.dumps(content))
     assert read_position(checkpoint).batch == 2
+
+
+def test_the_index_never_names_a_checkpoint_that_is_set_aside(tmp_path, monkeypatch):
+    """Wherever a kill comes, evaluation and export find the best of what the run goes on from."""
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run / "checkpoints", keep=3, rule=RULE)
+    first = save(checkpoints, 10, top1=0.5)
+    save(checkpoints, 30, save(checkpoints, 20, first, top1=0.6), top1=0.9)
+    resumed = checkpoints.folder / "step-00000010"
+    assert resolve_checkpoint(run).name == "step-00000030"
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.clean(resumed, first)
+    monkeypatch.undo()
+    assert resolve_checkpoint(run) == resumed
+    assert checkpoints.clean(resumed, first) == ["aside-step-00000020", "aside-step-00000030"]
+    assert resolve_checkpoint(run) == resumed
+    index = json.loads((checkpoints.folder / "index.json").read_text())
+    assert (index["best"], index["best_value"], index["last"]) == ("step-00000010", 0.5, "step-00000010")
+    (checkpoints.folder / "index.json").unlink()  # killed before the first one
+    assert resolve_checkpoint(run) == resumed

@@ -1,6 +1,7 @@
 """Run folders that a disk, an editor or a stranger has changed: exact, or one sentence."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -187,3 +188,38 @@ def test_lines_of_something_else_in_a_log(stopped, arguments, tmp_path, monkeypa
             code, said = resumed(arguments, capsys, run)
             assert code == 2
             assert f"{name} is damaged: line" in said
+
+
+FILES = ("config.yaml", "labels.json", "log.jsonl", "run.lock", "skipped.csv", ".unfinished-config.yaml")
+FILES += ("checkpoints/index.json", f"{LAST}/progress.json", f"{LAST}/training_state/optimizer.bin")
+FOLDERS = ("checkpoints", "tensorboard", LAST)
+
+
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(stopped, arguments, tmp_path, monkeypatch, capsys):
+    """Anywhere in a run folder: a sentence that names it and says what to do."""
+    for name in (*FILES, *FOLDERS):
+        run = copy_of(stopped, arguments, tmp_path, monkeypatch)
+        if name in FOLDERS:
+            shutil.rmtree(run / name)
+            (run / name).write_bytes(b"")
+        else:
+            (run / name).unlink(missing_ok=True)
+            (run / name).mkdir()
+        code, said = resumed(arguments, capsys, run)
+        assert code == 2, name
+        if name.startswith(f"{LAST}/"):
+            assert f"{LAST} is damaged" in said
+            assert "go on from step-00000004 with --resume step-00000004" in said
+        else:
+            assert f"{run}/{name}" in said
+            assert "move it away" in said or f"move {run}/{name} away" in said
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(stopped, arguments, tmp_path, monkeypatch, capsys):
+    for name in ("steps.jsonl", f"{LAST}/progress.json", f"{LAST}/model.safetensors"):
+        run = copy_of(stopped, arguments, tmp_path, monkeypatch)
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        code, said = resumed(arguments, capsys, run)
+        assert code == 2
+        assert "is damaged" in said

@@ -10,9 +10,11 @@ import threading
 import pytest
 
 import train
+from tttvideo.model import VideoModel
 from tttvideo.training import lock as module
 from tttvideo.training.config import ConfigError
 from tttvideo.training.lock import NAME, RunLock
+from tttvideo.training.run_folder import JsonLines
 
 
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path):
@@ -144,3 +146,36 @@ def test_a_run_holds_it_and_lets_go(arguments, tmp_path, capsys):
     assert train.main(arguments(schedule__epochs=1, evaluate_every=0)) == 0
     assert "its lock on the folder is taken over" in capsys.readouterr().err
     assert not (tmp_path / "run" / NAME).exists()
+
+
+@pytest.mark.parametrize("moment", ["step", "validation"])
+def test_a_run_that_was_taken_over_from_writes_nothing_more(arguments, tmp_path, monkeypatch, capsys, moment):
+    """As it happens to one that was suspended for a minute."""
+    run, before = tmp_path / "run", {}
+
+    def taken_over():
+        owner = json.loads((run / NAME).read_text()) | {"pid": 7, "host": "elsewhere"}
+        (tmp_path / "other").write_text(json.dumps(owner))
+        (tmp_path / "other").replace(run / NAME)
+        before.update({path: path.read_bytes() for path in run.rglob("*") if path.is_file()})
+
+    def append(self, line):
+        original(self, line)
+        if moment == "step" and line.get("step") == 2:
+            taken_over()
+
+    def read(self, pieces):
+        for number, piece in enumerate(read_batches(self, pieces)):
+            if moment == "validation" and number == 0:
+                taken_over()
+            yield piece
+
+    original, read_batches = JsonLines.append, VideoModel.read_batches
+    monkeypatch.setattr(JsonLines, "append", append)
+    monkeypatch.setattr(VideoModel, "read_batches", read)
+    monkeypatch.setattr(module, "REFRESH", 1e-3)
+    assert train.main(arguments(checkpoint__every=0)) == 2
+    said = capsys.readouterr().err
+    assert f"{run} was taken over by process 7 on elsewhere" in said
+    assert len(said.splitlines()) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

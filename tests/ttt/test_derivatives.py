@@ -16,14 +16,14 @@ def leaf(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("lead", [(2, 3), (2, 3, 4)], ids=["plain", "grouped"])
+@pytest.mark.parametrize("lead", [(2, 2), (2, 1, 3)], ids=["plain", "grouped"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_maps(bias, lead):
     """Of an affine map twice, since inner gradients pass through it; of its dual form and its step once."""
     torch.manual_seed(0)
-    x, inputs, gradients = leaf(*lead, 5, 3), leaf(*lead, 7, 3), leaf(*lead, 7, 4)
-    maps = [leaf(*lead, 3, 4), leaf(*lead, 1, 4)][: 1 + bias]
-    steps, step = leaf(5, 7), leaf(1)
+    x, inputs, gradients = leaf(*lead, 4, 2), leaf(*lead, 5, 2), leaf(*lead, 5, 3)
+    maps = [leaf(*lead, 2, 3), leaf(*lead, 1, 3)][: 1 + bias]
+    steps, step = leaf(4, 5), leaf(1)
 
     def weights(maps):
         return Map(maps[0], maps[1] if bias else None)
@@ -70,12 +70,12 @@ def test_residual_gradient():
 def test_a_checkpoint_computes_the_forward_pass_once_more():
     """And not once more for every inner gradient: those find what they need at hand."""
     layer = TTT(heads=2, chunk=TokenCausal(4)).build(16)
-    x = torch.randn(1, 64, 16)
+    x = torch.randn(1, 32, 16)
     flops = {}
-    for group in (0, 1, 8):
+    for group in (0, 1, 4):
         layer.checkpoint_group = group
         with FlopCounterMode(display=False) as counter:
             layer(x)[0].sum().backward()
         flops[group] = counter.get_total_flops()
-    assert flops[1] == flops[8]
-    assert flops[0] < flops[8] < 1.34 * flops[0]
+    assert flops[1] == flops[4]
+    assert flops[0] < flops[4] < 1.34 * flops[0]

@@ -9,7 +9,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from tests.helpers import (
-    ALL_MIXERS,
     ALL_TTT,
     BASELINES,
     BIDIRECTIONAL,
@@ -25,18 +24,20 @@ from tests.helpers import (
 from tttvideo.mixers import NoMixer
 from tttvideo.ttt import GLU, TTT, Conv, DotProduct, FrameCausal, Layout, SelfAttention, TokenCausal
 
+STREAMING = [mixer for mixer in SOME_MIXERS if mixer.build(DIM).streams]
 
-@pytest.mark.parametrize("mixer", [m for m in ALL_MIXERS if m.build(DIM).streams], ids=name)
+
+@pytest.mark.parametrize("mixer", STREAMING, ids=name)
 def test_streamed_is_whole(mixer):
-    """Outputs and final state do not depend on how a sequence is cut into calls: 12 ways, and every smallest piece."""
+    """Outputs and final state do not depend on how a sequence is cut into calls: 4 ways, and every smallest piece."""
     layer = build(mixer)
-    frames, unit = 9, layer.unit(N)
+    frames, unit = 7, layer.unit(N)
     x = torch.randn(2, frames * N, DIM).double()
     with torch.no_grad():
         whole, last = layer(x, None, Layout(GRID))
         rng = random.Random(0)
         places = range(unit, frames * N, unit)
-        ways = [rng.sample(places, rng.randint(1, min(6, len(places)))) for _ in range(12)] + [list(places)]
+        ways = [rng.sample(places, rng.randint(1, min(6, len(places)))) for _ in range(4)] + [list(places)]
         for way in ways:
             state, outputs = None, []
             for start, stop in itertools.pairwise([0, *sorted(way), frames * N]):
@@ -117,7 +118,7 @@ def test_gradients_ignore_padding(mixer):
             assert (p.grad - together[key]).abs().max() <= 1e-10 * max(1.0, float(p.grad.abs().max())), key
 
 
-@pytest.mark.parametrize("mixer", [m for m in ALL_MIXERS if m.build(DIM).streams], ids=name)
+@pytest.mark.parametrize("mixer", STREAMING, ids=name)
 def test_the_future_does_not_change_the_past(mixer):
     """To the bit; with chunks of several frames that see each other, from one such chunk to the next."""
     layer = build(mixer)
@@ -136,24 +137,33 @@ def test_the_future_does_not_change_the_past(mixer):
 
 @pytest.mark.parametrize("mixer", [*ALL_TTT, *BASELINES, *BIDIRECTIONAL[:2]], ids=name)
 def test_outer_gradients(mixer):
-    """Every outer parameter, W_0 and the rates included, against finite differences."""
+    """Every outer parameter, W_0 and the rates included, against finite differences: all at once, along a random
+    direction in which each counts alike."""
     layer = build(mixer)
-    x = torch.randn(1, 4 * N, DIM).double().requires_grad_()
-    names = [key for key, _ in layer.named_parameters()]
-    start = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    leaves = {"x": torch.randn(1, 4 * N, DIM).double().requires_grad_(), **dict(layer.named_parameters())}
 
-    def run(x, *parameters):
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, None, Layout(GRID)))[0]
+    def loss(leaves):
+        own = {key: leaf for key, leaf in leaves.items() if key != "x"}
+        y, _ = torch.func.functional_call(layer, own, (leaves["x"], None, Layout(GRID)))
+        return (y * weights).sum()
 
-    assert torch.autograd.gradcheck(run, (x, *start), fast_mode=True)
+    weights = torch.randn(1, 4 * N, DIM).double()
+    found = torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True)
+    gradients = dict(zip(leaves, found, strict=True))
+    ways = {key: torch.randn_like(leaf) for key, leaf in leaves.items()}
+    ways = {key: way / way.norm() / gradients[key].norm().clamp_min(1e-3) for key, way in ways.items()}
+    with torch.no_grad():
+        ahead, behind = (loss({k: leaf + step * ways[k] for k, leaf in leaves.items()}) for step in (1e-6, -1e-6))
+    expected = sum((gradients[key] * way).sum() for key, way in ways.items())
+    assert ((ahead - behind) / 2e-6 - expected).abs() <= 1e-6
 
 
 @pytest.mark.parametrize("mixer", SOME_TTT, ids=name)
 def test_checkpointing_changes_nothing(mixer):
     layer = build(mixer)
-    x = torch.randn(2, 7 * N, DIM).double()
+    x = torch.randn(1, 7 * N, DIM).double()
     results = []
-    for group in (0, 1, 2, 5):
+    for group in (0, 1, 5):
         layer.checkpoint_group = group
         layer.zero_grad()
         y, _ = layer(x, None, Layout(GRID))
@@ -193,7 +203,7 @@ def test_every_parameter_has_a_gradient(mixer):
     assert [key for key, p in layer.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("mixer", [m for m in SOME_TTT if m.build(DIM).streams], ids=name)
+@pytest.mark.parametrize("mixer", [m for m in STREAMING if m in SOME_TTT], ids=name)
 def test_gradients_flow_through_the_state(mixer):
     """Read in two calls, with the state between them: the gradients of one call, with checkpointing too."""
     layer = build(mixer)
@@ -223,7 +233,7 @@ def test_bf16_keeps_its_state_in_float32():
     assert torch.isfinite(y.float()).all()
 
 
-@pytest.mark.parametrize("mixer", [m for m in SOME_MIXERS if m.build(DIM).streams], ids=name)
+@pytest.mark.parametrize("mixer", STREAMING, ids=name)
 def test_steps_are_the_whole(mixer):
     """``step`` after ``step`` gives what ``forward`` gives, the state included."""
     layer = build(mixer)
@@ -252,7 +262,8 @@ class Step(torch.nn.Module):
 
 
 STEPPED = [TTT(heads=2), TTT(heads=2, chunk=FrameCausal(3), short_conv="time"), TTT(heads=2, chunk=TokenCausal(4))]
-STEPPED += [TTT(SelfAttention(), 2, forget=True), TTT(Conv(time=2), 2), *BASELINES]
+STEPPED += [TTT(SelfAttention(), 2, forget=True), TTT(Conv(time=2), 2)]
+STEPPED += {type(mixer): mixer for mixer in BASELINES}.values()  # one of each class
 
 
 @pytest.mark.parametrize("mixer", STEPPED, ids=name)

@@ -35,14 +35,30 @@ def numbers(frames: torch.Tensor) -> list[int]:
     return ((cells > 120).long() << torch.arange(BITS)).sum(1).tolist()
 
 
-def write(path, frames, codec="libx264", *, rate=25, pts=None, base=None, options=None, gop=12, bit_rate=None):
-    """A clip of one video stream; `pts` in units of `base`, which is the encoder's time base then."""
-    if codec not in av.codecs_available:
+def write(
+    path,
+    frames,
+    codec="libx264",
+    *,
+    rate=25,
+    pts=None,
+    base=None,
+    options=None,
+    gop=12,
+    bit_rate=None,
+    pix_fmt=None,
+):
+    """A clip of one video stream of uint8 [F,H,W,3]; `pts` in units of `base`, which is the encoder's time base then.
+    Skips the test where this PyAV has no such encoder."""
+    try:
+        av.codec.Codec(codec, "w")
+    except av.error.FFmpegError:
         pytest.skip(f"this PyAV has no encoder {codec}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames.shape[1], frames.shape[2]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         stream.codec_context.gop_size = gop
         if bit_rate:
             stream.codec_context.bit_rate = bit_rate
@@ -52,6 +68,16 @@ def write(path, frames, codec="libx264", *, rate=25, pts=None, base=None, option
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = (i, Fraction(1, rate)) if pts is None else (pts[i], base)
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_picture(path, pixels, codec="png"):
+    """An image file of uint8 [H,W,3]."""
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream(codec, rate=1)
+        stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "rgb24" if codec == "png" else "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
 

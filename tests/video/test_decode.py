@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.video.clips import cut, remux, write, write_picture
 from tttvideo.video import decode, probe, pyav_reader, reader
 from tttvideo.video.decode import PartialVideoWarning, VideoError, open_video
 
@@ -34,22 +35,6 @@ def pictures(frames, height=48, width=64, seed=0):
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     channels = [128 + 100 * np.sin(0.1 * x + 0.07 * k * y + 0.35 * f + phase[k]) for k in range(3)]
     return np.stack(np.broadcast_arrays(*channels), -1).astype(np.uint8)
-
-
-def write(path, frames, codec="libx264", rate=25, pix_fmt="yuv420p", times=None, options=None, gop=12):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
-        stream.codec_context.gop_size = gop
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for i, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = round(times[i] * 1000), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def by_pyav(path):
@@ -152,12 +137,7 @@ CONTAINERS = [
 
 @pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS, ids=[f"{c[0]}-{c[1]}" for c in CONTAINERS])
 def test_every_selection_equals_sequential_decoding(tmp_path, monkeypatch, name, codec, options):
-    try:
-        av.codec.Codec(codec, "w")
-    except av.error.FFmpegError:
-        pytest.skip(f"this PyAV has no encoder {codec}")
-    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-    path = write(tmp_path / name, pictures(70), codec, options=options, pix_fmt=pix_fmt)
+    path = write(tmp_path / name, pictures(70), codec, options=options)
     truth = torch.from_numpy(np.stack(by_pyav(path))).permute(0, 3, 1, 2)
     assert len(truth) == 70
     frames, info, times, warned = read_all(path, batch=16)
@@ -240,7 +220,7 @@ def test_importing_loads_no_decoder():
 
 def test_variable_frame_rate_times_come_from_the_stamps(tmp_path):
     times = [0, 0.04, 0.08, 0.5, 0.54, 2.0, 2.1, 2.15]
-    path = write(tmp_path / "vfr.mkv", pictures(8), times=[t + 3 for t in times])
+    path = write(tmp_path / "vfr.mkv", pictures(8), pts=[round(1000 * t) + 3000 for t in times], base=Fraction(1, 1000))
     _, info, found, _ = read_all(path)
     assert found.tolist() == pytest.approx(times, abs=2e-3)
     assert info.fps == pytest.approx(7 / 2.15, rel=0.01)
@@ -251,30 +231,17 @@ def test_cut_files_give_what_is_left_and_warn(tmp_path):
     for name, options in (("a.mp4", {"movflags": "faststart"}), ("b.mkv", {}), ("c.avi", {})):
         whole = write(tmp_path / name, noise, "mpeg4" if name == "c.avi" else "libx264")
         if name == "a.mp4":
-            whole = tmp_path / "fast.mp4"
-            with av.open(str(tmp_path / name)) as source, av.open(str(whole), "w", options=options) as target:
-                stream = target.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(video=0):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        target.mux(packet)
-        cut = tmp_path / f"cut_{name}"
-        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
-        frames, _, _, warned = read_all(cut)
-        assert len(frames) == len(by_pyav(cut)) < 45
+            whole = remux(whole, tmp_path / "fast.mp4", options=options)
+        half = cut(whole, 0.6)
+        frames, _, _, warned = read_all(half)
+        assert len(frames) == len(by_pyav(half)) < 45
         assert len(warned) == 1
         assert f"only the first {len(frames)} of 60 frames" in warned[0]
 
 
 def test_a_file_that_starts_between_keyframes_is_counted_by_decoding(tmp_path):
     whole = write(tmp_path / "whole.mkv", pictures(60), options={"bf": "2", "sc_threshold": "0"}, gop=20)
-    late = tmp_path / "late.mkv"
-    with av.open(str(whole)) as source, av.open(str(late), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in list(source.demux(video=0))[7:]:
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
+    late = remux(whole, tmp_path / "late.mkv", keep=lambda i: i >= 7)
     frames, info, _, warned = read_all(late)
     assert len(frames) == info.frames == len(by_pyav(late))
     assert info.reader == "pyav"
@@ -284,11 +251,7 @@ def test_a_file_that_starts_between_keyframes_is_counted_by_decoding(tmp_path):
 def test_folder_of_images_in_natural_order(tmp_path):
     frames = pictures(12)
     for i, picture in enumerate(frames):
-        image = tmp_path / f"frame_{i}.png"
-        with av.open(str(image), "w", format="image2") as container:
-            stream = container.add_stream("png", rate=1)
-            stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        write_picture(tmp_path / f"frame_{i}.png", picture)
     (tmp_path / "notes.txt").write_text("no image")
     with open_video(tmp_path) as video:
         assert video.info[1:] == ("png", 48, 64, 12, 25.0, 12 / 25, "images")

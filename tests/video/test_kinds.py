@@ -2,10 +2,10 @@
 
 import warnings
 
-import av
 import numpy as np
 import pytest
 
+from tests.video.clips import write_picture
 from tttvideo.video import image_reader
 from tttvideo.video.decode import open_video
 from tttvideo.video.kinds import choose_frames
@@ -67,10 +67,7 @@ def test_folders_with_flow_say_what_they_take_once_and_stereo_is_refused(tmp_pat
     image_reader._already_said.clear()
 
     def picture(name, shade):
-        with av.open(str(tmp_path / name), "w", format="image2") as out:
-            stream = out.add_stream("png", rate=1)
-            stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((16, 16, 3), shade, np.uint8), format="rgb24")))
+        write_picture(tmp_path / name, np.full((16, 16, 3), shade, np.uint8))
 
     for i in range(3):
         picture(f"img_{i}.png", 10 * i)

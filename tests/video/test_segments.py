@@ -8,13 +8,12 @@ import time
 import warnings
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 
 import tttvideo.video.segments as segments_module
-from tests.video.clips import CountingReader
+from tests.video.clips import CountingReader, write
 from tttvideo.video.dataset import VideoDataset
 from tttvideo.video.index import Index, Video
 from tttvideo.video.reader import PartialVideoWarning
@@ -27,13 +26,7 @@ ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "videos" / "odd"
 
 def make_video(path: Path, frames: int, height: int = 24, width: int = 36) -> str:
     pictures = np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=10, options={"crf": "10", "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in pictures:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode())
-    return str(path)
+    return str(write(path, pictures, rate=10, options={"crf": "10", "preset": "ultrafast"}))
 
 
 @pytest.fixture(scope="module")

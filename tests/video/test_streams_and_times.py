@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import pytest
 
-from tests.video.clips import numbered, numbers, read, remux, write
+from tests.video.clips import numbered, numbers, read, remux, write, write_picture
 from tttvideo.video import probe, reader
 from tttvideo.video.dataset import DataConfig
 from tttvideo.video.decode import VideoError, open_video
@@ -21,14 +21,7 @@ def nothing_remembered():
 
 
 def picture_bytes(folder, codec, size=48):
-    image = folder / f"cover.{codec}"
-    with av.open(str(image), "w", format="image2") as container:
-        stream = container.add_stream(codec, rate=1)
-        stream.height, stream.width, stream.pix_fmt = size, size, "rgb24" if codec == "png" else "yuvj420p"
-        frame = av.VideoFrame.from_ndarray(numbered(1, size, size)[0], format="rgb24")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return image.read_bytes()
+    return write_picture(folder / f"cover.{codec}", numbered(1, size, size)[0], codec).read_bytes()
 
 
 def atoms(data):

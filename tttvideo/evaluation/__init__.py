@@ -5,7 +5,6 @@ from tttvideo.evaluation.comparison_report import print_comparison, write_compar
 from tttvideo.evaluation.config import CompareConfig, EvaluateConfig, PositionConfig, PredictConfig
 from tttvideo.evaluation.evaluate import Evaluation, evaluate
 from tttvideo.evaluation.position_curves import position_sentence, positions
-from tttvideo.evaluation.predicting import predict
 from tttvideo.evaluation.report import print_report, write_report
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "evaluate",
     "position_sentence",
     "positions",
-    "predict",
     "print_comparison",
     "print_report",
     "write_comparison",

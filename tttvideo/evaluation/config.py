@@ -101,7 +101,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """Loss against the number of frames read, for one checkpoint or several on the same videos.
+    """Loss after each frame, for one checkpoint or several on the same videos: of the class, had the video ended there,
+    or of the next frame. Writes position.json and position.png, a line for each model, with an interval over videos and
+    seeds.
 
     Attributes:
         runs: run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model.
@@ -138,7 +140,10 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Evaluations of several runs side by side.
+    """Put evaluations of several runs side by side: read what `tttvideo evaluate` (and `tttvideo position`) left in the
+    folders, and write compare.json, tables (compare.md) and a figure for each protocol: accuracy against length,
+    sampling, tokens, views, strata and controls; of predictions, error by horizon, by context and on newly revealed
+    pixels. Intervals are bootstrapped over videos, and over seeds where a run has several.
 
     Attributes:
         runs: folder with a metrics.json in it or below it (evaluations on several data sets: in one folder each), or
@@ -163,12 +168,15 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The next frames of one video, as a film and a picture.
+    """Read the first frames of videos, generate the next ones, and show them: OUT/NAME-predicted.mp4 and .png have the
+    truth above, the prediction below, then where they differ. Of several videos the errors stand in
+    OUT/predictions.jsonl, and the same command goes on where an earlier one ended.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
-        video: video file, or folder of frame images.
-        out: folder for the film and the picture.
+        videos: video file; folder, with all videos below it (a folder of frame images is a video); pattern; list of
+            path[,start,end], of which the spans are not used; - for paths on standard input.
+        out: folder for the films and pictures, and for predictions.jsonl where there are several videos.
         context: frames that are read.
         horizon: frames that are predicted.
         write: what the hidden state learns from: all frames, its own predictions too, or the context alone.
@@ -176,10 +184,10 @@ class PredictConfig:
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
 
-    positional: ClassVar = ("checkpoint", "video")
+    positional: ClassVar = ("checkpoint", "videos")
 
     checkpoint: str
-    video: str
+    videos: tuple[str, ...]
     out: str
     context: int = 10
     horizon: int = 10

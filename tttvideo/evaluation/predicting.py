@@ -1,4 +1,4 @@
-"""`tttvideo predict`: the next frames of one video, as a film, a picture and a few figures."""
+"""The next frames of a video, as a film, a picture and a few figures."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from tttvideo.evaluation.frame_metrics import FrameMetrics
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.evaluation.strips import write_film, write_strip
 from tttvideo.files import replacing
+from tttvideo.model import VideoModel
 from tttvideo.tasks.prediction import in_unit
 from tttvideo.video.decode import open_video
 from tttvideo.video.reading import sampled_rate
@@ -35,23 +36,35 @@ class Predicted(NamedTuple):
     strip: Path
     lines: list[str]  # the errors
     notes: list[str]  # where the video is unlike those of the training
+    mse: dict[str, list[float]]  # of the model and of what needs none, for each predicted frame that has a truth
 
 
-def predict(config: PredictConfig) -> Predicted:
-    """Predicts the frames after the context, and draws them into the folder ``config.out``.
+def predictor(config: PredictConfig) -> tuple[VideoModel, float | None]:
+    """The model, and the rate in Hz at which it learned.
 
     Raises:
-        ValueError: for a checkpoint of another task, a horizon of 0, a context that is as long as the video, or a video
-            that cannot be read.
+        ValueError: for a checkpoint of another task, and lengths that it cannot read.
     """
-    video, context, horizon, write = config.video, config.context, config.horizon, config.write == "all"
     source = inspect_checkpoint(config.checkpoint)
     model = prediction_model(source.folder, trust=config.trust).to(choose_device(config.device) or best_device())
-    check_lengths(model, context, horizon)
+    check_lengths(model, config.context, config.horizon)
     if space_of(model) == "features":
         raise ValueError(
             f"{config.checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"
         )
+    return model, source.provenance.get("frame_rate")
+
+
+def predict_video(
+    model: VideoModel, learned_rate: float | None, config: PredictConfig, video: str, name: str
+) -> Predicted:
+    """Predicts the frames after the context, and draws them into files of the folder ``config.out`` that begin with
+    ``name``; the first two are those of ``predictor``.
+
+    Raises:
+        ValueError: for a context that is as long as the video, or a video that cannot be read.
+    """
+    context, horizon, write = config.context, config.horizon, config.write == "all"
     clip = read_clip(str(video), model.preprocessing, context + horizon)
     if len(clip) < 2:
         raise ValueError(f"{video} has a single frame; a prediction needs one to read and one to compare with")
@@ -71,13 +84,12 @@ def predict(config: PredictConfig) -> Predicted:
     before, truth = in_unit(clip[first:context]), in_unit(clip[context:])
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    name = Path(video).resolve().name if Path(video).is_dir() else Path(video).stem
     # not the video's own name: people keep their films where the video lies
     film, strip = out / f"{name}-predicted.mp4", out / f"{name}-predicted.png"
     with open_video(str(video)) as reader:
         size = (reader.info.height, reader.info.width)
         rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)
-    notes = mismatches(str(video), size, rate, model.preprocessing, source.provenance.get("frame_rate"))
+    notes = mismatches(str(video), size, rate, model.preprocessing, learned_rate)
     with replacing(film) as path:
         write_film(path, before, truth, made["model"][0], rate or 10.0, first)
     learned = "all frames, generated ones too" if write else "the context alone"
@@ -95,7 +107,8 @@ def predict(config: PredictConfig) -> Predicted:
         notes.append(
             f"{video} ends after {len(clip)} frames: the last {horizon - len(truth)} have no truth beside them"
         )
-    return Predicted(film, strip, lines, notes)
+    mse = {method: [float(e) for e in own[0]] for method, own in zip(METHODS, errors, strict=True)}
+    return Predicted(film, strip, lines, notes, mse)
 
 
 def mismatches(

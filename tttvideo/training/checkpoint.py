@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from ..model import ModelConfig
 from ..plain import from_plain, public_names, to_plain
 from ..video.transforms import Preprocessing
 from .config import ConfigError
-from .position import PROGRESS, Progress, name_of, read_position, sealed
+from .position import CHECKPOINT_NAME, PROGRESS, Progress, name_of, read_position, sealed
 from .run_folder import writing
 
 STATE = "training_state"
@@ -112,9 +111,13 @@ class Checkpoints:
             raise ConfigError(f"resume: {self.folder} holds no checkpoint {name}; there are {there}")
         return self.folder / name
 
-    def clean(self, resumed: Path | None) -> list[str]:
+    def clean(self, resumed: Path | None, progress: Progress) -> list[str]:
         """Remove what a killed write or a killed removal left, and set aside what is later than `resumed`, which
-        would be taken for the end of the run; returns the new names of those."""
+        would be taken for the end of the run; returns the new names of those.
+
+        Args:
+            resumed: the checkpoint that the run goes on from, whose position is `progress`; None: it begins.
+        """
         with writing(self.folder):
             for leftover in self.folder.glob(".*"):
                 if leftover.is_dir():
@@ -122,6 +125,8 @@ class Checkpoints:
                 else:
                     leftover.unlink()
             later = [name for name in self._names() if resumed is None or name > resumed.name]
+            if later and resumed:  # first: the index never names what is set aside
+                self._write_index(progress, resumed.name)
             for name in later:
                 shutil.rmtree(self.folder / f"aside-{name}", ignore_errors=True)
                 (self.folder / name).rename(self.folder / f"aside-{name}")
@@ -284,8 +289,7 @@ class Checkpoints:
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        # a user's copy, such as step-00000012-best, is none of ours
-        return sorted(p.name for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
+        return sorted(p.name for p in self.folder.glob("step-*") if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir())
 
     def _write_index(self, progress: Progress, last: str) -> None:
         index = {

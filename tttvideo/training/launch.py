@@ -17,6 +17,11 @@ Result = TypeVar("Result")
 
 CPU_HINT = "on CPU start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py ..."
 
+LOST = (
+    "another process of this run ended; what it says, or its exit code, is the reason; continue with the same command "
+    "and --resume auto"
+)
+
 
 def start(config: RunConfig) -> Accelerator:
     """The run's Accelerator.

@@ -7,12 +7,15 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .config import ConfigError
+
+Item = TypeVar("Item")
 
 REFRESH = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one, by the folder's own clock, after which a lock is taken over
@@ -32,6 +35,7 @@ class RunLock:
         self.folder = folder
         self.path = folder / NAME
         self._mine: bytes | None = None
+        self._looked = 0.0  # when it was ours for the last time
         self._missing: list[Path] = []  # folders that are made for the lock, innermost first
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,7 +60,7 @@ class RunLock:
             note = self._judge()
             if not self._create(mine):  # another start was faster
                 raise ConfigError(f"another run has begun in {self.folder} just now; give another --out")
-        self._mine = mine
+        self._mine, self._looked = mine, time.monotonic()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="run lock")
         self._thread.start()
         return note
@@ -80,7 +84,7 @@ class RunLock:
             return
         try:
             now = self.path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ConfigError(
                 f"{self.path} is gone: somebody removed it, or the whole run folder, while the run was writing there; "
                 "start again with --resume auto, or with another --out"
@@ -90,6 +94,22 @@ class RunLock:
                 f"{self.folder} was taken over by {_named(_owner(now))}, as this run gave no sign of life for "
                 f"{STALE:g} s; this run stops"
             )
+        self._looked = time.monotonic()
+
+    def check_before_writing(self) -> None:
+        """`check`, unless the lock was ours within the last ``REFRESH`` seconds: cheap enough for every line.
+
+        A run that was suspended, and taken over from meanwhile, thus writes nothing when it goes on.
+        """
+        if time.monotonic() - self._looked > REFRESH:
+            with suppress(OSError):  # of a disk that hangs: the writing itself tells
+                self.check()
+
+    def while_ours(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with `check_before_writing` after each is made."""
+        for item in items:
+            self.check_before_writing()
+            yield item
 
     def _judge(self) -> str | None:
         """Removes a lock that nobody holds any more; the note on it. Raises ConfigError if somebody does."""
@@ -151,7 +171,9 @@ class RunLock:
             except (ConfigError, OSError):  # the run finds out by itself; what is another's is not touched
                 continue
             with suppress(OSError), self.path.open("r+b") as file:
-                file.write(self._mine or b"")
+                if file.read() == self._mine:  # a taker makes another file: its content is never overwritten
+                    file.seek(0)
+                    file.write(self._mine)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRESS = "progress.json"
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a user's copy, such as step-00000012-best, is none of ours
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def read_position(checkpoint: Path) -> Progress:
     Raises:
         OSError, ValueError, TypeError, RecursionError: the checkpoint is damaged; why.
     """
+    if not (checkpoint / PROGRESS).is_file():  # nor may it be a pipe, which would be waited for
+        raise ValueError(f"{PROGRESS} is missing")
     content = json.loads((checkpoint / PROGRESS).read_bytes())
     if not isinstance(content, dict):
         raise ValueError(f"{PROGRESS} is no JSON object")
@@ -74,7 +77,7 @@ def _refuse_absurd(progress: Progress) -> None:
         raise ValueError(f"{PROGRESS} lacks the sums of the epoch that it is in")
     if not isinstance(progress.fixed, dict):
         raise ValueError(f"{PROGRESS} does not say what the position depends on")
-    if not (progress.best is None or (isinstance(progress.best, str) and re.fullmatch(r"step-\d{8,}", progress.best))):
+    if not (progress.best is None or (isinstance(progress.best, str) and CHECKPOINT_NAME.fullmatch(progress.best))):
         raise ValueError(f"{PROGRESS} names {progress.best!r} as the best checkpoint")
     batches, accumulate = (progress.fixed.get(name) for name in ("batches per epoch", "accumulate"))
     if type(batches) is int and type(accumulate) is int and accumulate > 0:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not launch.lost_another(error):
             raise
-        launch.say("stopped: another process of this run ended; what it says is the reason", every_process=True)
+        launch.say(f"stopped: {launch.LOST}", every_process=True)
         return 1
     except KeyboardInterrupt:
         launch.say("interrupted: continue with the same command and --resume auto")
@@ -80,6 +80,9 @@ def train(config: RunConfig, yaml: str) -> None:
                 while run.progress.epoch < config.schedule.epochs:
                     run.epoch()
             run.finish()
+        except RuntimeError as error:
+            run.signals.raise_if(launch.lost_another(error))  # which was sent it, too, and ended sooner
+            raise
         except NonFinite as error:
             good = run.checkpoints.last()
             raise NonFinite(f"{error}; the last good checkpoint is {good or 'none: none was written yet'}") from None
@@ -215,11 +218,12 @@ class Run:
         )
         self._introduce(last)
         if self.leader and self.progress.epoch < config.schedule.epochs:  # a finished run stays as it is
+            self.lock.check_before_writing()
             folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step)
             if self.task.labelled:
                 with writing(folder.path / "labels.json"):
                     save_labels(folder.path / "labels.json", self.train.labels)
-            for name in self.checkpoints.clean(last):
+            for name in self.checkpoints.clean(last, self.progress):
                 self.record.say(f"note: a later checkpoint is set aside as {folder.checkpoints / name}")
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
@@ -306,13 +310,14 @@ class Run:
         """The rest of the present epoch, then its validation, its line in the log and its checkpoint.
 
         Raises:
-            Stopped: a signal came. After a step, on all processes alike; or in the validation, before which (where
-                the epoch's end has none: then) there is a checkpoint too: whatever ends it, it begins again.
+            Stopped: a signal came, after a step, on all processes alike; or in the validation. Whatever ends that,
+                there is a checkpoint of its beginning.
+            ConfigError: the folder was taken over by another run; nothing more is written.
         """
         config, number, every = self.config, self.progress.epoch + 1, self.config.checkpoint.every
         order = cast(EpochSampler, self.train_batches.batch_sampler)
         order.start_at(self.progress.epoch, self.progress.batch)
-        for result in self.trainer.epoch(self.train_batches, self.n_batches, self.progress):
+        for result in self.lock.while_ours(self.trainer.epoch(self.train_batches, self.n_batches, self.progress)):
             self.progress = result.progress
             self.record.skip(self.train, result.failures)
             self.record.step(number, result)
@@ -333,10 +338,11 @@ class Run:
             try:
                 with self.signals.immediate():
                     metrics = self.validate()
-            except Stopped:
+            except BaseException:
                 if self.leader and self._saved != (self.progress.epoch, self.progress.batch):
-                    self._write_checkpoint(None)  # by itself: the others may not have been told
+                    self._write_checkpoint(None)  # by itself: the others may have ended
                 raise
+        self.lock.check_before_writing()
         self.record.epoch(self.progress, self.trainer.schedule.set(step - 1), metrics)
         # Only now is the epoch done.
         self.progress = replace(self.progress, epoch=number, batch=0, totals={})
@@ -350,7 +356,8 @@ class Run:
         assert self.val_batches is not None
         evaluated = self.trainer.evaluated_model
         evaluated.set_inner_rate(1.0)
-        scores = score(evaluated, *self.val_batches, self.val, self.accelerator)
+        pieces, videos = self.val_batches
+        scores = score(evaluated, self.lock.while_ours(pieces), videos, self.val, self.accelerator)
         self.record.skip(self.val, scores.failures)
         return {**self.task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
 

@@ -27,10 +27,14 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
+from .. import strict_yaml
 from ..files import write_text
 from ..printing import cell
 from ..video.index import Index
 from .config import ConfigError
+from .position import CHECKPOINT_NAME
+
+FILES = ("config.yaml", "labels.json", "log.jsonl", "steps.jsonl", "run.lock", "skipped.csv", "checkpoints/index.json")
 
 
 class StorageError(OSError):
@@ -51,6 +55,8 @@ def writing(path: Path) -> Iterator[None]:
         if _is_full(path):  # libraries hide it behind words of their own
             reason = os.strerror(errno.ENOSPC)
         todo = "make room there" if reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) else "mend that"
+        if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)) and error.filename:
+            todo = f"move {error.filename} away"
         raise StorageError(
             f"{path} cannot be written ({reason}); {todo}, and continue with the same command and --resume auto"
         ) from error
@@ -158,11 +164,26 @@ class RunFolder:
             if parent.exists() and not parent.is_dir():
                 raise ConfigError(f"out: {self.path} cannot be made, as {parent} is a file")
         self.resume = resume
+        self._refuse_other_kinds()
         self.refuse_second()
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
         self._skipped_file = self.path / "skipped.csv"
         self._skipped: set[tuple[str, str, str]] | None = None
+
+    def _refuse_other_kinds(self) -> None:
+        """Raises ConfigError where a folder stands in a file's place, or a file in a folder's."""
+        files = [self.path / name for name in FILES]
+        folders = [self.path / name for name in ("checkpoints", "tensorboard")]
+        folders += [path for path in self.checkpoints.glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+        for path in files + folders:
+            expected = "file" if path in files else "folder"
+            if path.exists() and not (path.is_file() if path in files else path.is_dir()):
+                kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither file nor folder"
+                raise ConfigError(
+                    f"{path} is damaged: expected a {expected}, got {kind}; move it away, and start again (what the "
+                    "run needs of it is written anew)"
+                )
 
     def refuse_second(self) -> None:
         """Raises ConfigError where a new run would overwrite another."""
@@ -239,8 +260,6 @@ def fingerprint(index: Index) -> str:
 def changed_settings(old: Path, new_yaml: str) -> list[str]:
     """`key: old -> new` for settings of a resumed run that change its curve (unlike where it reads and
     writes)."""
-    import yaml
-
     harmless = ("out", "resume", "trackers", "log_every", "processes", "checkpoint", "data.root", "data.list")
     harmless += ("data.workers", "data.cache", "data.cache_dir", "data.time_limit")
     if not old.exists():
@@ -259,10 +278,10 @@ def changed_settings(old: Path, new_yaml: str) -> list[str]:
             changes.append(f"{key}: {a} -> {b}")
 
     try:
-        before = yaml.safe_load(old.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError):
+        before = strict_yaml.load(old.read_text(encoding="utf-8"))
+    except ValueError:
         before = None
     if not isinstance(before, dict):
         return [f"perhaps something, as {old} is damaged; it is written anew"]
-    compare("", before, yaml.safe_load(new_yaml))
+    compare("", before, strict_yaml.load(new_yaml))
     return changes

@@ -82,9 +82,13 @@ class Signals:
     def immediate(self) -> Iterator[None]:
         """Within `deferred`: a signal raises here, one that was remembered too."""
         with self._deferring(False):
-            if self.received:
-                raise Stopped(self.received)
+            self.raise_if()
             yield
+
+    def raise_if(self, condition: bool = True) -> None:
+        """Raises Stopped where a signal was remembered, if the condition holds."""
+        if self.received and condition:
+            raise Stopped(self.received)
 
     @contextmanager
     def _deferring(self, yes: bool) -> Iterator[None]:

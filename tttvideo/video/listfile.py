@@ -77,7 +77,7 @@ def read_list(
             raise DataError(f"{path} has a header but no rows; list one video per line")
         width = len(first)
     else:
-        columns = _positional_columns(path, [row for _, row in cells])
+        columns = _positional_columns(path, [row for _, row in cells], labelled)
         width = len(columns)
         _refuse_unknown_header(path, base, [row for _, row in cells])
     if labelled and "label" not in columns:
@@ -190,7 +190,7 @@ def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> Non
             )
 
 
-def _positional_columns(path: Path, rows: list[list[str]]) -> dict[str, int]:
+def _positional_columns(path: Path, rows: list[list[str]], labelled: bool) -> dict[str, int]:
     """Which column is what in a list without a header, from its contents; refused where two readings fit."""
     width = len(rows[0])
     if any(len(row) != width for row in rows):
@@ -198,6 +198,8 @@ def _positional_columns(path: Path, rows: list[list[str]]) -> dict[str, int]:
             f"{path} has lines of {min(map(len, rows))} to {max(map(len, rows))} columns; separate them by "
             "commas or tabs, and put quotes around a value that contains the separator"
         )
+    if not labelled and width == 3 and all(_is_number(cell) for row in rows for cell in row[1:]):
+        return {"path": 0, "start": 1, "end": 2}
     names = ["path", "label"][:width]
     if width >= 4 and all(_is_number(cell) for row in rows for cell in row[2:4]):
         names += ["start", "end"]

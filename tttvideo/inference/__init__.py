@@ -1,0 +1,1 @@
+"""Using a trained model: folders and lists of videos, and live streams."""

@@ -1,0 +1,18 @@
+"""The commands that use a model on videos: classify, predict."""
+
+from __future__ import annotations
+
+from ..evaluation.config import PredictConfig
+from .config import ClassifyConfig
+
+
+def classify(config: ClassifyConfig) -> int:
+    from .files import classify_files
+
+    return classify_files(config)
+
+
+def predict(config: PredictConfig) -> int:
+    from .predict import predict_files
+
+    return predict_files(config)

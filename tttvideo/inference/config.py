@@ -1,0 +1,85 @@
+"""What the commands `classify` and `stream` can be told: dataclasses that become options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How videos are read.
+
+    Args:
+        frames: cut each video to its first n frames before anything else (default: none is cut).
+        sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N (default: as in
+            training).
+        views: whole, clips=CLIPSxCROPS[:FRAMES] or spans=SECONDS[:STEP]: the probabilities of clips and crops, or of
+            sliding spans, are averaged.
+        batch_size: videos read side by side.
+        workers: processes that read ahead; 0 for none.
+        segment: frames of a video that are held at a time, a multiple of the model's step (default: about 64).
+    """
+
+    frames: int | None = None
+    sampling: str | None = None
+    views: str = "whole"
+    batch_size: int = 8
+    workers: int = 2
+    segment: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("frames", self.frames, 1),
+            ("batch-size", self.batch_size, 1),
+            ("segment", self.segment, 1),
+            ("workers", self.workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be {f'at least {least}' if least else '0 or more'}, got {value}")
+        from ..evaluation.views import parse_views
+        from ..video.sampling import parse_sampling
+
+        parse_views(self.views)
+        if self.sampling is not None:
+            parse_sampling(self.sampling)
+
+    def __str__(self) -> str:
+        cut = "all frames" if self.frames is None else f"{self.frames} frames"
+        return f"{cut}, {self.sampling}" + ("" if self.views == "whole" else f", {self.views}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(How):
+    """Name the classes of videos of any length. Each answer is printed, or written to --out, as soon as it is there;
+    the same command with the same --out goes on where an earlier one ended. Under torchrun or accelerate the processes
+    share the work.
+
+    Args:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        videos: video file; folder, with all videos below it (a folder of frame images is a video); pattern such as
+            'films/**/*.mp4'; list (.txt, .csv or .tsv) of path[,start,end]; - for paths on standard input.
+        out: file of the answers, .jsonl or .csv; the same command goes on where an earlier one ended.
+        timeline: folder for each video's probabilities over time: NAME.png above a strip of frames, and NAME.npy, a row
+            (seconds, probabilities) for each time step.
+        topk: number of classes that are named.
+        json: print JSON in place of text.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    positional: ClassVar = ("checkpoint", "videos")
+
+    checkpoint: str
+    videos: tuple[str, ...]
+    out: str | None = None
+    timeline: str | None = None
+    topk: int = 5
+    json: bool = False
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.topk < 1:
+            raise ValueError(f"--topk must be at least 1, got {self.topk}")
