@@ -108,8 +108,8 @@ def _values(cls: type, key: str, rest: Sequence[str]) -> Sequence[str]:
     end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
     if key in getattr(cls, "several", ()):
         return rest[:end]
-    is_flag = hints_of(cls).get(key) is bool or key not in hints_of(cls)
-    if end and is_flag and getattr(cls, "positional", ()) and rest[0].lower() not in ("true", "false"):
+    flag = bool in (hints_of(cls).get(key), hints_of(cls).get(key.removeprefix("no_")))
+    if end and flag and getattr(cls, "positional", ()) and rest[0].lower() not in ("true", "false"):
         return ()
     return rest[: min(end, 1)]
 
