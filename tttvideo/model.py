@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from . import serialize
-from .backbone import Backbone, BackboneStack
+from .backbone import Backbone
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder, check_range
+from .encoder.base import EncoderState, check_range
 from .plain import from_plain, to_plain
 from .serialize import FORMAT, load_weights, read_description, resolve_checkpoint
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
+from .tasks.rollout import roll_out_end
 from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
@@ -54,32 +55,6 @@ class ModelState(NamedTuple):
     encoder: EncoderState
     backbone: tuple[State, ...]
     task: Any
-
-
-class Body(NamedTuple):
-    """Encoder and backbone, as ``tasks.base.Body`` says."""
-
-    encoder: FrameEncoder
-    backbone: BackboneStack
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.encoder.features(frames, lengths)
-
-    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder.embed(features, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def _mixed(
-        self, tokens: Tensor, steps: Tensor | None, encoder_state: EncoderState, state: Any
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        count, per_step = tokens.shape[1:3]
-        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state, layout)
-        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
 
 class VideoModel(nn.Module):
@@ -169,12 +144,26 @@ class VideoModel(nn.Module):
             )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
-        output, (encoder, backbone), own = self.head(self._body, frames, lengths, state[:2], state.task)
-        return output, ModelState(encoder, backbone, own)
+        frames = self.observed(frames, lengths)
+        if self.training and self.head.own_steps > 1:
+            return roll_out_end(self._through, self.head, frames, lengths, state)
+        return self._through(frames, lengths, state)
 
-    @property
-    def _body(self) -> Body:
-        return Body(self.encoder, self.backbone)
+    def _through(self, frames: Tensor, lengths: Tensor | None, state: ModelState) -> tuple[Any, ModelState]:
+        """Frames as ``observed`` gives them -> tokens [B, S, N, C] -> mixed tokens -> the task's output."""
+        embed = self.encoder.embed if self.head.reads_features else self.encoder
+        tokens, steps, encoder = embed(frames, lengths, state.encoder)
+        layout = Layout(self.encoder.grid, None if steps is None else steps * tokens.shape[2])
+        mixed, backbone = self.backbone(tokens.flatten(1, 2), state.backbone, layout)
+        output, task = self.head(mixed.unflatten(1, tokens.shape[1:3]), steps, frames, lengths, state.task)
+        return output, ModelState(encoder, backbone, task)
+
+    def observed(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What is read, and what predictions are compared with: the frames [B, F, 3, H, W]; for a head that predicts
+        features, what the frozen encoder sees in them (generated frames are features already)."""
+        if not self.head.reads_features or frames.shape[-3:] == self.head.generated:
+            return frames
+        return self.encoder.features(frames, lengths)
 
     @torch.no_grad()
     def truth(self, frames: Tensor) -> Tensor:
@@ -185,7 +174,7 @@ class VideoModel(nn.Module):
         """
         if not isinstance(self.head, PredictionHead):
             raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
-        return self.head.pictures(self.head.observed(self._body, frames, None))
+        return self.head.pictures(self.observed(frames))
 
     def _sizes(self) -> Sizes:
         return Sizes(
@@ -242,37 +231,37 @@ class VideoModel(nn.Module):
             ValueError: if there is no segment, or a second one for a model that does not stream.
         """
         last, timelines = None, []
-        for _, _, last in self.read_segments(segments):
+        for _, _, last in self.stream(segments):
             timelines.append(last.timeline)
         if last is None:
             raise ValueError("There are no frames to score.")
         return Output(last.logits, torch.cat(timelines, dim=1))
 
     @torch.no_grad()
-    def read_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
+    def stream(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
         """Segments as ``score_segments`` takes them, each with its output, on the model's device."""
-        device = next(self.parameters()).device
         state = None
         for frames, lengths in segments:
-            frames = frames.to(device, non_blocking=True)
-            output, state = self(frames, lengths, state)
-            state = detach_state(state)
+            frames, output, state = self._read_on(frames, lengths, state)
             yield frames, lengths, output
 
     @torch.no_grad()
-    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    def stream_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
         """The same of several batches whose segments alternate: each piece with the output for it; None where none of
         its videos has a frame. The state of a batch is let go after its last piece."""
-        device = next(self.parameters()).device
         states: dict[int, ModelState | None] = {}
         for piece in pieces:
             state, output = states.pop(piece.batch, None), None
             if bool(piece.lengths.any()):
-                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
-                state = detach_state(state)
+                _, output, state = self._read_on(piece.frames, piece.lengths, state)
             if not piece.last:
                 states[piece.batch] = state
             yield piece, output
+
+    def _read_on(self, frames: Tensor, lengths: Tensor, state: ModelState | None) -> tuple[Tensor, Any, ModelState]:
+        frames = frames.to(next(self.parameters()).device, non_blocking=True)
+        output, state = self(frames, lengths, state)
+        return frames, output, detach_state(state)
 
     def classify(self, source: Any, topk: int = 5, **how: Any) -> Any:
         """Labels and probabilities [(label, probability), ...], most probable first.

@@ -88,7 +88,7 @@ def read_answers(
     pieces = SegmentedBatches([[items[i] for i in batch] for batch in batches], reading, model.preprocessing.size, name)
     loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
     rows: dict[int, _Rows] = {}
-    for piece, output in model.read_batches(loader):
+    for piece, output in model.stream_batches(loader):
         own = rows.pop(piece.batch, None) or _Rows(batches[piece.batch], reading.segment, timelines)
         yield from own.add(piece, output, model.encoder.stride)
         if not piece.last:
