@@ -31,7 +31,7 @@ class Setting(NamedTuple):
     source: str = ""
 
 
-def read(cls: type[Config], words: Sequence[str], *, prog: str) -> tuple[Config, str]:
+def read(cls: type[Config], words: Sequence[str], *, prog: str, description: str = "") -> tuple[Config, str]:
     """A ``cls`` from words: positional ones, ``--a.b value``, and ``--config FILE`` with any of these; later ones win.
 
     Returns:
@@ -41,7 +41,7 @@ def read(cls: type[Config], words: Sequence[str], *, prog: str) -> tuple[Config,
         ConfigError: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable file.
         SystemExit: after ``--help``, ``--some.class.help NAME`` and ``--print_config``.
     """
-    _show_help(cls, words, prog)
+    _show_help(cls, words, prog, description)
     root = defaults_of(cls)
     for setting in settings_of(cls, [word for word in words if word != "--print_config"]):
         try:
@@ -139,10 +139,10 @@ def _unexpected(cls: type, word: str) -> ConfigError:
     return ConfigError(f"unexpected argument {word!r}: settings are given as --key value")
 
 
-def _show_help(cls: type, words: Sequence[str], prog: str) -> None:
+def _show_help(cls: type, words: Sequence[str], prog: str, description: str) -> None:
     for i, word in enumerate(words):
         if word in ("-h", "--help"):
-            print(command_help(cls, prog))
+            print(command_help(cls, prog, description))
             raise SystemExit(0)
         if word.startswith("--") and word.endswith(".help"):
             key, name = word.removeprefix("--").removesuffix(".help"), words[i + 1 : i + 2]

@@ -30,8 +30,10 @@ COMMANDS = {
     "predict": Command(".inference.commands", "predict", "the next frames of videos, as a film and a picture each"),
     "export": Command(".commands", "export", "a folder that from_pretrained and the Hugging Face Hub take"),
     "classify": Command(".inference.commands", "classify", "name the classes of videos: files, folders, lists"),
+    "stream": Command(".inference.commands", "stream", "answer while a video comes: files, pipes, cameras, addresses"),
     "make-data": Command(".commands", "make_data", "generated videos with known best possible accuracy or error"),
     "configs": Command(".commands", "configs", "list the recipes that `train --config NAME` takes"),
+    "cache": Command(".training.features", "cache", "encode videos with a frozen encoder ahead of training"),
     "index": Command(".indexing", "index", "read every video through once, so that training starts at once"),
     "check": Command(".indexing", "check", "what is wrong with the videos of a folder or list"),
 }

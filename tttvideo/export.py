@@ -5,6 +5,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        model.config = replace(model.config, encoder=model.config.encoder.portable())
         model.save_pretrained(unfinished, provenance=source.provenance)
         save_labels(unfinished / "labels.json", model.labels)
         (unfinished / "README.md").write_text(

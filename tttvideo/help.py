@@ -37,7 +37,7 @@ def field_help(cls: type) -> dict[str, str]:
     return {entry.arg_name: _plain_text(entry.description or "").removesuffix(".") for entry in entries}
 
 
-def command_help(cls: type, prog: str) -> str:
+def command_help(cls: type, prog: str, description: str = "") -> str:
     """The settings of a command, those of its parts in groups."""
     root = defaults_of(cls)
     positional = getattr(cls, "positional", ())
@@ -45,7 +45,7 @@ def command_help(cls: type, prog: str) -> str:
     bare = [_bare_name(cls, name) for name in positional]
     required = [f"--{name} {_value_name(hints_of(cls)[name])}" for name in names if name not in root.settings]
     lines = [*_wrapped("usage: " + " ".join([prog, *bare, *required, "[--key value ...]"]), 4), ""]
-    lines += [*_wrapped(_description(cls)), ""]
+    lines += [*_wrapped(description or _description(cls)), ""]
     if positional:
         for name, word in zip(positional, bare):
             lines += _entry(word, field_help(cls).get(name, ""))

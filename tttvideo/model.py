@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +25,10 @@ from .tasks.rollout import roll_out_end
 from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
-from .video.transforms import Preprocessing
+from .video.transforms import Preprocessing, Span
 
 if TYPE_CHECKING:
+    from .inference.stream import LiveStream
     from .video.segments import Piece
 
 WHOLE = 2**40
@@ -89,8 +90,25 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        if isinstance(self.head, PredictionHead) and config.task.space == "pixels" and not self.encoder.reads_pixels:
+            raise ValueError(
+                "Prediction of pixels needs videos as frames, and this encoder's are read as features; set task.space: "
+                "features, or encoder.cache: null."
+            )
         self._exempt: set[str] = set()
         self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
+
+    @property
+    def reading(self) -> Preprocessing:
+        """How videos are read for this model: as its preprocessing says, or as features that are at hand."""
+        return self.encoder.reading(self.preprocessing)
+
+    def reading_of(
+        self, paths: Sequence[str], spans: Sequence[Span], sampling: object, first: int | None = None
+    ) -> Preprocessing:
+        """The same for these videos and another sampling rule: as frames, where a cache lacks features of one of them.
+        The rest as ``Preprocessing.serving`` has it."""
+        return replace(self.reading, sampling=str(sampling)).serving(paths, spans, first)
 
     @property
     def frame_multiple(self) -> int:
@@ -112,7 +130,8 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training);
+                or what a frozen encoder makes of them, [B, F, *encoder.feature_shape].
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
 
@@ -131,7 +150,9 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
             )
-        if frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            frames = frames.to(self.encoder.mean.dtype)
+        elif frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
                 f"got {' x '.join(map(str, frames.shape[-3:]))}; use its preprocessing."
@@ -151,7 +172,7 @@ class VideoModel(nn.Module):
 
     def _through(self, frames: Tensor, lengths: Tensor | None, state: ModelState) -> tuple[Any, ModelState]:
         """Frames as ``observed`` gives them -> tokens [B, S, N, C] -> mixed tokens -> the task's output."""
-        embed = self.encoder.embed if self.head.reads_features else self.encoder
+        embed = self.encoder.embed if frames.shape[-3:] == self.encoder.feature_shape else self.encoder
         tokens, steps, encoder = embed(frames, lengths, state.encoder)
         layout = Layout(self.encoder.grid, None if steps is None else steps * tokens.shape[2])
         mixed, backbone = self.backbone(tokens.flatten(1, 2), state.backbone, layout)
@@ -159,9 +180,9 @@ class VideoModel(nn.Module):
         return output, ModelState(encoder, backbone, task)
 
     def observed(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What is read, and what predictions are compared with: the frames [B, F, 3, H, W]; for a head that predicts
-        features, what the frozen encoder sees in them (generated frames are features already)."""
-        if not self.head.reads_features or frames.shape[-3:] == self.head.generated:
+        """What is read, and what predictions are compared with: the frames; for a head that predicts features, what the
+        frozen encoder sees in them [B, F, *encoder.feature_shape]."""
+        if not self.head.reads_features or frames.shape[-3:] == self.encoder.feature_shape:
             return frames
         return self.encoder.features(frames, lengths)
 
@@ -231,14 +252,14 @@ class VideoModel(nn.Module):
             ValueError: if there is no segment, or a second one for a model that does not stream.
         """
         last, timelines = None, []
-        for _, _, last in self.stream(segments):
+        for _, _, last in self.outputs(segments):
             timelines.append(last.timeline)
         if last is None:
             raise ValueError("There are no frames to score.")
         return Output(last.logits, torch.cat(timelines, dim=1))
 
     @torch.no_grad()
-    def stream(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
+    def outputs(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
         """Segments as ``score_segments`` takes them, each with its output, on the model's device."""
         state = None
         for frames, lengths in segments:
@@ -246,7 +267,7 @@ class VideoModel(nn.Module):
             yield frames, lengths, output
 
     @torch.no_grad()
-    def stream_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    def outputs_of_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
         """The same of several batches whose segments alternate: each piece with the output for it; None where none of
         its videos has a frame. The state of a batch is let go after its last piece."""
         states: dict[int, ModelState | None] = {}
@@ -281,6 +302,17 @@ class VideoModel(nn.Module):
         from .inference.config import How
 
         return answers_of(self, source, topk, How(**{"workers": 0, **how}))
+
+    def stream(self, **how: Any) -> LiveStream:
+        """A reader of one video without end: ``stream(frames)`` takes frames of any size and kind, and gives the
+        answers that they complete. ``how``: of ``tttvideo.inference.stream.LiveStream`` (rate, forget, smooth).
+
+        Raises:
+            ValueError: for a model that reads each video whole.
+        """
+        from .inference.stream import LiveStream
+
+        return LiveStream(self, **how)
 
     def segment_frames(self, wanted: int) -> int:
         """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a

@@ -1,9 +1,9 @@
-"""The commands that use a model on videos: classify, predict."""
+"""The commands that use a model on videos: classify, predict, stream."""
 
 from __future__ import annotations
 
 from ..evaluation.config import PredictConfig
-from .config import ClassifyConfig
+from .config import ClassifyConfig, StreamConfig
 
 
 def classify(config: ClassifyConfig) -> int:
@@ -16,3 +16,9 @@ def predict(config: PredictConfig) -> int:
     from .predict import predict_files
 
     return predict_files(config)
+
+
+def stream(config: StreamConfig) -> int:
+    from .watch import watch
+
+    return watch(config)
