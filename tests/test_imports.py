@@ -26,6 +26,7 @@ LAYERS = {
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
     "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "video", "inference"},
+    "pretrained": {"model", "plain", "serialize"},
     "training": {
         "arguments",
         "files",
@@ -41,15 +42,15 @@ LAYERS = {
         "video",
         "model",
     },
-    "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model"},
-    "export": {"files", "printing", "tasks", "serialize", "video", "model", "evaluation"},
-    "inference": {"files", "printing", "ttt", "encoder", "tasks", "video", "model", "evaluation"},
+    "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model", "pretrained"},
+    "export": {"files", "printing", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
+    "inference": {"files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"},
     "commands": {"arguments", "export", "printing", "recipes", "video"},
     "evaluating": {"evaluation", "files", "printing"},
     "indexing": {"arguments", "printing", "video"},
     "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model"},
+    "__init__": {"model", "pretrained"},
 }
 
 

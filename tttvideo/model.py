@@ -1,4 +1,4 @@
-"""The whole model: encoder, sequence backbone and task head; from frames to outputs, from a folder and to one."""
+"""The whole model: encoder, sequence backbone and task head; from frames to outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from . import serialize
 from .backbone import Backbone
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, check_range
-from .plain import from_plain, to_plain
-from .serialize import FORMAT, load_weights, read_description, resolve_checkpoint
+from .plain import to_plain
+from .serialize import FORMAT
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
@@ -367,39 +367,3 @@ class VideoModel(nn.Module):
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         serialize.save_weights(self, folder)
-
-
-def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
-    """The model of a run folder (its best checkpoint), a checkpoint in one, or an exported folder.
-
-    Args:
-        trust: allow classes outside ``tttvideo`` that the configuration names (importing them runs their code).
-
-    Raises:
-        ValueError: if the folder holds no such model, with the reason.
-    """
-    folder = resolve_checkpoint(folder)
-    where = str(folder / "config.json")
-    description, shapes = read_description(folder), serialize.read_shapes(folder)
-    try:
-        labels = description["labels"]
-        if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
-            raise TypeError("labels are not a list of names")
-        if not isinstance(description["multi_label"], bool):
-            raise TypeError("multi_label is neither true nor false")
-        config = from_plain(description["model"], trust=trust, where=where)
-        if not isinstance(config, ModelConfig):
-            raise TypeError("its model is no ModelConfig")
-        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
-        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
-        serialize.check_depth(config.backbone.depth, shapes, folder)
-        with serialize.outlined(shapes, config.backbone.width):
-            outline = VideoModel(config, **parts)
-            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
-        model = VideoModel(config, **parts)
-    except serialize.DAMAGES as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
-    model.provenance = description.get("provenance") or {}
-    load_weights(model, folder)
-    return model.eval()

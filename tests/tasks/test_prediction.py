@@ -7,7 +7,8 @@ from tests.helpers import ALL_MIXERS, name
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, LinearAttention, Mamba, NoMixer
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.trivial import History
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal, Whole

@@ -14,7 +14,8 @@ import torch
 from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.evaluate import best_device, choose_device
 from ..files import check_folder
-from ..model import VideoModel, from_pretrained
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..printing import json_text, printable
 from ..video.index import Video
 from ..video.reader import VideoWarning
