@@ -204,7 +204,7 @@ def test_rollouts_lengthen_over_the_training():
     steps = []
     for done in (0.0, 0.49, 0.5, 0.63, 0.76, 0.88, 0.99):
         head.set_progress(done)
-        steps.append(head.steps)
+        steps.append(head.own_steps)
     assert steps == [1, 1, 1, 2, 3, 4, 4]
 
 
