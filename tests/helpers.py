@@ -196,8 +196,8 @@ ALL_ENCODERS = [
     ConvStem((4, 8), (3, 2), (2, 1)),
     ConvStem((4, 8), (1, 3), (1, 2), inputs="both", norm="batch", pool=(2, 2)),
     ConvStem((4, 8), (2, 2), (2, 1), inputs="motion", motion_lag=3),
-    Timm("resnet18", pretrained="false", grid=(1, 1)),
-    Timm("vit_tiny_patch16_224", pretrained="false", grid=(1, 2), frozen=False),
+    Timm("test_resnet", pretrained="false", grid=(1, 1)),
+    Timm("test_vit", pretrained="false", grid=(1, 2), frozen=False),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -143,25 +144,19 @@ def test_segments_must_fit_the_encoder(videos):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_decodes_in_part_is_used_and_named_once(workers):
+def test_a_file_that_decodes_in_part_is_used_and_named_once(workers, capfd):
     file = SHARED / "odd" / "35_truncated_50pct.avi"
     if not file.exists():
         pytest.skip("the real videos of the checks are not here")
-    code = f"""
-from tests.evaluation.small import small_model
-from tttvideo.evaluation.scoring import score_videos
-from tttvideo.evaluation.settings import Setting
-from tttvideo.video.index import Video
-from tttvideo.video.sampling import Dense
-videos = [Video({str(file)!r}, 0, None, None, None)]
-settings = [Setting(None, Dense()), Setting(7, Dense(fps=2.0))]
-scores = score_videos(small_model(), videos, settings, workers={workers})
-print([score.failure for score in scores.scores], len(scores.warnings), scores.warnings)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("['', ''] 1 ")
-    assert "35_truncated_50pct.avi" in done.stdout
-    assert done.stderr == ""
+    video = Video(str(file), 0, None, None, None)
+    settings = [Setting(None, Dense()), Setting(7, Dense(fps=2.0))]
+    with warnings.catch_warnings(record=True) as shown:
+        scores = score_videos(small_model(), [video], settings, workers=workers)
+    assert [score.failure for score in scores.scores] == ["", ""]
+    (named,) = scores.warnings
+    assert "35_truncated_50pct.avi" in named
+    assert shown == []
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

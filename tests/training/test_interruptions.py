@@ -10,6 +10,7 @@ import pytest
 
 import train
 from tests.training.test_run import curve, lines
+from tttvideo.training import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,9 +58,9 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(run_script):
-    def run(argv, number, moment, *launcher, whom="group", **environment):
-        signalled = {"SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": "0", "WHOM": whom}
-        return run_script(SCRIPT, argv, *launcher, new_session=True, **signalled | environment)
+    def run(argv, number, moment, *launcher, whom="group", at_rank=0, ranks=1, **environment):
+        signalled = {"SIGNAL": str(int(number)), "MOMENT": str(moment), "AT_RANK": str(at_rank), "WHOM": whom}
+        return run_script(SCRIPT, argv, *launcher, ranks=ranks, new_session=True, **signalled | environment)
 
     return run
 
@@ -82,11 +83,15 @@ def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
     assert curve(run) == curve(tmp_path / "whole")
 
 
-def test_a_signal_in_the_validation_of_an_epoch_without_a_checkpoint(arguments, start, tmp_path):
+def test_a_signal_in_the_validation_of_an_epoch_without_a_checkpoint(arguments, monkeypatch, tmp_path, capsys):
+    def score(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_module, "score", score)
     settings = dict(data__workers=0, checkpoint__every=0, checkpoint__each_epoch="false", schedule__epochs=2)
-    done = start(arguments(**settings), signal.SIGTERM, "validation")
-    assert done.returncode == 143, done.stderr
-    stopped(done, "SIGTERM")
+    assert train.main(arguments(**settings)) == 143
+    said = capsys.readouterr().err.strip()
+    assert said == "stopped by SIGTERM: continue with the same command and --resume auto"
     steps = len(lines(tmp_path / "run" / "steps.jsonl"))
     assert steps > 0
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{steps:08d}"]
@@ -116,23 +121,38 @@ def test_stopped_and_resumed_is_the_same_run(arguments, start, tmp_path, number,
         assert "resume step-00000004: epoch 1, batch 7 of 7" in again.stdout
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "whom"), [(3, "self"), (3, "launcher"), ("validation", "launcher")])
-def test_all_processes_of_a_run_stop_together(arguments, start, tmp_path, moment, whom):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
-    settings = dict(data__batch_size=1, data__workers=1)
-    whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
+def test_all_processes_of_a_run_stop_together(arguments, start, tmp_path):
+    settings = dict(data__batch_size=1, data__workers=1, checkpoint__every=0, checkpoint__each_epoch="false")
+    whole = start(arguments(out="whole", **settings), signal.SIGTERM, "never", ranks=2)
     assert whole.returncode == 0, whole.stderr
-    # one of the processes, which tells the other in the step's exchange; or torchrun, which passes it on to both
-    argv = arguments(**settings)
-    done = start(argv, signal.SIGTERM, moment, *launcher, whom=whom, ACCELERATE_USE_CPU="1")
-    assert done.returncode != 0
-    assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
-    assert done.stderr.count("stopped by SIGTERM: continue with the same command and --resume auto (torchrun") == 1
-    argv = arguments("--resume", "auto", **settings)
-    again = start(argv, signal.SIGTERM, "never", *launcher, ACCELERATE_USE_CPU="1")
-    assert again.returncode == 0, again.stderr
-    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+    def stopped_and_resumed(*launcher, moment, **how) -> list[int]:
+        out = f"{moment}-{len(list(tmp_path.iterdir()))}"
+        done = start(arguments(out=out, **settings), signal.SIGTERM, moment, *launcher, **how)
+        if launcher:
+            assert done.returncode != 0
+            assert done.stdout.count("exit code 143") == 2, (done.stdout, done.stderr)
+        said = [line for line in done.stderr.splitlines() if line.startswith("stopped")]
+        assert len(said) == 1, done.stderr
+        assert "ontinue with the same command and --resume auto" in said[0]
+        again = start(arguments("--resume", "auto", out=out, **settings), signal.SIGTERM, "never", ranks=2)
+        assert again.returncode == 0, again.stderr
+        assert "starting afresh" not in again.stdout
+        assert curve(tmp_path / out) == curve(tmp_path / "whole")
+        return done.codes
+
+    # a process tells the other in the step's exchange
+    for at_rank in (0, 1):
+        assert stopped_and_resumed(moment=3, whom="self", at_rank=at_rank, ranks=2) == [143, 143]
+    # in validation one may find the other gone: there is a checkpoint then, too
+    assert stopped_and_resumed(moment="validation", whom="self", at_rank=1, ranks=2)[1] == 143
+    # torchrun passes it on to both
+    for moment in (3, "validation"):
+        stopped_and_resumed(*TORCHRUN, moment=moment, whom="launcher", ACCELERATE_USE_CPU="1")
 
 
 IMPATIENT = """

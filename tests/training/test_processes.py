@@ -41,20 +41,14 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(run_script, tmp_path):
-    """Start the script as a process; `launcher` stands before it."""
-
-    def run(argv, *launcher, kill_at=-1, **environment):
+    def run(argv, *launcher, kill_at=-1, ranks=1, **environment):
         environment = {"KILL_AT": str(kill_at), "KILLED": str(tmp_path / "was-killed"), **environment}
-        return run_script(SUICIDAL, argv, *launcher, **environment)
+        return run_script(SUICIDAL, argv, *launcher, ranks=ranks, **environment)
 
     return run
 
 
-def torchrun(processes: int) -> list[str]:
-    return [
-        *("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
-        "--monitor-interval=0.2",
-    ]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--monitor-interval=0.2"]
 
 
 def test_kill_9_with_workers_then_resume_with_and_without(arguments, start, tmp_path, capsys):
@@ -79,10 +73,7 @@ def test_kill_9_with_workers_then_resume_with_and_without(arguments, start, tmp_
 def test_kill_9_anywhere_inside_an_epoch(arguments, start, tmp_path, processes):
     """With workers or without, the run is the same to the bit: every line of the logs and every weight."""
     settings = dict(data__batch_size=1, checkpoint__every=1, schedule__epochs=3)
-    launcher, environment = [], {}
-    if processes > 1:
-        launcher, environment = torchrun(processes), {"ACCELERATE_USE_CPU": "1"}
-    done = start(arguments(out="whole", data__workers=0, **settings), *launcher, **environment)
+    done = start(arguments(out="whole", data__workers=0, **settings), ranks=processes)
     assert done.returncode == 0, done.stderr
     whole = tmp_path / "whole"
     per_epoch = lines(whole / "log.jsonl")[0]["step"]
@@ -93,9 +84,9 @@ def test_kill_9_anywhere_inside_an_epoch(arguments, start, tmp_path, processes):
         steps = sorted(epoch * per_epoch + draw.randrange(2, per_epoch) for epoch in range(3))
         for step in steps:
             moment = {"KILL_STEP": str(step), "KILL_AFTER": f"{draw.uniform(0, 0.05):.4f}"}
-            done = start(argv, *launcher, **environment, **moment)
+            done = start(argv, ranks=processes, **moment)
             assert done.returncode != 0, (workers, step)
-        done = start(argv, *launcher, **environment)
+        done = start(argv, ranks=processes)
         assert done.returncode == 0, done.stderr
         assert "batch 0 of" not in done.stdout, (workers, steps)  # resumed inside an epoch
         assert curve(tmp_path / out) == curve(whole), (workers, steps)
@@ -115,16 +106,16 @@ def test_two_processes_train_validate_and_resume_after_a_kill(arguments, start, 
     shutil.copytree(videos, root)
     (root / "train" / "dark" / "0.mp4").write_bytes(b"")
     settings |= dict(data__root=root, data__batch_size=1)  # one process meets an empty batch
-    done = start(arguments(out="whole", **settings), *torchrun(2), ACCELERATE_USE_CPU="1")
+    done = start(arguments(out="whole", **settings), ranks=2)
     assert done.returncode == 0, done.stderr
     log = lines(tmp_path / "whole" / "log.jsonl")
     assert [(line["step"], line["skipped"], line["val_n"]) for line in log] == [(4, 1, 5), (8, 1, 5)]
     # two starts, as torchrun's own restart of killed processes does not always find the old ones gone
     argv = arguments("--resume", "auto", out="killed", **settings)
-    done = start(argv, *torchrun(2), kill_at=7, ACCELERATE_USE_CPU="1")
+    done = start(argv, *TORCHRUN, kill_at=7, ACCELERATE_USE_CPU="1")
     assert done.returncode != 0
     assert "starting afresh" in done.stdout
-    done = start(argv, *torchrun(2), ACCELERATE_USE_CPU="1")
+    done = start(argv, ranks=2)
     assert done.returncode == 0, done.stderr
     assert "resume step-00000006: epoch 2, batch 4 of 7" in done.stdout
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")

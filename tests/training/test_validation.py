@@ -93,7 +93,7 @@ def test_no_more_than_three_segments_are_held(monkeypatch, task):
     """However long the film: one with the model, one that waits to be called the last, one being read."""
     from accelerate import Accelerator
 
-    model, frames = build(task), 3000
+    model, frames = build(task), 10 * SEGMENT + 7
     film = CountingReader(frames, 16)
     monkeypatch.setattr(segments_module, "open_sized", lambda path, pre: film)
     monkeypatch.setattr(segments_module, "within", lambda reader, *span: torch.arange(len(reader.times)))

@@ -61,6 +61,15 @@ class _Reading:
         return video_pieces(path, *how, start, end, view.crop, self.shuffled)
 
 
+def _read_as(model: VideoModel, views: Sequence[View], rule: Sampling, first: int | None) -> Preprocessing:
+    """How the videos are read: as features, where the model's encoder has a cache that holds all of them."""
+    if any(view.crop != 0.5 for view in views):
+        return model.preprocessing
+    sources = [view.source for view in views]
+    spans = [(source.start, source.end) for source in sources]
+    return model.reading_of([source.path for source in sources], spans, rule, first)
+
+
 def _path(view: View) -> str:
     return view.source.path
 
@@ -145,8 +154,9 @@ def score_videos(
             cuts = [None]
         longest = None if None in cuts else max(cut for cut in cuts if cut is not None)
         batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
-        reading = _Reading(model.preprocessing, segment, longest, rule, control == "shuffled")
-        pieces = SegmentedBatches(batches, reading, model.preprocessing.size, _path)
+        preprocessing = _read_as(model, views, rule, longest)
+        reading = _Reading(preprocessing, segment, longest, rule, control == "shuffled")
+        pieces = SegmentedBatches(batches, reading, preprocessing.frame, _path)
         loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
         begun, read = time.perf_counter(), 0
         found: dict[tuple[int, int], list[Score]] = {}  # the views of each video and setting
@@ -190,7 +200,7 @@ def _run(
     """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
     model = model.to(device).eval()
     open_batches: dict[int, _Rows] = {}
-    for piece, output in model.read_batches(loader):
+    for piece, output in model.outputs_of_batches(loader):
         rows = open_batches.pop(piece.batch, None) or _Rows(len(batches[piece.batch]), cuts)
         if output is not None:
             rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)

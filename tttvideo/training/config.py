@@ -11,6 +11,7 @@ from typing import Literal
 from ..arguments import ConfigError
 from ..model import ModelConfig
 from ..video.dataset import DataConfig
+from ..video.features import IN_TIME
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -169,7 +170,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run depends on.
+    """Train a video model on a folder of videos: everything that a run depends on.
 
     Args:
         data: the videos and how they are read.
@@ -237,6 +238,7 @@ class RunConfig:
             f"validation.max_frames is {self.validation.max_frames}, but {type(self.model.task).__name__} as "
             f"configured measures videos of at least {self.model.task.least_frames} frames",
         )
+        self._check_features()
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(
             self.activation_checkpointing >= 0,
@@ -255,3 +257,29 @@ class RunConfig:
         _require(self.ema is None or 0 < self.ema < 1, f"ema must lie between 0 and 1, not {self.ema}")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(self.seed < 2**63, "seed must be below 2**63")
+
+    def _check_features(self) -> None:
+        """An encoder that reads features, in place of frames, is given no setting that changes frames."""
+        views, data = self.model.encoder.views, self.data
+        if not views:
+            return
+        changes = [name for name in data.augment.changes if name not in IN_TIME]
+        _require(
+            data.cache == "none",
+            f"data.cache: {data.cache} keeps frames, which are not read where features are; leave it out",
+        )
+        _require(
+            self.mix.cutmix == 0,
+            "mix.cutmix cuts boxes out of frames, which are not read where features are; use mixup",
+        )
+        _require(
+            not changes or views > 1,
+            f"data.augment.{(changes or [''])[0]} changes frames, and features are read in their place; leave it "
+            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each costs as "
+            "much time and room as the first)",
+        )
+        _require(
+            bool(changes) or views == 1,
+            f"model.encoder.cache_views is {views}, but data.augment changes nothing between them; set what it shall "
+            "change, or leave cache_views out",
+        )

@@ -246,10 +246,8 @@ class Trainer:
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""
-        height, width = self.bare.preprocessing.size
-        frames = torch.zeros(
-            1, self.bare.frame_multiple, 3, height, width, dtype=torch.uint8, device=self.accelerator.device
-        )
+        shape, kind = self.bare.reading.frame
+        frames = torch.zeros(1, self.bare.frame_multiple, *shape, dtype=kind, device=self.accelerator.device)
         self.model.eval()  # the black clip must not enter running statistics
         output, _ = self.model(frames, torch.full((1,), frames.shape[1]))
         self.model.train()

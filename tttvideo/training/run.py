@@ -12,7 +12,8 @@ import torch
 
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
-from ..video.index import Index, save_labels, unlearnable_classes
+from ..video.features import CachedFeatures
+from ..video.index import Index, save_labels
 from ..video.loader import EpochSampler, Loader, train_loader, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
@@ -20,12 +21,14 @@ from . import launch, memory
 from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
 from .config import RunConfig
+from .features import fill_cache
+from .introduction import introduction
 from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer
 from .record import Record
-from .run_folder import RunFolder, changed_settings, fingerprint, writing
+from .run_folder import RunFolder, fingerprint, writing
 from .signals import Signals, Stopped, end_soon
 from .state import load_state, save_state
 from .validation import SEGMENT, measured_part, score
@@ -152,7 +155,7 @@ class Run:
             videos=fingerprint(self.val or self.train),
             part=self._part,
         )
-        preprocessing = self.config.data.preprocessing
+        preprocessing = self.config.model.encoder.reading(self.config.data.preprocessing)
         paths = [video.path for video in self.train.videos] if self.leader else []
         length = usual_length(paths, preprocessing)
         if length and self.config.data.max_frames:
@@ -168,9 +171,14 @@ class Run:
 
     def _index(self) -> None:
         data, task = self.config.data, self.task
+        if data.list and not data.root and self.config.model.encoder.root:
+            data = replace(data, root=self.config.model.encoder.root)
         part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         self.train = data.index(data.split_train, labelled=task.labelled)
-        self.train_batches = train_loader(data, self.train, seed=self.config.seed, **part)
+        encoder = self.config.model.encoder.resolved([video.path for video in self.train.videos])
+        self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
+        reading = encoder.reading(data.preprocessing)
+        self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
         self.val, self._part = None, ""
         if self.config.evaluate_every:
             val = data.index(
@@ -199,13 +207,9 @@ class Run:
             self.progress = self._by_leader(lambda: self.checkpoints.read(last, fixed, described))
             self._saved = (self.progress.epoch, self.progress.batch)
         self._build(last)
-        self.val_batches = None
-        if self.val:
-            part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-            segment, first = self.model.segment_frames(SEGMENT), config.validation.max_frames
-            self.val_batches = val_loader(config.data, self.val, segment=segment, first=first, **part)
         if last:
             self._load(last)
+        self._open_videos()
         self.accelerator.wait_for_everyone()  # all have looked before the first file is written
 
         self.record = Record(
@@ -216,7 +220,8 @@ class Run:
             total_steps=self.trainer.schedule.total_steps,
             progress=self.progress,
         )
-        self._introduce(last)
+        for line in introduction(self, last):
+            self.record.say(line)
         if self.leader and self.progress.epoch < config.schedule.epochs:  # a finished run stays as it is
             self.lock.check_before_writing()
             folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step)
@@ -227,6 +232,20 @@ class Run:
                 self.record.say(f"note: a later checkpoint is set aside as {folder.checkpoints / name}")
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
+
+    def _open_videos(self) -> None:
+        """How this model's encoder reads videos; with a cache of features, what it lacks is encoded first."""
+        reading, data = self.model.reading, self.config.data
+        part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        if isinstance(reading, CachedFeatures):
+            reading = replace(reading, augment=data.augment)
+            fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
+            self.accelerator.wait_for_everyone()
+            self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
+        self.val_batches = None
+        if self.val:
+            segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
+            self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **part)
 
     def _find_checkpoint(self, resume: str) -> Path | None:
         self.checkpoints.mend()
@@ -274,37 +293,6 @@ class Run:
             seed=config.seed,
             signal=lambda: self.signals.received,
         )
-
-    def _introduce(self, last: Path | None) -> None:
-        """Say what is trained on what, and from where."""
-        config, progress, world, say = self.config, self.progress, self.accelerator.num_processes, self.record.say
-        classes = f", {len(self.train.labels)} classes" if self.task.labelled else ""
-        say(f"train  {len(self.train.videos)} videos{classes} ({self.train.rule})")
-        if self.val:
-            say(f"val    {len(self.val.videos)} videos ({self.val.rule}); best checkpoint: {self.rule}")
-            if self.criterion.note:
-                say(f"       {self.criterion.note}")
-        if sentence := unlearnable_classes(self.train, self.val):
-            say(f"note: {sentence}")
-        say(
-            f"model  {sum(p.numel() for p in self.model.parameters()):,} parameters; {world} process"
-            f"{'es' if world > 1 else ''} on {self.accelerator.device.type}, {config.precision}; "
-            f"{self.steps_per_epoch} steps per epoch"
-        )
-        if source := getattr(self.model.encoder, "source", None):
-            say(f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}")
-        if config.init_from and last is None:
-            say(f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}")
-        for note in self.trainer.schedule.notes:
-            say(f"note: {note}")
-        if last:
-            say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {self.n_batches}")
-            for change in changed_settings(self.folder.path / "config.yaml", self.yaml):
-                say(f"note: changed since the run was started, the curve will differ: {change}")
-            if sentence := self.checkpoints.forgets():
-                say(f"note: {sentence}")
-        elif config.resume:
-            say(f"note: {self.folder.path} holds no checkpoint yet: starting afresh")
 
     def epoch(self) -> None:
         """The rest of the present epoch, then its validation, its line in the log and its checkpoint.

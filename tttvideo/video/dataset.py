@@ -126,7 +126,7 @@ class DataConfig:
 class Sample(NamedTuple):
     """One example as the model gets it."""
 
-    frames: Tensor  # uint8 [F, 3, H, W]
+    frames: Tensor  # uint8 [F, 3, H, W], or features [F, channels, rows, columns]
     label: Tensor  # int64 [] (-1: not labelled), or float32 [n_classes] of 0 and 1 (multi-label)
     index: int
     path: str
@@ -188,9 +188,9 @@ class VideoDataset(Dataset):
                 frames = self._frames(i, generator, notes)
             except (VideoError, OSError) as error:
                 return Failure(i, printable(video.path), str(error))
-        if self.augment and generator:
+        if self.augment and generator and frames.dtype == torch.uint8:
             frames = self.augment.apply(frames, self.preprocessing, generator)
-        else:
+        else:  # features of a changed view were changed when they were made
             frames = self.preprocessing.apply(frames)
         return Sample(frames, self._label(video), i, video.path, "; ".join(notes) or None)
 
@@ -257,7 +257,8 @@ class VideoDataset(Dataset):
         if self.cache is not None:
             frames, times = self._cached(i, notes)
             return _take(frames, self._choose(times, self._rule_first, generator))
-        with open_sized(video.path, self.preprocessing, self._margin) as reader:
+        preprocessing = self.preprocessing.drawn(generator) if generator else self.preprocessing
+        with open_sized(video.path, preprocessing, self._margin) as reader:
             inside = within(reader, video.start, video.end)[: self.first]
             keep = self._choose(reader.times[inside], False, generator)
             wanted, inverse = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames

@@ -19,7 +19,7 @@ from .index import DataError, Index
 from .reader import PartialVideoWarning, VideoError
 from .reading import catch_damage
 from .segments import SegmentedBatches
-from .transforms import sample_generator
+from .transforms import Preprocessing, sample_generator
 from .workers import WorkerLoader
 
 _log = logging.getLogger(__name__)
@@ -118,15 +118,20 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Collate:
-    """Samples and failures to a Batch; needs the sizes because there may be no sample at all."""
+    """Samples and failures to a Batch; needs shape and type of a frame because there may be no sample at all."""
 
-    def __init__(self, size: tuple[int, int], label_shape: tuple[int, ...], label_type: torch.dtype) -> None:
-        self.size, self.label_shape, self.label_type = size, label_shape, label_type
+    def __init__(
+        self,
+        frame: tuple[tuple[int, int, int], torch.dtype],
+        label_shape: tuple[int, ...],
+        label_type: torch.dtype,
+    ) -> None:
+        self.frame, self.label_shape, self.label_type = frame, label_shape, label_type
 
     def __call__(self, items: Sequence[Sample | Failure]) -> Batch:
         samples = [item for item in items if isinstance(item, Sample)]
         lengths = [len(s.frames) for s in samples]
-        frames = torch.zeros(len(samples), max(lengths, default=1), 3, *self.size, dtype=torch.uint8)
+        frames = torch.zeros(len(samples), max(lengths, default=1), *self.frame[0], dtype=self.frame[1])
         for row, sample in zip(frames, samples):
             row[: len(sample.frames)] = sample.frames
         labels = torch.empty(len(samples), *self.label_shape, dtype=self.label_type)
@@ -172,6 +177,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     start_method: str | None = None,
+    reading: Preprocessing | None = None,
 ) -> Loader:
     """Shuffled, augmented batches of one rank.
 
@@ -179,9 +185,11 @@ def train_loader(
 
     Args:
         start_method: of the worker processes: fork, forkserver or spawn; None: Python's default.
+        reading: how the model's encoder has videos read; None: as frames.
     """
     options = _options(config, start_method)
-    dataset = _dataset(config, index, options, augment=config.augment, seed=seed, max_frames=config.max_frames)
+    reading = reading or config.preprocessing
+    dataset = _dataset(config, index, options, reading, augment=config.augment, seed=seed, max_frames=config.max_frames)
     lengths = None
     if config.buckets > 1:
         how = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
@@ -200,7 +208,7 @@ def train_loader(
     return Loader(
         dataset,
         batch_sampler=sampler,
-        collate=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
+        collate=Collate(reading.frame, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
         **options,
@@ -216,23 +224,26 @@ def val_loader(
     rank: int = 0,
     world: int = 1,
     start_method: str | None = None,
+    reading: Preprocessing | None = None,
 ) -> tuple[Loader, list[list[int]]]:
     """Whole videos in batches, each read in pieces of `segment` frames; the same every time, each video once over all
     ranks.
 
     Args:
         first: frames that each video is cut to; None: none is.
+        reading: how the model's encoder has videos read; None: as frames.
 
     Returns:
         a loader of `segments.Piece`, and the places in the index of the videos of each batch.
     """
     options = _options(config, start_method)
-    dataset = _dataset(config, index, options, first=first)
+    reading = reading or config.preprocessing
+    dataset = _dataset(config, index, options, reading, first=first)
     mine = list(range(rank, len(dataset), world))
     batches = [mine[start : start + config.batch_size] for start in range(0, len(mine), config.batch_size)]
     options["workers"] = min(config.workers, len(batches))
     loader = Loader(
-        SegmentedBatches(batches, partial(dataset.pieces, segment), config.size, dataset.path),
+        SegmentedBatches(batches, partial(dataset.pieces, segment), reading.frame, dataset.path),
         batch_size=None,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
@@ -249,10 +260,12 @@ def _options(config: DataConfig, start_method: str | None) -> dict[str, Any]:
     }
 
 
-def _dataset(config: DataConfig, index: Index, options: dict[str, Any], **how: Any) -> VideoDataset:
+def _dataset(
+    config: DataConfig, index: Index, options: dict[str, Any], reading: Preprocessing, **how: Any
+) -> VideoDataset:
     """The videos, with their cache, which is filled if it is in memory."""
     cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[config.cache]()
-    dataset = VideoDataset(index, config.preprocessing, cache=cache, **how)
+    dataset = VideoDataset(index, reading, cache=cache, **how)
     if isinstance(cache, MemoryCache):
         preload(dataset, cache, options)
     return dataset
