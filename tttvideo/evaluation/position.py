@@ -61,7 +61,8 @@ def losses_by_position(
         def pieces(videos=videos, start=start):
             spans = [(video.start, video.end) for video in videos]
             paths = [video.path for video in videos]
-            for part in read_segments(paths, model.preprocessing, segment=segment, max_frames=frames, spans=spans):
+            reading = model.reading_of(paths, spans, model.preprocessing.sampling, frames)
+            for part in read_segments(paths, reading, segment=segment, max_frames=frames, spans=spans):
                 failures.update(
                     {start + i: reason.removeprefix(f"{paths[i]}: ") for i, reason in part.failures.items()}
                 )
