@@ -212,7 +212,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run depends on.
+    """Train a video model on a folder of videos: everything that a run depends on.
 
     Args:
         data: the videos and how they are read.
