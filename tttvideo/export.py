@@ -15,7 +15,8 @@ from .evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sen
 from .evaluation.page import page_of, score_of, way
 from .evaluation.report import as_markdown
 from .files import read_json
-from .model import VideoModel, from_pretrained
+from .model import VideoModel
+from .pretrained import from_pretrained
 from .printing import markdown, markdown_code, printable
 from .video.index import save_labels
 

@@ -158,3 +158,22 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(map(cell, columns))
         writer.writerows([cell(row.get(name, "")) for name in columns] for row in rows)
+
+
+def check_folder(out: Path) -> None:
+    """That results can be written there, without making it: a command that is refused leaves nothing behind.
+
+    Raises:
+        ValueError: if not.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists() or folder.is_symlink())
+    if there.is_symlink() and not there.exists():
+        raise ValueError(f"--out {out} cannot be made: {there} is a link to nothing")
+    if not there.is_dir():
+        raise ValueError(f"--out {out} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--out {out} cannot be written to" if there == out else f"--out {out} cannot be made in {there}"
+        )

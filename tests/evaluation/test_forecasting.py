@@ -16,7 +16,8 @@ from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
 from tttvideo.inference.predicting import mismatches
 from tttvideo.mixers import TTT
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.video.decode import open_video

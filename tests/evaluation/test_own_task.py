@@ -63,10 +63,9 @@ class BrightnessHead(TaskHead):
     def init_state(self, batch):
         return torch.zeros(batch, 1)
 
-    def forward(self, body, frames, lengths, state, own):
-        tokens, _, state = body(frames, lengths, state)
+    def forward(self, tokens, steps, frames, lengths, state):
         truth = frames.float().mean((1, 2, 3, 4)) / 255
-        return Guess(self.linear(tokens.mean((1, 2)))[:, 0], truth), state, own
+        return Guess(self.linear(tokens.mean((1, 2)))[:, 0], truth), state
 
     def loss(self, output, target):
         return Loss((output.value - target).square().sum(), torch.tensor(len(target)))

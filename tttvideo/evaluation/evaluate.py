@@ -25,7 +25,8 @@ def evaluate(config: EvaluateConfig, progress: bool = False) -> Result | None:
     with damaged_videos_named():
         opened = open_checkpoint(config.checkpoint, device=config.device, trust=config.trust)
         generates = opened.model.head.generated is not None
-        foreign = reading.OPTIONS if generates else generating.OPTIONS
+        of_reading, of_generating = config.groups.values()
+        foreign = of_reading if generates else of_generating
         if option := next((name for name in config.given() if name in foreign), None):
             option, task = option.replace("_", "-"), opened.source.task
             raise ValueError(f"--{option} does not go with a checkpoint trained for {task}; leave it out")

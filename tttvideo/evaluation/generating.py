@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..devices import device_name, one_process
-from ..model import VideoModel, from_pretrained
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..tasks import roll_out
 from ..tasks.frame_metrics import FrameMetrics, VideoDistance
 from ..tasks.prediction import in_unit
@@ -30,8 +31,6 @@ from .session import Session, progress_bar, versions, where
 from .suites import generated_set
 from .table import MODEL, Result, Sample
 
-OPTIONS = ("context", "horizon", "write", "grey", "lpips", "fvd")
-"""Fields of ``EvaluateConfig`` that are of this evaluation alone."""
 SAMPLES = 4
 CONTEXT = HORIZON = 10
 

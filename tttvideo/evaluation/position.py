@@ -79,7 +79,7 @@ def losses_by_position(
                 if part.lengths.any():
                     yield part.frames, part.lengths
 
-        reads = model.read_segments(pieces())
+        reads = model.outputs(pieces())
         losses = list(model.head.step_losses(reads, labels[start : start + len(videos)], stride, multiple))
         if losses:
             joined = torch.cat(losses, 1)

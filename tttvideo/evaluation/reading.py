@@ -36,8 +36,6 @@ from .suites import GeneratedSet, generated_set
 from .table import Result
 from .views import Clips, Views
 
-OPTIONS = ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers")
-"""Fields of ``EvaluateConfig`` that are of this evaluation alone."""
 SAMPLES = 6
 COLUMNS = ("path", "start", "end", "frames", "sampling", "views", "control")
 """The first columns of predictions.csv; those of the task follow, then the last two, then those of the data."""

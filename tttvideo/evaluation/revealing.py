@@ -43,7 +43,7 @@ def revealed_errors(
     squared = torch.zeros(len(revealed), groups, len(METHODS), dtype=torch.float64)
     values = torch.zeros(len(revealed), groups, dtype=torch.float64)
     steps = Following(model.head)
-    for _, lengths, output in model.read_segments(segments):
+    for _, lengths, output in model.outputs(segments):
         for truth, valid, guess in steps.add(lengths, output):
             frames = slice(at, at + stride)
             at += stride

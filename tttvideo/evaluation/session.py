@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..devices import best_device, choose_device, join_processes, started_processes
-from ..model import VideoModel, from_pretrained
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..video.index import Index, Video, build_index, split_names
 from ..video.overlap import count_seen
 from .checkpoint import Checkpoint, inspect_checkpoint

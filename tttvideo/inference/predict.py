@@ -9,7 +9,7 @@ from typing import Any
 
 from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.config import PredictConfig
-from ..options import check_folder
+from ..files import check_folder
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import damaged_videos_named
