@@ -275,8 +275,8 @@ class RunConfig:
         _require(
             not changes or views > 1,
             f"data.augment.{(changes or [''])[0]} changes frames, and features are read in their place; leave it "
-            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each costs as "
-            "much time and room as the first)",
+            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each "
+            "costs as much time and room as the first)",
         )
         _require(
             bool(changes) or views == 1,
