@@ -27,7 +27,7 @@ class ExportConfig:
     """
 
     positional: ClassVar = ("checkpoint",)
-    several: ClassVar = ("metrics",)
+    repeated: ClassVar = ("metrics",)
 
     checkpoint: str
     out: str
