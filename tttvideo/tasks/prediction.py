@@ -112,8 +112,8 @@ class Prediction(Task):
                 f"none of the {len(rows)} videos to validate on has a frame to predict after {self.context} of context"
                 "; give longer ones, lower model.task.context, or set evaluate_every to 0"
             )
-        found = counted[:, 1:] / counted[:, :1]
-        means = found.mean(0).tolist()
+        errors = counted[:, 1:] / counted[:, :1]
+        means = errors.mean(0).tolist()
         names = [f"{method}{kind}" for method in ("", *(f"{name}_" for name in TRIVIAL)) for kind in ("mse", "mae")]
         too_short = int(scored.sum()) - len(counted)
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
@@ -173,11 +173,11 @@ class PredictionHead(TaskHead):
         pixels = config.space == "pixels"
         self.reads_features = not pixels
         self.unit = f"squared error of a frame (sum over its {'pixels in 0..1' if pixels else 'features'})"
-        made = (3, *sizes.frame) if pixels else sizes.features
-        assert made is not None  # Prediction.build refused it
-        self.generated = self.picture = made  # the base class's may be None, this one's is not
-        self.patch = (made[1] // sizes.grid[0], made[2] // sizes.grid[1])
-        self.to_pixels = nn.Linear(sizes.width, sizes.stride * made[0] * self.patch[0] * self.patch[1])
+        shape = (3, *sizes.frame) if pixels else sizes.features
+        assert shape is not None  # Prediction.build refused it
+        self.generated = self.picture = shape  # the base class's may be None, this one's is not
+        self.patch = (shape[1] // sizes.grid[0], shape[2] // sizes.grid[1])
+        self.to_pixels = nn.Linear(sizes.width, sizes.stride * shape[0] * self.patch[0] * self.patch[1])
         if config.residual:
             nn.init.zeros_(self.to_pixels.weight)
             nn.init.zeros_(self.to_pixels.bias)
@@ -197,26 +197,26 @@ class PredictionHead(TaskHead):
     def forward(
         self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PredictionState
     ) -> tuple[Forecast, PredictionState]:
-        made = self._predict(tokens, frames, lengths)
-        batch, count = made.shape[:2]
+        predicted = self._predict(tokens, frames, lengths)
+        batch, count = predicted.shape[:2]
         given = torch.full((batch,), count) if steps is None else steps
         upcoming = state.upcoming
         if count:
-            rows = torch.arange(batch, device=made.device)
-            last = made[rows, (given - 1).clamp_min(0).to(made.device)]
-            none = (given == 0).to(made.device)[:, None, None, None, None]
+            rows = torch.arange(batch, device=predicted.device)
+            last = predicted[rows, (given - 1).clamp_min(0).to(predicted.device)]
+            none = (given == 0).to(predicted.device)[:, None, None, None, None]
             upcoming = torch.where(none, upcoming.to(last.dtype), last)
         step = torch.arange(count).expand(batch, count)
-        at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
-        return Forecast(upcoming, made, at, frames), PredictionState(upcoming)
+        at = torch.where(step < given[:, None], step + 1, -1).to(predicted.device)
+        return Forecast(upcoming, predicted, at, frames), PredictionState(upcoming)
 
     def pictures(self, seen: Tensor) -> Tensor:
         """Frames that the model observed as they are predicted: pixels in 0..1, or features."""
         return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
 
-    def bounded(self, made: Tensor) -> Tensor:
+    def bounded(self, predicted: Tensor) -> Tensor:
         """Predictions as the model may read them again: pixels lie in 0..1."""
-        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
+        return predicted.clamp(0.0, 1.0) if self.config.space == "pixels" else predicted
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
@@ -255,20 +255,20 @@ class PredictionHead(TaskHead):
         Args:
             target: frames [B, F, 3, H, W], valid frames [B].
         """
-        made, truth, counts = self._compared(output, target)
-        made, truth = (made - self.mean) / self.std, (truth - self.mean) / self.std
+        predicted, truth, counts = self._compared(output, target)
+        predicted, truth = (predicted - self.mean) / self.std, (truth - self.mean) / self.std
         kind = F.mse_loss if self.config.loss == "mse" else F.smooth_l1_loss
-        each = kind(made, truth, reduction="none").flatten(2).mean(2)
+        each = kind(predicted, truth, reduction="none").flatten(2).mean(2)
         if self.config.gradient_difference:
             for dim in (-1, -2):
-                difference = (made.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
+                difference = (predicted.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
                 each = each + self.config.gradient_difference * difference.flatten(2).mean(2)
         return Loss(_sum(each, counts), counts.sum())
 
     def figures(self, output: Forecast, target: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """``mse`` of a frame, as ``Prediction.summary`` has it, over the time steps that count."""
-        made, truth, counts = self._compared(output, target)
-        squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
+        predicted, truth, counts = self._compared(output, target)
+        squared = (self.bounded(predicted) - truth).square().flatten(3).sum(3).mean(2)
         return {"mse": _sum(squared, counts)}
 
     def examiner(self) -> ForecastErrors:
@@ -282,8 +282,8 @@ class PredictionHead(TaskHead):
             losses = []
             for truth, valid, guess in steps.add(lengths, output):
                 error = (self.bounded(truth if guess is None else guess) - truth).float().square().flatten(2).sum(2)
-                known = valid if guess is not None else torch.zeros_like(valid)
-                losses.append(torch.where(known, error.mean(1).double(), torch.nan).cpu())
+                counts = valid if guess is not None else torch.zeros_like(valid)
+                losses.append(torch.where(counts, error.mean(1).double(), torch.nan).cpu())
             yield torch.stack(losses, 1) if losses else torch.zeros(len(lengths), 0, dtype=torch.float64)
 
 
