@@ -111,15 +111,15 @@ def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
     frames = torch.randint(0, 256, (2, length, *shape), dtype=torch.uint8, generator=generator).to(kind)
     lengths = torch.tensor([length, model.frame_multiple])
     with torch.no_grad():
-        wanted, got = (m(frames, lengths)[0] for m in (model, copy))
-    same = all(torch.equal(a, b) for a, b in zip(wanted, got))
-    if not same or not all(bool(part.isfinite().all()) for part in wanted) or copy.labels != model.labels:
+        expected, outputs = (m(frames, lengths)[0] for m in (model, copy))
+    same = all(torch.equal(a, b) for a, b in zip(expected, outputs))
+    if not same or not all(bool(part.isfinite().all()) for part in expected) or copy.labels != model.labels:
         raise ExportError(f"the export read back from {out} does not compute what the checkpoint computes")
 
 
 def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The evaluations of exactly these weights, among the files named and the run folder's metrics.json."""
-    found = []
+    evaluations = []
     for file in map(Path, files):
         try:
             metrics = read_json(file)
@@ -127,15 +127,15 @@ def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str,
             raise ExportError(f"{file} is no metrics.json of `tttvideo evaluate`") from None
         if metrics.get("weights_sha256") != source.sha256:
             raise ExportError(f"{file} was measured with other weights than this checkpoint's")
-        found.append(metrics)
-    own = source.run / "metrics.json" if source.run else source.folder / "metrics.json"
-    if not found and own.is_file():
+        evaluations.append(metrics)
+    of_the_run = source.run / "metrics.json" if source.run else source.folder / "metrics.json"
+    if not evaluations and of_the_run.is_file():
         try:
-            metrics = read_json(own)
+            metrics = read_json(of_the_run)
         except ValueError:
-            return found
-        found += [metrics] if metrics.get("weights_sha256") == source.sha256 else []
-    return found
+            return evaluations
+        evaluations += [metrics] if metrics.get("weights_sha256") == source.sha256 else []
+    return evaluations
 
 
 def _umask() -> int:

@@ -83,19 +83,19 @@ def damaged(path: Path, reason: object, advice: str = "") -> ValueError:
 
 
 def check_folder(out: Path) -> None:
-    """That results can be written there, without making it: a command that is refused leaves nothing behind.
+    """Checks that results can be written into a folder, without making it: a refused command leaves nothing behind.
 
     Raises:
         ValueError: if not.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
-    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists() or folder.is_symlink())
-    if there.is_symlink() and not there.exists():
-        raise ValueError(f"--out {out} cannot be made: {there} is a link to nothing")
-    if not there.is_dir():
-        raise ValueError(f"--out {out} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next(folder for folder in [out, *out.absolute().parents] if folder.exists() or folder.is_symlink())
+    if existing.is_symlink() and not existing.exists():
+        raise ValueError(f"--out {out} cannot be made: {existing} is a link to nothing")
+    if not existing.is_dir():
+        raise ValueError(f"--out {out} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--out {out} cannot be written to" if there == out else f"--out {out} cannot be made in {there}"
+            f"--out {out} cannot be written to" if existing == out else f"--out {out} cannot be made in {existing}"
         )

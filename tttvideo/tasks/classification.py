@@ -21,7 +21,7 @@ class Classification(Task):
     Attributes:
         pooling: ``mean`` of all tokens; ``attention``: their mean weighted by a learned score; ``ema``: their
             exponential moving average over time, in which the end of a long video is not drowned.
-        half_life: of ``ema``: time steps after which a token counts half (none: 16).
+        half_life: of ``ema``: time steps after which a token counts half; null: 16.
         dropout: before the classifier.
         label_smoothing: of the one-label loss.
     """

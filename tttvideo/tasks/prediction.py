@@ -110,8 +110,8 @@ class Prediction(Task):
                 f"none of the {len(rows)} videos to validate on has a frame to predict after {self.context} of context"
                 "; give longer ones, lower model.task.context, or set evaluate_every to 0"
             )
-        found = counted[:, 1:] / counted[:, :1]
-        means = found.mean(0).tolist()
+        errors = counted[:, 1:] / counted[:, :1]
+        means = errors.mean(0).tolist()
         names = [f"{method}{kind}" for method in ("", *(f"{name}_" for name in TRIVIAL)) for kind in ("mse", "mae")]
         too_short = int(scored.sum()) - len(counted)
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
@@ -155,11 +155,11 @@ class PredictionHead(TaskHead):
         self.config, self.sizes = config, sizes
         pixels = config.space == "pixels"
         self.reads_features = not pixels
-        made = (3, *sizes.frame) if pixels else sizes.features
-        assert made is not None  # Prediction.build refused it
-        self.generated = self.picture = made  # the base class's may be None, this one's is not
-        self.patch = (made[1] // sizes.grid[0], made[2] // sizes.grid[1])
-        self.to_pixels = nn.Linear(sizes.width, sizes.stride * made[0] * self.patch[0] * self.patch[1])
+        shape = (3, *sizes.frame) if pixels else sizes.features
+        assert shape is not None  # Prediction.build refused it
+        self.generated = self.picture = shape  # the base class's may be None, this one's is not
+        self.patch = (shape[1] // sizes.grid[0], shape[2] // sizes.grid[1])
+        self.to_pixels = nn.Linear(sizes.width, sizes.stride * shape[0] * self.patch[0] * self.patch[1])
         if config.residual:
             nn.init.zeros_(self.to_pixels.weight)
             nn.init.zeros_(self.to_pixels.bias)
@@ -179,26 +179,26 @@ class PredictionHead(TaskHead):
     def forward(
         self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PredictionState
     ) -> tuple[Forecast, PredictionState]:
-        made = self._predict(tokens, frames, lengths)
-        batch, count = made.shape[:2]
+        predicted = self._predict(tokens, frames, lengths)
+        batch, count = predicted.shape[:2]
         given = torch.full((batch,), count) if steps is None else steps
         upcoming = state.upcoming
         if count:
-            rows = torch.arange(batch, device=made.device)
-            last = made[rows, (given - 1).clamp_min(0).to(made.device)]
-            none = (given == 0).to(made.device)[:, None, None, None, None]
+            rows = torch.arange(batch, device=predicted.device)
+            last = predicted[rows, (given - 1).clamp_min(0).to(predicted.device)]
+            none = (given == 0).to(predicted.device)[:, None, None, None, None]
             upcoming = torch.where(none, upcoming.to(last.dtype), last)
         step = torch.arange(count).expand(batch, count)
-        at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
-        return Forecast(upcoming, made, at, frames), PredictionState(upcoming)
+        at = torch.where(step < given[:, None], step + 1, -1).to(predicted.device)
+        return Forecast(upcoming, predicted, at, frames), PredictionState(upcoming)
 
     def pictures(self, seen: Tensor) -> Tensor:
         """Frames that the model observed as they are predicted: pixels in 0..1, or features."""
         return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
 
-    def bounded(self, made: Tensor) -> Tensor:
+    def bounded(self, predicted: Tensor) -> Tensor:
         """Predictions as the model may read them again: pixels lie in 0..1."""
-        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
+        return predicted.clamp(0.0, 1.0) if self.config.space == "pixels" else predicted
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
@@ -237,20 +237,20 @@ class PredictionHead(TaskHead):
         Args:
             target: frames [B, F, 3, H, W], valid frames [B].
         """
-        made, truth, counts = self._compared(output, target)
-        made, truth = (made - self.mean) / self.std, (truth - self.mean) / self.std
+        predicted, truth, counts = self._compared(output, target)
+        predicted, truth = (predicted - self.mean) / self.std, (truth - self.mean) / self.std
         kind = F.mse_loss if self.config.loss == "mse" else F.smooth_l1_loss
-        each = kind(made, truth, reduction="none").flatten(2).mean(2)
+        each = kind(predicted, truth, reduction="none").flatten(2).mean(2)
         if self.config.gradient_difference:
             for dim in (-1, -2):
-                difference = (made.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
+                difference = (predicted.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
                 each = each + self.config.gradient_difference * difference.flatten(2).mean(2)
         return Loss(_sum(each, counts), counts.sum())
 
     def figures(self, output: Forecast, target: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """``mse`` of a frame, as ``Prediction.summary`` has it, over the time steps that count."""
-        made, truth, counts = self._compared(output, target)
-        squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
+        predicted, truth, counts = self._compared(output, target)
+        squared = (self.bounded(predicted) - truth).square().flatten(3).sum(3).mean(2)
         return {"mse": _sum(squared, counts)}
 
     def examiner(self) -> ForecastErrors:
@@ -282,10 +282,10 @@ class ForecastErrors(Examiner):
             if step < output.timeline.shape[1]:
                 self.pending = output.timeline[:, step].to(pixels.dtype)
 
-    def _compare(self, made: Tensor, truth: Tensor, valid: Tensor) -> None:
+    def _compare(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> None:
         """Predictions and truth of a time step, [B, p, 3, H, W], in the rows that are ``valid``, bool [B]."""
         counts = (valid & (self.history.count >= self.head.config.context)).to(self.total.dtype)[:, None]
-        guesses = [made, *self.history.guesses(truth.shape[1]).values()]
+        guesses = [predicted, *self.history.guesses(truth.shape[1]).values()]
         errors = [(self.head.bounded(x) - truth).flatten(2) for x in guesses]
         sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
         frames = torch.full_like(sums[0], float(truth.shape[1]))
