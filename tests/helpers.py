@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
+from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import (
     GRU,
@@ -22,6 +23,8 @@ from tttvideo.mixers import (
     Mamba,
     NoMixer,
 )
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.tasks import Classification, Prediction
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -34,6 +37,7 @@ from tttvideo.ttt import (
     DotProduct,
     DWConv,
     FrameCausal,
+    Learning,
     Linear,
     Momentum,
     Muon,
@@ -42,6 +46,7 @@ from tttvideo.ttt import (
     TokenCausal,
     Whole,
 )
+from tttvideo.video.transforms import Preprocessing
 
 GRID = (2, 3)
 """Token grid of one frame in property tests: not square, odd."""
@@ -82,6 +87,28 @@ def allowed(inner, chunk) -> bool:
     return not (inner.mixes_tokens and isinstance(chunk, TokenCausal))
 
 
+DELTA_RULE = TTT(
+    inner=Linear(bias=False),
+    objective=L2(),
+    heads=2,
+    chunk=TokenCausal(1),
+    normalize_qk=True,
+    forget=True,
+    rope=False,
+    base_rate=2.0,
+    learning=Learning(rate_scale=None, start="zero", forget_first=True),
+)
+LACT = TTT(
+    inner=GLU(),
+    objective=DotProduct(),
+    optimizer=Muon(rate=1.0, momentum=0.0, coefficients="lact"),
+    heads=2,
+    chunk=Whole(2),
+    normalize_qk=True,
+    silu=True,
+    learning=Learning(rate_per_map=True),
+)
+
 OPTIONS = [
     TTT(inner=GLU(), objective=DotProduct(), optimizer=Muon(), heads=2, chunk=Whole(2)),  # LaCT's
     TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0), heads=2),  # ViT^3's
@@ -103,6 +130,16 @@ OPTIONS = [
     TTT(heads=2, chunk=TokenCausal(4), short_conv="raster", share_qk=True, gate=True),
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
+    TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
+    TTT(
+        inner=GLU(), objective=DotProduct(), heads=2, chunk=FrameCausal(2), silu=True, learning=Learning(update="last")
+    ),
+    TTT(heads=2, forget=True, learning=Learning(gradient_at="start", forget_first=True)),
+    TTT(heads=2, chunk=TokenCausal(4), learning=Learning(gradient_at="start", rate_per_map=True)),
+    DELTA_RULE,
+    LACT,
+    TTT(inner=GLU(1.0, down=False), objective=DotProduct(), heads=2),
+    TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0, clip_by="column"), heads=2),
 ]
 """Layers for every option, and what other papers use."""
 
@@ -163,8 +200,8 @@ ALL_ENCODERS = [
     ConvStem((4, 8), (3, 2), (2, 1)),
     ConvStem((4, 8), (1, 3), (1, 2), inputs="both", norm="batch", pool=(2, 2)),
     ConvStem((4, 8), (2, 2), (2, 1), inputs="motion", motion_lag=3),
-    Timm("resnet18", pretrained="false", grid=(1, 1)),
-    Timm("vit_tiny_patch16_224", pretrained="false", grid=(1, 2), frozen=False),
+    Timm("test_resnet", pretrained="false", grid=(1, 1)),
+    Timm("test_vit", pretrained="false", grid=(1, 2), frozen=False),
 ]
 
 
@@ -186,14 +223,39 @@ def name(component: object) -> str:
     return f"{type(component).__name__}({','.join(said)})"
 
 
-def build(mixer, seed=0):
-    """The layer in float64, its biases, norms and position scales away from their neutral starting values."""
+def build(config, seed=0, dim=DIM):
+    """The layer of a mixer, or a backbone, in float64, its biases, norms and position scales away from their neutral
+    starting values."""
     torch.manual_seed(seed)
-    layer = mixer.build(DIM).double()
+    layer = (config.build() if isinstance(config, Backbone) else config.build(dim)).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return layer
+
+
+CLASSIFICATION, SMALL_TTT = Classification(), TTT(heads=2)
+
+
+def video_model(
+    task=CLASSIFICATION,
+    encoder=Patches(8),
+    mixer=SMALL_TTT,
+    *,
+    size=(32, 32),
+    labels="ab",
+    multi_label=False,
+    width=16,
+    **backbone,
+):
+    """A small model, always the same; one that predicts does not start from the last frame."""
+    torch.manual_seed(0)
+    config = ModelConfig(encoder, Backbone(width=width, mixer=mixer, **backbone), task)
+    labels = list(labels) if task.labelled else []
+    model = VideoModel(config, preprocessing=Preprocessing(size=size), labels=labels, multi_label=multi_label)
+    if isinstance(task, Prediction):
+        torch.nn.init.normal_(model.head.to_pixels.weight, std=0.05)
+    return model
 
 
 def distance(a, b) -> float:

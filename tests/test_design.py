@@ -27,8 +27,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("task", STUDY["tasks"])
-def test_variants_have_the_parameters_of_the_base(task):
+def test_variants_have_the_parameters_of_the_base():
+    task = next(iter(STUDY["tasks"]))  # they differ in their clips
     suite = design.suite_of(STUDY, task, 0)
     counts = {v: small.count(design.build(design.plan(STUDY, task, v), suite)) for v in STUDY["variants"]}
     assert counts == pytest.approx(dict.fromkeys(counts, counts["base"]), rel=0.002)
@@ -66,10 +66,12 @@ def test_controls_take_something_away_and_give_it_back():
     assert all((logits - whole).abs().max() > 1e-6 for logits in answers.values())
 
 
-def test_rows_are_appended_and_tabled(tmp_path):
+def test_rows_are_appended_and_tabled_and_a_variant_that_cannot_be_built_does_not_end_the_study(tmp_path):
     file = tmp_path / "rows.jsonl"
     todo = [("recall", variant, 0) for variant in SMALL["variants"]]
-    assert small.run_all(design.train_row, SMALL, todo, file, jobs=1) == []
+    study = SMALL | {"variants": SMALL["variants"] | {"wrong": {"settings": {"model.backbone.mixer.heads": 7}}}}
+    (failed,) = small.run_all(design.train_row, study, [("recall", "wrong", 0), *todo], file, jobs=1)
+    assert "wrong" in failed
     with file.open("a") as stream:
         stream.write('{"task": "recall", "vari')  # cut off by a crash
     rows = small.read_rows(file)
@@ -112,13 +114,3 @@ def test_a_table_is_not_overwritten_by_a_mistake(words, said, tmp_path, monkeypa
 def test_the_same_row_is_the_same_number():
     first, second = (design.train_row(SMALL, "recall", "inner Linear", 1) for _ in range(2))
     assert (first["val_loss"], first["curve"]) == (second["val_loss"], second["curve"])
-
-
-def test_a_variant_that_cannot_be_built_does_not_end_the_study(tmp_path):
-    study = SMALL | {"variants": {"base": {}, "wrong": {"settings": {"model.backbone.mixer.heads": 7}}}}
-    failed = small.run_all(
-        design.train_row, study, [("recall", v, 0) for v in study["variants"]], tmp_path / "rows.jsonl", jobs=1
-    )
-    assert len(failed) == 1
-    assert "wrong" in failed[0]
-    assert [row["variant"] for row in small.read_rows(tmp_path / "rows.jsonl")] == ["base"]

@@ -12,17 +12,22 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
-    "encoder": {"ttt"},
+    "encoder": {"ttt", "files", "video", "printing"},
     "tasks": set(),
-    "files": set(),
+    "devices": set(),
+    "files": {"printing"},
     "printing": set(),
     "serialize": {"files"},
     "recipes": set(),
     "strict_yaml": set(),
-    "arguments": {"serialize", "recipes", "strict_yaml"},
+    "plain": set(),
+    "settings": {"plain", "printing", "strict_yaml"},
+    "help": {"settings"},
+    "arguments": {"help", "settings", "recipes", "strict_yaml"},
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "serialize", "video", "inference"},
+    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "video", "inference"},
+    "pretrained": {"model", "plain", "serialize"},
     "training": {
         "arguments",
         "files",
@@ -31,33 +36,24 @@ LAYERS = {
         "backbone",
         "encoder",
         "tasks",
+        "plain",
         "serialize",
         "printing",
         "strict_yaml",
         "video",
         "model",
     },
-    "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model"},
-    "export": {"files", "printing", "tasks", "serialize", "video", "model", "evaluation"},
-    "inference": {"files", "options", "printing", "encoder", "tasks", "video", "model", "evaluation"},
-    "options": set(),
-    "comparing": {"options", "printing", "evaluation"},
-    "indexing": {"options", "printing", "video"},
-    "cli": {
-        "printing",
-        "recipes",
-        "options",
-        "comparing",
-        "indexing",
-        "inference",
-        "video",
-        "model",
-        "training",
-        "evaluation",
-        "export",
+    "evaluation": {"devices", "files", "printing", "ttt", "tasks", "serialize", "video", "model", "pretrained"},
+    "export": {"files", "printing", "serialize", "video", "model", "pretrained", "evaluation"},
+    "inference": {
+        *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),
     },
+    "commands": {"arguments", "export", "printing", "recipes", "video"},
+    "evaluating": {"evaluation", "files", "printing"},
+    "indexing": {"arguments", "printing", "video"},
+    "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model"},
+    "__init__": {"model", "pretrained"},
 }
 
 
@@ -106,28 +102,50 @@ def test_one_importer_of_decord():
     assert importers == ["decode.py"]
 
 
-def test_the_layer_needs_torch_only():
-    """tttvideo.ttt runs where neither timm nor any video reader is installed."""
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['timm', 'decord', 'av', 'accelerate', 'jsonargparse']));"
-        "import tttvideo.ttt; assert 'torchvision' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+IMPORTS = """
+import importlib.util, sys
+
+def loaded(*names):
+    return [name for name in names if sys.modules.get(name)]
+
+def absent(*names):
+    sys.modules.update(dict.fromkeys(names))
+
+import tttvideo
+heavy = ["decord", "av", "timm", "accelerate", "matplotlib", "torchmetrics", "torchvision", "triton"]
+assert loaded(*heavy) == [], "importing tttvideo is cheap"
+absent("timm", "decord", "av", "accelerate", "jsonargparse")
+import tttvideo.ttt
+assert loaded("torchvision") == [], "the layer needs torch only"
+
+absent("triton")
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.startswith("triton") else find(name, *rest)
+import torch
+x = torch.randn(1, 6, 32)
+assert tttvideo.ttt.TTT().build(32)(x)[0].isfinite().all()
+try:
+    tttvideo.ttt.TTT(fused="require").build(32)(x)
+except ValueError as error:
+    assert "Triton is not installed" in str(error)
+else:
+    raise AssertionError("fused: require without Triton")
+importlib.util.find_spec = find
+for name in ("timm", "decord", "av", "accelerate", "jsonargparse", "triton"):
+    del sys.modules[name]
+
+import tttvideo.video.decode
+assert loaded("decord", "av") == [], "a decoder is loaded where a video is opened"
+absent("decord", "av", "jsonargparse")
+from tttvideo.model import VideoModel  # with torch and timm alone: benchmarks on a bare GPU machine
+"""
 
 
-def test_import_is_cheap():
-    heavy = "['decord', 'av', 'timm', 'accelerate', 'matplotlib', 'torchmetrics', 'torchvision', 'triton']"
-    code = f"import sys, tttvideo; found = set({heavy}) & set(sys.modules); assert not found, found"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_models_import_without_video_readers():
-    """A machine with torch and timm alone can build and run models (benchmarks on a bare GPU machine)."""
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['decord', 'av', 'jsonargparse']));"
-        "from tttvideo.model import VideoModel"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def test_what_importing_needs_and_loads():
+    """One fresh process: importing tttvideo is cheap; tttvideo.ttt needs torch only, no Triton either, and says so
+    where kernels are required; no decoder is loaded before it is used; models need no reader of videos."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_files_are_read_in_one_sitting():

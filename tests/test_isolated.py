@@ -20,7 +20,7 @@ def _parts(index):
 
 
 def test_rows_outlive_the_process_that_made_them():
-    found = list(isolated.results(_parts, 5, silence=15, end=time.time() + 300))
+    found = list(isolated.results(_parts, 5, silence=8, end=time.time() + 300))
     assert [row for _, row in found if isinstance(row, dict)] == [
         {"part": 0},
         {"part": 0, "more": True},
@@ -32,7 +32,7 @@ def test_rows_outlive_the_process_that_made_them():
     ]
     assert {part: why for part, why in found if isinstance(why, str)} == {
         1: "its process ended with exit code 7 (more of it)",
-        2: "nothing was heard of it for 15 seconds (more of it)",
+        2: "nothing was heard of it for 8 seconds (more of it)",
         3: "its process ended with exit code 1 (more of it)",
     }
 

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
-from tests.helpers import ALL_ENCODERS, name
+from tests.helpers import ALL_ENCODERS, name, video_model
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, Mamba, NoMixer
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained, resolve_checkpoint
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
+from tttvideo.serialize import resolve_checkpoint
 from tttvideo.tasks.classification import Classification
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Stream, TokenCausal, Whole
 from tttvideo.video.transforms import Preprocessing
@@ -24,9 +26,7 @@ MIXERS = [
 
 
 def build(encoder=Patches(8), mixer=MIXERS[0], pooling="mean", **options):
-    torch.manual_seed(0)
-    config = ModelConfig(encoder, Backbone(width=16, mixer=mixer, pre_conv=True), Classification(pooling=pooling))
-    return VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=["a", "b", "c"], **options)
+    return video_model(Classification(pooling=pooling), encoder, mixer, labels="abc", pre_conv=True, **options)
 
 
 def clips(lengths):
@@ -187,7 +187,7 @@ def test_losses():
 
 
 def test_frozen_timm_encoder_stays_frozen():
-    model = build(Timm("resnet18", pretrained="false", grid=(1, 1))).train()
+    model = build(Timm("test_resnet", pretrained="false", grid=(1, 1))).train()
     assert not model.encoder.model.training
     assert all(not p.requires_grad for p in model.encoder.model.parameters())
     before = model.encoder.model.bn1.running_mean.clone()
@@ -199,27 +199,27 @@ def test_pretrained_file_is_loaded(tmp_path):
     import timm
 
     torch.manual_seed(3)
-    donor = timm.create_model("resnet18", num_classes=0)
+    donor = timm.create_model("test_resnet", num_classes=0)
     file = tmp_path / "weights.pth"
     torch.save(donor.state_dict(), file)
-    model = build(Timm("resnet18", pretrained=str(file), grid=(1, 1)))
+    model = build(Timm("test_resnet", pretrained=str(file), grid=(1, 1)))
     assert model.encoder.source == "weights file weights.pth"
-    assert torch.equal(model.encoder.model.conv1.weight, donor.conv1.weight)
+    assert torch.equal(model.encoder.model.layer1[0].conv1.weight, donor.layer1[0].conv1.weight)
 
 
 def test_a_file_without_the_weights_is_refused(tmp_path):
     import timm
 
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
-    partial = timm.create_model("resnet18", num_classes=0).state_dict()
-    del partial["layer4.1.conv2.weight"]
+    partial = timm.create_model("test_resnet", num_classes=0).state_dict()
+    del partial["layer4.0.conv2.weight"]
     torch.save(partial, tmp_path / "partial.pth")
     for file in ("other.pth", "partial.pth"):
         with pytest.raises(ValueError, match="does not hold all weights"):
-            build(Timm("resnet18", pretrained=str(tmp_path / file), grid=(1, 1)))
+            build(Timm("test_resnet", pretrained=str(tmp_path / file), grid=(1, 1)))
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(ValueError, match="cannot be read as weights"):
-        build(Timm("resnet18", pretrained=str(tmp_path / "junk.pth"), grid=(1, 1)))
+        build(Timm("test_resnet", pretrained=str(tmp_path / "junk.pth"), grid=(1, 1)))
 
 
 def test_saved_model_is_the_model(tmp_path):
@@ -313,8 +313,8 @@ def test_damaged_folders_say_what_is_wrong(tmp_path):
         (ConvStem((4,) * 6, (1,) * 6, (1,) * 6), "do not divide"),
         (ConvStem((4, 8), (1, 1), (1, 1), pool=(9, 9)), "must lie between"),
         (Timm("resnet81", pretrained="false"), "no model"),
-        (Timm("resnet18", pretrained="nowhere.pth"), "does not exist"),
-        (Timm("resnet18", pretrained="false", grid=(5, 5)), "fewer than the grid"),
+        (Timm("test_resnet", pretrained="nowhere.pth"), "does not exist"),
+        (Timm("test_resnet", pretrained="false", grid=(5, 5)), "fewer than the grid"),
         (Timm("vit_small_patch14_dinov2", pretrained="false", grid=(1, 1)), "do not divide into"),
     ],
     ids=name,

@@ -1,11 +1,11 @@
-"""The whole model: encoder, sequence backbone and task head; from frames to outputs, from a folder and to one."""
+"""The whole model: encoder, sequence backbone and task head; from frames to outputs."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from . import serialize
-from .backbone import Backbone, BackboneStack
+from .backbone import Backbone
 from .encoder import Encoder, Patches
-from .encoder.base import EncoderState, FrameEncoder, check_range
-from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
+from .encoder.base import EncoderState, check_range
+from .plain import to_plain
+from .serialize import FORMAT
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
-from .tasks.prediction import PredictionHead
+from .tasks.rollout import roll_out_end
 from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
-from .video.transforms import Preprocessing
+from .video.transforms import Preprocessing, Span
 
 if TYPE_CHECKING:
+    from .inference.stream import LiveStream
     from .video.segments import Piece
 
 WHOLE = 2**40
@@ -53,32 +55,6 @@ class ModelState(NamedTuple):
     encoder: EncoderState
     backbone: tuple[State, ...]
     task: Any
-
-
-class Body(NamedTuple):
-    """Encoder and backbone, as ``tasks.base.Body`` says."""
-
-    encoder: FrameEncoder
-    backbone: BackboneStack
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder(frames, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.encoder.features(frames, lengths)
-
-    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        tokens, steps, encoder_state = self.encoder.embed(features, lengths, state[0])
-        return self._mixed(tokens, steps, encoder_state, state[1])
-
-    def _mixed(
-        self, tokens: Tensor, steps: Tensor | None, encoder_state: EncoderState, state: Any
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        count, per_step = tokens.shape[1:3]
-        layout = Layout(self.encoder.grid, None if steps is None else steps * per_step)
-        mixed, backbone_state = self.backbone(tokens.flatten(1, 2), state, layout)
-        return mixed.unflatten(1, (count, per_step)), steps, (encoder_state, backbone_state)
 
 
 class VideoModel(nn.Module):
@@ -113,8 +89,25 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
+        if self.head.generated is not None and self.head.space == "pixels" and not self.encoder.reads_pixels:
+            raise ValueError(
+                "Prediction of pixels needs videos as frames, and this encoder's are read as features; set task.space: "
+                "features, or encoder.cache: null."
+            )
         self._exempt: set[str] = set()
         self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
+
+    @property
+    def reading(self) -> Preprocessing:
+        """How videos are read for this model: as its preprocessing says, or as features that are at hand."""
+        return self.encoder.reading(self.preprocessing)
+
+    def reading_of(
+        self, paths: Sequence[str], spans: Sequence[Span], sampling: object, first: int | None = None
+    ) -> Preprocessing:
+        """The same for these videos and another sampling rule: as frames, where a cache lacks features of one of them.
+        The rest as ``Preprocessing.serving`` has it."""
+        return replace(self.reading, sampling=str(sampling)).serving(paths, spans, first)
 
     @property
     def frame_multiple(self) -> int:
@@ -136,7 +129,8 @@ class VideoModel(nn.Module):
         """Reads frames after those already in ``state``.
 
         Args:
-            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training).
+            frames: uint8 [B, F, 3, H, W], or floating point in 0..1 (checked, at a synchronisation, but in training);
+                or what a frozen encoder makes of them, [B, F, *encoder.feature_shape].
             lengths: valid frames of each row in this call, int64 [B] (0 allowed); None for all.
             state: what earlier calls returned; None at the start.
 
@@ -155,7 +149,9 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"A model reads clips [B, F, 3, H, W], but got {list(frames.shape)}; add a batch dimension."
             )
-        if frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
+        if frames.shape[-3:] == self.encoder.feature_shape:
+            frames = frames.to(self.encoder.mean.dtype)
+        elif frames.shape[-3:] not in ((3, *self.preprocessing.size), self.head.generated):
             raise ValueError(
                 f"This model reads frames of 3 x {self.preprocessing.size[0]} x {self.preprocessing.size[1]}, but "
                 f"got {' x '.join(map(str, frames.shape[-3:]))}; use its preprocessing."
@@ -168,23 +164,37 @@ class VideoModel(nn.Module):
             )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
-        output, (encoder, backbone), own = self.head(self._body, frames, lengths, state[:2], state.task)
-        return output, ModelState(encoder, backbone, own)
+        frames = self.observed(frames, lengths)
+        if self.training and self.head.own_steps > 1:
+            return roll_out_end(self._through, self.head, frames, lengths, state)
+        return self._through(frames, lengths, state)
 
-    @property
-    def _body(self) -> Body:
-        return Body(self.encoder, self.backbone)
+    def _through(self, frames: Tensor, lengths: Tensor | None, state: ModelState) -> tuple[Any, ModelState]:
+        """Frames as ``observed`` gives them -> tokens [B, S, N, C] -> mixed tokens -> the task's output."""
+        embed = self.encoder.embed if frames.shape[-3:] == self.encoder.feature_shape else self.encoder
+        tokens, steps, encoder = embed(frames, lengths, state.encoder)
+        layout = Layout(self.encoder.grid, None if steps is None else steps * tokens.shape[2])
+        mixed, backbone = self.backbone(tokens.flatten(1, 2), state.backbone, layout)
+        output, task = self.head(mixed.unflatten(1, tokens.shape[1:3]), steps, frames, lengths, state.task)
+        return output, ModelState(encoder, backbone, task)
+
+    def observed(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What is read, and what predictions are compared with: the frames; for a head that predicts features, what the
+        frozen encoder sees in them [B, F, *encoder.feature_shape]."""
+        if not self.head.reads_features or frames.shape[-3:] == self.encoder.feature_shape:
+            return frames
+        return self.encoder.features(frames, lengths)
 
     @torch.no_grad()
     def truth(self, frames: Tensor) -> Tensor:
         """What predictions of these frames, uint8 [B, F, 3, H, W], are compared with: [B, F, channels, rows, columns].
 
         Raises:
-            ValueError: if the model was not trained for prediction.
+            ValueError: if the model generates no frames.
         """
-        if not isinstance(self.head, PredictionHead):
+        if self.head.generated is None:
             raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
-        return self.head.pictures(self.head.observed(self._body, frames, None))
+        return self.head.pictures(self.observed(frames))
 
     def _sizes(self) -> Sizes:
         return Sizes(
@@ -241,37 +251,37 @@ class VideoModel(nn.Module):
             ValueError: if there is no segment, or a second one for a model that does not stream.
         """
         last, timelines = None, []
-        for _, _, last in self.read_segments(segments):
+        for _, _, last in self.outputs(segments):
             timelines.append(last.timeline)
         if last is None:
             raise ValueError("There are no frames to score.")
         return Output(last.logits, torch.cat(timelines, dim=1))
 
     @torch.no_grad()
-    def read_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
+    def outputs(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
         """Segments as ``score_segments`` takes them, each with its output, on the model's device."""
-        device = next(self.parameters()).device
         state = None
         for frames, lengths in segments:
-            frames = frames.to(device, non_blocking=True)
-            output, state = self(frames, lengths, state)
-            state = detach_state(state)
+            frames, output, state = self._read_on(frames, lengths, state)
             yield frames, lengths, output
 
     @torch.no_grad()
-    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    def outputs_of_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
         """The same of several batches whose segments alternate: each piece with the output for it; None where none of
         its videos has a frame. The state of a batch is let go after its last piece."""
-        device = next(self.parameters()).device
         states: dict[int, ModelState | None] = {}
         for piece in pieces:
             state, output = states.pop(piece.batch, None), None
             if bool(piece.lengths.any()):
-                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
-                state = detach_state(state)
+                _, output, state = self._read_on(piece.frames, piece.lengths, state)
             if not piece.last:
                 states[piece.batch] = state
             yield piece, output
+
+    def _read_on(self, frames: Tensor, lengths: Tensor, state: ModelState | None) -> tuple[Tensor, Any, ModelState]:
+        frames = frames.to(next(self.parameters()).device, non_blocking=True)
+        output, state = self(frames, lengths, state)
+        return frames, output, detach_state(state)
 
     def classify(self, source: Any, topk: int = 5, **how: Any) -> Any:
         """Labels and probabilities [(label, probability), ...], most probable first.
@@ -291,6 +301,17 @@ class VideoModel(nn.Module):
         from .inference.config import How
 
         return answers_of(self, source, topk, How(**{"workers": 0, **how}))
+
+    def stream(self, **how: Any) -> LiveStream:
+        """A reader of one video without end: ``stream(frames)`` takes frames of any size and kind, and gives the
+        answers that they complete. ``how``: of ``tttvideo.inference.stream.LiveStream`` (rate, forget, smooth).
+
+        Raises:
+            ValueError: for a model that reads each video whole.
+        """
+        from .inference.stream import LiveStream
+
+        return LiveStream(self, **how)
 
     def segment_frames(self, wanted: int) -> int:
         """The largest length of a segment up to ``wanted`` frames, but at least one that a stream may be cut at; of a
@@ -330,6 +351,10 @@ class VideoModel(nn.Module):
                 self._exempt |= {f"{prefix}.{name}" for name in module.no_weight_decay()}  # type: ignore[operator]
         return set(self._exempt)
 
+    def exempt_from_decay(self, names: set[str]) -> None:
+        """Adds parameters to ``no_weight_decay``."""
+        self._exempt |= names
+
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
         folder = Path(folder)
@@ -345,39 +370,3 @@ class VideoModel(nn.Module):
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         serialize.save_weights(self, folder)
-
-
-def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
-    """The model of a run folder (its best checkpoint), a checkpoint in one, or an exported folder.
-
-    Args:
-        trust: allow classes outside ``tttvideo`` that the configuration names (importing them runs their code).
-
-    Raises:
-        ValueError: if the folder holds no such model, with the reason.
-    """
-    folder = resolve_checkpoint(folder)
-    where = str(folder / "config.json")
-    description, shapes = read_description(folder), serialize.read_shapes(folder)
-    try:
-        labels = description["labels"]
-        if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
-            raise TypeError("labels are not a list of names")
-        if not isinstance(description["multi_label"], bool):
-            raise TypeError("multi_label is neither true nor false")
-        config = from_plain(description["model"], trust=trust, where=where)
-        if not isinstance(config, ModelConfig):
-            raise TypeError("its model is no ModelConfig")
-        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
-        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
-        serialize.check_depth(config.backbone.depth, shapes, folder)
-        with serialize.outlined(shapes, config.backbone.width):
-            outline = VideoModel(config, **parts)
-            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
-        model = VideoModel(config, **parts)
-    except serialize.DAMAGES as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
-    model.provenance = description.get("provenance") or {}
-    load_weights(model, folder)
-    return model.eval()

@@ -6,25 +6,18 @@ import pytest
 import torch
 
 from tests.evaluation.small import noise_video, small_run
-from tttvideo.backbone import Backbone
+from tests.helpers import video_model
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Timm
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
-from tttvideo.ttt import TTT
-from tttvideo.video.transforms import Preprocessing
 
 SIZE = (32, 48)
-VIT = Timm("vit_tiny_patch16_224", pretrained="false", grid=(2, 3))
+VIT = Timm("test_vit", pretrained="false", grid=(2, 3))
 
 
 def build(encoder=VIT, **task):
-    torch.manual_seed(0)
-    config = ModelConfig(encoder, Backbone(width=16, depth=1, mixer=TTT(heads=2)), Prediction("features", **task))
-    model = VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=[]).eval()
-    with torch.no_grad():
-        model.head.to_pixels.weight.normal_(std=0.05)
-    return model
+    return video_model(Prediction("features", **task), encoder, size=SIZE, depth=1).eval()
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +36,17 @@ def test_truth_is_what_the_encoder_sees(model, frames):
     maps = model.encoder.model.forward_intermediates(
         pixels.flatten(0, 1), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
     )[-1]
-    assert model.truth(frames).shape == (2, 7, 192, 2, 3)
+    assert model.truth(frames).shape == (2, 7, 64, 2, 3)
     assert (model.truth(frames).flatten(0, 1) - maps).abs().max() < 1e-5
 
 
 def test_reading_features_is_reading_frames(model, frames):
     """Tokens come of the same maps whether the task is classification or prediction of features."""
-    body, lengths = model._body, torch.tensor([7, 4])
-    state = model.init_state(2)[:2]
+    encoder, lengths = model.encoder, torch.tensor([7, 4])
+    state = encoder.init_state(2)
     with torch.no_grad():
-        direct, steps, _ = body(frames, lengths, state)
-        again, steps_again, _ = body.read_features(body.features(frames, lengths), lengths, state)
+        direct, steps, _ = encoder(frames, lengths, state)
+        again, steps_again, _ = encoder.embed(encoder.features(frames, lengths), lengths, state)
     valid = torch.arange(7) < lengths[:, None]
     assert (direct - again)[valid].abs().max() < 1e-6
     assert torch.equal(steps, steps_again)
@@ -94,14 +87,14 @@ def test_an_untrained_change_is_the_last_frame_again(frames):
         model.head.to_pixels.weight.zero_()
         output, _ = model(frames)
     assert torch.equal(output.timeline[:, :, 0], model.truth(frames))
-    rows = model.head.examine(model.read_segments([(frames, torch.tensor([7, 7]))]))
+    rows = model.head.examine(model.outputs([(frames, torch.tensor([7, 7]))]))
     assert torch.equal(rows[:, 1:3], rows[:, 3:5])  # errors of the model and of copy-last
     assert rows[:, 1].min() > 0
 
 
 def test_rollouts_read_what_they_made(model, frames):
     made = roll_out(model, [(frames[:, :5], None)], 3)
-    assert made.shape == (2, 3, 192, 2, 3)
+    assert made.shape == (2, 3, 64, 2, 3)
     again = roll_out(model, [(frames[:, :5], None), (made[:, :1], None)], 2)
     assert (again - made[:, 1:]).abs().max() < 1e-5
     with torch.no_grad():
@@ -121,7 +114,7 @@ def test_training_rollouts_have_a_gradient(frames):
 
 
 @pytest.mark.parametrize(
-    "encoder", [Patches(8), Timm("vit_tiny_patch16_224", pretrained="false", grid=(2, 3), frozen=False)], ids=type
+    "encoder", [Patches(8), Timm("test_vit", pretrained="false", grid=(2, 3), frozen=False)], ids=type
 )
 def test_features_that_move_are_no_target(encoder):
     with pytest.raises(ValueError, match="frozen: true"):

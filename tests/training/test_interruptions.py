@@ -10,6 +10,7 @@ import pytest
 
 import train
 from tests.training.test_run import curve, lines
+from tttvideo.training import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,11 +83,15 @@ def test_sigterm_to_the_group_then_resume(arguments, start, tmp_path):
     assert curve(run) == curve(tmp_path / "whole")
 
 
-def test_a_signal_in_the_validation_of_an_epoch_without_a_checkpoint(arguments, start, tmp_path):
+def test_a_signal_in_the_validation_of_an_epoch_without_a_checkpoint(arguments, monkeypatch, tmp_path, capsys):
+    def score(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_module, "score", score)
     settings = dict(data__workers=0, checkpoint__every=0, checkpoint__each_epoch="false", schedule__epochs=2)
-    done = start(arguments(**settings), signal.SIGTERM, "validation")
-    assert done.returncode == 143, done.stderr
-    stopped(done, "SIGTERM")
+    assert train.main(arguments(**settings)) == 143
+    said = capsys.readouterr().err.strip()
+    assert said == "stopped by SIGTERM: continue with the same command and --resume auto"
     steps = len(lines(tmp_path / "run" / "steps.jsonl"))
     assert steps > 0
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{steps:08d}"]

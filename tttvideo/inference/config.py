@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(How):
-    """Classes of videos of any length.
+    """Name the classes of videos of any length. Each answer is printed, or written to --out, as soon as it is there;
+    the same command with the same --out goes on where an earlier one ended. Under torchrun or accelerate the processes
+    share the work.
 
     Args:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -65,6 +68,8 @@ class ClassifyConfig(How):
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
 
+    positional: ClassVar = ("checkpoint", "videos")
+
     checkpoint: str
     videos: tuple[str, ...]
     out: str | None = None
@@ -78,3 +83,66 @@ class ClassifyConfig(How):
         super().__post_init__()
         if self.topk < 1:
             raise ValueError(f"--topk must be at least 1, got {self.topk}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Read a stream frame by frame and print a line of JSON after each unit of frames: time, number of frames, and the
+    classes (of a model that predicts: the error of what it expected). Memory does not grow.
+
+    Args:
+        checkpoint: run folder (its best), checkpoint in it, or export.
+        source: video file of any length; folder of images, or pattern such as frames/%05d.jpg; - for a video on
+            standard input (raw where --size is given); camera, 0 or /dev/video0; address (rtsp://, http://, ...).
+        read: every frame, or only the newest whenever the model is ready for one; frames that are dropped are counted
+            and said, as to the model everything then moves faster.
+        size: WIDTHxHEIGHT of raw rgb24 frames on standard input.
+        rate: frames a second of what comes without times.
+        fps: read at most so many frames a second (default: as in training).
+        forget: what is forgotten: never; every=SECONDS and cut (or cut=CHANGE, the mean change of a pixel, of 1):
+            everything; decay=SECONDS: half of it in so many seconds.
+        smooth: seconds over which probabilities are averaged.
+        every: seconds between two answers at least; 0: an answer after each unit of frames.
+        topk: number of classes that are named.
+        timeout: seconds that an address may take to answer.
+        retries: times that an address or camera is tried again in a row, after 2, 4, 8 ... seconds.
+        options: options for FFmpeg, KEY=VALUE with commas, such as rtsp_transport=udp.
+        state: file of the stream's memory: read first, if it is there, and written at the end.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    positional: ClassVar = ("checkpoint", "source")
+
+    checkpoint: str
+    source: str
+    read: Literal["every", "newest"] = "every"
+    size: str | None = None
+    rate: float = 25.0
+    fps: float | None = None
+    forget: str = "never"
+    smooth: float = 0.0
+    every: float = 0.0
+    topk: int = 5
+    timeout: float = 10.0
+    retries: int = 5
+    options: str = ""
+    state: str | None = None
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        from .forgetting import parse_forgetting
+        from .live import parse_size
+
+        if self.size is not None:
+            parse_size(self.size)
+        parse_forgetting(self.forget)
+        if self.read not in ("every", "newest"):
+            raise ValueError(f"--read is every or newest, got {self.read!r}")
+        for name, value in (("rate", self.rate), ("timeout", self.timeout), ("topk", self.topk), ("fps", self.fps)):
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be above 0, got {value:g}")
+        for name, value in (("smooth", self.smooth), ("every", self.every), ("retries", self.retries)):
+            if value < 0:
+                raise ValueError(f"--{name} must be 0 or more, got {value:g}")

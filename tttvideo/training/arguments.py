@@ -9,7 +9,9 @@ from ..arguments import Setting, read, settings_of
 from .config import RunConfig
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
+def parse(
+    argv: Sequence[str] | None = None, *, prog: str = "tttvideo train", description: str = ""
+) -> tuple[RunConfig, str]:
     """`--config FILE.yaml` and `--a.b value` words as a configuration, and the whole of it as YAML text.
 
     Raises:
@@ -17,10 +19,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[RunConfig, str]:
         SystemExit: after --help and --print_config.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    asks = any(word in ("-h", "--help") or word.endswith(".help") for word in words)
-    if not asks:
-        words += _other_source_off(settings_of([word for word in words if word != "--print_config"]))
-    return read(RunConfig, words, prog="tttvideo train", description="Train a video model on a folder of videos.")
+    if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
+        words += _other_source_off(settings_of(RunConfig, [word for word in words if word != "--print_config"]))
+    return read(RunConfig, words, prog=prog, description=description)
 
 
 def _other_source_off(settings: Sequence[Setting]) -> list[str]:

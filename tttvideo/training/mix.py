@@ -28,20 +28,20 @@ class ClipMix:
         """Mix one batch.
 
         Args:
-            frames: uint8 [B, F, 3, H, W].
+            frames: uint8 [B, F, 3, H, W], or features [B, F, C, H, W].
             lengths: int64 [B], valid frames of each clip.
             labels: int64 [B], or float [B, n_classes] for multi-label.
             seed: decides everything that is drawn.
 
         Returns:
-            frames float32 [B, F, 3, H, W] in 0..1; lengths [B], where a mixed clip is as long as the longer
+            frames float32, those of uint8 in 0..1; lengths [B], where a mixed clip is as long as the longer
                 of its sources (the shorter one has turned black by then); labels float32 [B, n_classes].
                 With B odd the middle of the batch stays as it is; so does a batch of one.
         """
         from timm.data.mixup import Mixup
 
         B, n_frames, C, H, W = frames.shape
-        mixed = frames.float() / 255
+        mixed = frames.float() / (255 if frames.dtype == torch.uint8 else 1)
         targets = labels if labels.dim() == 2 else F.one_hot(labels, self.n_classes)
         targets = targets.float()
         if B < 2:

@@ -12,23 +12,28 @@ import torch
 
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
-from ..video.index import Index, save_labels, unlearnable_classes
-from ..video.loader import EpochSampler, Loader, train_loader, val_loader
+from ..video.features import CachedFeatures
+from ..video.index import Index, save_labels
+from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
+from ..video.transforms import Preprocessing
 from . import launch, memory
 from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
 from .config import RunConfig
+from .features import fill_cache
+from .introduction import introduction
 from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer
 from .record import Record
-from .run_folder import RunFolder, changed_settings, fingerprint, writing
+from .run_folder import RunFolder, fingerprint, writing
+from .segments import prepare_model, trainer_of, training_loader
 from .signals import Signals, Stopped, end_soon
-from .state import load_state, save_state
-from .validation import SEGMENT, measured_part, score
+from .state import load_rows, load_state, save_state
+from .validation import SEGMENT, score, validation_videos
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3  # pyright: ignore
@@ -84,8 +89,8 @@ def train(config: RunConfig, yaml: str) -> None:
             run.signals.raise_if(launch.lost_another(error))  # which was sent it, too, and ended sooner
             raise
         except NonFinite as error:
-            good = run.checkpoints.last()
-            raise NonFinite(f"{error}; the last good checkpoint is {good or 'none: none was written yet'}") from None
+            good = run.checkpoints.last() or "none: none was written yet"
+            raise NonFinite(f"{error}; the last good checkpoint is {good}") from None
         except Stopped as stop:
             end_soon(stop.exit_code)
             raise
@@ -125,6 +130,8 @@ class Run:
         self.signals = Signals(self._last_words)
         self.accelerator = launch.start(config)
         self.leader = self.accelerator.is_main_process
+        self._share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        self._states: list[dict[str, torch.Tensor]] | None = None  # what all processes' rows carry
         self._saved: tuple[int, int] | None = None  # epoch and batch of the last checkpoint
 
     @property
@@ -152,7 +159,7 @@ class Run:
             videos=fingerprint(self.val or self.train),
             part=self._part,
         )
-        preprocessing = self.config.data.preprocessing
+        preprocessing = self.config.model.encoder.reading(self.config.data.preprocessing)
         paths = [video.path for video in self.train.videos] if self.leader else []
         length = usual_length(paths, preprocessing)
         if length and self.config.data.max_frames:
@@ -168,18 +175,15 @@ class Run:
 
     def _index(self) -> None:
         data, task = self.config.data, self.task
-        part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        if data.list and not data.root and self.config.model.encoder.root:
+            data = replace(data, root=self.config.model.encoder.root)
         self.train = data.index(data.split_train, labelled=task.labelled)
-        self.train_batches = train_loader(data, self.train, seed=self.config.seed, **part)
-        self.val, self._part = None, ""
-        if self.config.evaluate_every:
-            val = data.index(
-                data.split_val,
-                labels=self.train.labels,
-                multi_label=self.train.multi_label,
-                labelled=task.labelled,
-            )
-            self.val, self._part = measured_part(val, self.config.validation, data.split_seed)
+        encoder = self.config.model.encoder.resolved([video.path for video in self.train.videos])
+        self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
+        reading = encoder.reading(data.preprocessing)
+        self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
+        self.train_batches = self._training_videos(reading)
+        self.val, self._part = validation_videos(self.config, self.train)
 
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
@@ -193,19 +197,17 @@ class Run:
             "batches per epoch": self.n_batches,
             "the training videos' fingerprint": fingerprint(self.train),
         }
+        if config.training.carries:
+            fixed |= {"training.segment_frames": config.training.segment_frames}
         described = describe(config.model, config.data.preprocessing, self.train.labels, self.train.multi_label)
         self.progress = Progress(fixed=fixed)
         if last:
             self.progress = self._by_leader(lambda: self.checkpoints.read(last, fixed, described))
             self._saved = (self.progress.epoch, self.progress.batch)
         self._build(last)
-        self.val_batches = None
-        if self.val:
-            part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-            segment, first = self.model.segment_frames(SEGMENT), config.validation.max_frames
-            self.val_batches = val_loader(config.data, self.val, segment=segment, first=first, **part)
         if last:
             self._load(last)
+        self._open_videos()
         self.accelerator.wait_for_everyone()  # all have looked before the first file is written
 
         self.record = Record(
@@ -216,7 +218,8 @@ class Run:
             total_steps=self.trainer.schedule.total_steps,
             progress=self.progress,
         )
-        self._introduce(last)
+        for line in introduction(self, last):
+            self.record.say(line)
         if self.leader and self.progress.epoch < config.schedule.epochs:  # a finished run stays as it is
             self.lock.check_before_writing()
             folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step)
@@ -228,6 +231,24 @@ class Run:
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
 
+    def _training_videos(self, reading: Preprocessing) -> Loader:
+        unit = self.model.frame_multiple if hasattr(self, "model") else 1
+        return training_loader(self.config, self.train, self._lengths, reading, self._share, unit)
+
+    def _open_videos(self) -> None:
+        """How this model's encoder reads videos; with a cache of features, what it lacks is encoded first."""
+        reading, data = self.model.reading, self.config.data
+        if isinstance(reading, CachedFeatures):
+            reading = replace(reading, augment=data.augment)
+            fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
+            self.accelerator.wait_for_everyone()
+        if isinstance(reading, CachedFeatures) or self.config.training.carries:
+            self.train_batches = self._training_videos(reading)
+        self.val_batches = None
+        if self.val:
+            segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
+            self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **self._share)
+
     def _find_checkpoint(self, resume: str) -> Path | None:
         self.checkpoints.mend()
         return self.checkpoints.chosen(resume)
@@ -238,6 +259,8 @@ class Run:
             if self.ema is not None:  # the average is the model that was saved
                 load_weights(self.ema.module, last)
             load_state(last / STATE, self.model, self.trainer.optimizer, self.accelerator.scaler)
+            if self.config.training.carries:
+                self.trainer.restore(load_rows(last / STATE, self.accelerator.process_index))
         except Exception as error:
             raise self.checkpoints.damaged(last, error) from error
 
@@ -258,11 +281,13 @@ class Run:
             load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
         if config.activation_checkpointing:
             self.model.set_checkpointing(config.activation_checkpointing)
+        if config.training.segment_frames:
+            prepare_model(self.model, config.training)
         # before `prepare`: a copy of a prepared model would call the original's forward
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         optimizer = build_optimizer(self.model, config.optimizer)
         model, optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.trainer = Trainer(
+        self.trainer = trainer_of(config, self.accelerator.process_index)(
             self.accelerator,
             model,
             optimizer,
@@ -274,37 +299,6 @@ class Run:
             seed=config.seed,
             signal=lambda: self.signals.received,
         )
-
-    def _introduce(self, last: Path | None) -> None:
-        """Say what is trained on what, and from where."""
-        config, progress, world, say = self.config, self.progress, self.accelerator.num_processes, self.record.say
-        classes = f", {len(self.train.labels)} classes" if self.task.labelled else ""
-        say(f"train  {len(self.train.videos)} videos{classes} ({self.train.rule})")
-        if self.val:
-            say(f"val    {len(self.val.videos)} videos ({self.val.rule}); best checkpoint: {self.rule}")
-            if self.criterion.note:
-                say(f"       {self.criterion.note}")
-        if sentence := unlearnable_classes(self.train, self.val):
-            say(f"note: {sentence}")
-        say(
-            f"model  {sum(p.numel() for p in self.model.parameters()):,} parameters; {world} process"
-            f"{'es' if world > 1 else ''} on {self.accelerator.device.type}, {config.precision}; "
-            f"{self.steps_per_epoch} steps per epoch"
-        )
-        if source := getattr(self.model.encoder, "source", None):
-            say(f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}")
-        if config.init_from and last is None:
-            say(f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}")
-        for note in self.trainer.schedule.notes:
-            say(f"note: {note}")
-        if last:
-            say(f"resume {last.name}: epoch {progress.epoch + 1}, batch {progress.batch} of {self.n_batches}")
-            for change in changed_settings(self.folder.path / "config.yaml", self.yaml):
-                say(f"note: changed since the run was started, the curve will differ: {change}")
-            if sentence := self.checkpoints.forgets():
-                say(f"note: {sentence}")
-        elif config.resume:
-            say(f"note: {self.folder.path} holds no checkpoint yet: starting afresh")
 
     def epoch(self) -> None:
         """The rest of the present epoch, then its validation, its line in the log and its checkpoint.
@@ -335,6 +329,7 @@ class Run:
         if self.val and (final or number % config.evaluate_every == 0):
             if due and self._saved != (self.progress.epoch, self.progress.batch):
                 self.save()
+            self._states = self.trainer.states()  # the leader may have to save alone
             try:
                 with self.signals.immediate():
                     metrics = self.validate()
@@ -363,6 +358,7 @@ class Run:
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
         """Checkpoint the position; all processes together."""
+        self._states = self.trainer.states()
         self.progress = self._by_leader(lambda: self._write_checkpoint(metrics))
         self._saved = (self.progress.epoch, self.progress.batch)
 
@@ -373,7 +369,9 @@ class Run:
             self.progress,
             metrics,
             save_model=self.trainer.evaluated_model.save_pretrained,
-            save_state=lambda folder: save_state(folder, self.model, self.trainer.optimizer, self.accelerator.scaler),
+            save_state=lambda folder: save_state(
+                folder, self.model, self.trainer.optimizer, self.accelerator.scaler, self._states
+            ),
         )
 
     def finish(self) -> None:

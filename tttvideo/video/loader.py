@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from .cache import Clip, DiskCache, MemoryCache
-from .dataset import DataConfig, Failure, Sample, VideoDataset
+from .dataset import DataConfig, Failure, FilmPart, FilmSegment, Sample, VideoDataset
 from .index import DataError, Index
 from .reader import PartialVideoWarning, VideoError
 from .reading import catch_damage
 from .segments import SegmentedBatches
-from .transforms import sample_generator
+from .transforms import Preprocessing, sample_generator
 from .workers import WorkerLoader
 
 _log = logging.getLogger(__name__)
@@ -118,15 +118,20 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Collate:
-    """Samples and failures to a Batch; needs the sizes because there may be no sample at all."""
+    """Samples and failures to a Batch; needs shape and type of a frame because there may be no sample at all."""
 
-    def __init__(self, size: tuple[int, int], label_shape: tuple[int, ...], label_type: torch.dtype) -> None:
-        self.size, self.label_shape, self.label_type = size, label_shape, label_type
+    def __init__(
+        self,
+        frame: tuple[tuple[int, int, int], torch.dtype],
+        label_shape: tuple[int, ...],
+        label_type: torch.dtype,
+    ) -> None:
+        self.frame, self.label_shape, self.label_type = frame, label_shape, label_type
 
     def __call__(self, items: Sequence[Sample | Failure]) -> Batch:
         samples = [item for item in items if isinstance(item, Sample)]
         lengths = [len(s.frames) for s in samples]
-        frames = torch.zeros(len(samples), max(lengths, default=1), 3, *self.size, dtype=torch.uint8)
+        frames = torch.zeros(len(samples), max(lengths, default=1), *self.frame[0], dtype=self.frame[1])
         for row, sample in zip(frames, samples):
             row[: len(sample.frames)] = sample.frames
         labels = torch.empty(len(samples), *self.label_shape, dtype=self.label_type)
@@ -140,6 +145,41 @@ class Collate:
             [s.path for s in samples],
             [item for item in items if isinstance(item, Failure)],
             [s.note for s in samples if s.note],
+        )
+
+
+class SegmentBatch(NamedTuple):
+    """The next segments of films that are read side by side; a row whose film cannot be read has length 0."""
+
+    frames: Tensor  # as in `Batch`, a row for each film
+    lengths: Tensor
+    labels: Tensor  # of a row that could not be read: 0
+    films: Tensor  # int64 [B, 2]: pass over all films, place in the index
+    paths: list[str]
+    failures: list[Failure]
+    notes: list[str]
+
+
+class SegmentCollate(Collate):
+    """Parts of films to a SegmentBatch."""
+
+    def __call__(self, items: Sequence[FilmSegment]) -> SegmentBatch:  # type: ignore[override]
+        answers = [item.answer for item in items]
+        lengths = [len(a.frames) if isinstance(a, Sample) else 0 for a in answers]
+        frames = torch.zeros(len(items), max([1, *lengths]), *self.frame[0], dtype=self.frame[1])
+        labels = torch.zeros(len(items), *self.label_shape, dtype=self.label_type)
+        for row, answer in enumerate(answers):
+            if isinstance(answer, Sample):
+                frames[row, : lengths[row]] = answer.frames
+                labels[row] = answer.label
+        return SegmentBatch(
+            frames,
+            torch.tensor(lengths, dtype=torch.int64),
+            labels,
+            torch.tensor([item.part[:2] for item in items], dtype=torch.int64),
+            [a.path for a in answers if isinstance(a, Sample)],
+            [a for a in answers if isinstance(a, Failure)],
+            [a.note for a in answers if isinstance(a, Sample) and a.note],
         )
 
 
@@ -172,6 +212,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     start_method: str | None = None,
+    reading: Preprocessing | None = None,
 ) -> Loader:
     """Shuffled, augmented batches of one rank.
 
@@ -179,13 +220,16 @@ def train_loader(
 
     Args:
         start_method: of the worker processes: fork, forkserver or spawn; None: Python's default.
+        reading: how the model's encoder has videos read; None: as frames.
     """
     options = _options(config, start_method)
-    dataset = _dataset(config, index, options, augment=config.augment, seed=seed, max_frames=config.max_frames)
+    reading = reading or config.preprocessing
+    how: dict[str, Any] = {"augment": config.augment, "seed": seed, "max_frames": config.max_frames}
+    dataset = _dataset(config, index, options, reading, schedule=config.length_schedule, **how)
     lengths = None
     if config.buckets > 1:
-        how = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
-        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **how))
+        opening = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
+        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **opening))
     sampler = EpochSampler(
         len(dataset),
         config.batch_size,
@@ -200,7 +244,31 @@ def train_loader(
     return Loader(
         dataset,
         batch_sampler=sampler,
-        collate=Collate(config.size, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
+        collate=Collate(reading.frame, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=True,
+        **options,
+    )
+
+
+def film_lengths(config: DataConfig, index: Index, reading: Preprocessing) -> list[int]:
+    """Frames of each video after sampling; 0 of one that cannot be read."""
+    dataset = VideoDataset(index, reading)
+    return list(WorkerLoader(_Lengths(dataset), batch_size=None, **_options(config, None)))
+
+
+def segment_loader(
+    config: DataConfig, index: Index, sampler: Sampler[list[FilmPart]], *, seed: int, reading: Preprocessing
+) -> Loader:
+    """Training videos in segments, as a sampler of one rank says."""
+    options = _options(config, None)
+    how: dict[str, Any] = {"augment": config.augment, "seed": seed, "max_frames": config.max_frames}
+    dataset = _dataset(config, index, options, reading, schedule=config.length_schedule, **how)
+    labels = ((len(index.labels),), torch.float32) if index.multi_label else ((), torch.int64)
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        collate=SegmentCollate(reading.frame, *labels),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
         **options,
@@ -216,23 +284,26 @@ def val_loader(
     rank: int = 0,
     world: int = 1,
     start_method: str | None = None,
+    reading: Preprocessing | None = None,
 ) -> tuple[Loader, list[list[int]]]:
     """Whole videos in batches, each read in pieces of `segment` frames; the same every time, each video once over all
     ranks.
 
     Args:
         first: frames that each video is cut to; None: none is.
+        reading: how the model's encoder has videos read; None: as frames.
 
     Returns:
         a loader of `segments.Piece`, and the places in the index of the videos of each batch.
     """
     options = _options(config, start_method)
-    dataset = _dataset(config, index, options, first=first)
+    reading = reading or config.preprocessing
+    dataset = _dataset(config, index, options, reading, first=first)
     mine = list(range(rank, len(dataset), world))
     batches = [mine[start : start + config.batch_size] for start in range(0, len(mine), config.batch_size)]
     options["workers"] = min(config.workers, len(batches))
     loader = Loader(
-        SegmentedBatches(batches, partial(dataset.pieces, segment), config.size, dataset.path),
+        SegmentedBatches(batches, partial(dataset.pieces, segment), reading.frame, dataset.path),
         batch_size=None,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
@@ -249,10 +320,12 @@ def _options(config: DataConfig, start_method: str | None) -> dict[str, Any]:
     }
 
 
-def _dataset(config: DataConfig, index: Index, options: dict[str, Any], **how: Any) -> VideoDataset:
+def _dataset(
+    config: DataConfig, index: Index, options: dict[str, Any], reading: Preprocessing, **how: Any
+) -> VideoDataset:
     """The videos, with their cache, which is filled if it is in memory."""
     cache = {"none": lambda: None, "memory": MemoryCache, "disk": lambda: DiskCache(config.cache_dir)}[config.cache]()
-    dataset = VideoDataset(index, config.preprocessing, cache=cache, **how)
+    dataset = VideoDataset(index, reading, cache=cache, **how)
     if isinstance(cache, MemoryCache):
         preload(dataset, cache, options)
     return dataset

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..printing import printable
-from .decode import open_video
 from .reader import PartialVideoWarning, Reader, VideoError, VideoWarning
 from .sampling import Dense, Window, parse_sampling
 from .transforms import Preprocessing
@@ -21,7 +20,7 @@ _ROUNDING = 0.00101
 
 def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> Reader:
     """A reader that resizes while decoding to what `preprocessing` needs. Raises VideoError."""
-    return open_video(path, lambda info: preprocessing.decode_size(info, margin), stream=preprocessing.stream)
+    return preprocessing.open(path, margin)
 
 
 def sampled_rate(fps: float, sampling: str) -> float | None:
@@ -36,7 +35,7 @@ def usual_rate(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5
     """The median of ``sampled_rate`` over ``most`` of the videos, evenly spaced in the list; None if it is unknown."""
     rates = []
     for path in paths[:: max(1, len(paths) // most)][:most]:
-        with suppress(VideoError, OSError), open_video(path) as reader:
+        with suppress(VideoError, OSError), preprocessing.open(path) as reader:
             rates.append(sampled_rate(reader.info.fps, preprocessing.sampling))
     known = sorted(rate for rate in rates if rate)
     return known[len(known) // 2] if known else None
@@ -47,7 +46,7 @@ def usual_length(paths: Sequence[str], preprocessing: Preprocessing, most: int =
     None if it is unknown."""
     rule, lengths = parse_sampling(preprocessing.sampling), []
     for path in paths[:: max(1, len(paths) // most)][:most]:
-        with suppress(VideoError, OSError), open_video(path) as reader:
+        with suppress(VideoError, OSError), preprocessing.open(path) as reader:
             lengths.append(len(rule.indices(reader.times - reader.times[0], None)))
     return sorted(lengths)[len(lengths) // 2] if lengths else None
 

@@ -49,7 +49,7 @@ class SegmentedBatches(IterableDataset):
         batches: the videos of each.
         pieces: of a video, uint8 [S, 3, H, W], in order; each but the last as long as a segment. Closed when no more
             are wanted. Raises VideoError or OSError when it cannot be read.
-        size: height and width of the frames.
+        frame: shape and type of a frame.
         path: of a video, for messages.
     """
 
@@ -57,10 +57,10 @@ class SegmentedBatches(IterableDataset):
         self,
         batches: Sequence[Sequence[Any]],
         pieces: Callable[[Any], Iterator[Tensor]],
-        size: tuple[int, int],
+        frame: tuple[tuple[int, int, int], torch.dtype],
         path: Callable[[Any], str],
     ) -> None:
-        self.batches, self.pieces, self.size, self.path = batches, pieces, size, path
+        self.batches, self.pieces, self.frame, self.path = batches, pieces, frame, path
         self.reading: Callable[[str], None] | None = None  # in a worker: told what is read next
 
     def __iter__(self) -> Iterator[Piece]:
@@ -71,7 +71,7 @@ class SegmentedBatches(IterableDataset):
 
     def _read(self, batch: int) -> Iterator[Piece]:
         # One segment is read ahead, because the receiver must know which is the last, to let go of the state.
-        segments = _lockstep([self._named_pieces(video) for video in self.batches[batch]], self.size)
+        segments = _lockstep([self._named_pieces(video) for video in self.batches[batch]], self.frame)
         waiting = None
         while True:
             with catch_damage() as notes:  # what is warned of in a worker would be lost: it travels with the frames
@@ -132,8 +132,8 @@ def read_segments(
         video_pieces(path, preprocessing, segment, max_frames, rule, *span, crop, shuffled)
         for path, span, crop in zip(paths, spans, crops, strict=True)
     ]
-    segments = _lockstep(rows, preprocessing.size)
-    return _ahead(segments) if prefetch else segments
+    segments = _lockstep(rows, preprocessing.frame)
+    return ahead(segments) if prefetch else segments
 
 
 def video_pieces(
@@ -171,7 +171,7 @@ def video_pieces(
             yield torch.cat(held)
 
 
-def _lockstep(rows: Sequence[Iterator[Tensor]], size: tuple[int, int]) -> Iterator[Segment]:
+def _lockstep(rows: Sequence[Iterator[Tensor]], frame: tuple[tuple[int, int, int], torch.dtype]) -> Iterator[Segment]:
     failures: dict[int, str] = {}
     running = dict(enumerate(rows))
     first = True
@@ -190,7 +190,7 @@ def _lockstep(rows: Sequence[Iterator[Tensor]], size: tuple[int, int]) -> Iterat
             if not pieces and not first:
                 return
             lengths = [len(pieces[i]) if i in pieces else 0 for i in range(len(rows))]
-            frames = torch.zeros(len(rows), max([1, *lengths]), 3, *size, dtype=torch.uint8)
+            frames = torch.zeros(len(rows), max([1, *lengths]), *frame[0], dtype=frame[1])
             for i, piece in pieces.items():
                 frames[i, : len(piece)] = piece
             yield Segment(frames, torch.tensor(lengths), dict(failures))
@@ -200,8 +200,8 @@ def _lockstep(rows: Sequence[Iterator[Tensor]], size: tuple[int, int]) -> Iterat
             row.close()  # type: ignore[attr-defined]  # generators: closes the readers
 
 
-def _ahead(segments: Iterator[Segment]) -> Iterator[Segment]:
-    """The same, with the next one being made by a thread. Readers are opened, used and closed in that
+def ahead(segments: Iterator[Any]) -> Iterator[Any]:
+    """The same items, with the next one being made by a thread. Readers are opened, used and closed in that
     thread."""
     ready: queue.Queue = queue.Queue(maxsize=1)
     stop = threading.Event()

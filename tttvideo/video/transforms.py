@@ -6,7 +6,7 @@ Frames are uint8 [F, 3, H, W] throughout; normalisation happens inside the model
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,13 +16,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .errors import VideoError
+from .kinds import FEATURES
 from .listfile import DataError
 from .sampling import parse_sampling
 
 if TYPE_CHECKING:
-    from .decode import VideoInfo
+    from .reader import Reader, VideoInfo
 
 Range = tuple[float, float]
+Span = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,34 @@ class Preprocessing:
         parse_sampling(self.sampling)
         if self.stream is not None and self.stream < 0:
             raise DataError(f"stream is {self.stream}; it must be 0 (the first video stream), 1 ... or null")
+
+    @property
+    def frame(self) -> tuple[tuple[int, int, int], torch.dtype]:
+        """Shape and type of a frame as the model gets it."""
+        return (3, *self.size), torch.uint8
+
+    def open(self, path: str, margin: float = 1.0) -> "Reader":
+        """A reader of a video's frames, which it resizes while decoding to what is needed. Raises VideoError."""
+        from .decode import open_video
+
+        if path.endswith(FEATURES):
+            raise VideoError(f"{path}: a file of features, which the encoder Features reads; this model reads frames")
+        return open_video(path, lambda info: self.decode_size(info, margin), stream=self.stream)
+
+    def drawn(self, generator: torch.Generator) -> "Preprocessing":
+        """How a training video is read this time."""
+        return self
+
+    def serving(
+        self, paths: Sequence[str], spans: Sequence[Span] | None = None, first: int | None = None
+    ) -> "Preprocessing":
+        """How these videos are read whole: all in the same way, which can be done for each of them.
+
+        Args:
+            spans: the part of each, (start, end) in seconds.
+            first: frames that each part is cut to, before the sampling rule; None: none is.
+        """
+        return self
 
     def decode_size(self, info: "VideoInfo", margin: float = 1.0) -> tuple[int, int]:
         """Height and width to decode a video at: `size`, or what covers it (crop) or fits into it (pad) in
@@ -155,6 +186,14 @@ class Augmentation:
             raise DataError("augment.drop is 1, which leaves no frames; it must be below 1")
         if self.scale[1] > 1 or self.margin < 1:
             raise DataError("augment.scale must not exceed 1, and augment.margin must be at least 1")
+
+    @property
+    def changes(self) -> list[str]:
+        """Names of the settings by which a clip can be changed."""
+        unlike = {name for name, value in vars(self).items() if value != getattr(Augmentation, name)}
+        return sorted(
+            unlike - {"auto_ops", "auto_magnitude"} - ({"margin"} if not unlike & {"scale", "ratio"} else set())
+        )
 
     def resample(self, n: int, generator: torch.Generator) -> Tensor:
         """Positions (int64, increasing, possibly repeated) of the frames that a clip of `n` frames keeps."""

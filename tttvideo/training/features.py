@@ -1,0 +1,119 @@
+"""The cache of features before a run, and the command `tttvideo cache` that fills it alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..encoder.filling import Plan, fill, plan, size_of, trial
+from ..model import VideoModel
+from ..printing import printable
+from ..serialize import load_weights, resolve_checkpoint
+from ..video.features import CachedFeatures
+from ..video.index import Index
+from ..video.reading import damaged_videos_named
+from .arguments import parse
+from .config import ConfigError, RunConfig
+from .progress import clock
+from .validation import validation_videos
+
+
+def fill_cache(
+    model: VideoModel,
+    reading: CachedFeatures,
+    config: RunConfig,
+    train: Index,
+    val: Index | None,
+    *,
+    leader: bool = True,
+) -> Plan:
+    """Encodes what the cache lacks of the videos that a run reads; says before what that costs, and shows how far it
+    is.
+
+    Args:
+        leader: one of the processes that call it together, which speaks.
+
+    Returns:
+        What was to be done; its ``bad`` are all videos that cannot be read.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    splits = [(train, None, reading.views)]
+    if val is not None:
+        splits.append((val, config.validation.max_frames, 1))
+    training = model.training
+    model.eval()
+    lacking = plan(reading, splits)
+    if leader:
+        for note in lacking.notes:
+            _say(f"note: {note}")
+    if not lacking.jobs:
+        return lacking
+    if leader:
+        rate, frames = trial(model.encoder, reading, lacking.jobs), lacking.frames
+        there = f" ({lacking.kept} are there)" if lacking.kept else ""
+        cost = f"{size_of(reading, frames) / 1e6:,.1f} MB"
+        cost += f" and about {clock(frames / rate)} of one process, {rate:,.0f} frames/s" if rate else ""
+        views = f"views of videos ({reading.views} each in training)" if reading.views > 1 else "videos"
+        _say(f"cache  {len(lacking.jobs)} {views}, {frames:,} frames to encode into {reading.folder}{there}: {cost}")
+    show = leader and sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not show) as progress:
+        task = progress.add_task("videos encoded", total=lacking.frames)
+        bad = fill(model.encoder, reading, lacking.jobs, progress=lambda job: progress.advance(task, job.frames))
+    model.train(training)
+    return lacking._replace(bad=[*lacking.bad, *bad])
+
+
+def cache(argv: Sequence[str]) -> int:
+    """encode the videos of a configuration ahead of training, into model.encoder.cache"""
+    config, _ = parse(
+        argv,
+        prog="tttvideo cache",
+        description="Encode the training and validation videos of a configuration with its frozen encoder into "
+        "model.encoder.cache, as `tttvideo train` with the same settings would do first. Several processes (torchrun) "
+        "or commands share the work; what is there stays. Exit code 1 if some videos cannot be read.",
+    )
+    from accelerate import PartialState
+
+    if config.model.encoder.views == 0:
+        raise ConfigError(
+            "there is no cache to fill; set model.encoder.cache to a folder, of an encoder with frozen: true"
+        )
+    state = PartialState()
+    data, task = config.data, config.model.task
+    train = data.index(data.split_train, labelled=task.labelled)
+    val, _ = validation_videos(config, train)
+    torch.manual_seed(config.seed)  # the weights of an encoder without pre-trained ones are the run's
+    model = VideoModel(
+        config.model,
+        preprocessing=data.preprocessing,
+        labels=train.labels,
+        multi_label=train.multi_label,
+        load=not config.init_from,
+    ).to(state.device)
+    if config.init_from:
+        load_weights(model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
+    reading = model.reading
+    if not isinstance(reading, CachedFeatures):
+        raise ConfigError(f"{type(config.model.encoder).__name__} reads features that are files already: nothing to do")
+    with damaged_videos_named():
+        done = fill_cache(
+            model, replace(reading, augment=data.augment), config, train, val, leader=state.is_main_process
+        )
+    if state.is_main_process:
+        total = len(done.jobs) + done.kept
+        print(printable(f"{reading.key}: {total - len(done.bad)} of {total} videos (or views of them) are there"))
+        for path, reason in done.bad:
+            print(printable(f"  {path}: {reason}"))
+    return int(bool(done.bad))
+
+
+def _say(sentence: str) -> None:
+    print(printable(sentence), file=sys.stderr, flush=True)

@@ -1,0 +1,314 @@
+"""Videos read as features: what a frozen encoder made of them and a cache keeps, or files that people already have.
+
+To everything that reads videos they are frames of another shape: [F, channels, rows, columns] in place of uint8
+[F, 3, H, W], with the same numbers and times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .kinds import FEATURES
+from .probe import identity
+from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, VideoWarning
+from .rows import DamagedRows, Rows
+from .sampling import Dense, Uniform, parse_sampling
+from .transforms import Augmentation, Preprocessing, Span, sample_generator
+
+Part = tuple[float | None, float | None, int | None]
+"""What is read of a video: start and end in seconds, and frames that this is cut to before the sampling rule."""
+PATH = "{path}"
+"""Stands for the path of a video in what is kept of it."""
+IN_TIME = ("speed", "drop")
+"""What an ``Augmentation`` changes without changing a frame."""
+
+
+@dataclass(frozen=True)
+class FeaturePreprocessing(Preprocessing):
+    """How videos become features for a model; a model saves the plain ``Preprocessing``.
+
+    Attributes:
+        shape: (channels, rows, columns) of a frame's features.
+    """
+
+    shape: tuple[int, int, int] = (1, 1, 1)
+
+    @property
+    def frame(self) -> tuple[tuple[int, int, int], torch.dtype]:
+        return self.shape, torch.float32
+
+    def apply(self, frames: Tensor, crop: float = 0.5) -> Tensor:
+        """Features are what the model reads already."""
+        return frames
+
+    @abstractmethod
+    def open(self, path: str, margin: float = 1.0) -> Reader: ...
+
+
+@dataclass(frozen=True)
+class CachedFeatures(FeaturePreprocessing):
+    """Features in a folder of ``Rows``: one folder below it for each encoder and way of reading (``key``), one file in
+    that for each video.
+
+    Attributes:
+        folder: of the cache.
+        encoder: plain data that says what the encoder computes; with a digest of its weights.
+        kind: how the numbers are kept.
+        views: how often each video is kept: as it is (view 0), then with changes that are drawn once and for all.
+        augment: what draws them.
+        view: which of them is read.
+    """
+
+    folder: str = ""
+    encoder: dict[str, Any] = field(default_factory=dict, hash=False)
+    kind: Literal["fp16", "bf16"] = "fp16"
+    views: int = 1
+    augment: Augmentation = field(default_factory=Augmentation)
+    view: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.kind == "fp16" else torch.bfloat16
+
+    @property
+    def frame(self) -> tuple[tuple[int, int, int], torch.dtype]:
+        return self.shape, torch.float16 if self.kind == "fp16" else torch.float32
+
+    @property
+    def pixels(self) -> Preprocessing:
+        """How the frames are read that the encoder sees."""
+        return Preprocessing(**{f.name: getattr(self, f.name) for f in fields(Preprocessing)})
+
+    @property
+    def margin(self) -> float:
+        """How much larger than the model's frames a view is decoded."""
+        return self.augment.margin if self.view else 1.0
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that decides what the features of a video are, but the video."""
+        said = {"encoder": self.encoder, "size": list(self.size), "fit": self.fit, "stream": self.stream}
+        said |= {"kept": self.kind, "shape": list(self.shape), "format": 1}
+        if self.view:
+            changes = {f.name: getattr(self.augment, f.name) for f in fields(Augmentation) if f.name not in IN_TIME}
+            said |= {"view": self.view, "changes": changes}
+        return json.loads(json.dumps(said))
+
+    @property
+    def key(self) -> Path:
+        """The folder of what ``description`` says."""
+        text = json.dumps(self.description, sort_keys=True)
+        return Path(self.folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def file(self, path: str) -> Path:
+        name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:32]
+        return self.key / name[:2] / f"{name}.safetensors"
+
+    def drawn(self, generator: torch.Generator) -> CachedFeatures:
+        if self.views == 1:
+            return self
+        return replace(self, view=int(torch.randint(self.views, (), generator=generator)))
+
+    def changed(self, frames: Tensor, path: str) -> Tensor:
+        """Decoded frames as the encoder sees them: those of a view with its changes, which are the same for all frames
+        of a video, however they are divided."""
+        if not self.view:
+            return self.pixels.apply(frames)
+        seed = int.from_bytes(hashlib.sha256(self.file(path).name.encode()).digest()[:4], "big")
+        return self.augment.apply(frames, self.pixels, sample_generator(seed, self.view, 0))
+
+    def serving(
+        self, paths: Sequence[str], spans: Sequence[Span] | None = None, first: int | None = None
+    ) -> Preprocessing:
+        """Pixels, if the cache does not hold all of it."""
+        spans = spans or [(None, None)] * len(paths)
+        held = all(self.holds(path, [(*span, first)]) for path, span in zip(paths, spans, strict=True))
+        return self if held else self.pixels
+
+    def open(self, path: str, margin: float = 1.0) -> FeatureReader:
+        """Raises VideoError if the video cannot be read, or nothing is kept of it as it is now."""
+        rows = self.kept(path)
+        if rows is not None and "refused" in rows.about:
+            raise VideoError(rows.about["refused"].replace(PATH, path))
+        if rows is None:
+            raise VideoError(f"{path}: its features are not in {self.folder}; add them by `tttvideo cache`")
+        return FeatureReader(path, rows, self.shape)
+
+    def kept(self, path: str) -> Rows | None:
+        """What is kept of a video, if it is of this video as it is now. Raises VideoError if there is none."""
+        marks = marks_of(path)
+        try:
+            rows = Rows(self.file(path))
+        except (FileNotFoundError, DamagedRows):
+            return None
+        same = rows.about.get("video") == marks and rows.shape == (self.shape[1] * self.shape[2], self.shape[0])
+        return rows if same else None
+
+    def wanted(self, reader: Reader, parts: Sequence[Part]) -> Tensor:
+        """Numbers of the frames of a video that reading its parts can ask for: with a rule that chooses the same frames
+        every time only those."""
+        from .reading import within
+
+        rule, chosen = parse_sampling(self.sampling), []
+        for start, end, first in parts:
+            inside = within(reader, start, end)[:first]
+            times = reader.times[inside]
+            chosen.append(inside[rule.indices(times - times[0], None)] if isinstance(rule, Dense | Uniform) else inside)
+        return torch.unique(torch.cat(chosen))
+
+    def holds(self, path: str, parts: Sequence[Part]) -> bool:
+        """Whether all is kept that reading parts of a video asks for; of one that cannot be read that is nothing."""
+        try:
+            rows = self.kept(path)
+            if rows is None:
+                return False
+            if "refused" in rows.about or len(rows) == len(rows.times):
+                return True
+            wanted = self.wanted(FeatureReader(path, rows, self.shape), parts)
+        except VideoError:
+            return True
+        if rows.about["cut"]:
+            wanted = wanted[wanted <= rows.numbers[-1]]
+        return bool(torch.isin(wanted, rows.numbers).all())
+
+
+@dataclass(frozen=True)
+class FeatureFiles(FeaturePreprocessing):
+    """Features in .npy files, one for each video: [T, D], or [D, T].
+
+    Attributes:
+        folder: where those of videos lie, under the same name; None: paths are those of the files.
+        rate: time steps a second.
+    """
+
+    folder: str | None = None
+    rate: float = 1.0
+    layout: Literal["TD", "DT"] = "TD"
+
+    def locate(self, path: str) -> str:
+        """The file of a video's features."""
+        if self.folder is None or path.endswith(FEATURES):
+            return path
+        return str(Path(self.folder).expanduser() / (Path(path).stem + FEATURES))
+
+    def shape_of(self, path: str) -> tuple[int, int] | None:
+        """Of a file; None if it cannot be read."""
+        with suppress(VideoError):
+            return self._mapped(path).shape
+        return None
+
+    def open(self, path: str, margin: float = 1.0) -> Reader:
+        array = self._mapped(path)
+        features = array if self.layout == "TD" else array.T
+        if features.shape[1] != self.shape[0]:
+            raise VideoError(
+                f"{self.locate(path)}: holds {array.shape[0]} x {array.shape[1]} numbers, but the model reads "
+                f"{self.shape[0]} features a time step ({self.layout})"
+            )
+        return FileReader(path, features, self.rate, self.shape)
+
+    def _mapped(self, path: str) -> np.ndarray:
+        file = self.locate(path)
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or "it is no .npy file of numbers, or damaged"
+            raise VideoError(f"{file}: {reason}") from error
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+            what = " x ".join(map(str, getattr(array, "shape", ()))) or "no array"
+            raise VideoError(f"{file}: expected numbers [T, D] or [D, T], got {what} of {getattr(array, 'dtype', '?')}")
+        return array
+
+
+class FileReader(Reader):
+    """Features [T, D] as frames [n, D, 1, 1]."""
+
+    def __init__(self, path: str, features: np.ndarray, rate: float, shape: tuple[int, int, int]) -> None:
+        count = len(features)
+        info = VideoInfo(path, "npy", 1, 1, count, rate, count / rate, "features")
+        super().__init__(info, torch.arange(count, dtype=torch.float64) / rate, announced=count)
+        self._features, self._shape = features, shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+        batches = list(self.stream(indices, batch=4096))
+        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+
+    def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
+        for start in range(0, len(wanted), batch):
+            rows = torch.from_numpy(self._features[list(wanted[start : start + batch])].astype(np.float32))
+            if not bool(rows.isfinite().all()):
+                raise VideoError(f"{self.info.path}: features from {wanted[start]} on are not finite")
+            yield rows.view(-1, *self._shape)
+
+    def close(self) -> None:
+        pass
+
+
+def marks_of(path: str) -> list[Any]:
+    """Size and time of change of a video as it is now; of a folder of images, of each of them. Raises VideoError."""
+    _, size, modified = identity(path)
+    if not os.path.isdir(path):
+        return [size, modified]
+    images = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(path))
+    return [hashlib.sha256(repr(images).encode()).hexdigest()]
+
+
+class FeatureReader(Reader):
+    """Features of a video that ``Rows`` hold, as frames [n, channels, rows, columns]."""
+
+    def __init__(self, path: str, rows: Rows, shape: tuple[int, int, int]) -> None:
+        about = rows.about
+        info = VideoInfo(path=path, frames=len(rows.times), reader="features", **about["info"])
+        super().__init__(info, rows.times, announced=about["announced"], offset=about["offset"])
+        self._rows, self._shape, self._warnings = rows, shape, about["warnings"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+        batches = list(self.stream(indices, batch=1024))
+        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+
+    def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
+        for sentence, partial in self._warnings:
+            self._tell(sentence, sentence, PartialVideoWarning if partial else VideoWarning)
+        numbers = torch.as_tensor(list(wanted), dtype=torch.int64)
+        if self._rows.about["cut"]:  # as the damaged video itself: what comes after its end is not given
+            numbers = numbers[numbers <= self._rows.numbers[-1]]
+        places = torch.searchsorted(self._rows.numbers, numbers)
+        if len(numbers) and not (
+            int(places[-1]) < len(self._rows) and torch.equal(self._rows.numbers[places], numbers)
+        ):
+            raise VideoError(f"{self.info.path}: the cache keeps other frames of it than are asked for")
+        for part in places.split(batch):
+            try:
+                rows = self._rows.take(part)
+            except DamagedRows as error:
+                with suppress(OSError):  # so that it is made again
+                    self._rows.path.unlink()
+                raise VideoError(
+                    f"{self.info.path}: its features in the cache are damaged ({error}) and were removed; they are "
+                    "computed anew when the run is started again, or by `tttvideo cache`"
+                ) from error
+            maps = rows.mT.unflatten(-1, self._shape[1:])
+            yield maps.float() if maps.dtype == torch.bfloat16 else maps  # which numpy, between processes, lacks
+
+    def close(self) -> None:
+        pass
