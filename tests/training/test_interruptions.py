@@ -21,7 +21,8 @@ import os, subprocess, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from tttvideo.training import run
+from tttvideo.training import run, signals
+signals.PATIENCE = 250.0  # of a machine that is busy
 from tttvideo.training.loop import Trainer
 
 number, moment = int(os.environ["SIGNAL"]), os.environ["MOMENT"]
