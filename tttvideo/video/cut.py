@@ -27,8 +27,8 @@ class Reached(NamedTuple):
     """The same of the last packet of any stream."""
     longest: float
     """Longest time between two frames, seconds."""
-    last: int
-    """Where in the file the last packet is; 0: not known."""
+    bytes_end: int
+    """Where in the file the last packet ends; 0: not known."""
 
 
 def announced(container: Any, stream: Any, path: str, reached: Reached, rate: float) -> tuple[bool, int]:
@@ -124,21 +124,21 @@ def _matroska(container: Any, stream: Any, path: str, reached: Reached, rate: fl
         cut, told = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
     else:
         cut = told - reached.film_end > max(0.1, 1.5 * reached.longest)
-    cut = cut or _segment_end(path) > os.path.getsize(path) or _block_is_cut(path, reached.last)
+    cut = cut or _segment_end(path) > os.path.getsize(path) or _block_is_cut(path, reached.bytes_end)
     return cut, max(reached.count, round((told - start) * rate)) if cut else 0
 
 
-def _block_is_cut(path: str, last: int) -> bool:
-    """Whether behind the block at `last` another one begins, which came out as no packet: the rest of it is missing."""
+def _block_is_cut(path: str, end: int) -> bool:
+    """Whether behind the last packet, whose bytes end at `end`, a block begins that goes beyond the file."""
+    at = end + 4  # a packet is placed at its block's header of four bytes
     with open(path, "rb") as file:
-        file.seek(last)
+        file.seek(at)
         head = file.read(9)
-        if last <= 0 or len(head) < 9 or head[:1] not in _BLOCKS or not head[1]:
-            return False
-        width = 9 - head[1].bit_length()
-        size = int.from_bytes(head[1 : 1 + width], "big") & ((1 << 7 * width) - 1)
-        file.seek(last + 1 + width + size)
-        return file.read(1) in _BLOCKS
+    if end <= 0 or len(head) < 2 or head[:1] not in _BLOCKS or not head[1]:
+        return False
+    width = 9 - head[1].bit_length()
+    size = int.from_bytes(head[1 : 1 + width], "big") & ((1 << 7 * width) - 1)
+    return at + 1 + width + size > os.path.getsize(path)
 
 
 def _duration_tag(stream: Any) -> float | None:

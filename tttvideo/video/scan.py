@@ -144,7 +144,7 @@ class _Packets:
         self.pts = array("q")
         self.fresh = array("i")  # places in `pts` at which decoding can start
         self.unclaimed = array("q")  # by place in `pts`: bytes before it, since the packet before, that no packet holds
-        self.bytes_read = self.last_at = self._claimed = self._unclaimed = 0
+        self.bytes_read = self.bytes_end = self._unclaimed = 0
         self.starts_with_key = self.whole_frames = False
         self.count = self.discarded = self.unstamped = self.empty = 0
         self._corrupt_at: list[int] = []  # packets, counted in order
@@ -180,10 +180,9 @@ class _Packets:
 
     def _claim(self, packet: Any) -> None:
         if packet.pos is not None and packet.pos >= 0:
-            if self._claimed and packet.pos > self._claimed:
-                self._unclaimed += packet.pos - self._claimed
-            self._claimed = max(self._claimed, packet.pos + packet.size)
-            self.last_at = max(self.last_at, packet.pos)
+            if self.bytes_end and packet.pos > self.bytes_end:
+                self._unclaimed += packet.pos - self.bytes_end
+            self.bytes_end = max(self.bytes_end, packet.pos + packet.size)
 
     def _take(self, packet: Any) -> None:
         if is_empty(packet):
@@ -352,7 +351,7 @@ def _damage(film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: flo
         film_end=seen.ends.get(film.stream.index, 0.0),
         end=max(seen.ends.values(), default=0.0),
         longest=float(steps.max()) * base if len(steps) else 0.0,
-        last=seen.last_at,
+        bytes_end=seen.bytes_end,
     )
     short, announced = cut.announced(film.container, film.stream, path, reached, rate)
     unfinished = seen.restarts and (any(seen.ends_corrupt.values()) or ends_in_gap(stamps))
