@@ -27,7 +27,7 @@ class ExportConfig:
     """
 
     positional: ClassVar = ("checkpoint",)
-    several: ClassVar = ("metrics",)
+    repeated: ClassVar = ("metrics",)
 
     checkpoint: str
     out: str
@@ -89,16 +89,16 @@ def make_data(words: Sequence[str]) -> int:
     suite = suite_class(**{field.name: getattr(config, field.name) for field in dataclasses.fields(suite_class)})
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{name}: videos", total=None)
-        made = make(
+        outcome = make(
             suite,
             config.out,
             workers=config.workers,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    splits = ", ".join(f"{split} {count}" for split, count in made.suite["splits"].items())
-    kept = f" ({made.kept} were there)" if made.kept else ""
-    print(printable(f"{made.out}: {made.written} videos written{kept}; {splits}"))
-    print(suite_class.sentence(made.suite))
+    splits = ", ".join(f"{split} {count}" for split, count in outcome.suite["splits"].items())
+    kept = f" ({outcome.kept} were there)" if outcome.kept else ""
+    print(printable(f"{outcome.out}: {outcome.written} videos written{kept}; {splits}"))
+    print(suite_class.sentence(outcome.suite))
     return 0
 
 

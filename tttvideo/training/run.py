@@ -222,7 +222,8 @@ class Run:
             self.record.say(line)
         if self.leader and self.progress.epoch < config.schedule.epochs:  # a finished run stays as it is
             self.lock.check_before_writing()
-            folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step)
+            for note in folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step):
+                self.record.say(f"note: {note}")
             if self.task.labelled:
                 with writing(folder.path / "labels.json"):
                     save_labels(folder.path / "labels.json", self.train.labels)
