@@ -107,7 +107,7 @@ class DataConfig:
             raise DataError("no data given; set data.root to a folder of class folders or data.list to a list file")
         if self.list and self.root and not os.path.isdir(self.root):
             raise DataError(
-                f"data.root {self.root} is not a folder; give the folder that the list's paths are relative to"
+                f"data.root {self.root} is not a folder; give the folder of the list's paths"
             )
         return str(self.list or self.root)
 
