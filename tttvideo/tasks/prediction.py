@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Criterion, Examiner, Loss, Sizes, Task, TaskHead
-from .trivial import TRIVIAL, History
+from .base import Card, Criterion, Loss, Read, Sizes, Task, TaskHead
+from .forecast_errors import Following, ForecastErrors
+from .trivial import TRIVIAL
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,20 @@ class Prediction(Task):
         too_short = int(scored.sum()) - len(counted)
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
 
+    def card(self, python: str, shell: str, parameters: int, names: Sequence[str], several: bool) -> Card:
+        return Card(
+            "video-prediction",
+            None,
+            "A model that predicts the next frames of a video from all frames so far, made with tttvideo: "
+            f"{parameters:,} parameters.",
+            "```sh\n"
+            f"tttvideo predict {shell} clip.mp4 --context 64 --horizon 16 --out predictions\n"
+            "```\n\n"
+            "Its encoder and backbone start a classifier: `tttvideo train ... --init_from` with this folder.",
+            "The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; "
+            "compare them with\nthose of copying the last frame, which stand beside them.",
+        )
+
 
 class Forecast(NamedTuple):
     """Frames as predicted: p frames of a time step, each [3, H, W] in 0..1, not clamped, or [E, rows, columns] of
@@ -149,12 +165,14 @@ class PredictionHead(TaskHead):
 
     logged = ("mse",)
     columns = 1 + 2 * (1 + len(TRIVIAL))
+    reads_step = False
 
     def __init__(self, config: Prediction, sizes: Sizes):
         super().__init__()
         self.config, self.sizes = config, sizes
         pixels = config.space == "pixels"
         self.reads_features = not pixels
+        self.unit = f"squared error of a frame (sum over its {'pixels in 0..1' if pixels else 'features'})"
         shape = (3, *sizes.frame) if pixels else sizes.features
         assert shape is not None  # Prediction.build refused it
         self.generated = self.picture = shape  # the base class's may be None, this one's is not
@@ -256,43 +274,17 @@ class PredictionHead(TaskHead):
     def examiner(self) -> ForecastErrors:
         return ForecastErrors(self)
 
-
-class ForecastErrors(Examiner):
-    """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and of each
-    of ``TRIVIAL``."""
-
-    history: History
-    total: Tensor
-
-    def __init__(self, head: PredictionHead):
-        self.head = head
-        self.pending: Tensor | None = None  # the prediction of the time step that comes next
-
-    def add(self, lengths: Tensor, output: Forecast) -> None:
-        pixels, stride = self.head.pictures(output.seen), self.head.sizes.stride
-        if self.pending is None:
-            self.history = History(len(pixels), pixels)
-            self.total = pixels.new_zeros(len(pixels), self.head.columns, dtype=torch.float64)
-        for step in range(pixels.shape[1] // stride):
-            truth = pixels[:, step * stride : (step + 1) * stride]
-            valid = ((step + 1) * stride <= lengths).to(pixels.device)
-            if self.pending is not None:
-                self._compare(self.pending, truth, valid)
-            self.history.add(truth, valid)
-            if step < output.timeline.shape[1]:
-                self.pending = output.timeline[:, step].to(pixels.dtype)
-
-    def _compare(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Predictions and truth of a time step, [B, p, 3, H, W], in the rows that are ``valid``, bool [B]."""
-        counts = (valid & (self.history.count >= self.head.config.context)).to(self.total.dtype)[:, None]
-        guesses = [predicted, *self.history.guesses(truth.shape[1]).values()]
-        errors = [(self.head.bounded(x) - truth).flatten(2) for x in guesses]
-        sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
-        frames = torch.full_like(sums[0], float(truth.shape[1]))
-        self.total += counts * torch.stack([frames, *sums], 1).to(self.total.dtype)
-
-    def rows(self) -> Tensor:
-        return self.total.float()
+    def step_losses(self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int) -> Iterator[Tensor]:
+        """Squared error of each time step, summed over pixels and channels, mean over its frames, predicted from all
+        true frames before it; NaN for the first of the video."""
+        steps = Following(self)
+        for _, lengths, output in segments:
+            losses = []
+            for truth, valid, guess in steps.add(lengths, output):
+                error = (self.bounded(truth if guess is None else guess) - truth).float().square().flatten(2).sum(2)
+                counts = valid if guess is not None else torch.zeros_like(valid)
+                losses.append(torch.where(counts, error.mean(1).double(), torch.nan).cpu())
+            yield torch.stack(losses, 1) if losses else torch.zeros(len(lengths), 0, dtype=torch.float64)
 
 
 def _sum(each: Tensor, counts: Tensor) -> Tensor:

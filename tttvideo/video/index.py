@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..printing import nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
@@ -35,6 +38,16 @@ class Index(NamedTuple):
     multi_label: bool
     split: str
     rule: str  # one sentence: how the split was made
+
+
+def label_tensor(index: Index) -> Tensor:
+    """The labels of an index: int64 [V] (-1: none), or float 0/1 [V, n_classes] for several labels per video."""
+    if not index.multi_label:
+        return torch.tensor([-1 if v.label is None else v.label for v in index.videos], dtype=torch.int64)
+    labels = torch.zeros(len(index.videos), len(index.labels))
+    for row, video in zip(labels, index.videos):
+        row[list(video.label or ())] = 1.0  # type: ignore[arg-type]
+    return labels
 
 
 def subset(index: Index, count: int, seed: int) -> Index:
