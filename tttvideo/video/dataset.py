@@ -54,6 +54,8 @@ class DataConfig:
         time_limit: seconds that a worker may take for one video; then the run stops and names it.
         buckets: sort the videos into this many groups by length and make batches within a group, which wastes
             less on padding; 1: no groups.
+        balance: training takes all classes equally often, however many videos they have: an epoch is as long, but has
+            some videos several times and others not at all, other ones each time.
         cache: keep decoded frames in `memory`, or on `disk` in cache_dir, or `none`.
         cache_dir: folder of the disk cache (default: the user's cache folder, ~/.cache/tttvideo/frames).
         augment: random changes of training videos.
@@ -75,6 +77,7 @@ class DataConfig:
     workers: int = 2
     time_limit: float = TIME_LIMIT
     buckets: int = 1
+    balance: bool = False
     cache: Literal["none", "memory", "disk"] = "none"
     cache_dir: str | None = None
     augment: Augmentation = field(default_factory=Augmentation)

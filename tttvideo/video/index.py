@@ -165,6 +165,13 @@ def _videos_of_each_class(index: Index) -> list[int]:
     return counts
 
 
+def largest_class(index: Index) -> float | None:
+    """The share of the most frequent class: what guessing reaches; None without labels, or with several."""
+    if not index.labels or index.multi_label or not index.videos:
+        return None
+    return max(_videos_of_each_class(index)) / len(index.videos)
+
+
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:
     """Writes the class names, in order, as a JSON list."""
     Path(path).write_text(json.dumps(list(labels), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
