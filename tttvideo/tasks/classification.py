@@ -60,7 +60,7 @@ class Classification(Task):
         return {name: value for name in names if (value := getattr(figures, name)) is not None}
 
     def report(self, rows: Tensor, labels: Tensor, scored: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        """Beside ``summary``, recall and number of videos of each class; of videos with one label a confusion matrix."""
+        """Beside ``summary``, recall and number of videos of each class, and a confusion matrix (one label)."""
         several = labels.dim() > 1
         figures = (multi_label if several else single_label)(rows, labels, scored)._asdict()
         report = {name: figures[name] for name in ("top1", "top5", "mean_class", "n", "loss")}
