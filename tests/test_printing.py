@@ -118,7 +118,7 @@ def hostile_evaluation(names):
 
 
 @settings(max_examples=2, **QUICK)
-@given(st.lists(names, min_size=4, max_size=4))
+@given(st.lists(names.filter(bool), min_size=4, max_size=4))
 @example(["\x1b[31mred\x1b[0m", "=cmd|'/C calc'!A0", "\u202e<script>alert(1)</script>", "a\udce9\n|`x`[b]"])
 def test_no_name_acts_in_any_report(tmp_path_factory, chosen):
     out = tmp_path_factory.mktemp("reports")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .arguments import ConfigError, read
-from .printing import did_you_mean, printable
+from .printing import printable
 from .recipes import comment, recipes
 
 
@@ -60,7 +60,7 @@ def make_data(words: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from .video.synthetic import SUITES, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not words or words[0].startswith("-"):
         if not {"-h", "--help"} & set(words):
@@ -73,9 +73,7 @@ def make_data(words: Sequence[str]) -> int:
         )
         return 0
     name, *rest = words
-    if name not in SUITES:
-        raise ConfigError(f"there is no suite {name!r}{did_you_mean(name, SUITES)}")
-    suite_class = SUITES[name]
+    suite_class = find_suite(name)
     settings = dataclasses.make_dataclass(
         suite_class.__name__,
         [],

@@ -1,5 +1,4 @@
-"""What a training run can be told: nested frozen dataclasses, read from YAML and the command line by
-`arguments.py`."""
+"""Settings of a training run: nested frozen dataclasses, read from YAML and the command line by `arguments.py`."""
 
 from __future__ import annotations
 

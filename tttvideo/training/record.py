@@ -1,4 +1,4 @@
-"""What a run tells: lines of its logs, points in the trackers, and what is shown while it works."""
+"""Output of a run: lines of its logs, points in the trackers, and its progress on the screen."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class DataConfig:
 
     Args:
         root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
-            list beside it, the folder that the list's relative paths count from.
+            list beside it, the folder against which the list's relative paths are resolved.
         list: list file, `path,label[,start,end][,group][,split]`.
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
@@ -109,7 +109,9 @@ class DataConfig:
         if not (self.root or self.list):
             raise DataError("no data given; set data.root to a folder of class folders or data.list to a list file")
         if self.list and self.root and not os.path.isdir(self.root):
-            raise DataError(f"data.root {self.root} is not a folder; give the folder that the list's paths count from")
+            raise DataError(
+                f"data.root {self.root} is not a folder; give the folder of the list's paths"
+            )
         return str(self.list or self.root)
 
     def index(

@@ -79,7 +79,7 @@ def build_index(
     file always together, stratified by class as far as that allows. The split named `all` is everything.
 
     Args:
-        root: folder that a list's relative paths count from; None: the list's own folder.
+        root: folder against which a list's relative paths are resolved; None: the list's own folder.
         labels: fixes the class names and their order (a checkpoint's). By default the sorted names of all
             splits (as numbers if all are), so that every split of a source agrees.
         multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
