@@ -39,7 +39,7 @@ LAYERS = {
         "model",
     },
     "evaluation": {"files", "printing", "ttt", "tasks", "serialize", "video", "model"},
-    "export": {"files", "printing", "tasks", "serialize", "video", "model", "evaluation"},
+    "export": {"files", "options", "printing", "mixers", "tasks", "serialize", "video", "model", "evaluation"},
     "inference": {"files", "options", "printing", "ttt", "encoder", "tasks", "video", "model", "evaluation"},
     "options": set(),
     "comparing": {"options", "printing", "evaluation"},

@@ -15,7 +15,7 @@ from tttvideo.evaluation.comparison_report import print_comparison, write_compar
 from tttvideo.evaluation.plots import plain, short
 from tttvideo.evaluation.report import print_report, write_report
 from tttvideo.evaluation.strata import Column
-from tttvideo.export import model_card
+from tttvideo.export.folder import model_card
 from tttvideo.printing import cell, from_cell, json_text, markdown, markdown_code, printable
 from tttvideo.training.run_folder import RunFolder, Skipped
 

@@ -77,11 +77,14 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def export(argv: Sequence[str]) -> int:
-    """write a checkpoint as a folder that `tttvideo.from_pretrained` and the Hugging Face Hub take"""
+    """write a checkpoint for others: a folder, or one streaming step as torch.export or ONNX"""
+    from .export.config import ExportConfig
+
     parser = Parser(
         prog="tttvideo export",
-        description="Write config.json, model.safetensors, labels.json and a model card with the measured "
-        "figures. The export is read back and its outputs compared with the checkpoint's.",
+        description="Write a checkpoint as a folder (config.json, model.safetensors, labels.json and a model card with "
+        "the measured figures; read back, and its outputs compared with the checkpoint's), or its streaming step with "
+        "explicit state for other runtimes.",
     )
     add_checkpoint(parser, device=False)
     parser.add_argument("--out", required=True, help="new or empty folder, or an earlier export to replace")
@@ -91,14 +94,13 @@ def export(argv: Sequence[str]) -> int:
         default=[],
         help="metrics.json of an evaluation of these weights, for the card (default: the run folder's)",
     )
-    args = parser.read(argv)
+    add_fields(parser, ExportConfig)
+    args = vars(parser.read(argv))
+    config = ExportConfig(**args | {"metrics": tuple(args["metrics"])})
 
-    from .export import export as run
+    from .export.files import export_files
 
-    out = run(args.checkpoint, args.out, metrics=args.metrics, trust=args.trust)
-    trusted = ", trust=True" if args.trust else ""
-    print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
-    return 0
+    return export_files(config)
 
 
 def make_data(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from tttvideo.evaluation.comparison_report import _markdown
 from tttvideo.evaluation.html import render
 from tttvideo.evaluation.position_curves import position_protocols, position_sentence
 from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
-from tttvideo.export import _eval_results, _figures
+from tttvideo.export.folder import _eval_results, _figures
 
 from ..test_printing import hostile_evaluation
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from .evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from .evaluation.forecaster import shown_horizons
-from .files import read_json
-from .model import VideoModel, from_pretrained
-from .printing import markdown, markdown_code, printable
-from .tasks import Prediction
-from .video.index import save_labels
+from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
+from ..evaluation.forecaster import shown_horizons
+from ..files import read_json
+from ..model import VideoModel, from_pretrained
+from ..printing import markdown, markdown_code, printable
+from ..tasks import Prediction
+from ..video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
 

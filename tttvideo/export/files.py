@@ -1,0 +1,86 @@
+"""`tttvideo export`: the files of a checkpoint for others, and the check of a step on real frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint
+from ..evaluation.forecaster import read_clip
+from ..model import VideoModel, from_pretrained
+from ..options import check_folder
+from ..printing import printable
+from ..video.folders import read_folder
+from ..video.listfile import read_list
+from .config import ExportConfig
+from .folder import ExportError, export
+from .runtimes import ONNX, TORCH, verify, write_step
+
+FRAMES = 64
+"""Frames that a step is checked over, or four units if those are more."""
+
+LIMIT = 1e-4
+"""Largest difference of a probability, or of a pixel in 0..1."""
+
+FILES = {"torch": TORCH, "onnx": ONNX}
+
+
+def export_files(config: ExportConfig) -> int:
+    """Writes what ``config.format`` asks for, and says where it is.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        ValueError: for a model that has no streaming step, or a file that differs from its model.
+    """
+    formats = [name for name in FILES if config.format in (name, "all")]
+    out = Path(config.out)
+    check_folder(out)
+    source = inspect_checkpoint(config.checkpoint)
+    if config.format in ("folder", "all"):
+        export(config.checkpoint, out, metrics=config.metrics, trust=config.trust)
+        trusted = ", trust=True" if config.trust else ""
+        print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
+    if not formats:
+        return 0
+    model = from_pretrained(source.folder, trust=config.trust).cpu().eval()
+    video = _video(config, source) if config.verify else ""
+    step = write_step(model, out, formats, batch=config.batch)
+    for name in formats:
+        size = (out / FILES[name]).stat().st_size
+        print(
+            printable(
+                f"{out / FILES[name]}: {size:,} bytes, {step.unit} frames a step, {len(step.names)} tensors of state"
+            )
+        )
+    if config.verify:
+        frames = _frames(model, video, max(FRAMES, 4 * step.unit))
+        for name in formats:
+            _compare(model, out, name, frames)
+    return 0
+
+
+def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:
+    worst = verify(model, out, name, frames)
+    print(f"{len(frames)} frames one after the other: {FILES[name]} differs from the model by {worst:.1e} at most")
+    if not worst <= LIMIT:  # NaN, too
+        raise ExportError(
+            f"{out / FILES[name]} differs from its model by {worst:.1e}, more than {LIMIT:.0e}: do not use it"
+        )
+
+
+def _frames(model: VideoModel, video: str, count: int) -> Tensor:
+    return read_clip(video, model.preprocessing, count)
+
+
+def _video(config: ExportConfig, source: Checkpoint) -> str:
+    """The video that a step is checked on."""
+    if config.video is not None:
+        return config.video
+    if source.data is None or not Path(source.data).exists():
+        raise ExportError("--verify needs a video, and the run's data are not there; give one by --video")
+    data = Path(source.data)
+    rows = read_folder(data, "all", labelled=False) if data.is_dir() else read_list(data, root=source.root)
+    return rows[0].path
