@@ -56,23 +56,22 @@ def export_files(config: ExportConfig) -> int:
             )
         )
     if config.verify:
-        frames = _frames(model, video, max(FRAMES, 4 * step.unit))
+        frames = read_clip(video, model.preprocessing, max(FRAMES, 4 * step.unit))
         for name in formats:
             _compare(model, out, name, frames)
     return 0
 
 
 def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:
-    worst = verify(model, out, name, frames)
-    print(f"{len(frames)} frames one after the other: {FILES[name]} differs from the model by {worst:.1e} at most")
-    if not worst <= LIMIT:  # NaN, too
+    found, file = verify(model, out, name, frames), FILES[name]
+    print(
+        f"{len(frames)} frames one after the other: {file} differs from the model by {found.difference:.1e} at most; "
+        f"{found.file_rate:.0f} frames a second, the model {found.model_rate:.0f}"
+    )
+    if not found.difference <= LIMIT:
         raise ExportError(
-            f"{out / FILES[name]} differs from its model by {worst:.1e}, more than {LIMIT:.0e}: do not use it"
+            f"{out / file} differs from its model by {found.difference:.1e}, more than {LIMIT:.0e}: do not use it"
         )
-
-
-def _frames(model: VideoModel, video: str, count: int) -> Tensor:
-    return read_clip(video, model.preprocessing, count)
 
 
 def _video(config: ExportConfig, source: Checkpoint) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,9 +130,18 @@ class Chain:
         return torch.from_numpy(answer)
 
 
-def verify(model: VideoModel, folder: Path, form: str, frames: Tensor) -> float:
-    """The largest difference between the file's answers and the model's, over frames uint8 [F, 3, H, W] of the model's
-    size: whole units of them, chained from the initial state.
+class Verified(NamedTuple):
+    """``difference``: the largest one of an answer; frames a second of the file and of the model (of one stream, the
+    first unit not counted)."""
+
+    difference: float
+    file_rate: float
+    model_rate: float
+
+
+def verify(model: VideoModel, folder: Path, form: str, frames: Tensor) -> Verified:
+    """A file's step beside its model, over frames uint8 [F, 3, H, W] of the model's size: whole units of them, chained
+    from the initial state.
 
     Raises:
         ExportError: if there are fewer than three units.
@@ -142,16 +152,21 @@ def verify(model: VideoModel, folder: Path, form: str, frames: Tensor) -> float:
         raise ExportError(
             f"a check needs three units of {unit} frames, and the video has {len(frames)}; give a longer one by --video"
         )
-    state, worst = None, 0.0
+    state, worst, seconds = None, 0.0, [0.0, 0.0]
     for at in range(0, len(frames) - len(frames) % unit, unit):
         piece = frames[at : at + unit].expand(batch, -1, -1, -1, -1)
+        begun = time.perf_counter()
         answer = chain(piece.permute(0, 1, 3, 4, 2).contiguous())
+        between = time.perf_counter()
         with torch.no_grad():
             output, state = model.read(piece, None, state)
+            took = (between - begun, time.perf_counter() - between)
+            seconds = [total + own * (at > 0) for total, own in zip(seconds, took, strict=True)]
             if chain.about["answer"] == "upcoming":
                 expected = model.head.bounded(output.upcoming)  # type: ignore[operator]
             else:
                 expected = model.probabilities(output.logits.float())
         difference = float((answer - expected).abs().max())
         worst = math.inf if math.isnan(difference) else max(worst, difference)
-    return worst
+    count = len(frames) - len(frames) % unit - unit
+    return Verified(worst, *(count / total for total in seconds))
