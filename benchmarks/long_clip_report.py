@@ -16,7 +16,7 @@ ENDING = 16
 Rows = list[dict[str, Any]]
 NO_RANKING = (
     "All variants were trained at one learning rate, the one that suits TTT-MLP. Mamba, linear attention and others "
-    "learn better at rates of their own, so that the tables do not rank them against TTT (docs/results.md)."
+    "learn better at rates of their own, so that the tables do not rank them against TTT (docs/results/memory.md)."
 )
 
 

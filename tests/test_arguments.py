@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import ClassVar
 
 import pytest
 from docstring_parser import parse as parse_docstring
 
 from tests.helpers import ALL_CHUNKS, ALL_ENCODERS, ALL_INNER, ALL_MIXERS, ALL_OBJECTIVES, ALL_OPTIMIZERS
 from tttvideo.arguments import ConfigError, read, to_yaml
+from tttvideo.cli import COMMANDS, command_function, main, settings_class
+from tttvideo.help import COLUMN, field_help
 from tttvideo.mixers import Bidirectional
 from tttvideo.recipes import comment, recipe, recipes
 from tttvideo.tasks import Classification, Prediction
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import RunConfig
 from tttvideo.ttt import GLU, MLP, SGD, TTT, Linear, TokenCausal
+from tttvideo.video.synthetic import SUITES
 
 
 def dataclasses_in(value) -> dict[str, type]:
@@ -100,7 +105,7 @@ def test_null_then_a_class_of_a_nested_setting():
         part: MLP | None = dataclasses.field(default_factory=lambda: MLP(expansion=7))
 
     def outer(*words):
-        return read(Outer, words, prog="x", description="x")[0].part
+        return read(Outer, words, prog="x")[0].part
 
     assert outer() == MLP(expansion=7)
     assert outer("--part", "null") is None
@@ -168,6 +173,95 @@ def test_a_setting_without_a_default_must_be_given():
 
         rank: int
 
-    assert read(Needs, ["--rank", "3"], prog="x", description="x")[0] == Needs(3)
-    with pytest.raises(ConfigError, match=r"Needs needs rank; set rank"):
-        read(Needs, [], prog="x", description="x")
+    assert read(Needs, ["--rank", "3"], prog="x")[0] == Needs(3)
+    with pytest.raises(ConfigError, match=r"x needs --rank; see x --help"):
+        read(Needs, [], prog="x")
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A command.
+
+    Attributes:
+        first: a word.
+        others: words.
+        names: words of their own.
+        size: a list.
+        fast: a flag.
+        slow: a flag that is on.
+        limit: a number, or none.
+    """
+
+    positional: ClassVar = ("first", "others")
+    several: ClassVar = ("names",)
+
+    first: str
+    others: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    size: tuple[int, ...] = (1,)
+    fast: bool = False
+    slow: bool = True
+    limit: float | None = 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["a", "b,c", "[d]"], {"others": ("b,c", "[d]")}),
+        (["--fast", "a", "b"], {"fast": True}),
+        (["a", "--fast", "false", "b", "--no-slow"], {"slow": False}),
+        (
+            ["a", "b", "--names", "x,y", "null", "--size", "2,3", "--names=z"],
+            {"names": ("x,y", "null", "z"), "size": (2, 3)},
+        ),
+        (["a", "--limit", "-1e-3", "b"], {"limit": -0.001}),
+        (["a", "--limit", "null", "--", "-b", "--fast"], {"limit": None, "others": ("-b", "--fast")}),
+        (["--config", "c.yaml", "--slow", "a", "b"], {"names": ("n",), "size": (7,)}),
+        (["--config", "all.yaml"], {"first": "f", "others": ("o", "p"), "fast": True}),
+    ],
+)
+def test_words_of_a_command(tmp_path, monkeypatch, words, changes):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("first: z\nnames: [n]\nsize: [7]\nslow: false\n")
+    (tmp_path / "all.yaml").write_text("first: f\nothers: [o, p]\nfast: true\n")
+    config, text = read(Words, words, prog="x")
+    assert config == dataclasses.replace(Words("a", ("b",)), **changes)
+    (tmp_path / "again.yaml").write_text(text)
+    assert read(Words, ["--config", "again.yaml"], prog="x") == (config, text)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_setting_of_every_command_has_help(name, capsys, monkeypatch):
+    """At 80 columns, without a line that is longer."""
+    monkeypatch.setenv("COLUMNS", "80")
+    function = command_function(name)
+    suites = [[suite] for suite in SUITES] if name == "make-data" else [[]]
+    for words in suites:
+        with pytest.raises(SystemExit) as done:
+            main([name, *words, "--help"])
+        assert done.value.code == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        for line, below in itertools.pairwise(text.splitlines()):
+            if line.startswith("  --") and len(line.split()) < 3:
+                assert below.startswith(" " * COLUMN), f"{line} has no help"
+    cls = settings_class(function)
+    if cls is not None:
+        fields = {field.name for field in dataclasses.fields(cls)}
+        assert fields == {key for key, words in field_help(cls).items() if words and key in fields}
+
+
+def test_help_of_one_class_and_of_all_that_a_setting_takes(capsys):
+    for words, expected in (
+        ([f"{KEY}.help"], "LinearAttention "),
+        ([f"{KEY}.help", "Attention"], f"{KEY}.window N"),
+        ([f"{KEY}.inner.help", "GLU"], f"{KEY}.inner.expansion X"),
+        (["--optimizer.help"], "--optimizer.lr X"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(words)
+        assert expected in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"seed is a single value"):
+        parse(["--seed.help"])
+    with pytest.raises(ConfigError, match=r"unknown setting model\.bakbone; did you mean 'model\.backbone'"):
+        parse(["--model.bakbone.help"])

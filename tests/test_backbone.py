@@ -9,7 +9,7 @@ import yaml
 from tests.helpers import BASELINES, GRID, name
 from tttvideo.backbone import Backbone
 from tttvideo.mixers import LSTM, Attention, Bidirectional, FrameAttention, LinearAttention, Mamba
-from tttvideo.serialize import from_plain, to_plain
+from tttvideo.plain import from_plain, to_plain
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import ConfigError
 from tttvideo.ttt import TTT, FrameCausal, Layout, TokenCausal, Whole

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.model import VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 
 PAGES = Path(__file__).parents[1] / "docs" / "how-to"

@@ -9,7 +9,9 @@ from tests.helpers import ALL_ENCODERS, name
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, Mamba, NoMixer
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained, resolve_checkpoint
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
+from tttvideo.serialize import resolve_checkpoint
 from tttvideo.tasks.classification import Classification
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Stream, TokenCausal, Whole
 from tttvideo.video.transforms import Preprocessing

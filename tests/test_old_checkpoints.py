@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tttvideo
-from tttvideo.serialize import from_plain, public_name, public_names, to_plain
+from tttvideo.plain import from_plain, public_name, public_names, to_plain
 
 FOLDER = Path(__file__).parent / "checkpoints"
 NAMES = ["mlp", "conv", "prediction"]

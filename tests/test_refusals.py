@@ -4,7 +4,7 @@ numbers."""
 import pytest
 import torch
 
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 
 from .evaluation.small import noise_video
 from .test_model import SIZE, build

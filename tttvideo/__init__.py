@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .model import ModelConfig, VideoModel, from_pretrained
+    from .model import ModelConfig, VideoModel
+    from .pretrained import from_pretrained
 
 __all__ = ["ModelConfig", "VideoModel", "__version__", "from_pretrained"]
 
@@ -15,7 +16,7 @@ __all__ = ["ModelConfig", "VideoModel", "__version__", "from_pretrained"]
 def __getattr__(name: str) -> Any:
     # Deferred, so that `import tttvideo` stays cheap and `tttvideo.ttt` can be used without video or timm.
     if name in ("ModelConfig", "VideoModel", "from_pretrained"):
-        from . import model
+        from . import model, pretrained
 
-        return getattr(model, name)
+        return getattr(pretrained if name == "from_pretrained" else model, name)
     raise AttributeError(f"module 'tttvideo' has no attribute {name!r}")

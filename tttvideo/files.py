@@ -80,3 +80,22 @@ def damaged(path: Path, reason: object, advice: str = "") -> ValueError:
     """
     words = f"it has no {reason.args[0]!r}" if isinstance(reason, KeyError) else " ".join(str(reason).split())
     return ValueError(f"{path} is damaged ({words or type(reason).__name__})" + (f"; {advice}" if advice else ""))
+
+
+def check_folder(out: Path) -> None:
+    """That results can be written there, without making it: a command that is refused leaves nothing behind.
+
+    Raises:
+        ValueError: if not.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    there = next(folder for folder in [out, *out.absolute().parents] if folder.exists() or folder.is_symlink())
+    if there.is_symlink() and not there.exists():
+        raise ValueError(f"--out {out} cannot be made: {there} is a link to nothing")
+    if not there.is_dir():
+        raise ValueError(f"--out {out} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--out {out} cannot be written to" if there == out else f"--out {out} cannot be made in {there}"
+        )

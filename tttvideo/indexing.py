@@ -1,58 +1,94 @@
 """The commands `tttvideo index` and `tttvideo check`."""
 
-import argparse
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from .options import Parser, UsageError
+from .arguments import ConfigError
 from .printing import json_text, printable
 
 if TYPE_CHECKING:
     from .video.library import Finding
 
 
-def index(argv: Sequence[str]) -> int:
-    """read every video of a folder or list through once, so that training starts at once and seeks everywhere"""
-    parser = _parser(
-        "index",
-        "Read every video of a folder or list through once and keep what is in it (frames, time stamps, keyframes, "
-        "damage) in the index. Training and evaluation do the same as they go; with this they start at once. What is "
-        "indexed already is not read again.",
-    )
-    parser.add_argument(
-        "--beside",
-        action="store_true",
-        help="keep the index beside the data, in a folder .tttvideo-index that travels with them, not in the user's "
-        "cache folder",
-    )
-    args = _read(parser, argv)
-    folder = Path(args.data) if os.path.isdir(args.data) else Path(args.root or Path(args.data).parent)
-    if args.beside and os.path.exists(args.data):
+@dataclass(frozen=True)
+class VideosConfig:
+    """
+    Attributes:
+        data: folder of videos at any depth, or list file.
+        root: folder against which a list's relative paths are resolved (default: the list's own).
+        stream: video stream of files with several, as data.stream.
+        jobs: worker processes (default: by the number of CPUs).
+        decode: decode every frame once, too: counts the frames that really decode, and makes late windows quick in
+            every file.
+        limit: seconds for a file before it is given up (default: by its size).
+    """
+
+    positional: ClassVar = ("data",)
+
+    data: str
+    root: str | None = None
+    stream: int | None = None
+    jobs: int | None = None
+    decode: bool = False
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"jobs must be at least 1, got {self.jobs}")
+        if self.limit is not None and not self.limit > 0:
+            raise ConfigError(f"limit must be above 0 seconds, got {self.limit:g}")
+        if self.stream is not None and self.stream < 0:
+            raise ConfigError(f"stream must be 0 or more, got {self.stream}")
+
+
+@dataclass(frozen=True)
+class IndexConfig(VideosConfig):
+    """Read every video of a folder or list through once and keep what is in it in the index: frames, time stamps,
+    keyframes, damage. Training and evaluation do the same as they go; with this they start at once. What is indexed
+    already is not read again.
+
+    Attributes:
+        beside: keep the index beside the data, in a folder .tttvideo-index that travels with them, not in the user's
+            cache folder.
+    """
+
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class CheckConfig(VideosConfig):
+    """Problems of the videos of a folder or list by kind, how many, and what to do. What is not indexed yet is read
+    through first. Exit code 1 if there are videos that cannot be read, or not whole.
+
+    Attributes:
+        json: print every finding as JSON.
+    """
+
+    json: bool = False
+
+
+def index(config: IndexConfig) -> int:
+    folder = Path(config.data) if os.path.isdir(config.data) else Path(config.root or Path(config.data).parent)
+    if config.beside and os.path.exists(config.data):
         (folder / ".tttvideo-index").mkdir(exist_ok=True)
-    findings = _findings(args)
+    findings = _findings(config)
     fresh = sum(finding.fresh for finding in findings)
     frames, hours = sum(f.frames for f in findings), sum(f.seconds for f in findings) / 3600
     print(f"{len(findings)} videos, {frames:,} frames, {hours:.1f} h; {fresh} were read now")
-    _tell(findings, 3)
+    _print_problems(findings, 3)
     return 0
 
 
-def check(argv: Sequence[str]) -> int:
-    """tell what is wrong with the videos of a folder or list; exit code 1 if frames are lost"""
-    parser = _parser(
-        "check",
-        "The index read aloud: problems by kind, how many, and what to do. What is not indexed yet is read through "
-        "first. Exit code 1 if there are videos that cannot be read, or not whole.",
-    )
-    parser.add_argument("--json", action="store_true", help="print every finding as JSON")
-    args = _read(parser, argv)
-    findings = _findings(args)
+def check(config: CheckConfig) -> int:
+    findings = _findings(config)
     from .video.library import KINDS
 
-    if args.json:
+    if config.json:
         rows = [
             {**f._asdict(), "problems": [{"kind": kind, "what": what} for kind, what in f.problems]} for f in findings
         ]
@@ -60,61 +96,32 @@ def check(argv: Sequence[str]) -> int:
             del row["fresh"]
         print(json_text({"videos": len(findings), "findings": rows}, indent=1))
     else:
-        _tell(findings, 10)
+        _print_problems(findings, 10)
     return int(any(KINDS[kind][0] for finding in findings for kind, _ in finding.problems))
 
 
-def _parser(name: str, description: str) -> Parser:
-    parser = Parser(prog=f"tttvideo {name}", description=description)
-    parser.add_argument("data", metavar="ROOT|LIST", help="folder of videos at any depth, or list file")
-    parser.add_argument("--root", default=None, help="folder that a list's paths count from (default: the list's own)")
-    parser.add_argument("--stream", type=int, default=None, help="video stream of files with several, as data.stream")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
-    parser.add_argument(
-        "--decode",
-        action="store_true",
-        help="decode every frame once, too: counts the frames that really decode, and makes late windows quick in "
-        "every file",
-    )
-    parser.add_argument(
-        "--limit", type=float, default=None, help="seconds for a file before it is given up (default: by its size)"
-    )
-    return parser
-
-
-def _read(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    args = parser.read(argv)
-    if args.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {args.jobs}")
-    if args.limit is not None and not args.limit > 0:
-        raise UsageError(f"--limit must be above 0 seconds, got {args.limit:g}")
-    if args.stream is not None and args.stream < 0:
-        raise UsageError(f"--stream must be 0 or more, got {args.stream}")
-    return args
-
-
-def _findings(args: argparse.Namespace) -> "list[Finding]":
+def _findings(config: VideosConfig) -> list[Finding]:
     from rich.console import Console
     from rich.progress import Progress
 
     from .video.index import build_index
     from .video.library import build
 
-    index = build_index(args.data, "all", root=args.root, labelled=False)
+    index = build_index(config.data, "all", root=config.root, labelled=False)
     paths = list(dict.fromkeys(video.path for video in index.videos))
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("videos", total=len(paths))
         return build(
             paths,
-            stream=args.stream,
-            jobs=args.jobs,
-            decode=args.decode,
-            limit=args.limit,
+            stream=config.stream,
+            jobs=config.jobs or os.cpu_count() or 1,
+            decode=config.decode,
+            limit=config.limit,
             progress=lambda finding: progress.advance(task),
         )
 
 
-def _tell(findings: "list[Finding]", most: int) -> None:
+def _print_problems(findings: list[Finding], most: int) -> None:
     """Problems by kind, the first few by name."""
     from .video.library import KINDS
 

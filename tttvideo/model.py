@@ -1,4 +1,4 @@
-"""The whole model: encoder, sequence backbone and task head; from frames to outputs, from a folder and to one."""
+"""The whole model: encoder, sequence backbone and task head; from frames to outputs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from . import serialize
 from .backbone import Backbone
-from .body import Body
 from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, check_range
-from .serialize import FORMAT, from_plain, load_weights, read_description, resolve_checkpoint, to_plain
+from .plain import to_plain
+from .serialize import FORMAT
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.prediction import PredictionHead
+from .tasks.rollout import roll_out_end
 from .ttt import TTTLayer
-from .ttt.interface import NO_WEIGHT_DECAY, State
+from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
 from .ttt.interface import detach as detach_state
 from .video.transforms import Preprocessing, Span
 
@@ -164,12 +165,26 @@ class VideoModel(nn.Module):
             )
         if lengths is not None and bool((lengths == frames.shape[1]).all()):
             lengths = None
-        output, (encoder, backbone), own = self.head(self._body, frames, lengths, state[:2], state.task)
-        return output, ModelState(encoder, backbone, own)
+        frames = self.observed(frames, lengths)
+        if self.training and self.head.own_steps > 1:
+            return roll_out_end(self._through, self.head, frames, lengths, state)
+        return self._through(frames, lengths, state)
 
-    @property
-    def _body(self) -> Body:
-        return Body(self.encoder, self.backbone)
+    def _through(self, frames: Tensor, lengths: Tensor | None, state: ModelState) -> tuple[Any, ModelState]:
+        """Frames as ``observed`` gives them -> tokens [B, S, N, C] -> mixed tokens -> the task's output."""
+        embed = self.encoder.embed if frames.shape[-3:] == self.encoder.feature_shape else self.encoder
+        tokens, steps, encoder = embed(frames, lengths, state.encoder)
+        layout = Layout(self.encoder.grid, None if steps is None else steps * tokens.shape[2])
+        mixed, backbone = self.backbone(tokens.flatten(1, 2), state.backbone, layout)
+        output, task = self.head(mixed.unflatten(1, tokens.shape[1:3]), steps, frames, lengths, state.task)
+        return output, ModelState(encoder, backbone, task)
+
+    def observed(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What is read, and what predictions are compared with: the frames; for a head that predicts features, what the
+        frozen encoder sees in them [B, F, *encoder.feature_shape]."""
+        if not self.head.reads_features or frames.shape[-3:] == self.encoder.feature_shape:
+            return frames
+        return self.encoder.features(frames, lengths)
 
     @torch.no_grad()
     def truth(self, frames: Tensor) -> Tensor:
@@ -180,7 +195,7 @@ class VideoModel(nn.Module):
         """
         if not isinstance(self.head, PredictionHead):
             raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
-        return self.head.pictures(self.head.observed(self._body, frames, None))
+        return self.head.pictures(self.observed(frames))
 
     def _sizes(self) -> Sizes:
         return Sizes(
@@ -237,37 +252,37 @@ class VideoModel(nn.Module):
             ValueError: if there is no segment, or a second one for a model that does not stream.
         """
         last, timelines = None, []
-        for _, _, last in self.read_segments(segments):
+        for _, _, last in self.outputs(segments):
             timelines.append(last.timeline)
         if last is None:
             raise ValueError("There are no frames to score.")
         return Output(last.logits, torch.cat(timelines, dim=1))
 
     @torch.no_grad()
-    def read_segments(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
+    def outputs(self, segments: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Read]:
         """Segments as ``score_segments`` takes them, each with its output, on the model's device."""
-        device = next(self.parameters()).device
         state = None
         for frames, lengths in segments:
-            frames = frames.to(device, non_blocking=True)
-            output, state = self(frames, lengths, state)
-            state = detach_state(state)
+            frames, output, state = self._read_on(frames, lengths, state)
             yield frames, lengths, output
 
     @torch.no_grad()
-    def read_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    def outputs_of_batches(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
         """The same of several batches whose segments alternate: each piece with the output for it; None where none of
         its videos has a frame. The state of a batch is let go after its last piece."""
-        device = next(self.parameters()).device
         states: dict[int, ModelState | None] = {}
         for piece in pieces:
             state, output = states.pop(piece.batch, None), None
             if bool(piece.lengths.any()):
-                output, state = self(piece.frames.to(device, non_blocking=True), piece.lengths, state)
-                state = detach_state(state)
+                _, output, state = self._read_on(piece.frames, piece.lengths, state)
             if not piece.last:
                 states[piece.batch] = state
             yield piece, output
+
+    def _read_on(self, frames: Tensor, lengths: Tensor, state: ModelState | None) -> tuple[Tensor, Any, ModelState]:
+        frames = frames.to(next(self.parameters()).device, non_blocking=True)
+        output, state = self(frames, lengths, state)
+        return frames, output, detach_state(state)
 
     def classify(self, source: Any, topk: int = 5, **how: Any) -> Any:
         """Labels and probabilities [(label, probability), ...], most probable first.
@@ -352,39 +367,3 @@ class VideoModel(nn.Module):
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         serialize.save_weights(self, folder)
-
-
-def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
-    """The model of a run folder (its best checkpoint), a checkpoint in one, or an exported folder.
-
-    Args:
-        trust: allow classes outside ``tttvideo`` that the configuration names (importing them runs their code).
-
-    Raises:
-        ValueError: if the folder holds no such model, with the reason.
-    """
-    folder = resolve_checkpoint(folder)
-    where = str(folder / "config.json")
-    description, shapes = read_description(folder), serialize.read_shapes(folder)
-    try:
-        labels = description["labels"]
-        if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
-            raise TypeError("labels are not a list of names")
-        if not isinstance(description["multi_label"], bool):
-            raise TypeError("multi_label is neither true nor false")
-        config = from_plain(description["model"], trust=trust, where=where)
-        if not isinstance(config, ModelConfig):
-            raise TypeError("its model is no ModelConfig")
-        parts = {"labels": labels, "multi_label": description["multi_label"], "load": False}
-        parts["preprocessing"] = from_plain(description["preprocessing"], trust=trust, where=where)
-        serialize.check_depth(config.backbone.depth, shapes, folder)
-        with serialize.outlined(shapes, config.backbone.width):
-            outline = VideoModel(config, **parts)
-            serialize.check_sizes(outline, outline.init_state(1), shapes, folder)
-        model = VideoModel(config, **parts)
-    except serialize.DAMAGES as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
-    model.provenance = description.get("provenance") or {}
-    load_weights(model, folder)
-    return model.eval()

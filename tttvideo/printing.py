@@ -2,6 +2,7 @@
 and HTML."""
 
 import difflib
+import errno
 import json
 import re
 from collections.abc import Iterable
@@ -82,3 +83,13 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     names = list(names)
     name = nearest(word, names)
     return f"; did you mean {name}?" if name else f"; there are: {', '.join(names)}"
+
+
+def sentence(error: Exception) -> str:
+    """What a user is told of an error: one line without a full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text += "; make room, or write to another disk"
+    return text.removesuffix(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -26,15 +25,3 @@ def comment(path: Path) -> str:
             break
         lines.append(line.removeprefix("#").strip())
     return "\n".join(lines)
-
-
-def show(argv: Sequence[str]) -> int:
-    """`tttvideo configs`: prints each recipe's name and first comment."""
-    if argv and argv[0] in ("-h", "--help"):
-        print("usage: tttvideo configs\n\nList the recipes that `tttvideo train --config NAME` takes.")
-        return 0
-    if argv:
-        raise ValueError(f"tttvideo configs takes no arguments, got {argv[0]}")
-    for path in recipes():
-        print(f"{path.stem}\n    " + comment(path).replace("\n", "\n    ") + "\n")
-    return 0

@@ -17,7 +17,8 @@ from tttvideo.evaluation.predicting import mismatches
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
 from tttvideo.mixers import TTT
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.video.decode import open_video
 from tttvideo.video.reading import sampled_rate, usual_rate

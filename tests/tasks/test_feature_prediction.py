@@ -9,7 +9,8 @@ from tests.evaluation.small import noise_video, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Timm
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.ttt import TTT
 from tttvideo.video.transforms import Preprocessing
@@ -49,11 +50,11 @@ def test_truth_is_what_the_encoder_sees(model, frames):
 
 def test_reading_features_is_reading_frames(model, frames):
     """Tokens come of the same maps whether the task is classification or prediction of features."""
-    body, lengths = model._body, torch.tensor([7, 4])
-    state = model.init_state(2)[:2]
+    encoder, lengths = model.encoder, torch.tensor([7, 4])
+    state = encoder.init_state(2)
     with torch.no_grad():
-        direct, steps, _ = body(frames, lengths, state)
-        again, steps_again, _ = body.read_features(body.features(frames, lengths), lengths, state)
+        direct, steps, _ = encoder(frames, lengths, state)
+        again, steps_again, _ = encoder.embed(encoder.features(frames, lengths), lengths, state)
     valid = torch.arange(7) < lengths[:, None]
     assert (direct - again)[valid].abs().max() < 1e-6
     assert torch.equal(steps, steps_again)
@@ -94,7 +95,7 @@ def test_an_untrained_change_is_the_last_frame_again(frames):
         model.head.to_pixels.weight.zero_()
         output, _ = model(frames)
     assert torch.equal(output.timeline[:, :, 0], model.truth(frames))
-    rows = model.head.examine(model.read_segments([(frames, torch.tensor([7, 7]))]))
+    rows = model.head.examine(model.outputs([(frames, torch.tensor([7, 7]))]))
     assert torch.equal(rows[:, 1:3], rows[:, 3:5])  # errors of the model and of copy-last
     assert rows[:, 1].min() > 0
 

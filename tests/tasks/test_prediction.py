@@ -7,7 +7,8 @@ from tests.helpers import ALL_MIXERS, name
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, LinearAttention, Mamba, NoMixer
-from tttvideo.model import ModelConfig, VideoModel, from_pretrained
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.trivial import History
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, TokenCausal, Whole
@@ -183,7 +184,7 @@ def test_a_training_rollout_predicts_the_end_from_its_own_predictions(encoder):
     lengths[2] -= stride - 1  # ends within a tubelet
     frames = clips(*lengths.tolist())
     model.head.set_progress(0.99)
-    assert model.head.steps == 3
+    assert model.head.own_steps == 3
     model.train()
     output, _ = model(frames, lengths)
     model.eval()
@@ -203,7 +204,7 @@ def test_rollouts_lengthen_over_the_training():
     steps = []
     for done in (0.0, 0.49, 0.5, 0.63, 0.76, 0.88, 0.99):
         head.set_progress(done)
-        steps.append(head.steps)
+        steps.append(head.own_steps)
     assert steps == [1, 1, 1, 2, 3, 4, 4]
 
 
@@ -246,7 +247,7 @@ def test_examined_in_segments_is_by_hand(encoder):
     lengths = torch.tensor([11, 6, 1])
     frames = clips(11, 6, 1)
     segments = [(frames[:, s : s + 4], (lengths - s).clamp(0, 4)) for s in range(0, 11, 4)]
-    rows = model.head.examine(model.read_segments(segments))
+    rows = model.head.examine(model.outputs(segments))
     first = -(-2 // stride) * stride  # predicted from at least two frames
     for row, length in ((0, 11), (1, 6)):
         x = frames[row, : length // stride * stride] / 255.0
@@ -311,6 +312,6 @@ def test_it_learns_a_motion():
         loss.backward()
         optimizer.step()
     model.eval()
-    rows = model.head.examine(model.read_segments([(clip, lengths)]))
+    rows = model.head.examine(model.outputs([(clip, lengths)]))
     figures = config.task.summary(rows, torch.full((16,), -1), torch.ones(16, dtype=torch.bool))
     assert figures["mse"] < 0.1 * figures["copy_last_mse"]

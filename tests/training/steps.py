@@ -104,7 +104,7 @@ def step(
     assert accelerator.num_processes == world
     model = model_of(kind)
     if kind == "rollout":
-        model.head.steps = 2
+        model.head.own_steps = 2
         model.head.set_progress = lambda done: None
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=weight_decay)
     gradients: dict[str, Tensor | None] = {}

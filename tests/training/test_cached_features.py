@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.training.conftest import write_video
 from tttvideo.cli import main as command
 from tttvideo.encoder import filling
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.training.run import main
 from tttvideo.video.features import CachedFeatures

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tttvideo.model import ModelConfig
-from tttvideo.serialize import resolve_checkpoint, to_plain
+from tttvideo.plain import to_plain
+from tttvideo.serialize import resolve_checkpoint
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
 from tttvideo.training.config import ConfigError
 from tttvideo.training.position import read_position

@@ -165,14 +165,14 @@ def test_a_run_that_was_taken_over_from_writes_nothing_more(arguments, tmp_path,
             taken_over()
 
     def read(self, pieces):
-        for number, piece in enumerate(read_batches(self, pieces)):
+        for number, piece in enumerate(outputs_of_batches(self, pieces)):
             if moment == "validation" and number == 0:
                 taken_over()
             yield piece
 
-    original, read_batches = JsonLines.append, VideoModel.read_batches
+    original, outputs_of_batches = JsonLines.append, VideoModel.outputs_of_batches
     monkeypatch.setattr(JsonLines, "append", append)
-    monkeypatch.setattr(VideoModel, "read_batches", read)
+    monkeypatch.setattr(VideoModel, "outputs_of_batches", read)
     monkeypatch.setattr(module, "REFRESH", 1e-3)
     assert train.main(arguments(checkpoint__every=0)) == 2
     said = capsys.readouterr().err

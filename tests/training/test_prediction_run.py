@@ -9,7 +9,7 @@ import torch
 
 import train
 from tests.training.test_run import Killed, curve, kill_at, lines
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.loop import Trainer
 from tttvideo.training.run import Run
 

@@ -29,7 +29,7 @@ def by_hand(kind):
     """Loss and gradients of the mean over all eight clips in one batch, by autograd alone."""
     model, batch = model_of(kind).train(), batch_of(kind, WHOLE)
     if kind == "rollout":
-        model.head.steps = 2
+        model.head.own_steps = 2
     output, _ = model(batch.frames, batch.lengths)
     loss = model.loss(output, model.config.task.target(batch.frames, batch.lengths, batch.labels))
     loss.backward()

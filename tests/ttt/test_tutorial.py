@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from tests.ttt.test_dual import case, definition
-from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.model import VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.ttt import TTT, TokenCausal
 from tttvideo.ttt.objective import ResidualL2

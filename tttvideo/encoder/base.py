@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,15 @@ class Encoder(ABC):
 
     def portable(self) -> Encoder:
         """The same without what is of this machine alone, for an export."""
+        return self
+
+    @property
+    def root(self) -> str | None:
+        """The folder that a list's paths count from, where the data name none."""
+        return None
+
+    def resolved(self, paths: Sequence[str]) -> Encoder:
+        """With what the data say of it: ``paths`` are those of the training videos."""
         return self
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 def _at_least(least: int, **values: int | None) -> None:
@@ -16,11 +16,11 @@ def _at_least(least: int, **values: int | None) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """One evaluation: a checkpoint, the videos of one split, and the settings it is measured in.
+    """Measure a checkpoint on the videos of one split.
 
-    A classifier takes ``frames`` to ``workers``; every combination of frames, sampling and views is a row of the
-    results: the video is cut to its first n frames, divided into views, then the sampling rule is applied. A model that
-    predicts frames takes ``context`` to ``fvd``.
+    Every combination of frames, sampling and views is a row of the results: the video is cut to its first n frames,
+    divided into views, then the sampling rule is applied. Videos that cannot be read count as wrong and are listed.
+    Runs on several processes under torchrun.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -58,6 +58,13 @@ class EvaluateConfig:
             run their code.
     """
 
+    positional: ClassVar = ("checkpoint",)
+    several: ClassVar = ("sampling", "views", "controls", "by")
+    groups: ClassVar = {
+        "of a classifier": ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers"),
+        "of a model that predicts frames": ("context", "horizon", "write", "grey", "lpips", "fvd"),
+    }
+
     checkpoint: str
     data: str
     split: str | None = None
@@ -94,7 +101,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """Loss against the number of frames read, for one checkpoint or several on the same videos.
+    """Loss after each frame, for one checkpoint or several on the same videos: of the class, had the video ended there,
+    or of the next frame. Writes position.json and position.png, a line for each model, with an interval over videos and
+    seeds.
 
     Attributes:
         runs: run folder, checkpoint or export, or NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one model.
@@ -109,6 +118,8 @@ class PositionConfig:
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("runs",)
 
     runs: tuple[str, ...]
     data: str
@@ -129,7 +140,10 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Evaluations of several runs side by side.
+    """Put evaluations of several runs side by side: read what `tttvideo evaluate` (and `tttvideo position`) left in the
+    folders, and write compare.json, tables (compare.md) and a figure for each protocol: accuracy against length,
+    sampling, tokens, views, strata and controls; of predictions, error by horizon, by context and on newly revealed
+    pixels. Intervals are bootstrapped over videos, and over seeds where a run has several.
 
     Attributes:
         runs: folder with a metrics.json in it or below it (evaluations on several data sets: in one folder each), or
@@ -138,6 +152,8 @@ class CompareConfig:
         resamples: bootstrap samples.
         seed: seed of the bootstrap.
     """
+
+    positional: ClassVar = ("runs",)
 
     runs: tuple[str, ...]
     out: str
@@ -152,7 +168,9 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The next frames of videos, as a film and a picture each.
+    """Read the first frames of videos, generate the next ones, and show them: OUT/NAME-predicted.mp4 and .png have the
+    truth above, the prediction below, then where they differ. Of several videos the errors stand in
+    OUT/predictions.jsonl, and the same command goes on where an earlier one ended.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -165,6 +183,8 @@ class PredictConfig:
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("checkpoint", "videos")
 
     checkpoint: str
     videos: tuple[str, ...]

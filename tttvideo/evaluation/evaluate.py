@@ -21,7 +21,8 @@ from tttvideo.evaluation.strata import choose_columns, read_columns
 from tttvideo.evaluation.streaming import compare_streaming
 from tttvideo.evaluation.summary import Evaluation, main_row, summarise
 from tttvideo.evaluation.views import Clips, Views, Whole
-from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.model import VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.video.index import Index, build_index, split_names
 from tttvideo.video.overlap import count_seen
 from tttvideo.video.sampling import Sampling, parse_sampling

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tttvideo.model import VideoModel, from_pretrained
+from tttvideo.model import VideoModel
+from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.prediction import PredictionHead
 from tttvideo.tasks.trivial import History

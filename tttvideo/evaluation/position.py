@@ -61,7 +61,8 @@ def losses_by_position(
         def pieces(videos=videos, start=start):
             spans = [(video.start, video.end) for video in videos]
             paths = [video.path for video in videos]
-            for part in read_segments(paths, model.preprocessing, segment=segment, max_frames=frames, spans=spans):
+            reading = model.reading_of(paths, spans, model.preprocessing.sampling, frames)
+            for part in read_segments(paths, reading, segment=segment, max_frames=frames, spans=spans):
                 failures.update(
                     {start + i: reason.removeprefix(f"{paths[i]}: ") for i, reason in part.failures.items()}
                 )
@@ -99,7 +100,7 @@ def _classification(model: VideoModel, segments: Segments, labels: Tensor) -> It
     """Loss [B, S] of the timeline of each segment; NaN in padding, and where a time step has not seen what the answer
     of a video that ends there would have."""
     stride, multiple, read = model.encoder.stride, model.frame_multiple, 0
-    for frames, lengths, output in model.read_segments(segments):
+    for frames, lengths, output in model.outputs(segments):
         timeline = output.timeline.double().cpu()
         steps = torch.arange(timeline.shape[1])
         if model.multi_label:
@@ -117,7 +118,7 @@ def _prediction(model: VideoModel, segments: Segments) -> Iterator[Tensor]:
     NaN in padding and for the first of the video."""
     stride, pending = model.encoder.stride, None
     assert isinstance(model.head, PredictionHead)
-    for _, lengths, output in model.read_segments(segments):
+    for _, lengths, output in model.outputs(segments):
         truth = model.head.pictures(output.seen).float()
         whole = truth.shape[1] // stride
         made = output.timeline[:, :whole].float()

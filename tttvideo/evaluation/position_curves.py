@@ -15,7 +15,7 @@ from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.measured import Positions, Seed, Video
 from tttvideo.evaluation.named import Named, parse_named
 from tttvideo.evaluation.position import Losses, losses_by_position
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.video.index import Index, build_index
 
 UNITS = {

@@ -39,7 +39,7 @@ class RevealedErrors:
         self.squared = torch.cat([self.squared, self.squared.new_zeros(len(told), *self.squared.shape[1:])])
         self.values = torch.cat([self.values, self.values.new_zeros(len(told), self.values.shape[1])])
         history, pending, at = None, None, 0
-        for frames, lengths, output in model.read_segments(segments):
+        for frames, lengths, output in model.outputs(segments):
             pixels = in_unit(frames)
             history = History(len(told), pixels) if history is None else history
             for step in range(pixels.shape[1] // stride):

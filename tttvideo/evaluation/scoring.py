@@ -200,7 +200,7 @@ def _run(
     """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
     model = model.to(device).eval()
     open_batches: dict[int, _Rows] = {}
-    for piece, output in model.read_batches(loader):
+    for piece, output in model.outputs_of_batches(loader):
         rows = open_batches.pop(piece.batch, None) or _Rows(len(batches[piece.batch]), cuts)
         if output is not None:
             rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)

@@ -66,6 +66,8 @@ def state_bytes(state: Any) -> int:
 
 def _read(video: Video, model: VideoModel) -> Tensor:
     """The first frames of a video, uint8 [1, F, 3, H, W]."""
-    with open_sized(video.path, model.preprocessing) as reader:
+    span = (video.start, video.end)
+    reading = model.reading_of([video.path], [span], model.preprocessing.sampling, MOST)
+    with open_sized(video.path, reading) as reader:
         inside = within(reader, video.start, video.end)[:MOST]
-        return model.preprocessing.apply(reader.read(inside))[None]
+        return reading.apply(reader.read(inside))[None]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A checkpoint for others.
+    """Write a checkpoint for others: as a folder, or as its streaming step with explicit state.
 
-    Args:
+    A folder is read back, and its outputs are compared with the checkpoint's.
+
+    Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
         out: new or empty folder, or an earlier export to replace.
         format: folder (config.json, model.safetensors, labels.json and a model card, for tttvideo.from_pretrained and
             the Hugging Face Hub), torch (step.pt2: one streaming step by torch.export), onnx (step.onnx: the same), or
             all of them.
-        metrics: metrics.json of an evaluation of these weights, for the card (default: the run folder's).
+        metrics: metrics.json of evaluations of these weights, for the card (default: the run folder's).
         batch: streams side by side in a step.
         verify: run the step over a video beside the model and compare the answers.
         video: the video for that (default: the first of the run's data).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("checkpoint",)
+    several: ClassVar = ("metrics",)
 
     checkpoint: str
     out: str

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from ..evaluation.forecaster import read_clip
-from ..model import VideoModel, from_pretrained
-from ..options import check_folder
+from ..files import check_folder
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..printing import printable
 from ..video.folders import read_folder
 from ..video.listfile import read_list

@@ -14,7 +14,8 @@ import torch
 from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
 from ..evaluation.forecaster import shown_horizons
 from ..files import read_json
-from ..model import VideoModel, from_pretrained
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..printing import markdown, markdown_code, printable
 from ..tasks import Prediction
 from ..video.index import save_labels
@@ -104,10 +105,10 @@ def _refuse_foreign(out: Path) -> None:
 
 def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
     """Both must put out the same for the same random frames, a short clip and a shorter one in a batch."""
-    height, width = model.preprocessing.size
+    shape, kind = model.reading.frame
     length = 2 * model.frame_multiple
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (2, length, 3, height, width), dtype=torch.uint8, generator=generator)
+    frames = torch.randint(0, 256, (2, length, *shape), dtype=torch.uint8, generator=generator).to(kind)
     lengths = torch.tensor([length, model.frame_multiple])
     with torch.no_grad():
         wanted, got = (m(frames, lengths)[0] for m in (model, copy))

@@ -93,7 +93,7 @@ def read_answers(
     pieces = SegmentedBatches(listed, reading, reading.preprocessing.frame, name)
     loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
     rows: dict[int, _Rows] = {}
-    for piece, output in model.read_batches(loader):
+    for piece, output in model.outputs_of_batches(loader):
         own = rows.pop(piece.batch, None) or _Rows(batches[piece.batch], reading.segment, timelines)
         yield from own.add(piece, output, model.encoder.stride)
         if not piece.last:

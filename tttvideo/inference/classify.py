@@ -197,7 +197,7 @@ class Pipeline:
     """
 
     def __init__(self, model: VideoModel | str | Path, **how: Any):
-        from ..model import from_pretrained
+        from ..pretrained import from_pretrained
 
         self.model = model if isinstance(model, VideoModel) else from_pretrained(model)
         self.how = How(**how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,9 @@ class How:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(How):
-    """Classes of videos of any length.
+    """Name the classes of videos of any length. Each answer is printed, or written to --out, as soon as it is there;
+    the same command with the same --out goes on where an earlier one ended. Under torchrun or accelerate the processes
+    share the work.
 
     Args:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -65,6 +67,8 @@ class ClassifyConfig(How):
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("checkpoint", "videos")
 
     checkpoint: str
     videos: tuple[str, ...]
@@ -83,7 +87,8 @@ class ClassifyConfig(How):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Answers while a video comes.
+    """Read a stream frame by frame and print a line of JSON after each unit of frames: time, number of frames, and the
+    classes (of a model that predicts: the error of what it expected). Memory does not grow.
 
     Args:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -106,6 +111,8 @@ class StreamConfig:
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """
+
+    positional: ClassVar = ("checkpoint", "source")
 
     checkpoint: str
     source: str

@@ -13,8 +13,9 @@ import torch
 
 from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.evaluate import best_device, choose_device
-from ..model import VideoModel, from_pretrained
-from ..options import UsageError, check_folder
+from ..files import check_folder
+from ..model import VideoModel
+from ..pretrained import from_pretrained
 from ..printing import json_text, printable
 from ..video.index import Video
 from ..video.reader import VideoWarning
@@ -41,7 +42,7 @@ def classify_files(config: ClassifyConfig) -> int:
     """
     own = share()
     if own.processes > 1 and not config.out:
-        raise UsageError("several processes share one file of answers; give --out")
+        raise ValueError("several processes share one file of answers; give --out")
     if config.out:
         check_name(Path(config.out))
     if config.timeline:

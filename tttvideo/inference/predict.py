@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.config import PredictConfig
 from ..evaluation.predicting import Predicted, predict_video, predictor
-from ..options import check_folder
+from ..files import check_folder
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import damaged_videos_named

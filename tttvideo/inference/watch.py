@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from ..model import from_pretrained
+from ..pretrained import from_pretrained
 from ..printing import json_text, printable
 from ..video.reading import damaged_videos_named
 from .config import StreamConfig

@@ -25,7 +25,7 @@ class Bidirectional(Mixer):
     Attributes:
         mixer: the sequence layer of both directions.
         share: both directions have the same weights. A stack of such layers, with mean pooling, sees a video and
-            its reversal as the same: it cannot learn what came first (0.5 on flash-order, docs/results.md).
+            its reversal as the same: it cannot learn what came first (0.5 on flash-order, docs/results/memory.md).
     """
 
     mixer: Mixer = field(default_factory=TTT)

@@ -5,27 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
-
-
-class Body(Protocol):
-    """Encoder and backbone of a model."""
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """Frames [B, F, 3, H, W], valid frames [B] or None, state -> tokens [B, S, N, C] of S time steps, valid time
-        steps [B] on the host or None, state."""
-        ...
-
-    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        """What a frozen encoder sees in frames [B, F, 3, H, W]: maps [B, F, E, rows, columns]."""
-        ...
-
-    def read_features(self, features: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """As ``__call__``, of frames whose ``features`` are at hand."""
-        ...
-
 
 Read = tuple[Tensor, Tensor, Any]
 """A segment of videos (frames [B, F, 3, H, W], valid frames [B]) and what the model put out for it."""
@@ -133,22 +115,35 @@ class TaskHead(nn.Module, ABC):
         columns: length of a row of an ``examiner``.
         generated: [channels, rows, columns] of frames that the head makes and the model reads again; None: it makes
             none.
+        reads_features: what is predicted, and read again, are features of the frozen encoder.
+        own_steps: time steps that the end of a training clip is predicted over, each from the prediction before it
+            (``rollout.roll_out_end``); 1: all are predicted from what was given.
     """
 
     logged: tuple[str, ...] = ()
     columns: int
     generated: tuple[int, int, int] | None = None
+    reads_features: bool = False
+    own_steps: int = 1
 
     @abstractmethod
     def init_state(self, batch: int) -> Any:
         """What the head remembers of ``batch`` videos before their first frame."""
 
     @abstractmethod
-    def forward(self, body: Body, frames: Tensor, lengths: Tensor | None, state: Any, own: Any) -> tuple[Any, Any, Any]:
-        """Reads ``frames`` through ``body`` after what is in its ``state`` and in the head's ``own``.
+    def forward(
+        self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: Any
+    ) -> tuple[Any, Any]:
+        """
+        Args:
+            tokens: what the backbone made of this call's frames, [B, S, N, C]: S time steps of N tokens.
+            steps: valid time steps of each row, int64 [B] on the host; None for all.
+            frames: the frames [B, F, 3, H, W] that the tokens are of, or their features (``reads_features``).
+            lengths: valid frames of each row, int64 [B] on the host; None for all.
+            state: what the head remembers.
 
         Returns:
-            the output (a NamedTuple of tensors), and both states.
+            the output (a NamedTuple of tensors), and the state.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .accuracy import multi_label, single_label
-from .base import Body, Criterion, Examiner, Loss, Sizes, Task, TaskHead
+from .base import Criterion, Examiner, Loss, Sizes, Task, TaskHead
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,11 @@ class ClassificationHead(TaskHead):
         )
 
     def forward(
-        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PoolState
-    ) -> tuple[Output, object, PoolState]:
-        x, steps, state = body(frames, lengths, state)
-        valid = None if steps is None else (torch.arange(x.shape[1]) < steps[:, None]).to(x.device)
-        logits, timeline, own = self.pool(x, valid, own)
-        return Output(logits, timeline), state, own
+        self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PoolState
+    ) -> tuple[Output, PoolState]:
+        valid = None if steps is None else (torch.arange(tokens.shape[1]) < steps[:, None]).to(tokens.device)
+        logits, timeline, state = self.pool(tokens, valid, state)
+        return Output(logits, timeline), state
 
     def loss(self, output: Output, target: Tensor) -> Loss:
         """Summed over the videos.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Body, Criterion, Examiner, Loss, Sizes, Task, TaskHead
+from .base import Criterion, Examiner, Loss, Sizes, Task, TaskHead
 from .trivial import TRIVIAL, History
 
 
@@ -118,10 +117,6 @@ class Prediction(Task):
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
 
 
-Reading = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, Any]]
-"""Either way of ``Body`` to read: frames or features, valid frames, state -> tokens, valid time steps, state."""
-
-
 class Forecast(NamedTuple):
     """Frames as predicted: p frames of a time step, each [3, H, W] in 0..1, not clamped, or [E, rows, columns] of
     features.
@@ -150,11 +145,7 @@ class PredictionState(NamedTuple):
 
 
 class PredictionHead(TaskHead):
-    """See ``Prediction``.
-
-    Attributes:
-        steps: time steps that a training clip's end is predicted over, at present.
-    """
+    """See ``Prediction``. While it trains, ``own_steps`` rises from 1 to ``rollout``."""
 
     logged = ("mse",)
     columns = 1 + 2 * (1 + len(TRIVIAL))
@@ -162,8 +153,8 @@ class PredictionHead(TaskHead):
     def __init__(self, config: Prediction, sizes: Sizes):
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.steps = 1
         pixels = config.space == "pixels"
+        self.reads_features = not pixels
         made = (3, *sizes.frame) if pixels else sizes.features
         assert made is not None  # Prediction.build refused it
         self.generated = self.picture = made  # the base class's may be None, this one's is not
@@ -180,44 +171,18 @@ class PredictionHead(TaskHead):
 
     def set_progress(self, done: float) -> None:
         start, most = self.config.rollout_from, self.config.rollout
-        self.steps = 1 + min(most - 1, int(most * max(0.0, done - start) / (1 - start)))
+        self.own_steps = 1 + min(most - 1, int(most * max(0.0, done - start) / (1 - start)))
 
     def init_state(self, batch: int) -> PredictionState:
         return PredictionState(self.mean.new_zeros(batch, self.sizes.stride, *self.picture))
 
     def forward(
-        self, body: Body, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
-    ) -> tuple[Forecast, object, PredictionState]:
-        seen = self.observed(body, frames, lengths)
-        read = body if self.config.space == "pixels" else body.read_features
-        if self.training and self.steps > 1:
-            return self._rolled_out(read, seen, lengths, state, own)
-        return self._forced(read, seen, lengths, state, own)
-
-    def observed(self, body: Body, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        """What predictions of these frames are compared with, as it is stored: the frames, or their features (which
-        generated frames are already)."""
-        if self.config.space == "pixels" or frames.shape[-3:] == self.picture:
-            return frames
-        return body.features(frames, lengths)
-
-    def pictures(self, seen: Tensor) -> Tensor:
-        """``observed`` frames as they are predicted: pixels in 0..1, or features."""
-        return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
-
-    def bounded(self, made: Tensor) -> Tensor:
-        """Predictions as the model may read them again: pixels lie in 0..1."""
-        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
-
-    def _forced(
-        self, read: Reading, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
-    ) -> tuple[Forecast, object, PredictionState]:
-        """Teacher forcing: every prediction is made from the frames as given."""
-        tokens, steps, state = read(frames, lengths, state)
+        self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PredictionState
+    ) -> tuple[Forecast, PredictionState]:
         made = self._predict(tokens, frames, lengths)
         batch, count = made.shape[:2]
         given = torch.full((batch,), count) if steps is None else steps
-        upcoming = own.upcoming
+        upcoming = state.upcoming
         if count:
             rows = torch.arange(batch, device=made.device)
             last = made[rows, (given - 1).clamp_min(0).to(made.device)]
@@ -225,28 +190,15 @@ class PredictionHead(TaskHead):
             upcoming = torch.where(none, upcoming.to(last.dtype), last)
         step = torch.arange(count).expand(batch, count)
         at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
-        return Forecast(upcoming, made, at, frames), state, PredictionState(upcoming)
+        return Forecast(upcoming, made, at, frames), PredictionState(upcoming)
 
-    def _rolled_out(
-        self, read: Reading, frames: Tensor, lengths: Tensor | None, state: object, own: PredictionState
-    ) -> tuple[Forecast, object, PredictionState]:
-        """As ``_forced`` but for the last time steps of each row, which are predicted one from the other."""
-        stride = self.sizes.stride
-        given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
-        # At least the context is read; a row that ends before makes predictions that no loss looks at.
-        least = math.ceil(self.config.context / stride)
-        known = torch.minimum((given // stride - self.steps).clamp_min(least), -(-given // stride)).clamp_min(0)
-        forced = torch.minimum(known * stride, given)
-        forecast, state, own = self._forced(read, frames[:, : int(forced.max())], forced, state, own)
-        made, at = [forecast.timeline], [forecast.at]
-        start = known.to(frames.device)
-        going = torch.where(forced % stride == 0, stride, 0)  # a row that ended within a time step takes no more
-        for step in range(1, self.steps):
-            x = self.bounded(own.upcoming)
-            forecast, state, own = self._forced(read, x, going, state, own)
-            made.append(forecast.timeline)
-            at.append(start[:, None] + step)
-        return Forecast(own.upcoming, torch.cat(made, 1), torch.cat(at, 1), frames), state, own
+    def pictures(self, seen: Tensor) -> Tensor:
+        """Frames that the model observed as they are predicted: pixels in 0..1, or features."""
+        return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
+
+    def bounded(self, made: Tensor) -> Tensor:
+        """Predictions as the model may read them again: pixels lie in 0..1."""
+        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""

@@ -1,8 +1,10 @@
-"""Rollout: a context of any length is read with carried state, then frames are generated, each from the last one."""
+"""Rollout: a context of any length is read with carried state, then frames are generated, each from the last one; in
+evaluation over any horizon, in training over the end of each clip, with gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,3 +46,34 @@ def roll_out(
         state = after if write else after._replace(backbone=state.backbone)
         made.append(model.head.bounded(output.upcoming))
     return torch.cat(made, dim=1)[:, :horizon]
+
+
+def roll_out_end(
+    read: Callable[[Tensor, Tensor | None, Any], tuple[Any, Any]],
+    head: Any,
+    frames: Tensor,
+    lengths: Tensor | None,
+    state: Any,
+) -> tuple[Any, Any]:
+    """As ``read``, but the last ``head.own_steps`` time steps of each row are predicted one from the other.
+
+    Args:
+        read: frames, valid frames and state of a model -> output and state.
+        head: a ``PredictionHead``.
+        frames: [B, F, 3, H, W], or features.
+        lengths: valid frames int64 [B]; None for all.
+    """
+    stride = head.sizes.stride
+    given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
+    # At least the context is read; a row that ends before makes predictions that no loss looks at.
+    least = math.ceil(head.config.context / stride)
+    true_steps = torch.minimum((given // stride - head.own_steps).clamp_min(least), -(-given // stride)).clamp_min(0)
+    true_frames = torch.minimum(true_steps * stride, given)
+    output, state = read(frames[:, : int(true_frames.max())], true_frames, state)
+    timeline, at = [output.timeline], [output.at]
+    going = torch.where(true_frames % stride == 0, stride, 0)  # a row that ended within a time step takes no more
+    for step in range(1, head.own_steps):
+        output, state = read(head.bounded(output.upcoming), going, state)
+        timeline.append(output.timeline)
+        at.append(true_steps.to(frames.device)[:, None] + step)
+    return output._replace(timeline=torch.cat(timeline, 1), at=torch.cat(at, 1), seen=frames), state

@@ -10,10 +10,7 @@ from .config import RunConfig
 
 
 def parse(
-    argv: Sequence[str] | None = None,
-    *,
-    prog: str = "tttvideo train",
-    description: str = "Train a video model on a folder of videos.",
+    argv: Sequence[str] | None = None, *, prog: str = "tttvideo train", description: str = ""
 ) -> tuple[RunConfig, str]:
     """`--config FILE.yaml` and `--a.b value` words as a configuration, and the whole of it as YAML text.
 
@@ -22,9 +19,8 @@ def parse(
         SystemExit: after --help and --print_config.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    asks = any(word in ("-h", "--help") or word.endswith(".help") for word in words)
-    if not asks:
-        words += _other_source_off(settings_of([word for word in words if word != "--print_config"]))
+    if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
+        words += _other_source_off(settings_of(RunConfig, [word for word in words if word != "--print_config"]))
     return read(RunConfig, words, prog=prog, description=description)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..files import read_json, write_text
 from ..model import ModelConfig
-from ..serialize import from_plain, public_names, to_plain
+from ..plain import from_plain, public_names, to_plain
 from ..video.transforms import Preprocessing
 from .config import ConfigError
 from .position import CHECKPOINT_NAME, PROGRESS, Progress, name_of, read_position, sealed

@@ -170,7 +170,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run depends on.
+    """Train a video model on a folder of videos: everything that a run depends on.
 
     Args:
         data: the videos and how they are read.
@@ -274,9 +274,9 @@ class RunConfig:
         )
         _require(
             not changes or views > 1,
-            f"data.augment.{(changes or [''])[0]} changes frames, of which a cache keeps one view; set "
-            "model.encoder.cache_views to a number above 1 for so many fixed ones (each costs as much time and room as "
-            "the first), or leave it out",
+            f"data.augment.{(changes or [''])[0]} changes frames, and features are read in their place; leave it "
+            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each costs as "
+            "much time and room as the first)",
         )
         _require(
             bool(changes) or views == 1,

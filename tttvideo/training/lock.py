@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .config import ConfigError
+from .run_folder import writing
 
 Item = TypeVar("Item")
 
@@ -48,8 +49,12 @@ class RunLock:
 
         Raises:
             ConfigError: another run holds it.
-            OSError: the folder cannot be written to.
+            StorageError: the folder cannot be written to.
         """
+        with writing(self.path):
+            return self._take()
+
+    def _take(self) -> str | None:
         self._missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ..video.dataset import Failure
@@ -46,6 +47,7 @@ class Record:
         self.logged = logged
         self.display = Display(main=self.leader, total_steps=total_steps, done_steps=progress.step)
         self.unreadable: dict[str, Skipped] = {}
+        self._excepthook = threading.excepthook
 
     def say(self, sentence: str) -> None:
         self.display.say(sentence)
@@ -53,6 +55,7 @@ class Record:
     def open_trackers(self, done_steps: int) -> None:
         """Hides from TensorBoard what an interrupted run drew beyond `done_steps`."""
         if self.config.trackers:
+            threading.excepthook = self._failed_thread
             with writing(self.folder.path / "tensorboard"):
                 self.accelerator.init_trackers(
                     "tensorboard", init_kwargs={"tensorboard": {"purge_step": done_steps + 1}}
@@ -130,8 +133,14 @@ class Record:
             self.accelerator.end_training()
 
     def close(self) -> None:
+        threading.excepthook = self._excepthook
         self.display.close()
         self.folder.close()
+
+    def _failed_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread that writes fails in public, and then in `_track`, which tells it."""
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            self._excepthook(failure)
 
     def _track(self, figures: dict[str, float], step: int) -> None:
         with writing(self.folder.path / "tensorboard"):

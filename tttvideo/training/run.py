@@ -155,7 +155,7 @@ class Run:
             videos=fingerprint(self.val or self.train),
             part=self._part,
         )
-        preprocessing = self.config.data.preprocessing
+        preprocessing = self.config.model.encoder.reading(self.config.data.preprocessing)
         paths = [video.path for video in self.train.videos] if self.leader else []
         length = usual_length(paths, preprocessing)
         if length and self.config.data.max_frames:
@@ -171,9 +171,14 @@ class Run:
 
     def _index(self) -> None:
         data, task = self.config.data, self.task
+        if data.list and not data.root and self.config.model.encoder.root:
+            data = replace(data, root=self.config.model.encoder.root)
         part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         self.train = data.index(data.split_train, labelled=task.labelled)
-        self.train_batches = train_loader(data, self.train, seed=self.config.seed, **part)
+        encoder = self.config.model.encoder.resolved([video.path for video in self.train.videos])
+        self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
+        reading = encoder.reading(data.preprocessing)
+        self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
         self.val, self._part = None, ""
         if self.config.evaluate_every:
             val = data.index(
@@ -236,7 +241,6 @@ class Run:
             reading = replace(reading, augment=data.augment)
             fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
             self.accelerator.wait_for_everyone()
-        if reading != data.preprocessing:
             self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
         self.val_batches = None
         if self.val:

@@ -89,7 +89,7 @@ def _examine(
     found: list[tuple[int, Tensor]] = []
     failures: list[Failure] = []
     open_batches: dict[int, Examiner] = {}
-    for piece, output in model.read_batches(pieces):
+    for piece, output in model.outputs_of_batches(pieces):
         examiner = open_batches.pop(piece.batch, None)
         if output is not None:
             examiner = examiner or model.head.examiner()

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .kinds import FEATURES
 from .probe import identity
 from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, VideoWarning
 from .rows import DamagedRows, Rows
@@ -180,6 +182,82 @@ class CachedFeatures(FeaturePreprocessing):
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]
         return bool(torch.isin(wanted, rows.numbers).all())
+
+
+@dataclass(frozen=True)
+class FeatureFiles(FeaturePreprocessing):
+    """Features in .npy files, one for each video: [T, D], or [D, T].
+
+    Attributes:
+        folder: where those of videos lie, under the same name; None: paths are those of the files.
+        rate: time steps a second.
+    """
+
+    folder: str | None = None
+    rate: float = 1.0
+    layout: Literal["TD", "DT"] = "TD"
+
+    def locate(self, path: str) -> str:
+        """The file of a video's features."""
+        if self.folder is None or path.endswith(FEATURES):
+            return path
+        return str(Path(self.folder).expanduser() / (Path(path).stem + FEATURES))
+
+    def shape_of(self, path: str) -> tuple[int, int] | None:
+        """Of a file; None if it cannot be read."""
+        with suppress(VideoError):
+            return self._mapped(path).shape
+        return None
+
+    def open(self, path: str, margin: float = 1.0) -> Reader:
+        array = self._mapped(path)
+        features = array if self.layout == "TD" else array.T
+        if features.shape[1] != self.shape[0]:
+            raise VideoError(
+                f"{self.locate(path)}: holds {array.shape[0]} x {array.shape[1]} numbers, but the model reads "
+                f"{self.shape[0]} features a time step ({self.layout})"
+            )
+        return FileReader(path, features, self.rate, self.shape)
+
+    def _mapped(self, path: str) -> np.ndarray:
+        file = self.locate(path)
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or "it is no .npy file of numbers, or damaged"
+            raise VideoError(f"{file}: {reason}") from error
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+            what = " x ".join(map(str, getattr(array, "shape", ()))) or "no array"
+            raise VideoError(f"{file}: expected numbers [T, D] or [D, T], got {what} of {getattr(array, 'dtype', '?')}")
+        return array
+
+
+class FileReader(Reader):
+    """Features [T, D] as frames [n, D, 1, 1]."""
+
+    def __init__(self, path: str, features: np.ndarray, rate: float, shape: tuple[int, int, int]) -> None:
+        count = len(features)
+        info = VideoInfo(path, "npy", 1, 1, count, rate, count / rate, "features")
+        super().__init__(info, torch.arange(count, dtype=torch.float64) / rate, announced=count)
+        self._features, self._shape = features, shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+        batches = list(self.stream(indices, batch=4096))
+        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+
+    def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
+        for start in range(0, len(wanted), batch):
+            rows = torch.from_numpy(self._features[list(wanted[start : start + batch])].astype(np.float32))
+            if not bool(rows.isfinite().all()):
+                raise VideoError(f"{self.info.path}: features from {wanted[start]} on are not finite")
+            yield rows.view(-1, *self._shape)
+
+    def close(self) -> None:
+        pass
 
 
 def marks_of(path: str) -> list[Any]:

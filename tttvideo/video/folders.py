@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..printing import is_unicode, printable
 from .errors import PartialVideoWarning
-from .kinds import VIDEO_EXTENSIONS, holds_images
+from .kinds import FEATURES, VIDEO_EXTENSIONS, holds_images
 from .listfile import SPLIT_NAMES, DataError, Row
 
 
@@ -58,15 +58,13 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _videos(folder: Path) -> list[Path]:
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     found = [
         Path(entry.path)
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".")
-        and (
-            holds_images(entry.path) if entry.is_dir() else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS
-        )
+        for entry in entries
+        if (holds_images(entry.path) if entry.is_dir() else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS)
     ]
-    return sorted(found)
+    return sorted(found or [Path(entry.path) for entry in entries if entry.name.endswith(FEATURES)])
 
 
 def _has_classes(folder: Path) -> bool:

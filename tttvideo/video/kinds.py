@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 _MPEG = {".mp4", ".m4v", ".mov", ".3gp", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".f4v", ".mxf"}
 VIDEO_EXTENSIONS = _MPEG | {".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv", ".gif", ".asf", ".y4m", ".divx"}
+FEATURES = ".npy"
+"""Files of features, which are read in place of videos where there are none."""
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png"}
 # Words in the names of pictures that are made from frames and lie beside them.
 _DERIVED = {"flow", "depth", "mask", "masks", "seg", "segmentation", "disparity", "disp", "normal", "normals", "ir"}

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from .kinds import VIDEO_EXTENSIONS, holds_images
+from .kinds import FEATURES, VIDEO_EXTENSIONS, holds_images
 
 # What a split may be called where nothing else says that a name is a split.
 SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
@@ -240,13 +240,20 @@ def _row(where: str, base: Path, cells: dict[str, str], labelled: bool) -> Row:
     return Row(
         where=where,
         key=key,
-        path=os.path.join(base, key),
+        path=_file_of(os.path.join(base, key)),
         labels=names if labelled else None,
         start=start,
         end=end,
         group=cells.get("group") or None,
         split=cells.get("split") or None,
     )
+
+
+def _file_of(path: str) -> str:
+    """The file that a row names: of features also without its extension, as lists of such data are written."""
+    stem, extension = os.path.splitext(path)
+    named = (stem if extension.lower() in VIDEO_EXTENSIONS | {".txt"} else path) + FEATURES  # .txt: MS-TCN's bundles
+    return named if not os.path.exists(path) and os.path.isfile(named) else path
 
 
 def _seconds(where: str, name: str, cell: str) -> float | None:

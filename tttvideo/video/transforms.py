@@ -16,6 +16,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .errors import VideoError
+from .kinds import FEATURES
 from .listfile import DataError
 from .sampling import parse_sampling
 
@@ -63,6 +65,8 @@ class Preprocessing:
         """A reader of a video's frames, which it resizes while decoding to what is needed. Raises VideoError."""
         from .decode import open_video
 
+        if path.endswith(FEATURES):
+            raise VideoError(f"{path}: a file of features, which the encoder Features reads; this model reads frames")
         return open_video(path, lambda info: self.decode_size(info, margin), stream=self.stream)
 
     def drawn(self, generator: torch.Generator) -> "Preprocessing":

@@ -1,0 +1,125 @@
+"""Features that people already have, in place of an encoder: one .npy file for each video, no video needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..video.features import FeatureFiles
+from ..video.transforms import Preprocessing
+from .base import Encoder, EncoderState, FrameEncoder
+
+
+@dataclass(frozen=True)
+class Features(Encoder):
+    """Features [T, D] of T time steps as they are, normalised and mapped to the width.
+
+    The data name .npy files in place of videos (class folders, or a list; in a list ``.npy`` may be left out), or
+    videos whose features lie in ``folder`` under the same name.
+
+    Attributes:
+        folder: where the files of videos lie that the data name; null: the data name the files.
+        rate: features a second, by which start, end and sampling rules count.
+        layout: ``TD``: time first, or ``DT``: features first (MS-TCN); ``auto``: the side that all files share is that
+            of the features.
+        channels: features D of a time step; null: as the files have it.
+    """
+
+    folder: str | None = None
+    rate: float = 1.0
+    layout: Literal["auto", "TD", "DT"] = "auto"
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"encoder.rate is {self.rate}; give the features a second, a number above 0.")
+        if self.layout not in ("auto", "TD", "DT"):
+            raise ValueError(f"encoder.layout is {self.layout!r}; it must be auto, TD or DT.")
+
+    @property
+    def root(self) -> str | None:
+        return self.folder
+
+    @property
+    def views(self) -> int:
+        return 1
+
+    def portable(self) -> Features:
+        return replace(self, folder=None)
+
+    def resolved(self, paths: Sequence[str]) -> Features:
+        """With what the files say of ``channels`` and ``layout``.
+
+        Raises:
+            ValueError: if they do not say it: no file can be read, no side is shared by all, or both are.
+        """
+        if self.channels is not None and self.layout != "auto":  # files that differ are skipped one by one
+            return self
+        files = self.reading(Preprocessing())
+        shapes = {shape: path for path in dict.fromkeys(paths) if (shape := files.shape_of(path)) is not None}
+        if not shapes:
+            first = files.locate(paths[0])
+            raise ValueError(f"None of the {len(paths)} files of features can be read (first: {first}).")
+        sides = {"TD": {shape[1] for shape in shapes}, "DT": {shape[0] for shape in shapes}}
+        fits = [
+            layout
+            for layout, sizes in sides.items()
+            if self.layout in ("auto", layout) and sizes == {self.channels or next(iter(sizes))}
+        ]
+        if not fits:
+            (a, first), (b, other) = [*shapes.items(), *shapes.items()][:2]
+            size = "" if self.channels is None else f" of {self.channels}"
+            raise ValueError(
+                f"The files of features share no side{size} that could be the features of a time step: {first} is "
+                f"{a[0]} x {a[1]}, {other} is {b[0]} x {b[1]}; give files of one kind."
+            )
+        if len(fits) > 1:
+            shape = next(iter(shapes))
+            raise ValueError(
+                f"All files of features are {shape[0]} x {shape[1]}, so that either side could be time; set "
+                "encoder.layout to TD (time first) or DT (features first)."
+            )
+        return replace(self, layout=fits[0], channels=sides[fits[0]].pop())
+
+    def reading(self, preprocessing: Preprocessing) -> FeatureFiles:
+        read = {f.name: getattr(preprocessing, f.name) for f in fields(Preprocessing)}
+        layout = "TD" if self.layout == "auto" else self.layout
+        shape = (self.channels or 1, 1, 1)
+        return FeatureFiles(**read, shape=shape, folder=self.folder, rate=self.rate, layout=layout)
+
+    def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> FeatureEncoder:
+        if self.channels is None:
+            raise ValueError("The encoder Features needs the number of features; set encoder.channels.")
+        return FeatureEncoder(self, self.channels, dim)
+
+
+class FeatureEncoder(FrameEncoder):
+    """See ``Features``: one token a time step."""
+
+    reads_pixels = False
+
+    def __init__(self, config: Features, channels: int, dim: int) -> None:
+        super().__init__((1, 1), 1)
+        self.config = config
+        self.feature_shape = (channels, 1, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels, dim)
+
+    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
+        return self.config.reading(preprocessing)
+
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
+        raise ValueError(
+            f"This model reads features [B, F, {', '.join(map(str, self.feature_shape or ()))}], and no frames."
+        )
+
+    def embed(
+        self, features: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
+        tokens = self.projection(self.norm(features.flatten(-3)))[:, :, None]
+        return tokens, lengths, state._replace(begun=state.begun | begun)
