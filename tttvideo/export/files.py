@@ -17,6 +17,7 @@ from ..video.listfile import read_list
 from .config import ExportConfig
 from .folder import ExportError, export
 from .runtimes import ONNX, TORCH, verify, write_step
+from .step import Step
 
 FRAMES = 64
 """Frames that a step is checked over, or four units if those are more."""
@@ -47,8 +48,9 @@ def export_files(config: ExportConfig) -> int:
     if not formats:
         return 0
     model = from_pretrained(source.folder, trust=config.trust).cpu().eval()
-    video = _video(config, source) if config.verify else ""
-    step = write_step(model, out, formats, batch=config.batch)
+    step = Step(model, config.batch)
+    frames = _frames(step, _video(config, source)) if config.verify else None
+    write_step(step, out, formats)
     for name in formats:
         size = (out / FILES[name]).stat().st_size
         print(
@@ -56,8 +58,7 @@ def export_files(config: ExportConfig) -> int:
                 f"{out / FILES[name]}: {size:,} bytes, {step.unit} frames a step, {len(step.names)} tensors of state"
             )
         )
-    if config.verify:
-        frames = read_clip(video, model.preprocessing, max(FRAMES, 4 * step.unit))
+    if frames is not None:
         for name in formats:
             _compare(model, out, name, frames)
     return 0
@@ -73,6 +74,17 @@ def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:
         raise ExportError(
             f"{out / file} differs from its model by {found.difference:.1e}, more than {LIMIT:.0e}: do not use it"
         )
+
+
+def _frames(step: Step, video: str) -> Tensor:
+    """Frames of a video, three units of them at least."""
+    frames = read_clip(video, step.model.preprocessing, max(FRAMES, 4 * step.unit))
+    if len(frames) < 3 * step.unit:
+        raise ExportError(
+            f"a check needs three units of {step.unit} frames, and {video} has {len(frames)} frames; give a longer one "
+            "by --video"
+        )
+    return frames
 
 
 def _video(config: ExportConfig, source: Checkpoint) -> str:

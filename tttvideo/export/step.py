@@ -125,8 +125,20 @@ def trace(step: Step) -> torch.fx.GraphModule:
     """The step as a graph of plain operators, the inner gradients among them."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    plain = {torch.ops.aten.linalg_solve_triangular.default: solve_unit_lower}
     with _plain_operators():
-        return make_fx(step, tracing_mode="real")(step.frames(), *step.initial)
+        return make_fx(step, decomposition_table=plain, tracing_mode="real")(step.frames(), *step.initial)
+
+
+def solve_unit_lower(A: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
+    """A^-1 B, A [..., n, n] lower triangular with ones on its diagonal, B [..., n, m]: row after row, of operators that
+    every runtime has (Gated DeltaNet solves for what a chunk writes)."""
+    if upper or not left or not unitriangular:
+        return NotImplemented
+    rows = [B[..., :1, :]]
+    for t in range(1, B.shape[-2]):
+        rows.append(B[..., t : t + 1, :] - A[..., t : t + 1, :t] @ torch.cat(rows, dim=-2))
+    return torch.cat(rows, dim=-2)
 
 
 @contextmanager
