@@ -40,7 +40,7 @@ test-gpu: env  ## the tests that need a CUDA device
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m gpu tests/ttt/kernels
 
 test-kernels: env  ## kernels at many shapes through the interpreter; compilation of every configuration
-	$(BIN)/python -m pytest -m kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m kernels
 
 lint: env  ## ruff and pyright, as pre-commit runs them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

@@ -1,7 +1,7 @@
 """The kernels: their error through the interpreter, what they need of a GPU, and how fast they are on one.
 
     python -m benchmarks.kernels --interpret [--json FILE]   errors against the eager scan in float64, without a GPU
-    python -m benchmarks.kernels --aot [--dims 64] [--json FILE]    registers, stack, shared memory on sm_80 and sm_90
+    python -m benchmarks.kernels --aot [--dims 64] [--sm 80,90] [--json FILE]    registers, stack, shared memory
     python -m benchmarks.kernels --gpu [--only LAYER,LAYER] [--budget SECONDS] [--dry] [--json FILE]    times on a GPU
 
 The JSON has ``rows`` and ``summary``; beside that of ``--gpu`` is a plot.
@@ -24,6 +24,7 @@ def main() -> None:
     for name in ("interpret", "aot", "gpu"):
         what.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--dims", default="64", help="head dimensions to compile for, separated by commas")
+    parser.add_argument("--sm", default="80,90", help="--aot: compute capabilities to compile for, by commas")
     parser.add_argument("--only", default="", help="--gpu: layers, or shape:layer (video:ttt_mlp_core), by commas")
     parser.add_argument("--budget", type=float, default=450.0, help="--gpu: seconds")
     parser.add_argument("--dry", action="store_true", help="--gpu: the same way on a CPU, with figures of no meaning")
@@ -32,6 +33,7 @@ def main() -> None:
     # Triton decides when it is imported
     os.environ["TRITON_INTERPRET"] = "1" if options.interpret or options.dry else "0"
     from benchmarks import gpu, gpu_report  # after that
+    from tttvideo.ttt.kernels.ahead import SHARED_MEMORY
     from tttvideo.ttt.kernels.choice import not_interpreted
 
     if options.interpret:
@@ -39,7 +41,10 @@ def main() -> None:
             parser.error(f"{why}; it can run none here")
         found = interpret()
     elif options.aot:
-        found = ahead_of_time([int(dim) for dim in options.dims.split(",")])
+        capabilities = [int(word) for word in options.sm.split(",")]
+        if unknown := set(capabilities) - SHARED_MEMORY.keys():
+            parser.error(f"--sm {unknown.pop()} is not known; there are {', '.join(map(str, SHARED_MEMORY))}")
+        found = ahead_of_time([int(dim) for dim in options.dims.split(",")], capabilities)
     else:
         rows = options.json and options.json.with_suffix(".rows.jsonl")
         if rows:
@@ -88,14 +93,15 @@ def interpret() -> Figures:
     }
 
 
-def ahead_of_time(dims: list[int]) -> Figures:
+def ahead_of_time(dims: list[int], capabilities: list[int]) -> Figures:
     """Compiles every configuration; a line each."""
     import triton
 
     from tttvideo.ttt.kernels.ahead import SHARED_MEMORY, STACK, compiled, configurations
 
     rows: list[Figures] = []
-    for capability, limit in SHARED_MEMORY.items():
+    for capability in capabilities:
+        limit = SHARED_MEMORY[capability]
         for one in configurations(dims, capability):
             needs = compiled(one, capability)
             rows.append({"name": one.name, "kind": one.kind, "sm": capability, **needs._asdict()})

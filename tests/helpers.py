@@ -34,6 +34,7 @@ from tttvideo.ttt import (
     DotProduct,
     DWConv,
     FrameCausal,
+    Learning,
     Linear,
     Momentum,
     Muon,
@@ -82,6 +83,28 @@ def allowed(inner, chunk) -> bool:
     return not (inner.mixes_tokens and isinstance(chunk, TokenCausal))
 
 
+DELTA_RULE = TTT(
+    inner=Linear(bias=False),
+    objective=L2(),
+    heads=2,
+    chunk=TokenCausal(1),
+    normalize_qk=True,
+    forget=True,
+    rope=False,
+    base_rate=2.0,
+    learning=Learning(rate_scale=None, start="zero", forget_first=True),
+)
+LACT = TTT(
+    inner=GLU(),
+    objective=DotProduct(),
+    optimizer=Muon(rate=1.0, momentum=0.0, coefficients="lact"),
+    heads=2,
+    chunk=Whole(2),
+    normalize_qk=True,
+    silu=True,
+    learning=Learning(rate_per_map=True),
+)
+
 OPTIONS = [
     TTT(inner=GLU(), objective=DotProduct(), optimizer=Muon(), heads=2, chunk=Whole(2)),  # LaCT's
     TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0), heads=2),  # ViT^3's
@@ -103,6 +126,16 @@ OPTIONS = [
     TTT(heads=2, chunk=TokenCausal(4), short_conv="raster", share_qk=True, gate=True),
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
+    TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
+    TTT(
+        inner=GLU(), objective=DotProduct(), heads=2, chunk=FrameCausal(2), silu=True, learning=Learning(update="last")
+    ),
+    TTT(heads=2, forget=True, learning=Learning(gradient_at="start", forget_first=True)),
+    TTT(heads=2, chunk=TokenCausal(4), learning=Learning(gradient_at="start", rate_per_map=True)),
+    DELTA_RULE,
+    LACT,
+    TTT(inner=GLU(1.0, down=False), objective=DotProduct(), heads=2),
+    TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0, clip_by="column"), heads=2),
 ]
 """Layers for every option, and what other papers use."""
 

@@ -69,13 +69,23 @@ def test_old_class_paths_are_found(path):
     assert to_plain(value)["class_path"] == public_name(old)
 
 
+def limited(new, old):
+    """``new`` without settings that came after ``old`` was written."""
+    if isinstance(old, dict):
+        return {key: limited(new[key], value) for key, value in old.items() if key in new}
+    if isinstance(old, list):
+        return [limited(*pair) for pair in zip(new, old, strict=True)]
+    return new
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_name_public_classes(name, tmp_path):
     """What is written today names no file inside a package, but what the package lists."""
     tttvideo.from_pretrained(FOLDER / name).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     old = json.loads((FOLDER / name / "config.json").read_text())
-    assert public_names(old["model"]) == written["model"]
+    expected = public_names(old["model"])
+    assert limited(written["model"], expected) == expected
     deepest = {path: path.count(".") for path in class_paths(written["model"])}
     assert max(deepest.values()) == 2, deepest  # tttvideo.ttt.MLP
 

@@ -352,6 +352,10 @@ class VideoModel(nn.Module):
                 self._exempt |= {f"{prefix}.{name}" for name in module.no_weight_decay()}  # type: ignore[operator]
         return set(self._exempt)
 
+    def exempt_from_decay(self, names: set[str]) -> None:
+        """Adds parameters to ``no_weight_decay``."""
+        self._exempt |= names
+
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes ``config.json`` (plain data) and ``model.safetensors`` into ``folder``."""
         folder = Path(folder)

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -168,13 +165,18 @@ def test_a_device_that_is_not_there_is_one_sentence(run, data):
             evaluate(run, data, device=name)
 
 
-def test_two_processes_count_every_video_once(run, damaged, tmp_path):
-    words = [str(run), "--data", str(damaged), "--frames", "8,all", "--workers", "0", "--batch-size", "2"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "tttvideo", "evaluate", *words, "--out", str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+COMMAND = """
+import sys
+sys.path.insert(0, {root!r})
+from tttvideo.cli import main
+sys.exit(main())
+"""
+
+
+def test_two_processes_count_every_video_once(run, damaged, run_script, tmp_path):
+    words = ["evaluate", str(run), "--data", str(damaged), "--frames", "8,all", "--workers", "0", "--batch-size", "2"]
+    done = run_script(COMMAND, [*words, "--out", str(tmp_path / "two")], ranks=2)
+    assert done.codes == [0, 0], done.stderr
     two, predictions = read(tmp_path / "two")
     assert two["processes"] == 2
     assert (two["n_videos"], two["n_failed"], len(predictions)) == (12, 2, 24)

@@ -1,11 +1,10 @@
 """One step of a Trainer on eight clips, divided into batches and over processes in any way: its gradients.
 
-As a script: one of several processes (torchrun gives rank and world size), which steps through `DIVIDED` and saves
-what it found into the folder of its argument.
+`main`: one of several processes (rank and world size stand in the environment, as torchrun gives them), which steps
+through `divided` and saves what it found into a folder.
 """
 
 import os
-import sys
 from pathlib import Path
 from signal import SIGINT, SIGTERM, SIGUSR1
 
@@ -46,6 +45,12 @@ DIVIDED_BY_THREE: dict[str, dict[int, Step]] = {
     "3, 3 and 2": {0: [[0, 1, 2]], 1: [[3, 4, 5]], 2: [[6, 7]]},
     "one has none": {0: [[0, 1], [2, NONE]], 1: [[NONE], [NONE]], 2: [[3, 4, 5, 6], [7]]},
 }
+
+
+def divided(kind: str, world: int) -> dict[str, dict[int, Step]]:
+    """How the clips are divided over the ranks: in every way for the first kind, in the last way for the others."""
+    ways = DIVIDED if world == 2 else DIVIDED_BY_THREE
+    return ways if kind == KINDS[0] else dict([list(ways.items())[-1]])
 
 
 def model_of(kind: str) -> VideoModel:
@@ -131,10 +136,9 @@ def step(
 
 def main(out: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    divided = DIVIDED if world == 2 else DIVIDED_BY_THREE
     found = {}
     for kind in KINDS:
-        for name, parts in divided.items():
+        for name, parts in divided(kind, world).items():
             result, gradients, _ = step(kind, parts[rank], world=world)
             found[f"{kind}, {name}"] = (result.loss, result.grad_norm, len(result.failures), gradients)
     # one of them is sent a signal; and different ones
@@ -143,7 +147,3 @@ def main(out: str) -> None:
 
 
 ASKED = [(0, 0, 0), (0, SIGUSR1, 0), (SIGINT, SIGTERM, SIGUSR1)]
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])

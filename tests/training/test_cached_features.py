@@ -23,7 +23,7 @@ from tttvideo.video.features import CachedFeatures
 from tttvideo.video.rows import Rows
 from tttvideo.video.transforms import Preprocessing
 
-NET = "mobilenetv3_small_050"
+NET = "test_resnet"
 
 
 @pytest.fixture(scope="module")

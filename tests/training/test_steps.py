@@ -1,20 +1,15 @@
 """What a step descends: the mean over all that counts in it, however it is divided; nothing where nothing counts."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
 import pytest
 import torch
 
-from tests.training.steps import ASKED, DIVIDED, DIVIDED_BY_THREE, KINDS, LENGTHS, NONE, batch_of, model_of, step
+from tests.training.steps import ASKED, KINDS, LENGTHS, NONE, batch_of, divided, model_of, step
 from tttvideo.tasks.base import Loss
 from tttvideo.training.signals import STOP_SIGNALS
 
-ROOT = Path(__file__).resolve().parents[2]
 WHOLE = list(range(8))
 SPLITS = {
     "5 + 3": [WHOLE[:5], WHOLE[5:]],
@@ -149,30 +144,24 @@ def test_the_mean_of_nothing_is_nothing():
     assert Loss(torch.tensor(0.0), torch.tensor(0)).mean() == 0
 
 
-def processes(count: int, out: Path) -> list[dict]:
-    """What each of several real processes found."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "ACCELERATE"))}
-    env |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "--monitor-interval=0.2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests/training/steps.py"), str(out)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(count)]
+RANK = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+from tests.training.steps import main
+torch.set_num_threads(1)
+main(sys.argv[1])
+"""
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_gradients_do_not_depend_on_the_number_of_processes(count, tmp_path):
-    ranks = processes(count, tmp_path)
-    divided = DIVIDED if count == 2 else DIVIDED_BY_THREE
+def test_gradients_do_not_depend_on_the_number_of_processes(count, run_script, tmp_path):
+    done = run_script(RANK, [str(tmp_path)], ranks=count)
+    assert done.codes == [0] * count, done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
     for kind in KINDS:
         loss, gradients = by_hand(kind)
-        for name, parts in divided.items():
+        for name, parts in divided(kind, count).items():
             failed = sum(batch.count(NONE) for batches in parts.values() for batch in batches)
             for rank in ranks:
                 its_loss, norm, failures, found = rank["found"][f"{kind}, {name}"]

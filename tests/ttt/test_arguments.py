@@ -24,7 +24,6 @@ from tttvideo.ttt.inner import InnerModel, MapShape
         ({"heads": 0}, "at least 1"),
         ({"views": 0}, "at least 1"),
         ({"views": 2, "share_qk": True, "short_conv": "raster"}, "at least 1, and 1 with share_qk"),
-        ({"share_qk": True}, "short_conv: raster"),
         ({"short_conv": "rows"}, "none, raster or time"),
         ({"tanh_gate": float("nan")}, "where alpha starts"),
         ({"chunk": 16}, "must be a Chunk"),

@@ -12,6 +12,7 @@ from ..arguments import ConfigError
 from ..model import ModelConfig
 from ..video.dataset import DataConfig
 from ..video.features import IN_TIME
+from ..video.sampling import Dense, Uniform, parse_sampling
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -169,6 +170,47 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How training reads long videos.
+
+    Args:
+        segment_frames: reads films of any length in segments of so many frames, batch_size films side by side, with a
+            step after each segment; null: a step reads whole clips.
+        detach_every: 1: the state is carried from segment to segment without its graph; 0: one step for a whole film,
+            whose segments are computed again in the backward pass: the gradient of whole training, in the memory of one
+            segment.
+        start_gradient: of W_0, what states begin with. stop: where a film begins; straight: in every segment, as if
+            its state were W_0 (the values are those carried).
+        restart: probability that a segment in the middle of a film begins with W_0.
+    """
+
+    segment_frames: int | None = None
+    detach_every: int = 1
+    start_gradient: Literal["stop", "straight"] = "stop"
+    restart: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.segment_frames is None or self.segment_frames >= 1,
+            f"training.segment_frames must be at least 1 (or null for whole clips), not {self.segment_frames}",
+        )
+        _require(
+            self.detach_every in (0, 1), f"training.detach_every must be 1 (each segment) or 0, not {self.detach_every}"
+        )
+        _require(0 <= self.restart < 1, f"training.restart is a probability below 1, not {self.restart}")
+        changed = (self.detach_every, self.start_gradient, self.restart) != (1, "stop", 0.0)
+        _require(
+            self.segment_frames is not None or not changed,
+            "training.detach_every, start_gradient and restart are of segments; set training.segment_frames too",
+        )
+
+    @property
+    def carries(self) -> bool:
+        """Whether states are carried from step to step."""
+        return self.segment_frames is not None and self.detach_every == 1
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Train a video model on a folder of videos: everything that a run depends on.
 
@@ -178,6 +220,7 @@ class RunConfig:
         optimizer: the outer optimizer.
         schedule: length of training and learning rates over it.
         mix: Mixup and CutMix.
+        training: how long videos are read in training.
         validation: how much of the validation split is measured during training.
         checkpoint: when checkpoints are written.
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
@@ -204,6 +247,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init_from: str | None = None
@@ -239,6 +283,7 @@ class RunConfig:
             f"configured measures videos of at least {self.model.task.least_frames} frames",
         )
         self._check_features()
+        self._check_segments()
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(
             self.activation_checkpointing >= 0,
@@ -275,11 +320,36 @@ class RunConfig:
         _require(
             not changes or views > 1,
             f"data.augment.{(changes or [''])[0]} changes frames, and features are read in their place; leave it "
-            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each costs as "
-            "much time and room as the first)",
+            "out, or, with a cache, set model.encoder.cache_views to a number above 1 for so many fixed views (each "
+            "costs as much time and room as the first)",
         )
         _require(
             bool(changes) or views == 1,
             f"model.encoder.cache_views is {views}, but data.augment changes nothing between them; set what it shall "
             "change, or leave cache_views out",
         )
+
+    def _check_segments(self) -> None:
+        """Films that are read in segments are known in length, and each row is one film."""
+        if not self.training.segment_frames:
+            return
+        data, rule = self.data, parse_sampling(self.data.sampling)
+        if not self.training.carries:
+            _require(self.model.task.labelled, "training.detach_every: 0 serves Classification; use 1 for other tasks")
+            return
+        in_time = [name for name in data.augment.changes if name in IN_TIME]
+        _require(
+            not in_time,
+            f"data.augment.{(in_time or [''])[0]} changes how long a film is, which training.segment_frames plans "
+            "with; leave it out",
+        )
+        _require(
+            isinstance(rule, Dense | Uniform),
+            f"data.sampling: {data.sampling} draws frames anew each time, which does not go with "
+            "training.segment_frames; use dense, fps=R or uniform=N",
+        )
+        _require(
+            not (self.mix.mixup or self.mix.cutmix),
+            "mix mixes clips, which does not go with the films of training.segment_frames; leave it out",
+        )
+        _require(data.buckets == 1, "data.buckets does not go with training.segment_frames; leave it out")

@@ -18,7 +18,7 @@ from ..video.reading import damaged_videos_named
 from .arguments import parse
 from .config import ConfigError, RunConfig
 from .progress import clock
-from .validation import measured_part
+from .validation import validation_videos
 
 
 def fill_cache(
@@ -89,10 +89,7 @@ def cache(argv: Sequence[str]) -> int:
     state = PartialState()
     data, task = config.data, config.model.task
     train = data.index(data.split_train, labelled=task.labelled)
-    val = None
-    if config.evaluate_every:
-        how = {"labels": train.labels, "multi_label": train.multi_label, "labelled": task.labelled}
-        val, _ = measured_part(data.index(data.split_val, **how), config.validation, data.split_seed)
+    val, _ = validation_videos(config, train)
     torch.manual_seed(config.seed)  # the weights of an encoder without pre-trained ones are the run's
     model = VideoModel(
         config.model,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..serialize import resolve_checkpoint
 from ..video.index import unlearnable_classes
 from .run_folder import changed_settings
+from .segments import SegmentSampler
 
 if TYPE_CHECKING:
     from .run import Run
@@ -30,6 +31,12 @@ def introduction(run: Run, last: Path | None) -> Iterator[str]:
         f"{'es' if world > 1 else ''} on {run.accelerator.device.type}, {config.precision}; "
         f"{run.steps_per_epoch} steps per epoch"
     )
+    if config.training.carries:
+        sampler = cast(SegmentSampler, run.train_batches.batch_sampler)
+        yield (
+            f"segments of {config.training.segment_frames} frames, {config.data.batch_size * world} films side "
+            f"by side, padding {sampler.padding():.1%} of them"
+        )
     if source := getattr(run.model.encoder, "source", None):
         yield f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}"
     if config.init_from and last is None:

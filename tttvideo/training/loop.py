@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import VideoModel
+from ..tasks import Loss
 from ..video.dataset import Failure
 from ..video.loader import Batch
 from .checkpoint import Progress
@@ -101,6 +102,13 @@ class Trainer:
     def evaluated_model(self) -> VideoModel:
         """The model that is validated and saved: the moving average where there is one."""
         return self.bare if self.ema is None else self.ema.module
+
+    def states(self) -> list[dict[str, Tensor]] | None:
+        """What `restore` takes, of each process, to go on with the next batch; None: nothing. All call it together."""
+        return None
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes this process's part of ``states``."""
 
     def epoch(self, batches: Iterable[Batch], n_batches: int, progress: Progress) -> Iterator[StepResult]:
         """Step through the rest of an epoch.
@@ -230,19 +238,28 @@ class Trainer:
         if self.mix.active:
             seed = derive(self.seed, MIX, epoch, number, self.accelerator.process_index)
             frames, lengths, mixed = self.mix(frames, lengths, labels, seed)
-        output, _ = self.model(frames, lengths)
+        output = self._read(frames, lengths)
         loss = self.bare.summed_loss(output, task.target(frames, lengths, mixed))
-        with torch.no_grad():
-            figures = head.figures(output, task.target(frames, lengths, labels))
-            row = [
-                loss.total.detach(),
-                *(figures[name] for name in head.logged),
-                loss.count,
-                torch.tensor(n_frames, device=device),
-                torch.tensor(float(len(batch.failures)), device=device),
-                ~torch.isfinite(loss.total.detach()),
-            ]
-            return loss.total, torch.stack([value.to(device, self._dtype) for value in row])
+        return loss.total, self._row(loss, output, task.target(frames, lengths, labels), n_frames, len(batch.failures))
+
+    def _read(self, frames: Tensor, lengths: Tensor) -> Any:
+        """The model's output for a batch."""
+        return self.model(frames, lengths)[0]
+
+    @torch.no_grad()
+    def _row(self, loss: Loss, output: Any, target: Any, frames: float, failures: int) -> Tensor:
+        """``_columns`` of a batch."""
+        device, head = self.accelerator.device, self.bare.head
+        figures = head.figures(output, target)
+        row = [
+            loss.total.detach(),
+            *(figures[name] for name in head.logged),
+            loss.count,
+            torch.tensor(frames, device=device),
+            torch.tensor(float(failures), device=device),
+            ~torch.isfinite(loss.total.detach()),
+        ]
+        return torch.stack([value.to(device, self._dtype) for value in row])
 
     def _empty_loss(self) -> Tensor:
         """Zero, from a black clip: a process whose whole batch is unreadable must step with the others."""

@@ -14,9 +14,10 @@ from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
 from ..video.features import CachedFeatures
 from ..video.index import Index, save_labels
-from ..video.loader import EpochSampler, Loader, train_loader, val_loader
+from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
+from ..video.transforms import Preprocessing
 from . import launch, memory
 from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
@@ -29,9 +30,10 @@ from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer
 from .record import Record
 from .run_folder import RunFolder, fingerprint, writing
+from .segments import prepare_model, trainer_of, training_loader
 from .signals import Signals, Stopped, end_soon
-from .state import load_state, save_state
-from .validation import SEGMENT, measured_part, score
+from .state import load_rows, load_state, save_state
+from .validation import SEGMENT, score, validation_videos
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3  # pyright: ignore
@@ -87,8 +89,8 @@ def train(config: RunConfig, yaml: str) -> None:
             run.signals.raise_if(launch.lost_another(error))  # which was sent it, too, and ended sooner
             raise
         except NonFinite as error:
-            good = run.checkpoints.last()
-            raise NonFinite(f"{error}; the last good checkpoint is {good or 'none: none was written yet'}") from None
+            good = run.checkpoints.last() or "none: none was written yet"
+            raise NonFinite(f"{error}; the last good checkpoint is {good}") from None
         except Stopped as stop:
             end_soon(stop.exit_code)
             raise
@@ -128,6 +130,8 @@ class Run:
         self.signals = Signals(self._last_words)
         self.accelerator = launch.start(config)
         self.leader = self.accelerator.is_main_process
+        self._share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        self._states: list[dict[str, torch.Tensor]] | None = None  # what all processes' rows carry
         self._saved: tuple[int, int] | None = None  # epoch and batch of the last checkpoint
 
     @property
@@ -173,21 +177,13 @@ class Run:
         data, task = self.config.data, self.task
         if data.list and not data.root and self.config.model.encoder.root:
             data = replace(data, root=self.config.model.encoder.root)
-        part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         self.train = data.index(data.split_train, labelled=task.labelled)
         encoder = self.config.model.encoder.resolved([video.path for video in self.train.videos])
         self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
         reading = encoder.reading(data.preprocessing)
-        self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
-        self.val, self._part = None, ""
-        if self.config.evaluate_every:
-            val = data.index(
-                data.split_val,
-                labels=self.train.labels,
-                multi_label=self.train.multi_label,
-                labelled=task.labelled,
-            )
-            self.val, self._part = measured_part(val, self.config.validation, data.split_seed)
+        self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
+        self.train_batches = self._training_videos(reading)
+        self.val, self._part = validation_videos(self.config, self.train)
 
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
@@ -201,6 +197,8 @@ class Run:
             "batches per epoch": self.n_batches,
             "the training videos' fingerprint": fingerprint(self.train),
         }
+        if config.training.carries:
+            fixed |= {"training.segment_frames": config.training.segment_frames}
         described = describe(config.model, config.data.preprocessing, self.train.labels, self.train.multi_label)
         self.progress = Progress(fixed=fixed)
         if last:
@@ -233,19 +231,23 @@ class Run:
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
 
+    def _training_videos(self, reading: Preprocessing) -> Loader:
+        unit = self.model.frame_multiple if hasattr(self, "model") else 1
+        return training_loader(self.config, self.train, self._lengths, reading, self._share, unit)
+
     def _open_videos(self) -> None:
         """How this model's encoder reads videos; with a cache of features, what it lacks is encoded first."""
         reading, data = self.model.reading, self.config.data
-        part = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         if isinstance(reading, CachedFeatures):
             reading = replace(reading, augment=data.augment)
             fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
             self.accelerator.wait_for_everyone()
-            self.train_batches = train_loader(data, self.train, seed=self.config.seed, reading=reading, **part)
+        if isinstance(reading, CachedFeatures) or self.config.training.carries:
+            self.train_batches = self._training_videos(reading)
         self.val_batches = None
         if self.val:
             segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
-            self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **part)
+            self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **self._share)
 
     def _find_checkpoint(self, resume: str) -> Path | None:
         self.checkpoints.mend()
@@ -257,6 +259,8 @@ class Run:
             if self.ema is not None:  # the average is the model that was saved
                 load_weights(self.ema.module, last)
             load_state(last / STATE, self.model, self.trainer.optimizer, self.accelerator.scaler)
+            if self.config.training.carries:
+                self.trainer.restore(load_rows(last / STATE, self.accelerator.process_index))
         except Exception as error:
             raise self.checkpoints.damaged(last, error) from error
 
@@ -277,11 +281,13 @@ class Run:
             load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
         if config.activation_checkpointing:
             self.model.set_checkpointing(config.activation_checkpointing)
+        if config.training.segment_frames:
+            prepare_model(self.model, config.training)
         # before `prepare`: a copy of a prepared model would call the original's forward
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         optimizer = build_optimizer(self.model, config.optimizer)
         model, optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.trainer = Trainer(
+        self.trainer = trainer_of(config, self.accelerator.process_index)(
             self.accelerator,
             model,
             optimizer,
@@ -323,6 +329,7 @@ class Run:
         if self.val and (final or number % config.evaluate_every == 0):
             if due and self._saved != (self.progress.epoch, self.progress.batch):
                 self.save()
+            self._states = self.trainer.states()  # the leader may have to save alone
             try:
                 with self.signals.immediate():
                     metrics = self.validate()
@@ -351,6 +358,7 @@ class Run:
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
         """Checkpoint the position; all processes together."""
+        self._states = self.trainer.states()
         self.progress = self._by_leader(lambda: self._write_checkpoint(metrics))
         self._saved = (self.progress.epoch, self.progress.batch)
 
@@ -361,7 +369,9 @@ class Run:
             self.progress,
             metrics,
             save_model=self.trainer.evaluated_model.save_pretrained,
-            save_state=lambda folder: save_state(folder, self.model, self.trainer.optimizer, self.accelerator.scaler),
+            save_state=lambda folder: save_state(
+                folder, self.model, self.trainer.optimizer, self.accelerator.scaler, self._states
+            ),
         )
 
     def finish(self) -> None:

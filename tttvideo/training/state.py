@@ -6,25 +6,38 @@ safetensors, the rest is read with `weights_only`. Randomness needs no state (`r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..serialize import save_weights
 
+ROWS = "segment_states.safetensors"
 WEIGHTS, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> None:
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Any,
+    scaler: Any,
+    rows: Sequence[dict[str, Tensor]] | None = None,
+) -> None:
     """Write the state into `folder`.
 
     Args:
         model: not wrapped for several processes.
         scaler: of the loss in fp16, or None.
+        rows: what the rows of each process carry from batch to batch (`Trainer.states`).
     """
+    from safetensors.torch import save_file
+
     save_weights(model, folder)
+    if rows is not None:
+        save_file({f"{rank}.{k}": tensor for rank, own in enumerate(rows) for k, tensor in own.items()}, folder / ROWS)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     if scaler is not None:
         torch.save(scaler.state_dict(), folder / SCALER)
@@ -44,6 +57,14 @@ def load_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
     optimizer.load_state_dict(_plain(folder / OPTIMIZER))
     if scaler is not None:
         scaler.load_state_dict(_plain(folder / SCALER))
+
+
+def load_rows(folder: Path, rank: int) -> dict[str, Tensor]:
+    """What the rows of a process carried. Raises as `load_state`."""
+    from safetensors.torch import load_file
+
+    start = f"{rank}."
+    return {name.removeprefix(start): t for name, t in load_file(folder / ROWS).items() if name.startswith(start)}
 
 
 def _plain(path: Path) -> Any:

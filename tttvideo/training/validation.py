@@ -15,7 +15,7 @@ from ..tasks.base import Examiner
 from ..video.dataset import Failure
 from ..video.index import Index, subset
 from ..video.segments import Piece
-from .config import ValidationConfig
+from .config import RunConfig, ValidationConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,6 +41,20 @@ def measured_part(index: Index, config: ValidationConfig, seed: int) -> tuple[In
         index = subset(index, config.videos, seed)
     videos = "" if len(index.videos) == total else f"{len(index.videos)} of {total} videos"
     return index, videos if frames is None else f"the first {frames} frames of {videos or 'each video'}"
+
+
+def validation_videos(config: RunConfig, train: Index) -> tuple[Index | None, str]:
+    """The same of a run; None if nothing is measured."""
+    if not config.evaluate_every:
+        return None, ""
+    data = config.data
+    val = data.index(
+        data.split_val,
+        labels=train.labels,
+        multi_label=train.multi_label,
+        labelled=config.model.task.labelled,
+    )
+    return measured_part(val, config.validation, data.split_seed)
 
 
 def score(

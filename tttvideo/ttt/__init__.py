@@ -8,6 +8,7 @@ from .config import TTT
 from .inner import GLU, MLP, Conv, ConvDepthwise, DWConv, InnerModel, Linear, SelfAttention
 from .interface import Layout, Mixer, SequenceLayer, detach, state_from, state_tensors
 from .layer import TTTLayer
+from .learning import Learning
 from .objective import L2, DotProduct, Objective, ResidualL2
 from .optimizer import SGD, Adam, InnerOptimizer, Momentum, Muon
 from .state import TTTState
@@ -29,6 +30,7 @@ __all__ = [
     "InnerModel",
     "InnerOptimizer",
     "Layout",
+    "Learning",
     "Linear",
     "Mixer",
     "Momentum",

@@ -64,8 +64,12 @@ class TokenCausal(Chunk):
     def unit(self, tokens_per_frame: int) -> int:
         return 1
 
-    def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor:
-        return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    @property
+    def whole(self) -> bool:
+        return self.tokens == 1
+
+    def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
+        return None if self.whole else torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from .chunk import Chunk, FrameCausal, TokenCausal
 from .inner.base import InnerModel
 from .inner.mlp import MLP
 from .interface import Mixer
+from .learning import Learning
 from .objective import L2, Objective, ResidualL2
 from .optimizer import SGD, InnerOptimizer
 
@@ -35,14 +36,17 @@ class TTT(Mixer):
         forget: a learned gate per token that leads the hidden state back towards W_0.
         short_conv: causal depthwise convolutions of length 4 on q and k, along the tokens in ``raster`` order (the
             paper) or along ``time`` at every place of the frame.
-        share_qk: q and k share a projection and differ by their short convolutions (Mamba style).
+        share_qk: q and k share a projection and differ by their short convolutions (Mamba style); without
+            ``short_conv`` q = k, a control.
         gate: multiply the output by gelu(W x) before the last projection (Mamba style).
         tanh_gate: initial value of a learned per-channel gate tanh(alpha) on the output: 0 leaves a pretrained
             block as it was, 0.1 is ttt-video's; null: no gate.
         normalize_qk: scale q and k to unit length.
+        silu: apply SiLU to q, k and v, after the convolutions and before the lengths (LaCT, Gated DeltaNet).
         rope: rotary positions within the chunk (token-causal) or the frame; null: on, except for convolutional
             inner models, which see positions by themselves.
         rope_theta: base of the rotary wavelengths.
+        learning: where gradients are taken, of what, and how far a step goes, where that departs from the paper.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
         fused: Triton kernels in place of the eager scan: ``never``, ``auto`` where they were verified and found faster
@@ -62,8 +66,10 @@ class TTT(Mixer):
     gate: bool = False
     tanh_gate: float | None = None
     normalize_qk: bool = False
+    silu: bool = False
     rope: bool | None = None
     rope_theta: float = 10000.0
+    learning: Learning = field(default_factory=Learning)
     checkpoint_group: int = 0
     fused: Literal["auto", "never", "require"] = "never"
 
@@ -91,8 +97,6 @@ class TTT(Mixer):
             )
         if self.short_conv not in ("none", "raster", "time"):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
-        if self.share_qk and self.short_conv == "none":
-            raise ValueError("TTT.share_qk makes q and k the same but for their convolutions; set short_conv: raster.")
         if self.tanh_gate is not None and not math.isfinite(self.tanh_gate):
             raise ValueError(f"TTT.tanh_gate is {self.tanh_gate}; it is where alpha starts: 0, or 0.1, or null.")
         if self.fused not in ("auto", "never", "require"):
@@ -102,7 +106,9 @@ class TTT(Mixer):
                 f"TTT.rope_theta must be above 0 and checkpoint_group at least 0, not {self.rope_theta} and "
                 f"{self.checkpoint_group}."
             )
-        self._check_rate()
+        self.learning.check(self)
+        if self.learning.rate_scale == "head_dim":
+            self._check_rate()
 
     def _check_rate(self) -> None:
         """Refuses base rates with which the inner loop diverges."""
@@ -136,7 +142,13 @@ class TTT(Mixer):
         return TTTLayer(self, dim)
 
 
-_PARTS = {"inner": InnerModel, "chunk": Chunk, "objective": Objective, "optimizer": InnerOptimizer}
+_PARTS = {
+    "inner": InnerModel,
+    "chunk": Chunk,
+    "objective": Objective,
+    "optimizer": InnerOptimizer,
+    "learning": Learning,
+}
 
 MAX_RATE = 10.0
 """Base rates above this are refused."""

@@ -35,7 +35,7 @@ def read_side_by_side(
     def apart(x: Tensor) -> Tensor:
         return x.unflatten(0, (batch, count))
 
-    # A map's gradient is that of any weights: zeros, for all rows and heads.
+    # A map's gradient is that of any weights (zeros, for all rows and heads), or taken at W_0.
     parts = traces(loop, combine(lambda w: torch.zeros_like(w[:1, :1]), state.weights), rows)
     total = combine(apart, summed(state.weights, parts))
     if state.pending is not None:
@@ -51,7 +51,7 @@ def read_side_by_side(
     after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], state.weights, moves)
     weights = combine(lambda x: x[:, -1].clone(), after)  # a view would keep all of them alive in the state
     if mask is None:
-        own, pending = combine(lambda x: x.flatten(0, 1), after), state.pending
+        own, pending = {**loop.frozen, **combine(lambda x: x.flatten(0, 1), after)}, state.pending
         z = loop.model(rows.q, lambda name, x: affine(own[name], x), loop.grid)
     else:
         before = combine(lambda w, x: torch.cat((w[:, None], x[:, :-1]), 1).flatten(0, 1), state.weights, after)

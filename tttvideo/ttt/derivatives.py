@@ -241,18 +241,18 @@ class _GeluBackward(torch.autograd.Function):
         return first, second
 
 
-def residual_gradient(z: Tensor, target: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def residual_gradient(z: Tensor, target: Tensor, scale: Tensor, shift: Tensor, eps: float = EPS) -> Tensor:
     """d/dz of 1/2 | scale * h + shift - target |^2, h being z standardised: G = across(scale * e), e the difference."""
     if torch.is_grad_enabled() and not transformed():
-        return _ResidualGradient.apply(z, target, scale, shift)
-    h, r = _standardised(z)
+        return _ResidualGradient.apply(z, target, scale, shift, eps)
+    h, r = _standardised(z, eps)
     return _across(scale * (torch.addcmul(shift, scale, h) - target), h, r)
 
 
-def _standardised(z: Tensor) -> tuple[Tensor, Tensor]:
+def _standardised(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """h = (z - mean) / deviation, and r = 1 / deviation [..., 1]. (On a CPU, var_mean takes ten times as long.)"""
     centred = z - z.mean(-1, keepdim=True)
-    r = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
+    r = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     return centred * r, r
 
 
@@ -268,8 +268,8 @@ class _ResidualGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, target: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        h, r = _standardised(z)
+    def forward(ctx: Any, z: Tensor, target: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        h, r = _standardised(z, eps)
         error = torch.addcmul(shift, scale, h).sub_(target)
         gradient = _across(scale * error, h, r)
         ctx.save_for_backward(h, r, error, gradient, scale)
@@ -277,7 +277,7 @@ class _ResidualGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, p: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, p: Tensor) -> tuple[Tensor | None, ...]:
         h, r, error, gradient, scale = ctx.saved_tensors
         du, u = _across(p, h, r), scale * error
         de = scale * du
@@ -286,4 +286,4 @@ class _ResidualGradient(torch.autograd.Function):
         bent = (p * (u * h).mean(-1, keepdim=True)).addcmul_(u, (p * h).mean(-1, keepdim=True))
         dh = (scale * de).addcmul_(bent, r, value=-1)
         dz = _across(dh, h, r).addcmul_(h, r * (p * gradient).mean(-1, keepdim=True), value=-1)
-        return dz, de.neg_(), to_scale, to_shift
+        return dz, de.neg_(), to_scale, to_shift, None

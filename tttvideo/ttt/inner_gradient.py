@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .derivatives import affine, transposed
 from .inner.base import InnerModel
+from .learning import Learning
 from .objective import Norm, Objective
 from .optimizer import InnerOptimizer
 from .state import Map, Weights
@@ -29,6 +31,8 @@ class InnerLoop(NamedTuple):
         grid: (rows, columns) of a frame's tokens.
         warmup: share of their rate that Adam and Muon take.
         cumulative: no gradient depends on the weights, so that those after every chunk are one cumulative sum.
+        frozen: the maps that do not learn, as W_0 has them; a state's weights are the others.
+        learning: where gradients are taken, and of what.
     """
 
     model: InnerModel
@@ -39,6 +43,8 @@ class InnerLoop(NamedTuple):
     grid: tuple[int, int]
     warmup: float = 1.0
     cumulative: bool = False
+    frozen: Weights = {}  # noqa: RUF012
+    learning: Learning = Learning()
 
 
 class Trace(NamedTuple):
@@ -49,7 +55,7 @@ class Trace(NamedTuple):
 
 
 def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace]:
-    """Reads the keys at ``weights`` and goes back from the loss to the output of every map.
+    """Reads the keys at ``weights`` and goes back from the loss to the output of every map that learns.
 
     Works with and without an outer graph: under ``no_grad`` the inner gradient is taken all the same.
 
@@ -58,32 +64,44 @@ def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace
     """
     k, v, rate = tokens.k.flatten(2, 3), tokens.v.flatten(2, 3), tokens.rate.flatten(2, 3)
     taught = k[:, :, k.shape[2] - v.shape[2] :]  # without those that are only looked back on
-    if type(loop.model).backward is InnerModel.backward:
+    maps = loop.start if loop.learning.gradient_at == "start" else {**loop.frozen, **weights}
+    by_map = None
+    if loop.learning.rate_per_map:
+        by_map, rate = dict(zip(weights, rate.split(1, -1), strict=True)), torch.ones_like(rate[..., :1])
+    if type(loop.model).backward is InnerModel.backward and not loop.frozen:
         from .inner_autograd import traces_by_autograd
 
-        return traces_by_autograd(loop, weights, k, taught, v, rate)
+        parts = traces_by_autograd(loop, maps, k, taught, v, rate)
+        return parts if by_map is None else weighed(parts, by_map)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def record(name: str, x: Tensor) -> Tensor:
         if name in inputs:
             raise applied_twice(loop.model, name)
-        inputs[name], outputs[name] = x, affine(weights[name], x)
+        inputs[name], outputs[name] = x, affine(maps[name], x)
         return outputs[name]
 
     def back(name: str, z: Tensor) -> Tensor:
-        return transposed(weights[name], z)
+        return transposed(maps[name], z)
 
     z = loop.model(k, record, loop.grid)
-    if inputs.keys() != weights.keys():
-        raise never_applied(loop.model, weights.keys() - inputs.keys())
-    gradients = loop.model.backward(rate * loop.objective.gradient(z, taught, v, loop.norm), outputs, back)
+    if inputs.keys() != maps.keys():
+        raise never_applied(loop.model, maps.keys() - inputs.keys())
+    slope = rate * loop.objective.gradient(z, taught, v, loop.norm)
+    # Where only the last map learns, its output is the model's.
+    gradients = dict.fromkeys(weights, slope) if loop.frozen else loop.model.backward(slope, outputs, back)
     if gradients is None or gradients.keys() != weights.keys():
         raise ValueError(f"{type(loop.model).__name__}.backward must give a gradient for each of {list(weights)}.")
     parts = {}
-    for name, x in inputs.items():
-        parts[name] = Trace(x, gradients[name])
-    return parts
+    for name in weights:
+        parts[name] = Trace(inputs[name], gradients[name])
+    return parts if by_map is None else weighed(parts, by_map)
+
+
+def weighed(parts: dict[str, Trace], rates: dict[str, Tensor]) -> dict[str, Trace]:
+    """Every map's gradients times its own rates, [B, H, S, 1] each."""
+    return {name: Trace(inputs, rates[name] * gradients) for name, (inputs, gradients) in parts.items()}
 
 
 def summed(weights: Weights, parts: dict[str, Trace]) -> Weights:

@@ -39,7 +39,10 @@ class Projections(nn.Module):
         self.v_proj = nn.Linear(dim, wide, bias=False)
         convs = {} if config.short_conv == "none" else {"q": CausalConv(dim), "k": CausalConv(wide)}
         self.convs = nn.ModuleDict(convs)
-        self.rate = nn.Linear(dim, config.heads * config.views)
+        maps = 1
+        if config.learning.rate_per_map and config.learning.update == "all":
+            maps = len(config.inner.maps(dim // config.heads))
+        self.rate = nn.Linear(dim, config.heads * config.views * maps)
         nn.init.normal_(self.rate.weight, std=0.02)
         nn.init.zeros_(self.rate.bias)
         self.forget = nn.Linear(dim, config.heads) if config.forget else None
@@ -74,11 +77,19 @@ class TTTLayer(SequenceLayer):
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
         usual = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
         self.base_rate = usual if config.base_rate is None else config.base_rate
+        learning = config.learning
+        self.rate_factor = (1 if learning.direction == "descent" else -1) / (head_dim if learning.rate_scale else 1)
 
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
         self.project = Projections(config, dim)
         start = config.inner.init(head_dim, heads)
+        self.learns = {config.inner.last or next(iter(start))} if learning.update == "last" else set(start)
+        all_learn = len(self.learns) == len(start)
+        self.zero_start = None
+        if learning.start == "zero":
+            self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
+            start = {}
         self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
         self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
         shape = (heads, 1, head_dim) if config.objective.uses_norm else None
@@ -92,12 +103,11 @@ class TTTLayer(SequenceLayer):
         self.o_proj = nn.Linear(dim, dim, bias=False)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
         exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
-        self.cumulative = (
-            config.inner.linear
-            and config.objective.constant_gradient
-            and config.optimizer.cumulative
-            and not config.forget
-        )
+        unmoved = config.inner.linear or (learning.update == "last" and config.inner.last is not None)
+        at_start = learning.gradient_at == "start"
+        constant = at_start or (unmoved and config.objective.constant_gradient)
+        self.cumulative = constant and config.optimizer.cumulative and not config.forget
+        self.uses_start = config.forget or not config.optimizer.linear or not all_learn or at_start
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
 
@@ -110,6 +120,8 @@ class TTTLayer(SequenceLayer):
     def init_state(self, batch: int) -> TTTState:
         weights, zeros = {}, {}
         for name, (weight, bias) in self._start().items():
+            if name not in self.learns:
+                continue
             weight = weight.expand(batch, *weight.shape[1:])
             bias = None if bias is None else bias.expand(batch, *bias.shape[1:])
             if not torch.is_grad_enabled():  # a state that nobody differentiates must not be the parameters themselves
@@ -183,9 +195,10 @@ class TTTLayer(SequenceLayer):
             before = first[:, None] if isinstance(first, Tensor) else first
             positions = torch.arange(x.shape[1], device=device) + before
             positions = positions % period
-        q, k, v, tails = query_key_value(project, x, tails, positions, layout)
-        strength = torch.sigmoid(at_least_float32(project.rate(x))).mT[..., None]  # [B, V * H, T, 1]
-        rate = strength * (self.base_rate / self.head_dim * self.rate_warmup)
+        q, k, v, tails = query_key_value(project, x, tails, positions, layout, config.silu)
+        strength = torch.sigmoid(at_least_float32(project.rate(x))).mT  # [B, maps * V * H, T]
+        strength = strength.unflatten(1, (-1, config.views * config.heads)).movedim(1, -1)  # [B, V * H, T, maps or 1]
+        rate = strength * (self.base_rate * self.rate_factor * self.rate_warmup)
         if not self.chunk_is_bounded:
             rate = rate * self._share(x, layout)
         pairs = (config.views, config.heads)  # to [B, H, V, T, ..]
@@ -289,21 +302,28 @@ class TTTLayer(SequenceLayer):
         return ages
 
     def _loop(self, tokens: Tokens, layout: Layout) -> InnerLoop:
-        config = self.config
+        config, start = self.config, self._start() if self.uses_start else {}
         return InnerLoop(
             config.inner,
             config.objective,
             config.optimizer,
             self._norm(tokens.q),
-            self._start() if config.forget or not config.optimizer.linear else {},
+            start,
             layout.grid,
             self.rate_warmup,
             self.cumulative,
+            {name: map for name, map in start.items() if name not in self.learns},
+            config.learning,
         )
 
     def _start(self) -> Weights:
         """W_0 as one row, in the precision that weights in motion need (bf16 drifts by percents)."""
         start = {}
+        if self.zero_start is not None:
+            zero = at_least_float32(self.o_proj.weight).new_zeros
+            for name, (weight, bias) in self.zero_start.items():
+                start[name] = Map(zero(1, *weight), None if bias is None else zero(1, *bias))
+            return start
         for key, weight in self.weights.items():
             name = key.removesuffix("_weight")
             bias = self.biases.get(f"{name}_bias")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -46,18 +47,29 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class ResidualL2(Objective):
-    """The paper's: f(x) = x + LN(g(x)), loss 1/2 || f(k) - v ||^2 (paper, section 2.7)."""
+    """The paper's: f(x) = x + LN(g(x)), loss 1/2 || f(k) - v ||^2 (paper, section 2.7).
+
+    Attributes:
+        eps: of LN, added to the variance of z. The paper has 1e-6, which is as large as that variance at W_0 where |k|
+            = 1 (``normalize_qk``); ttt-video has 1e-8.
+    """
+
+    eps: float = EPS
 
     uses_norm: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"ResidualL2.eps is {self.eps}; it must be above 0 (the paper: 1e-6).")
 
     def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
         return 0.5 * (self.read(z, k, norm) - v).square().sum(-1)
 
     def gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
-        return residual_gradient(z, v - k, *norm)
+        return residual_gradient(z, v - k, *norm, self.eps)
 
     def read(self, z: Tensor, q: Tensor, norm: Norm) -> Tensor:
-        return torch.addcmul(q + norm.shift, norm.scale, F.layer_norm(z, z.shape[-1:], eps=EPS))
+        return torch.addcmul(q + norm.shift, norm.scale, F.layer_norm(z, z.shape[-1:], eps=self.eps))
 
 
 @dataclass(frozen=True)

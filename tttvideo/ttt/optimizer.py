@@ -10,15 +10,16 @@ rate * gradient, so that plain descent subtracts it as it is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from .state import Map, Moments, Weights, by_row, combine, length
+from .state import Map, Moments, Weights, by_row, combine, length, lengths_of_columns
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class InnerOptimizer(ABC):
 
     Attributes:
         steps: updates per chunk, each with the gradient taken anew.
-        clip: the gradient of a head becomes g * clip / (|g| + clip), shorter than ``clip`` and smooth (ViT^3,
-            arXiv 2512.01643, with clip = 1); null: as it is.
+        clip: the gradient becomes g * clip / (|g| + clip), shorter than ``clip`` and smooth (ViT^3, arXiv 2512.01643,
+            with clip = 1); null: as it is.
+        clip_by: what |g| is taken of: all maps of a ``head`` together, or every output ``column`` of every map (a
+            channel of a depthwise kernel), its bias included, as in ViT^3.
         weight_norm: after an update every column of every affine map, its bias included, gets back the length
             that it has in W_0 (LaCT, arXiv 2505.23884, which has no biases).
     """
@@ -36,6 +39,7 @@ class InnerOptimizer(ABC):
     steps: int = 1
     clip: float | None = None
     weight_norm: bool = False
+    clip_by: Literal["head", "column"] = "head"
 
     averages: ClassVar[int] = 0
     """Running averages that are kept, each like the weights."""
@@ -51,6 +55,8 @@ class InnerOptimizer(ABC):
             raise ValueError(f"{type(self).__name__}.steps is {self.steps}; a chunk takes 1 inner step, or 2, ...")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"{type(self).__name__}.clip is {self.clip}; it must be above 0, or null.")
+        if self.clip_by not in ("head", "column"):
+            raise ValueError(f"{type(self).__name__}.clip_by is {self.clip_by!r}; it must be head or column.")
 
     @property
     def cumulative(self) -> bool:
@@ -79,6 +85,8 @@ class InnerOptimizer(ABC):
     def clipped(self, gradient: Weights) -> Weights:
         if self.clip is None:
             return gradient
+        if self.clip_by == "column":
+            return {name: _clipped_columns(map, self.clip) for name, map in gradient.items()}
         factor = self.clip / (length(gradient) + self.clip)
         return combine(lambda g: by_row(factor, g) * g, gradient)
 
@@ -161,14 +169,17 @@ class Adam(InnerOptimizer):
 
 @dataclass(frozen=True)
 class Muon(InnerOptimizer):
-    """Muon with weight norm (LaCT, arXiv 2505.23884, section 3): the averaged gradient of every weight matrix is
+    """Muon with weight norm (as LaCT, arXiv 2505.23884, section 3): the averaged gradient of every weight matrix is
     replaced by the nearest orthogonal one, by Newton-Schulz iteration; biases follow the average scaled to unit
-    length. As with Adam, the layer's base_rate does not matter.
+    length. As with Adam, the layer's base_rate does not matter. LaCT itself has ``rate: 1, momentum: 0, coefficients:
+    lact``.
 
     Attributes:
         rate: length of the step: the largest singular value of what is subtracted from a matrix.
         momentum: share of the former average kept; 0 is LaCT's plain form.
         iterations: of Newton-Schulz.
+        coefficients: of the iteration: ``jordan``, the same each time (singular values to 0.68 to 1.13), or ``lact``,
+            five in turn (to 0.98 to 1.03).
         weight_norm: see ``InnerOptimizer``; on, as in LaCT: without it the weights can grow without bound.
     """
 
@@ -176,6 +187,7 @@ class Muon(InnerOptimizer):
     rate: float = 0.1
     momentum: float = 0.9
     iterations: int = 5
+    coefficients: Literal["jordan", "lact"] = "jordan"
 
     averages: ClassVar[int] = 1
     follows_length: ClassVar[bool] = False
@@ -187,24 +199,46 @@ class Muon(InnerOptimizer):
             raise ValueError(
                 f"Muon needs rate at least 0 and at least 1 iteration, not {self.rate} and {self.iterations}."
             )
+        if self.coefficients not in COEFFICIENTS:
+            raise ValueError(f"Muon.coefficients is {self.coefficients!r}; it must be jordan or lact.")
+        if self.coefficients == "lact" and self.iterations != len(COEFFICIENTS["lact"]):
+            raise ValueError(f"Muon.iterations is {self.iterations}; there are 5 with coefficients: lact.")
 
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
         average = combine(lambda m, g: self.momentum * m + g, moments.averages[0], gradient)
-        step = combine(lambda m: self.rate * warmup * orthogonalized(m, self.iterations), average)
+        step = combine(lambda m: self.rate * warmup * orthogonalized(m, self.iterations, self.coefficients), average)
         return step, Moments((average,), moments.count)
 
 
-def orthogonalized(x: Tensor, iterations: int) -> Tensor:
+COEFFICIENTS = {
+    "jordan": [(3.4445, -4.7750, 2.0315)],
+    "lact": [
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ],
+}
+"""Of x, x x^T x and (x x^T)^2 x in each iteration of Newton-Schulz, repeated."""
+
+
+def orthogonalized(x: Tensor, iterations: int, coefficients: str = "jordan") -> Tensor:
     """U V^T of x = U S V^T, roughly, for matrices [..., m, n]: the quintic Newton-Schulz iteration of Muon (K.
-    Jordan, 2024), which brings every singular value to about 1 (0.7 to 1.2). Zero stays zero."""
+    Jordan, 2024), which brings every singular value to about 1. Zero stays zero."""
     transpose = x.shape[-2] > x.shape[-1]
     x = x.mT if transpose else x
     squares = x.square().sum((-2, -1), keepdim=True)
     x = x * torch.rsqrt(squares + 1e-14)
-    for _ in range(iterations):
+    for a, b, c in itertools.islice(itertools.cycle(COEFFICIENTS[coefficients]), iterations):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if transpose else x
+
+
+def _clipped_columns(map: Map, clip: float) -> Map:
+    factor = clip / (lengths_of_columns(map) + clip)
+    return Map(map.weight * factor, None if map.bias is None else map.bias * factor)
 
 
 def _renormed(map: Map, start: Map) -> Map:

@@ -13,7 +13,12 @@ from .interface import Layout
 
 
 def query_key_value(
-    layer: Any, x: Tensor, tails: dict[str, Tensor], positions: Tensor | None, layout: Layout
+    layer: Any,
+    x: Tensor,
+    tails: dict[str, Tensor],
+    positions: Tensor | None,
+    layout: Layout,
+    silu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Queries, keys and values of every head, in float32 at least.
 
@@ -24,6 +29,7 @@ def query_key_value(
         x: [B, T, C].
         tails: last inputs of the convolutions, by name.
         positions: [T] or [B, T], by which q and k are rotated; None: they are not.
+        silu: apply SiLU to q, k and v after the convolutions.
 
     Returns:
         q [B, H, T, d], k and v [B, heads of theirs, T, d], and the tails after x.
@@ -39,6 +45,8 @@ def query_key_value(
     q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
     k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)
     v = at_least_float32(v).unflatten(-1, heads).transpose(1, 2)
+    if silu:
+        q, k, v = F.silu(q), F.silu(k), F.silu(v)
     if config.normalize_qk:
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     if positions is not None:

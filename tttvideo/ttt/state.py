@@ -83,5 +83,15 @@ def where(condition: Tensor, new: Weights, old: Weights) -> Weights:
 def length(weights: Weights) -> Tensor:
     """Euclidean length of all the weights of a head together, [B, H, 1, 1]; its gradient at zero is zero."""
     squares = [x.square().flatten(2).sum(-1) for map in weights.values() for x in map if x is not None]
-    total = torch.stack(squares).sum(0)
-    return torch.where(total > 0, total.clamp_min(torch.finfo(total.dtype).tiny).sqrt(), 0.0)[..., None, None]
+    return _root(torch.stack(squares).sum(0))[..., None, None]
+
+
+def lengths_of_columns(map: Map) -> Tensor:
+    """Euclidean length of every column of a map, its bias included, [B, H, 1, outputs] (a grouped map has its axis of
+    groups, too); its gradient at zero is zero."""
+    squares = map.weight.square().sum(-2, keepdim=True)
+    return _root(squares if map.bias is None else squares + map.bias.square())
+
+
+def _root(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x.clamp_min(torch.finfo(x.dtype).tiny).sqrt(), 0.0)

@@ -60,7 +60,8 @@ def update_then_read(
 ) -> tuple[Tensor, TTTState]:
     """A chunk of which all is seen by all: the inner optimizer's steps on it, then all queries at the weights after.
 
-    A forget gate leads the old weights back towards W_0; gradients are taken before it does.
+    A forget gate leads the old weights back towards W_0; gradients are taken before it does, or after it
+    (``Learning.forget_first``).
 
     Args:
         closes: whether the chunk has any token: True, or bool [B, 1, 1, 1] by row.
@@ -70,10 +71,10 @@ def update_then_read(
     """
     weights, pending, fading, moments, position, tails = state
     for number in range(loop.optimizer.steps):
-        parts = traces(loop, weights, tokens)
         before = weights
         if number == 0 and tokens.fade is not None:
             before = faded(loop, weights, tokens.fade.sum(2, keepdim=True))
+        parts = traces(loop, before if loop.learning.forget_first else weights, tokens)
         if loop.optimizer.linear:
             weights = {}
             for name, map in before.items():
@@ -82,8 +83,10 @@ def update_then_read(
             gradient = combine(lambda g: steps.last * g, summed(weights, parts))
             weights, moments = loop.optimizer.step(before, gradient, moments, loop.start, loop.warmup)
 
+    maps = {**loop.frozen, **weights}
+
     def read(name: str, x: Tensor) -> Tensor:
-        return affine(weights[name], x)
+        return affine(maps[name], x)
 
     z = loop.model(tokens.q, read, loop.grid)
     if not isinstance(closes, bool):
@@ -142,6 +145,8 @@ def ahead_of_update(loop: InnerLoop, state: TTTState, parts: dict[str, Trace], t
     lost = None if tokens.fade is None else torch.expm1(state.fading + steps.mask @ tokens.fade)  # kept - 1
 
     def ahead(name: str, x: Tensor) -> Tensor:
+        if name in loop.frozen:
+            return affine(loop.frozen[name], x)
         inputs, gradients = parts[name]
         if x.shape[-2] != seen.shape[0] or inputs.shape[-2] != seen.shape[1]:
             raise ValueError(

@@ -47,6 +47,8 @@ class DataConfig:
             first that is marked as default, or else the largest.
         max_frames: train on a random window of at most this many consecutive (sampled) frames; null: whole
             videos.
+        length_schedule: windows that grow: [[0, 64], [5, 256]] are 64 frames at most in five epochs, then 256;
+            max_frames stays the most. Empty: max_frames from the start.
         batch_size: videos per process and step.
         workers: processes that decode, per training process; 0: decode in the training process.
         time_limit: seconds that a worker may take for one video; then the run stops and names it.
@@ -68,6 +70,7 @@ class DataConfig:
     sampling: str = "dense"
     stream: int | None = None
     max_frames: int | None = None
+    length_schedule: tuple[tuple[int, int], ...] = ()
     batch_size: int = 8
     workers: int = 2
     time_limit: float = TIME_LIMIT
@@ -81,6 +84,12 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        epochs = [epoch for epoch, _ in self.length_schedule]
+        if epochs != sorted(set(epochs)) or any(epoch < 0 or frames < 1 for epoch, frames in self.length_schedule):
+            raise DataError(
+                f"data.length_schedule is {[list(pair) for pair in self.length_schedule]}; it must be a list of "
+                "[epoch, frames], epochs rising from 0, such as [[0, 64], [5, 256]]"
+            )
         if not 0 < self.time_limit < math.inf:
             raise DataError(f"data.time_limit is {self.time_limit:g}; it must be a positive number of seconds")
         if self.cache not in ("none", "memory", "disk"):
@@ -141,6 +150,23 @@ class Failure(NamedTuple):
     reason: str
 
 
+class FilmPart(NamedTuple):
+    """What is read of a training video where it is read in segments: those of its frames [start, stop) that sampling
+    and the window have left. All parts of a video in one epoch are of the same window, changed in the same way."""
+
+    epoch: int
+    index: int
+    start: int
+    stop: int
+
+
+class FilmSegment(NamedTuple):
+    """A part that was read."""
+
+    part: FilmPart
+    answer: Sample | Failure
+
+
 class VideoDataset(Dataset):
     """Samples by (epoch, index); what cannot be read comes as a `Failure` instead, never as another sample.
 
@@ -148,6 +174,7 @@ class VideoDataset(Dataset):
         augment: training: random sampling within the rule, `max_frames` windows and these changes. None:
             evaluation, the same frames always.
         max_frames: training only.
+        schedule: of shorter windows in early epochs, as `DataConfig.length_schedule`.
         first: evaluation only: each video is cut to so many frames, before the sampling rule; None: whole videos.
         cache: a DiskCache, or a MemoryCache that `preload` (loader.py) has filled; None decodes every time.
     """
@@ -162,6 +189,7 @@ class VideoDataset(Dataset):
         max_frames: int | None = None,
         first: int | None = None,
         cache: DiskCache | MemoryCache | None = None,
+        schedule: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.index = index
         self.preprocessing = preprocessing
@@ -169,6 +197,7 @@ class VideoDataset(Dataset):
         self.seed = seed
         self.max_frames = max_frames
         self.first = first
+        self.schedule = schedule
         self.cache = cache
         self._rule = parse_sampling(preprocessing.sampling)
         # A rule without randomness is applied before frames are kept, any other one to the kept frames.
@@ -179,13 +208,17 @@ class VideoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index.videos)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | Failure:
-        epoch, i = item
+    def __getitem__(self, item: tuple[int, int] | FilmPart) -> Sample | Failure | FilmSegment:
+        if isinstance(item, FilmPart):
+            return FilmSegment(item, self._sample(item.epoch, item.index, slice(item.start, item.stop)))
+        return self._sample(*item, slice(None))
+
+    def _sample(self, epoch: int, i: int, part: slice) -> Sample | Failure:
         video = self.index.videos[i]
         generator = sample_generator(self.seed, epoch, i) if self.augment else None
         with catch_damage() as notes:
             try:
-                frames = self._frames(i, generator, notes)
+                frames = self._frames(epoch, i, generator, notes, part)
             except (VideoError, OSError) as error:
                 return Failure(i, printable(video.path), str(error))
         if self.augment and generator and frames.dtype == torch.uint8:
@@ -194,7 +227,11 @@ class VideoDataset(Dataset):
             frames = self.preprocessing.apply(frames)
         return Sample(frames, self._label(video), i, video.path, "; ".join(notes) or None)
 
-    def name(self, item: tuple[int, int]) -> str:
+    def longest(self, epoch: int) -> int | None:
+        """Frames of a training window in an epoch; None: whole videos."""
+        return longest(self.schedule, self.max_frames, epoch)
+
+    def name(self, item: tuple[int, ...]) -> str:
         return self.path(item[1])
 
     def path(self, i: int) -> str:
@@ -251,16 +288,16 @@ class VideoDataset(Dataset):
         n = len(times) if clip is not None and self._rule_first else len(self._rule.indices(times - times[0], None))
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
-    def _frames(self, i: int, generator: torch.Generator | None, notes: Notes) -> Tensor:
-        """uint8 [F, 3, h, w] at decode size, chosen. `notes` grows when a file turns out to be damaged."""
+    def _frames(self, epoch: int, i: int, generator: torch.Generator | None, notes: Notes, part: slice) -> Tensor:
+        """uint8 [F, 3, h, w] at decode size, part of those chosen. `notes` grows when a file is damaged."""
         video = self.index.videos[i]
         if self.cache is not None:
             frames, times = self._cached(i, notes)
-            return _take(frames, self._choose(times, self._rule_first, generator))
+            return _take(frames, self._choose(times, self._rule_first, generator, epoch)[part])
         preprocessing = self.preprocessing.drawn(generator) if generator else self.preprocessing
         with open_sized(video.path, preprocessing, self._margin) as reader:
             inside = within(reader, video.start, video.end)[: self.first]
-            keep = self._choose(reader.times[inside], False, generator)
+            keep = self._choose(reader.times[inside], False, generator, epoch)[part]
             wanted, inverse = torch.unique(inside[keep], return_inverse=True)  # slow motion repeats frames
             frames = reader.read(wanted)
         return frames[inverse[inverse < len(frames)]]
@@ -300,7 +337,7 @@ class VideoDataset(Dataset):
             self.cache.store(file, clip)
         return clip.frames, clip.times
 
-    def _choose(self, times: Tensor, sampled: bool, generator: torch.Generator | None) -> Tensor:
+    def _choose(self, times: Tensor, sampled: bool, generator: torch.Generator | None, epoch: int = 0) -> Tensor:
         """Positions of the frames to use: sampling rule, then speed and drops, then a window."""
         if sampled:
             keep = torch.arange(len(times))
@@ -308,9 +345,10 @@ class VideoDataset(Dataset):
             keep = self._rule.indices(times - times[0], None if self._rule_first else generator)
         if self.augment and generator:
             keep = keep[self.augment.resample(len(keep), generator)]
-            if self.max_frames and len(keep) > self.max_frames:
-                start = int(torch.randint(len(keep) - self.max_frames + 1, (), generator=generator))
-                keep = keep[start : start + self.max_frames]
+            most = self.longest(epoch)
+            if most and len(keep) > most:
+                start = int(torch.randint(len(keep) - most + 1, (), generator=generator))
+                keep = keep[start : start + most]
         return keep
 
     def _label(self, video: Video) -> Tensor:
@@ -319,6 +357,12 @@ class VideoDataset(Dataset):
             label[list(video.label)] = 1
             return label
         return torch.tensor(-1 if video.label is None else video.label)
+
+
+def longest(schedule: Sequence[tuple[int, int]], max_frames: int | None, epoch: int) -> int | None:
+    """Frames of a training window in an epoch (from 0): what the last entry says that has begun."""
+    begun = [frames for start, frames in schedule if start <= epoch]
+    return min(begun[-1], max_frames or begun[-1]) if begun else max_frames
 
 
 def _take(frames: Tensor | np.ndarray, keep: Tensor) -> Tensor:

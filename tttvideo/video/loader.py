@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from .cache import Clip, DiskCache, MemoryCache
-from .dataset import DataConfig, Failure, Sample, VideoDataset
+from .dataset import DataConfig, Failure, FilmPart, FilmSegment, Sample, VideoDataset
 from .index import DataError, Index
 from .reader import PartialVideoWarning, VideoError
 from .reading import catch_damage
@@ -148,6 +148,41 @@ class Collate:
         )
 
 
+class SegmentBatch(NamedTuple):
+    """The next segments of films that are read side by side; a row whose film cannot be read has length 0."""
+
+    frames: Tensor  # as in `Batch`, a row for each film
+    lengths: Tensor
+    labels: Tensor  # of a row that could not be read: 0
+    films: Tensor  # int64 [B, 2]: pass over all films, place in the index
+    paths: list[str]
+    failures: list[Failure]
+    notes: list[str]
+
+
+class SegmentCollate(Collate):
+    """Parts of films to a SegmentBatch."""
+
+    def __call__(self, items: Sequence[FilmSegment]) -> SegmentBatch:  # type: ignore[override]
+        answers = [item.answer for item in items]
+        lengths = [len(a.frames) if isinstance(a, Sample) else 0 for a in answers]
+        frames = torch.zeros(len(items), max([1, *lengths]), *self.frame[0], dtype=self.frame[1])
+        labels = torch.zeros(len(items), *self.label_shape, dtype=self.label_type)
+        for row, answer in enumerate(answers):
+            if isinstance(answer, Sample):
+                frames[row, : lengths[row]] = answer.frames
+                labels[row] = answer.label
+        return SegmentBatch(
+            frames,
+            torch.tensor(lengths, dtype=torch.int64),
+            labels,
+            torch.tensor([item.part[:2] for item in items], dtype=torch.int64),
+            [a.path for a in answers if isinstance(a, Sample)],
+            [a for a in answers if isinstance(a, Failure)],
+            [a.note for a in answers if isinstance(a, Sample) and a.note],
+        )
+
+
 class Loader(WorkerLoader):
     """Gives `Batch`es (or `Piece`s); warnings of readers in the workers are issued here, once per video.
 
@@ -189,11 +224,12 @@ def train_loader(
     """
     options = _options(config, start_method)
     reading = reading or config.preprocessing
-    dataset = _dataset(config, index, options, reading, augment=config.augment, seed=seed, max_frames=config.max_frames)
+    how: dict[str, Any] = {"augment": config.augment, "seed": seed, "max_frames": config.max_frames}
+    dataset = _dataset(config, index, options, reading, schedule=config.length_schedule, **how)
     lengths = None
     if config.buckets > 1:
-        how = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
-        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **how))
+        opening = {} if isinstance(dataset.cache, MemoryCache) else options  # nothing to open then
+        lengths = list(WorkerLoader(_Lengths(dataset), batch_size=None, **opening))
     sampler = EpochSampler(
         len(dataset),
         config.batch_size,
@@ -209,6 +245,30 @@ def train_loader(
         dataset,
         batch_sampler=sampler,
         collate=Collate(reading.frame, (n_classes,) if multi else (), torch.float32 if multi else torch.int64),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=True,
+        **options,
+    )
+
+
+def film_lengths(config: DataConfig, index: Index, reading: Preprocessing) -> list[int]:
+    """Frames of each video after sampling; 0 of one that cannot be read."""
+    dataset = VideoDataset(index, reading)
+    return list(WorkerLoader(_Lengths(dataset), batch_size=None, **_options(config, None)))
+
+
+def segment_loader(
+    config: DataConfig, index: Index, sampler: Sampler[list[FilmPart]], *, seed: int, reading: Preprocessing
+) -> Loader:
+    """Training videos in segments, as a sampler of one rank says."""
+    options = _options(config, None)
+    how: dict[str, Any] = {"augment": config.augment, "seed": seed, "max_frames": config.max_frames}
+    dataset = _dataset(config, index, options, reading, schedule=config.length_schedule, **how)
+    labels = ((len(index.labels),), torch.float32) if index.multi_label else ((), torch.int64)
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        collate=SegmentCollate(reading.frame, *labels),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
         **options,

@@ -49,6 +49,7 @@ def test_token_causal_kernels_are_the_eager_scan(model, size, dim, lengths, posi
 
 FRAME_CASES = [
     # model, grid of a frame, head dimension, tokens of the rows
+    # the first three are also in the quick suite
     (MLP(), (1, 5), 16, (10,)),  # two blocks of hidden units
     (Linear(), (1, 5), 16, (10,)),
     (Conv(), (2, 3), 16, (12,)),
@@ -81,8 +82,17 @@ FRAME_CASES = [
 ]
 
 
-@pytest.mark.parametrize("heads_fill_the_device", [True, False])
-@pytest.mark.parametrize(("model", "grid", "dim", "lengths"), FRAME_CASES, ids=name)
+def frame_cases():
+    """Each with enough heads to fill a device (one launch takes all phases) and without; those of the quick suite are
+    one way there."""
+    for number, some in enumerate(FRAME_CASES):
+        arguments, marks = (some.values, some.marks) if hasattr(some, "values") else (some, ())
+        for fill in (False, True):
+            other = () if fill == (number == 0) else (pytest.mark.kernels,)
+            yield pytest.param(*arguments, fill, marks=marks or other)
+
+
+@pytest.mark.parametrize(("model", "grid", "dim", "lengths", "heads_fill_the_device"), list(frame_cases()), ids=name)
 def test_frame_kernels_are_the_eager_scan(model, grid, dim, lengths, heads_fill_the_device, monkeypatch):
     """In one launch, and phase by phase."""
     monkeypatch.setattr(launch, "FEW_PROGRAMS", 1 if heads_fill_the_device else 64)

@@ -20,6 +20,7 @@ class SelfAttention(InnerModel):
     bias: bool = False
 
     mixes_tokens: ClassVar[bool] = True
+    last: ClassVar[str] = "o"
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         return {name: MapShape(dim, dim, self.bias, std=dim**-0.5) for name in ("q", "k", "v", "o")}

@@ -48,6 +48,9 @@ class InnerModel(ABC):
     linear: ClassVar[bool] = False
     """True if it is one affine map of inputs that do not depend on the weights, and nothing after it."""
 
+    last: ClassVar[str | None] = None
+    """The map whose output is the model's, where there are others before it (``Learning.update: last`` needs it)."""
+
     base_rate: ClassVar[float] = 0.1
     """Inner learning rate where the layer's configuration names none (paper, section 2.7 and appendix C)."""
 

@@ -23,6 +23,7 @@ class ConvDepthwise(InnerModel):
 
     mixes_tokens: ClassVar[bool] = True
     sees_positions: ClassVar[bool] = True
+    last: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         check_time(self, self.time)

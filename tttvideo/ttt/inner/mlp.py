@@ -1,6 +1,7 @@
 """TTT-MLP: g(x) = gelu(x W1 + b1) W2 + b2 (paper, section 2.7)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class MLP(InnerModel):
     """
 
     expansion: int = 4
+
+    last: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         check_expansion(self, self.expansion)

@@ -24,10 +24,10 @@ from .launch import (
     token_constants,
 )
 
-SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Bytes that one program may take, by compute capability (CUDA C++ Programming Guide, table 'Technical
-Specifications per Compute Capability'). sm_80 itself has 163 kB; what is compiled for it also runs on sm_86, sm_89 and
-sm_120, which have 99."""
+Specifications per Compute Capability'). sm_80 itself has 163 kB; what is compiled for it also runs on sm_86 and sm_89,
+which have 99."""
 
 _INTEGERS = {"heads", "tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group"}
 _INDICES = {"position", "lengths"}

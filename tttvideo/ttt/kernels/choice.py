@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..chunk import FrameCausal, TokenCausal
+from ..derivatives import EPS
 from ..inner.base import InnerModel
 from ..inner.conv import Conv
 from ..inner.conv_depthwise import ConvDepthwise
 from ..inner.dwconv import DWConv
 from ..inner.linear import Linear
 from ..inner.mlp import MLP
+from ..learning import Learning
 from ..objective import DotProduct, ResidualL2
 from ..optimizer import SGD
 from . import self_check, verified
@@ -166,6 +168,12 @@ def _why_not_learned(config: TTT) -> str | None:
         model = f" of {type(inner).__name__}" if wanted is DotProduct else ""
         return f"there is no kernel{model} for the objective {objective.__name__}, only for {wanted.__name__}"
     clipped = isinstance(inner, DWConv) and optimizer.cumulative
+    if config.learning != Learning():
+        return f"there is no kernel for {config.learning}, only for the defaults"
+    if isinstance(config.objective, ResidualL2) and config.objective.eps != EPS:
+        return f"the eps of {config.objective} is {config.objective.eps}; in kernels it is {EPS}"
+    if optimizer.clip_by != "head":
+        return f"there is no kernel for clip_by: {optimizer.clip_by}, only for head"
     if type(optimizer) is not SGD or not (optimizer.linear or clipped):
         return f"there is no kernel for the optimizer {optimizer}, only for plain SGD"
     return None

@@ -1,0 +1,235 @@
+"""How the hidden state learns where it departs from the paper: each option against its definition, in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers import DELTA_RULE, DIM, GRID, N, build, distance, name
+from tttvideo.mixers.gated_delta_net import gated_delta_rule
+from tttvideo.ttt import (
+    GLU,
+    L2,
+    MLP,
+    SGD,
+    TTT,
+    Conv,
+    DotProduct,
+    DWConv,
+    FrameCausal,
+    Layout,
+    Learning,
+    Linear,
+    Muon,
+    ResidualL2,
+    TokenCausal,
+)
+from tttvideo.ttt.kernels.choice import not_for
+from tttvideo.ttt.optimizer import orthogonalized
+from tttvideo.ttt.state import Map
+
+LAYOUT = Layout(GRID)
+
+
+def weights_after(layer, x):
+    """W after ``x`` by plain autograd on one sequence, chunk after chunk of ``FrameCausal(1)``, and the weights of
+    every chunk."""
+    config, learning = layer.config, layer.config.learning
+    tokens, _ = layer._tokens(x, layer.init_state(1).tails, 0, LAYOUT)
+    start = {key: [t for t in map if t is not None] for key, map in layer._start().items()}
+    weights, history = start, []
+    for c in range(x.shape[1] // N):
+        part = slice(c * N, (c + 1) * N)
+        k, v, rate = (t[:, :, 0, part] for t in (tokens.k, tokens.v, tokens.rate))
+        if tokens.fade is not None:
+            kept = tokens.fade[:, :, part].sum(2, keepdim=True).exp()
+            faded = {key: [a + kept * (b - a) for a, b in zip(start[key], weights[key])] for key in start}
+        else:
+            faded = weights
+        at = start if learning.gradient_at == "start" else faded if learning.forget_first else weights
+        at = {key: [t.detach().requires_grad_() for t in ts] for key, ts in at.items()}
+
+        def affine(key, z, at=at):
+            return z @ at[key][0] + (at[key][1] if len(at[key]) > 1 else 0)
+
+        losses = config.objective.loss(config.inner(k, affine, GRID), k, v, layer._norm(k))
+        new = {}
+        for i, key in enumerate(start):
+            own = rate[..., i if rate.shape[-1] > 1 else 0]
+            gradients = torch.autograd.grad((own * losses).sum(), at[key], retain_graph=True)
+            learns = learning.update == "all" or key == (config.inner.last or "1")
+            new[key] = [w - learns * g / N for w, g in zip(faded[key], gradients)]
+        weights = new
+        history.append(weights)
+    return weights
+
+
+@pytest.mark.parametrize("inner", [MLP(), GLU(), Linear()], ids=name)
+@pytest.mark.parametrize(
+    ("learning", "options"),
+    [
+        (Learning(), {}),
+        (Learning(update="last"), {}),
+        (Learning(update="last"), {"forget": True}),
+        (Learning(update="last"), {"objective": DotProduct()}),
+        (Learning(gradient_at="start"), {}),
+        (Learning(gradient_at="start"), {"forget": True}),
+        (Learning(direction="ascent"), {}),
+        (Learning(rate_per_map=True), {}),
+        (Learning(forget_first=True), {"forget": True}),
+        (Learning(rate_scale=None), {"normalize_qk": True, "objective": ResidualL2(eps=1e-3), "base_rate": 0.01}),
+        (Learning(update="last", gradient_at="start", direction="ascent"), {"objective": L2()}),
+    ],
+)
+def test_the_weights_are_those_of_the_definition(inner, learning, options):
+    layer = build(TTT(inner=inner, heads=2, learning=learning, **options))
+    x = torch.randn(1, 4 * N, DIM).double()
+    expected = weights_after(layer, x)
+    _, state = layer(x, None, LAYOUT)
+    assert list(state.weights) == (list(expected) if learning.update == "all" else [inner.last or "1"])
+    for key, map in state.weights.items():
+        assert distance([t for t in map if t is not None], expected[key]) <= 1e-12
+    sign = -1 if learning.direction == "ascent" else 1
+    tokens, _ = layer._tokens(x, {}, 0, LAYOUT)
+    rates = 1 if learning.rate_scale is None else 1 / layer.head_dim
+    assert (sign * tokens.rate > 0).all()
+    assert tokens.rate.abs().max() <= layer.base_rate * rates
+
+
+@pytest.mark.parametrize("chunk", [FrameCausal(1), FrameCausal(2), TokenCausal(4)], ids=name)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning": Learning(gradient_at="start")},
+        {"learning": Learning(gradient_at="start", update="last"), "inner": GLU()},
+        {"learning": Learning(update="last"), "objective": DotProduct()},
+        {"learning": Learning(gradient_at="start", rate_per_map=True), "objective": L2()},
+    ],
+)
+def test_what_needs_no_loop_is_the_loop(chunk, options):
+    """The cumulative sum, outputs and state, against chunk after chunk."""
+    layer = build(TTT(heads=2, chunk=chunk, **options))
+    assert layer.cumulative
+    x = torch.randn(2, 5 * N, DIM).double()
+    with torch.no_grad():
+        y, state = layer(x, None, LAYOUT)
+        layer.cumulative = False
+        expected, last = layer(x, None, LAYOUT)
+    assert distance(y, expected) <= 1e-12
+    assert distance(state, last) <= 1e-12
+
+
+@pytest.mark.parametrize("forget", [True, False])
+def test_the_delta_rules_are_ttt(forget):
+    """Gated DeltaNet's recurrence, and without the gate DeltaNet's: a linear hidden state without bias that begins at
+    0, plain least squares, chunks of one token, keys of unit length, rates not divided by the head dimension."""
+    import dataclasses
+
+    learning = dataclasses.replace(DELTA_RULE.learning, forget_first=forget)
+    layer = build(dataclasses.replace(DELTA_RULE, forget=forget, learning=learning))
+    x = torch.randn(2, 5 * N, DIM).double()
+    y, state = layer(x, None, LAYOUT)
+    q, k, v, rate, fade = layer._tokens(x, {}, 0, LAYOUT)[0]
+    step = (1 + layer.scale_shift).clamp_min(0)  # learned by position in the chunk: here one number
+    beta, log_decay = (
+        step * rate[:, :, 0, :, 0],
+        torch.zeros_like(rate[:, :, 0, :, 0]) if fade is None else fade[..., 0],
+    )
+    zeros = torch.zeros(2, 2, 4, 4).double()
+    out, memory = gated_delta_rule(q * math.sqrt(4), k[:, :, 0], v[:, :, 0], beta, log_decay, zeros, 8)
+    assert distance(state.weights["1"].weight, memory) <= 1e-14
+    assert distance(y, layer._output(x, out)) <= 1e-13
+    assert beta.max() > 0.5  # a rate worth the name
+
+
+def test_a_zero_start_is_no_parameter():
+    layer = TTT(Linear(), 2, objective=L2(), learning=Learning(start="zero")).build(DIM)
+    assert not [key for key, _ in layer.named_parameters() if key.startswith(("weights", "biases"))]
+    assert all((t == 0).all() for t in layer.init_state(3).weights["1"])
+
+
+def test_clipping_by_column():
+    """ViT^3's: every output column by its own length, its bias included; a channel of a depthwise kernel."""
+    torch.manual_seed(0)
+    dense = Map(torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 1, 5).double())
+    grouped = Map(torch.randn(2, 3, 4, 9, 1).double(), None)
+    clipped = SGD(clip=0.5, clip_by="column").clipped({"1": dense, "2": grouped})
+    for column in range(5):
+        own = torch.cat((dense.weight[0, 0, :, column], dense.bias[0, 0, :, column]))
+        expected = own * 0.5 / (own.norm() + 0.5)
+        found = torch.cat((clipped["1"].weight[0, 0, :, column], clipped["1"].bias[0, 0, :, column]))
+        assert distance(found, expected) <= 1e-15
+    for channel in range(4):
+        own = grouped.weight[1, 2, channel, :, 0]
+        assert distance(clipped["2"].weight[1, 2, channel, :, 0], own * 0.5 / (own.norm() + 0.5)) <= 1e-15
+
+
+def test_silu_comes_before_the_lengths():
+    layer, plain = build(TTT(heads=2, silu=True, normalize_qk=True, rope=False)), build(TTT(heads=2, rope=False))
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(1, N, DIM).double()
+    tokens, raw = (own._tokens(x, {}, 0, LAYOUT)[0] for own in (layer, plain))
+    assert distance(tokens.v, F.silu(raw.v)) <= 1e-15
+    assert distance(tokens.k, F.normalize(F.silu(raw.k), dim=-1)) <= 1e-15
+    assert distance(tokens.q, F.normalize(F.silu(raw.q), dim=-1)) <= 1e-15
+
+
+@pytest.mark.parametrize(("coefficients", "low", "high"), [("jordan", 0.65, 1.2), ("lact", 0.95, 1.05)])
+def test_newton_schulz_brings_singular_values_to_one(coefficients, low, high):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(8, 8).double())
+    x = u @ torch.diag(torch.logspace(-1.5, 0, 8).double()) @ v
+    values = torch.linalg.svdvals(orthogonalized(x, 5, coefficients))
+    assert low <= values.min()
+    assert values.max() <= high
+
+
+def ttt(**options):
+    return TTT(heads=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Learning(update="first"), "must be all or last"),
+        (lambda: Learning(rate_scale="width"), "must be head_dim or null"),
+        (lambda: ttt(learning=Learning(start="zero")), "MLP with ResidualL2 cannot learn from there"),
+        (lambda: ttt(inner=Linear(), learning=Learning(start="zero")), "Linear with ResidualL2 cannot"),
+        (lambda: ttt(learning=Learning(forget_first=True)), "needs forget: true"),
+        (
+            lambda: ttt(forget=True, chunk=FrameCausal(2), learning=Learning(forget_first=True)),
+            "read as a whole: FrameCausal",
+        ),
+        (lambda: ttt(optimizer=SGD(steps=2), learning=Learning(gradient_at="start")), "use steps: 1"),
+        (lambda: ttt(inner=Conv(), learning=Learning(rate_per_map=True)), "Conv mixes the tokens"),
+        (lambda: ttt(base_rate=2.0, normalize_qk=True, learning=Learning(rate_scale=None)), "up to 0.015 only"),
+        (lambda: ttt(learning={}), "must be a Learning"),
+        (lambda: ttt(base_rate=0.01, learning=Learning(rate_scale=None)), "set normalize_qk: true"),
+        (lambda: ttt(normalize_qk=True, learning=Learning(rate_scale=None)), "base_rate is null"),
+        (lambda: GLU(down=False), "it must be 1"),
+        (lambda: ResidualL2(eps=0.0), "above 0"),
+        (lambda: SGD(clip=1.0, clip_by="row"), "head or column"),
+        (lambda: Muon(coefficients="mine"), "jordan or lact"),
+        (lambda: Muon(coefficients="lact", iterations=4), "there are 5"),
+    ],
+)
+def test_what_does_not_go_together_says_so(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning": Learning(direction="ascent")}, "only for the defaults"),
+        ({"objective": ResidualL2(eps=1e-8)}, "in kernels it is 1e-06"),
+        (
+            {"inner": DWConv(), "objective": DotProduct(), "optimizer": SGD(clip=1.0, clip_by="column")},
+            "clip_by: column",
+        ),
+    ],
+)
+def test_kernels_leave_new_options_to_the_eager_scan(options, words):
+    assert words in not_for(TTT(heads=2, **options), 16, 4, "tf32")
+    assert not_for(TTT(heads=2), 16, 4, "tf32") is None

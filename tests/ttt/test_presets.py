@@ -1,0 +1,156 @@
+"""The presets configs/layer-*.yaml against what the public code of those layers gave (tests/recorded)."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import distance, recorded
+from tttvideo.training.arguments import parse
+from tttvideo.ttt import GLU, FrameCausal, TokenCausal
+from tttvideo.ttt.convert import from_ttt_lm
+from tttvideo.ttt.derivatives import affine
+from tttvideo.ttt.inner_gradient import InnerLoop
+from tttvideo.ttt.objective import Norm
+from tttvideo.ttt.scan import scan
+from tttvideo.ttt.state import Map, Moments, TTTState
+from tttvideo.ttt.tokens import Tokens
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def preset(name):
+    return parse(["--config", str(CONFIGS / f"layer-{name}.yaml")])[0].model.backbone.mixer
+
+
+def leaves_of(tensors, prefix=""):
+    """The recorded inputs, ready to be differentiated by: those with a recorded gradient."""
+    start = f"{prefix}grad."
+    return {
+        k.removeprefix(start): tensors[prefix + k.removeprefix(start)].requires_grad_()
+        for k in tensors
+        if k.startswith(start)
+    }
+
+
+def loop_of(config, start, norm=None, grid=(1, 1)):
+    norm = norm or Norm(torch.ones(()).double(), torch.zeros(()).double())
+    return InnerLoop(config.inner, config.objective, config.optimizer, norm, start, grid, learning=config.learning)
+
+
+def state_of(config, weights):
+    like = next(iter(weights.values())).weight
+    zeros = {
+        key: Map(torch.zeros_like(w), None if b is None else torch.zeros_like(b)) for key, (w, b) in weights.items()
+    }
+    fading, count = like.new_zeros(*like.shape[:2], 1, 1), like.new_zeros(like.shape[0], 0, 1, 1)
+    moments = Moments((zeros,) * config.optimizer.averages, count)
+    return TTTState(weights, None, fading, moments, None, {})
+
+
+def whole(scale, size):
+    return {"size": size, "scale": torch.full((size, 1), scale, dtype=torch.float64), "mask": None}
+
+
+def gradients_agree(leaves, loss, tensors, prefix, tolerance):
+    for (key, leaf), gradient in zip(leaves.items(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        expected = tensors[f"{prefix}grad.{key}"]
+        assert distance(gradient.reshape_as(leaf), expected) <= tolerance * (1 + float(expected.abs().max())), key
+
+
+def test_lact():
+    """Three chunks, each read before it is learned, as theirs are; the last one is not learned. Newton-Schulz here adds
+    1e-14 to the squared length of a gradient, which is about 1e-6 long."""
+    config, tensors = preset("lact"), recorded("lact")
+    assert config.normalize_qk
+    assert config.silu
+    leaves = leaves_of(tensors)
+    q, k, v = (leaves[name][:, None] for name in "qkv")
+    start = {key: Map(leaves[name].mT[:, None], None) for key, name in (("down", "w1"), ("gate", "w0"), ("up", "w2"))}
+    rate = torch.cat([leaves[f"lr{i}"] for i in (1, 0, 2)], -1)[:, None, None]
+    loop, state, outputs, size = loop_of(config, start), state_of(config, start), [], 6
+    for i in range(0, 18, size):
+        part, weights = slice(i, i + size), state.weights
+        outputs.append(config.inner(q[:, :, part], lambda name, x, own=weights: affine(own[name], x), (1, 1)))
+        if i < 12:
+            tokens = Tokens(q[:, :, part], k[:, :, None, part], v[:, :, None, part], rate[:, :, :, part])
+            _, state = scan(loop, state, tokens, **whole(1 / size, size))
+    out = torch.cat(outputs, 2)[:, 0]
+    assert distance(out, tensors["o"]) <= 1e-6
+    gradients_agree(leaves, (out * tensors["weight_o"]).sum(), tensors, "", 1e-5)
+
+
+def test_vit3_depthwise():
+    config, tensors = preset("vit3"), recorded("vit3")
+    leaves = leaves_of(tensors)
+    assert config.base_rate / 2 == pytest.approx(9**-0.5)  # a learned rate begins at half of its base
+    assert config.learning.rate_scale is None
+    start = {"1": Map(leaves["w"].flatten(1)[None, None, :, :, None], None)}  # [1, 1, channels, 9, 1]
+    k, v = (leaves[key].flatten(2).mT[:, None, None] for key in "kv")
+    batch, size = k.shape[0], k.shape[3]
+    rate = torch.full((batch, 1, 1, size, 1), 9**-0.5, dtype=torch.float64)
+    weights = {"1": Map(start["1"].weight.expand(batch, -1, -1, -1, -1), None)}
+    tokens = Tokens(k[:, :, 0], k, v, rate)
+    for cumulative in (False, True):
+        loop = loop_of(config, start, grid=(3, 4))._replace(cumulative=cumulative)
+        _, state = scan(loop, state_of(config, weights), tokens, **whole(1 / size, size))
+        new = state.weights["1"].weight.reshape(tensors["new"].shape)
+        assert distance(new, tensors["new"]) <= 1e-14
+        gradients_agree(leaves, (new * tensors["weight"]).sum(), tensors, "", 1e-13)
+
+
+def test_vit3_gated():
+    """Its other half: SwiGLU without the last map."""
+    config, tensors = dataclasses.replace(preset("vit3"), inner=GLU(1.0, down=False)), recorded("vit3")
+    leaves = leaves_of(tensors, "glu.")
+    weights = {key: Map(leaves[key].expand(2, -1, -1, -1), None) for key in ("gate", "up")}
+    k, v = leaves["k"], leaves["v"]
+    size = k.shape[2]
+    rate = torch.full((2, 2, 1, size, 1), 9**-0.5, dtype=torch.float64)
+    tokens = Tokens(k, k[:, :, None], v[:, :, None], rate)
+    _, state = scan(loop_of(config, weights), state_of(config, weights), tokens, **whole(1 / size, size))
+    loss = 0.0
+    for key in ("gate", "up"):
+        assert distance(state.weights[key].weight, tensors[f"glu.new_{key}"]) <= 1e-14
+        loss = loss + (state.weights[key].weight * tensors[f"glu.weight_{key}"]).sum()
+    gradients_agree(leaves, loss, tensors, "glu.", 1e-13)
+
+
+def test_ttt_video():
+    """Their op; 1e-7 is what they cut off of GELU's constants. With eps 1e-6 the outputs would be off by a fifth."""
+    config, tensors = preset("ttt-video"), recorded("ttt_video")
+    assert (config.normalize_qk, config.tanh_gate, config.base_rate) == (True, 0.1, 0.1)
+    leaves = leaves_of(tensors)
+    start = {i: Map(leaves[f"W{i}"], leaves[f"b{i}"]) for i in "12"}
+    norm = Norm(*(leaves[f"norm_{name}"][:, None] for name in ("weight", "bias")))
+    q, k, v = (leaves[f"X{name}"].flatten(2, 3) for name in "QKV")
+    rate, size = leaves["lr"].flatten(2)[:, :, None, :, None], leaves["XQ"].shape[3]
+    weights = {key: Map(w.expand(2, -1, -1, -1), b.expand(2, -1, -1, -1)) for key, (w, b) in start.items()}
+    tokens = Tokens(q, k[:, :, None], v[:, :, None], rate)
+    for eps, low, high in ((config.objective.eps, 0.0, 1e-7), (1e-6, 0.1, 10.0)):
+        changed = dataclasses.replace(config, objective=dataclasses.replace(config.objective, eps=eps))
+        out, _ = scan(loop_of(changed, start, norm), state_of(config, weights), tokens, **whole(1 / size, size))
+        out = out.unflatten(2, (-1, size)).permute(0, 2, 3, 1, 4)
+        assert low <= distance(out, tensors["o"]) <= high
+        if eps == config.objective.eps:
+            gradients_agree(leaves, (out * tensors["weight_o"]).sum(), tensors, "", 1e-6)
+
+
+def test_ttt_lm():
+    """Their whole layer. Its table of rotary positions is float32, and GELU's constants are cut off."""
+    tensors = recorded("ttt_lm")
+    parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    layer = from_ttt_lm(parameters, num_heads=2, mini_batch_size=16, base_lr=0.1, rope_theta=10000.0)
+    assert dataclasses.replace(preset("ttt-lm"), heads=2, base_rate=0.1) == layer.layer.config
+    x = tensors["x"].requires_grad_()
+    y = layer(x)
+    assert distance(y, tensors["y"]) <= 1e-6
+    (gradient,) = torch.autograd.grad((y * tensors["loss_weight"]).sum(), x)
+    assert distance(gradient, tensors["grad.x"]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["lact", "vit3", "ttt-video"])
+def test_chunks_are_frames(name):
+    assert preset(name).chunk == FrameCausal(1)
+    assert preset("ttt-lm").chunk == TokenCausal(16)
