@@ -96,8 +96,11 @@ def _write_onnx(program: Any, step: Step, path: Path) -> None:
             optimize=True,
         )
     except Exception as error:  # the exporter's, of any kind
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"this model's step cannot be written as ONNX ({type(error).__name__}: {reason})") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise ExportError(f"this model's step cannot be written as ONNX ({type(cause).__name__}: {reason})") from error
     proto = exported.model_proto
     for key, value in about(step).items():
         entry = proto.metadata_props.add()

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,6 @@ from .folder import ExportError
 
 SETTLING = 2048
 """Units after which a state has its full size (windows and tails fill up), or never will."""
-
-
-class StreamBody(NamedTuple):
-    """Encoder and backbone as a task's head calls them, reading whole units: ``tasks.base.Body`` by steps."""
-
-    model: VideoModel
-
-    def __call__(self, frames: Tensor, lengths: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        encoder = self.model.encoder
-        tokens, after = encoder.step(frames, state[0])
-        mixed, backbone = self.model.backbone.step(tokens.flatten(1, 2), state[1], encoder.grid)
-        return mixed.unflatten(1, tokens.shape[1:3]), None, (after, backbone)
 
 
 class Step(nn.Module):
@@ -98,14 +86,16 @@ class Step(nn.Module):
         return answer, *(new[place] for place, _ in self._varying)
 
     def _read(self, frames: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        model = self.model
-        pixels = frames.permute(0, 1, 4, 2, 3)
-        output, (encoder, backbone), own = model.head(StreamBody(model), pixels, None, state[:2], state.task)
+        """As ``VideoModel.read``, by the steps of its parts."""
+        model, pixels = self.model, frames.permute(0, 1, 4, 2, 3)
+        tokens, encoder = model.encoder.step(pixels, state.encoder)
+        mixed, backbone = model.backbone.step(tokens.flatten(1, 2), state.backbone, model.encoder.grid)
+        output, task = model.head(mixed.unflatten(1, tokens.shape[1:3]), None, pixels, None, state.task)
         if self.answer == "upcoming":
             answer = model.head.bounded(output.upcoming)
         else:
             answer = model.probabilities(output.logits.float())
-        return answer, ModelState(encoder, backbone, own)
+        return answer, ModelState(encoder, backbone, task)
 
     def _drop_constant(self) -> None:
         """What no step changes is no state: it stays inside."""
