@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.ttt.kernels.cases import Case, fused
+from tests.ttt.kernels.cases import Case, eager, fused
 from tttvideo.ttt import MLP, SGD, Linear, ResidualL2, TokenCausal
 from tttvideo.ttt.kernels import mode_of
+from tttvideo.ttt.kernels.choice import not_interpreted
 from tttvideo.ttt.state import Map, zeros_like
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Core(nn.Module):
 
 
 def ours(inner: Any, exact: bool) -> Operator:
-    """Our kernels, by the call that layers make; ``exact``: in the mode nearest to float32."""
+    """Our kernels, by the call that layers make; ``exact``: in the mode nearest to float32. On a CPU whose Triton
+    cannot interpret them the eager scan stands in."""
     cases: dict[tuple[int, ...], Case] = {}
 
     def run(core: Core) -> Tensor:
@@ -50,6 +52,8 @@ def ours(inner: Any, exact: bool) -> Operator:
         if size not in cases:
             cases.clear()
             cases[size] = _case(core, inner)
+        if core.q.device.type == "cpu" and not_interpreted():
+            return eager(cases[size])[0]
         return fused(cases[size], "tf32x3" if exact else mode_of(torch.bfloat16))[0]
 
     return run
@@ -62,14 +66,15 @@ def _case(core: Core, inner: Any) -> Case:
         name: Map(*(None if x is None else x.detach().to(device).expand(batch, *x.shape) for x in pair))
         for name, pair in inner.init(dim, heads).items()
     }
-    steps = chunk.tokens if isinstance(chunk, TokenCausal) else 1
+    grid = core.shape.grid
+    steps = torch.arange(1, chunk.tokens + 1) if isinstance(chunk, TokenCausal) else torch.tensor([grid[0] * grid[1]])
     tensors = {
         **{"q": core.q, "k": core.k, "v": core.v, "rate": core.rate},
-        "scale": 1.0 / torch.arange(1, steps + 1, device=device),
+        "scale": 1.0 / steps.to(device),
         **{"gamma": torch.ones(heads, 1, dim, device=device), "beta": torch.zeros(heads, 1, dim, device=device)},
     }
     counts = (torch.zeros(batch, dtype=torch.int64), torch.full((batch,), tokens))
-    return Case(inner, chunk, core.shape.grid, ResidualL2(), SGD(), tensors, weights, zeros_like(weights), *counts)
+    return Case(inner, chunk, grid, ResidualL2(), SGD(), tensors, weights, zeros_like(weights), *counts)
 
 
 def flash(core: Core) -> Tensor:

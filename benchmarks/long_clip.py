@@ -100,6 +100,7 @@ def measure(
         "loss": round(statistics.mean(losses), 4),
         "ceiling": round(suite.ceiling(seen), 4),
         "n": count,
+        "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",  # a bit for each clip, the first one highest
         "top1_of_the_end": round(statistics.mean(ending_hits), 4) if ending_hits else None,
         "positions": _positions(torch.cat(by_step).mean(0), seen),
     }

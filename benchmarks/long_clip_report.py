@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.design import stages, suite_of
 from benchmarks.small import VAL_SEED
-from tttvideo.evaluation.protocol_plots import plot_protocol
+from tttvideo.evaluation.plots import plot_lines
 
 ENDING = 16
 """Steps at the end of a clip whose tokens are also pooled alone, without those of the steps before."""
@@ -31,7 +31,7 @@ def table(study: dict[str, Any], rows: Rows, out: Path | None = None) -> str:
             if out is not None and _main(study, task):
                 for name, protocol in _protocols(study, task, mine).items():
                     file = f"long-clip-{task}-{name}.png"
-                    plot_protocol(out / file, protocol)
+                    plot_lines(out / file, protocol)
                     parts += [f"![{protocol['title']}]({file})", ""]
     return "\n".join(parts)
 

@@ -35,10 +35,10 @@ from benchmarks.small import (
     read_study,
     run_all,
 )
-from tttvideo.evaluation.forecaster import forecasts
-from tttvideo.evaluation.frame_metrics import FrameMetrics
-from tttvideo.evaluation.revealing import METHODS, RevealedErrors
+from tttvideo.evaluation.generating import forecasts
+from tttvideo.evaluation.revealing import METHODS, means_by_group, revealed_errors
 from tttvideo.model import VideoModel
+from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.tasks.prediction import in_unit
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
@@ -173,7 +173,7 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
     made: dict[str, list[Tensor]] = {}
     frame_metrics = FrameMetrics()
     groups = 0 if not suite.grouped else 1 + max(int(told(suite, i).group.max()) for i in range(described["val"]))
-    revealed = RevealedErrors(groups)
+    revealed: list[tuple[Tensor, Tensor]] = []
     for first in range(0, described["val"], BATCH):
         numbers = range(first, min(first + BATCH, described["val"]))
         frames = drawn(suite, [suite.plan("val", i) for i in numbers], "val", numbers)
@@ -186,7 +186,7 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
         if groups:
             pieces = frames.split(SEGMENT, dim=1)
             segments = ((piece, torch.full((len(numbers),), piece.shape[1])) for piece in pieces)
-            revealed.add(model, segments, [told(suite, i) for i in numbers])
+            revealed.append(revealed_errors(model, segments, [told(suite, i) for i in numbers], groups))
     figures: dict[str, Any] = {"context": context, "horizon": {}}
     for key, parts in made.items():
         means = torch.cat(parts).mean(0)  # [metrics, horizon]
@@ -195,7 +195,8 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
             m: [round(x, 4) for x in means[frame_metrics.names.index(m)].tolist()] for m in wanted
         }
     if groups:
-        figures["revealed"] = revealed.summary(suite, suite.bounds)
+        squared, values = (torch.cat(parts) for parts in zip(*revealed))
+        figures["revealed"] = {"by": suite.grouped, **means_by_group(squared, values), "bounds": suite.bounds}
     return figures
 
 

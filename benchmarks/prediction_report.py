@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tttvideo.evaluation.protocol_plots import plot_protocol
+from tttvideo.evaluation.plots import plot_lines
 from tttvideo.evaluation.revealing import METHODS
 
 
@@ -121,4 +121,4 @@ def draw(study: dict[str, Any], rows: list[dict[str, Any]], out: Path) -> None:
             "chance": None,
             "bounds": {bound: value for bound, value in first["bounds"].items() if bound == "no_memory"},
         }
-        plot_protocol(out / f"prediction-{name}.png", protocol)
+        plot_lines(out / f"prediction-{name}.png", protocol)

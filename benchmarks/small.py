@@ -42,6 +42,14 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Adds a finished row, on a line of its own even where the last one was cut off by a crash."""
+    with file.open("a+b") as rows:
+        end = rows.seek(0, os.SEEK_END)
+        torn = end > 0 and (rows.seek(end - 1), rows.read(1))[1] != b"\n"
+        rows.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
+
+
 def run_all(
     train_row: Callable[..., dict[str, Any]], study: dict[str, Any], todo: Sequence[tuple], rows_file: Path, jobs: int
 ) -> list[str]:
@@ -59,8 +67,7 @@ def run_all(
                 failed.append(f"{running[future]}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            with rows_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
+            append_row(rows_file, found)
             print(
                 json.dumps({name: value for name, value in found.items() if not isinstance(value, list | dict)}),
                 flush=True,

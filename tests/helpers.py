@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
+from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import (
     GRU,
@@ -22,6 +23,8 @@ from tttvideo.mixers import (
     Mamba,
     NoMixer,
 )
+from tttvideo.model import ModelConfig, VideoModel
+from tttvideo.tasks import Classification, Prediction
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -43,6 +46,7 @@ from tttvideo.ttt import (
     TokenCausal,
     Whole,
 )
+from tttvideo.video.transforms import Preprocessing
 
 GRID = (2, 3)
 """Token grid of one frame in property tests: not square, odd."""
@@ -219,14 +223,39 @@ def name(component: object) -> str:
     return f"{type(component).__name__}({','.join(said)})"
 
 
-def build(mixer, seed=0):
-    """The layer in float64, its biases, norms and position scales away from their neutral starting values."""
+def build(config, seed=0, dim=DIM):
+    """The layer of a mixer, or a backbone, in float64, its biases, norms and position scales away from their neutral
+    starting values."""
     torch.manual_seed(seed)
-    layer = mixer.build(DIM).double()
+    layer = (config.build() if isinstance(config, Backbone) else config.build(dim)).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return layer
+
+
+CLASSIFICATION, SMALL_TTT = Classification(), TTT(heads=2)
+
+
+def video_model(
+    task=CLASSIFICATION,
+    encoder=Patches(8),
+    mixer=SMALL_TTT,
+    *,
+    size=(32, 32),
+    labels="ab",
+    multi_label=False,
+    width=16,
+    **backbone,
+):
+    """A small model, always the same; one that predicts does not start from the last frame."""
+    torch.manual_seed(0)
+    config = ModelConfig(encoder, Backbone(width=width, mixer=mixer, **backbone), task)
+    labels = list(labels) if task.labelled else []
+    model = VideoModel(config, preprocessing=Preprocessing(size=size), labels=labels, multi_label=multi_label)
+    if isinstance(task, Prediction):
+        torch.nn.init.normal_(model.head.to_pixels.weight, std=0.05)
+    return model
 
 
 def distance(a, b) -> float:

@@ -186,6 +186,7 @@ class Words:
         first: a word.
         others: words.
         names: words of their own.
+        files: words, one each time.
         size: a list.
         fast: a flag.
         slow: a flag that is on.
@@ -194,10 +195,12 @@ class Words:
 
     positional: ClassVar = ("first", "others")
     several: ClassVar = ("names",)
+    repeated: ClassVar = ("files",)
 
     first: str
     others: tuple[str, ...]
     names: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     size: tuple[int, ...] = (1,)
     fast: bool = False
     slow: bool = True
@@ -214,6 +217,7 @@ class Words:
             ["a", "b", "--names", "x,y", "null", "--size", "2,3", "--names=z"],
             {"names": ("x,y", "null", "z"), "size": (2, 3)},
         ),
+        (["--files", "x,y", "a", "--files=z", "b"], {"files": ("x,y", "z")}),
         (["a", "--limit", "-1e-3", "b"], {"limit": -0.001}),
         (["a", "--limit", "null", "--", "-b", "--fast"], {"limit": None, "others": ("-b", "--fast")}),
         (["--config", "c.yaml", "--slow", "a", "b"], {"names": ("n",), "size": (7,)}),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import BASELINES, GRID, name
+from tests.helpers import BASELINES, GRID, build, name
 from tttvideo.backbone import Backbone
 from tttvideo.mixers import LSTM, Attention, Bidirectional, FrameAttention, LinearAttention, Mamba
 from tttvideo.plain import from_plain, to_plain
@@ -25,15 +25,6 @@ HYBRIDS = [
     Backbone(DIM, 0),
     *(Backbone(DIM, 1, mixer, pre_conv=True) for mixer in BASELINES),
 ]
-
-
-def build(config, seed=0):
-    torch.manual_seed(seed)
-    stack = config.build().double().eval()
-    with torch.no_grad():
-        for p in stack.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return stack
 
 
 @pytest.mark.parametrize("config", HYBRIDS, ids=name)

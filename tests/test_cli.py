@@ -264,7 +264,7 @@ def test_classify_names_damaged_videos_without_code(run, tmp_path, capsys):
 
 
 def test_classify_uses_the_accelerator_when_there_is_one(monkeypatch):
-    from tttvideo.evaluation.evaluate import best_device
+    from tttvideo.devices import best_device
 
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))

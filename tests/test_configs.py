@@ -16,7 +16,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"
 def test_configuration(file):
     first = file.read_text().splitlines()[0]
     assert first.startswith("#")
-    assert f"train.py --config configs/{file.name}" in first
+    assert f"train.py --config configs/{file.name}" in first or f"tttvideo train --config {file.stem}" in first
     config, _ = parse(["--config", str(file)])
     if isinstance(config.model.encoder, Timm):
         return  # its weights come from the network

@@ -65,7 +65,7 @@ def test_card_states_figures_split_and_rule(evaluated, tmp_path):
     assert {result["dataset"]["split"] for result in entry["results"]} == {"val"}
     assert "chosen by highest val top1 (0.25) on split val" in card
     assert "Data `flashes`, split `val`: 6 videos; chance 0.167" in card
-    assert re.search(r"^\| 8 \| `dense` \|", card, re.MULTILINE)
+    assert re.search(r"^\| 8 \| dense \|", card, re.MULTILINE)
     assert "32 x 32 pixels" in card
     assert "tttvideo.from_pretrained" in card
 

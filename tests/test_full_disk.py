@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from tttvideo.cli import main
-from tttvideo.evaluation.comparison_report import write_positions
-from tttvideo.evaluation.report import write_report
+from tttvideo.evaluation.report import write_positions, write_report
 from tttvideo.export import EXPORTED, ExportError, export
 
 from .evaluation.small import small_model, small_run
@@ -61,7 +60,7 @@ def test_a_figure_that_cannot_be_drawn_keeps_the_numbers(evaluation, tmp_path, m
     def fails(*_, **__):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("tttvideo.evaluation.report.plot_confusion", fails)
+    monkeypatch.setattr("tttvideo.evaluation.figures.plot_confusion", fails)
     with pytest.raises(RuntimeError, match="no font"):
         write_report(evaluation, tmp_path)
     assert {"metrics.json", "predictions.csv"} <= set(os.listdir(tmp_path))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.helpers import ALL_ENCODERS, name
+from tests.helpers import ALL_ENCODERS, name, video_model
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, Mamba, NoMixer
@@ -26,9 +26,7 @@ MIXERS = [
 
 
 def build(encoder=Patches(8), mixer=MIXERS[0], pooling="mean", **options):
-    torch.manual_seed(0)
-    config = ModelConfig(encoder, Backbone(width=16, mixer=mixer, pre_conv=True), Classification(pooling=pooling))
-    return VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=["a", "b", "c"], **options)
+    return video_model(Classification(pooling=pooling), encoder, mixer, labels="abc", pre_conv=True, **options)
 
 
 def clips(lengths):

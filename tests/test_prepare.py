@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.video.test_prediction_suites import mnist
-from tttvideo.evaluation.forecaster import read_clip
+from tttvideo.evaluation.generating import read_clip
 from tttvideo.video.decode import open_video
 from tttvideo.video.index import build_index
 from tttvideo.video.transforms import Preprocessing

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tttvideo.evaluation.comparison_report import print_comparison, write_comparison
 from tttvideo.evaluation.plots import plain, short
-from tttvideo.evaluation.report import print_report, write_report
+from tttvideo.evaluation.report import print_comparison, print_report, write_comparison, write_report
 from tttvideo.evaluation.strata import Column
 from tttvideo.export.folder import model_card
 from tttvideo.printing import cell, from_cell, json_text, markdown, markdown_code, printable
@@ -92,10 +91,11 @@ class Page(HTMLParser):
 
 def hostile_evaluation(names):
     """An evaluation with these names in every place that a user's data fills."""
+
     from tests.evaluation.small import small_model
-    from tttvideo.evaluation.scoring import Score, Scores
+    from tttvideo.evaluation.reading import Plan, fill
+    from tttvideo.evaluation.scoring import Answer, Answers
     from tttvideo.evaluation.settings import all_settings
-    from tttvideo.evaluation.summary import summarise
     from tttvideo.evaluation.views import Whole
     from tttvideo.video.index import Index, Video
     from tttvideo.video.sampling import parse_sampling
@@ -105,21 +105,20 @@ def hostile_evaluation(names):
     index = Index(videos, classes, False, names[0], f"by {names[1]}")
     setting = all_settings([None], [parse_sampling("dense")], [Whole()], [])
     scores = [
-        Score(i, 0, None if i == 0 else [float(j == i % 2) for j in range(len(classes))], 4, "" if i else names[2])
+        Answer(i, 0, None if i == 0 else [float(j == i % 2) for j in range(len(classes))], 4, "" if i else names[2])
         for i in range(len(videos))
     ]
     context = {"checkpoint": names[0], "data": names[1], "split": names[2], "weights_sha256": "0", "device": names[0]}
     context |= {"selection": {"step": names[0], "rule": names[1], "split": names[2]}, "streaming": None}
     context |= {"processes": 1, "clip_frames": None}
     columns = [Column(names[1] or "c", [names[i % 3] or "x" for i in range(len(videos))], 4)]
-    found = summarise(
-        context, [Scores(scores, [], [names[0]])], setting, index, classes, None, False, [names[2]], columns
-    )
-    return found, small_model(classes)
+    model = small_model(classes)
+    plan = Plan(setting, columns, [{} for _ in videos])
+    return fill(context, [Answers(scores, [], [names[0]])], plan, index, model, [names[2]]), model
 
 
 @settings(max_examples=2, **QUICK)
-@given(st.lists(names, min_size=4, max_size=4))
+@given(st.lists(names.filter(bool), min_size=4, max_size=4))
 @example(["\x1b[31mred\x1b[0m", "=cmd|'/C calc'!A0", "\u202e<script>alert(1)</script>", "a\udce9\n|`x`[b]"])
 def test_no_name_acts_in_any_report(tmp_path_factory, chosen):
     out = tmp_path_factory.mktemp("reports")

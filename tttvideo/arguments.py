@@ -1,9 +1,10 @@
 """From YAML files and command-line words to a dataclass: the one way, for every command.
 
-A command's settings are a frozen dataclass. Two class attributes say how they are typed:
+A command's settings are a frozen dataclass. Class attributes say how they are typed, where it is not --name value:
 
     positional: ClassVar = ("checkpoint", "videos")  # given without their name, in this order; a list comes last
     several: ClassVar = ("sampling",)                # lists whose items are words of their own, up to the next --key
+    repeated: ClassVar = ("metrics",)                # lists of one word for each --key
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def settings_of(cls: type, words: Sequence[str]) -> list[Setting]:
             if not values:
                 raise ConfigError("--config needs a value; write --config FILE")
             settings.append(Setting("", _read_file(values[0]), values[0]))
-        elif values and key in getattr(cls, "several", ()):
+        elif values and key in (*getattr(cls, "several", ()), *getattr(cls, "repeated", ())):
             lists[key] = [*lists.get(key, ()), *values]
             settings.append(Setting(key, lists[key]))
         else:

@@ -152,7 +152,7 @@ class BackboneStack(SequenceLayer):
     def __init__(self, config: Backbone):
         super().__init__()
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        blocks = [Block(config, *own) for own in zip(config.mixers(), rates, strict=True)]
+        blocks = [Block(config, mixer, rate) for mixer, rate in zip(config.mixers(), rates, strict=True)]
         self.streams = all(block.mixer.streams for block in blocks)
         self.causal = all(block.mixer.causal for block in blocks)
         self.blocks = nn.ModuleList(blocks)

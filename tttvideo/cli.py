@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
+import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -44,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own: Python processes that it starts do not search the working directory first
         os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if os.environ.get("TTTVIDEO_TRACEBACK"):
             raise
         _complain(sentence(error))
@@ -97,6 +103,19 @@ def _without_command(words: Sequence[str]) -> int:
     )
     print(text, file=sys.stdout if words else sys.stderr)
     return 0 if words else 2
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the standard output has gone, as `head` does; then what is left to say goes nowhere."""
+    output = sys.stdout.fileno()
+    watch = select.poll()
+    watch.register(output, 0)
+    if not watch.poll(0):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True
 
 
 def _complain(text: str) -> None:

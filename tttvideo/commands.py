@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .arguments import ConfigError, read
 from .export.config import ExportConfig
-from .printing import did_you_mean, printable
+from .printing import printable
 from .recipes import comment, recipes
 
 
@@ -35,7 +35,7 @@ def make_data(words: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from .video.synthetic import SUITES, make
+    from .video.synthetic import SUITES, find_suite, make
 
     if not words or words[0].startswith("-"):
         if not {"-h", "--help"} & set(words):
@@ -48,9 +48,7 @@ def make_data(words: Sequence[str]) -> int:
         )
         return 0
     name, *rest = words
-    if name not in SUITES:
-        raise ConfigError(f"there is no suite {name!r}{did_you_mean(name, SUITES)}")
-    suite_class = SUITES[name]
+    suite_class = find_suite(name)
     settings = dataclasses.make_dataclass(
         suite_class.__name__,
         [],
@@ -64,16 +62,16 @@ def make_data(words: Sequence[str]) -> int:
     suite = suite_class(**{field.name: getattr(config, field.name) for field in dataclasses.fields(suite_class)})
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{name}: videos", total=None)
-        made = make(
+        outcome = make(
             suite,
             config.out,
             workers=config.workers,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    splits = ", ".join(f"{split} {count}" for split, count in made.suite["splits"].items())
-    kept = f" ({made.kept} were there)" if made.kept else ""
-    print(printable(f"{made.out}: {made.written} videos written{kept}; {splits}"))
-    print(suite_class.sentence(made.suite))
+    splits = ", ".join(f"{split} {count}" for split, count in outcome.suite["splits"].items())
+    kept = f" ({outcome.kept} were there)" if outcome.kept else ""
+    print(printable(f"{outcome.out}: {outcome.written} videos written{kept}; {splits}"))
+    print(suite_class.sentence(outcome.suite))
     return 0
 
 

@@ -20,7 +20,6 @@ from .plain import to_plain
 from .serialize import FORMAT
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
-from .tasks.prediction import PredictionHead
 from .tasks.rollout import roll_out_end
 from .ttt import TTTLayer
 from .ttt.interface import NO_WEIGHT_DECAY, Layout, State
@@ -90,7 +89,7 @@ class VideoModel(nn.Module):
         self.encoder = config.encoder.build(preprocessing.size, config.backbone.width, load=load)
         self.backbone = config.backbone.build()
         self.head = config.task.build(self._sizes())
-        if isinstance(self.head, PredictionHead) and config.task.space == "pixels" and not self.encoder.reads_pixels:
+        if self.head.generated is not None and self.head.space == "pixels" and not self.encoder.reads_pixels:
             raise ValueError(
                 "Prediction of pixels needs videos as frames, and this encoder's are read as features; set task.space: "
                 "features, or encoder.cache: null."
@@ -191,9 +190,9 @@ class VideoModel(nn.Module):
         """What predictions of these frames, uint8 [B, F, 3, H, W], are compared with: [B, F, channels, rows, columns].
 
         Raises:
-            ValueError: if the model was not trained for prediction.
+            ValueError: if the model generates no frames.
         """
-        if not isinstance(self.head, PredictionHead):
+        if self.head.generated is None:
             raise ValueError(f"This model was trained for {type(self.config.task).__name__} and predicts no frames.")
         return self.head.pictures(self.observed(frames))
 

@@ -82,8 +82,7 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
             "if you trust it, load with trust=True (--trust on the command line)."
         )
     cls = _import(path, where)
-    known = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(fields) - known):
+    if unknown := sorted(set(fields) - {f.name for f in dataclasses.fields(cls)}):
         raise ValueError(f"{where} sets {', '.join(unknown)}, unknown to {path}; it was made by another version.")
     values = {key: from_plain(item, trust=trust, where=where) for key, item in fields.items()}
     return cls(**values)

@@ -74,8 +74,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
     """Raises ValueError if the weights file ``path``, which holds ``shapes``, is not one of ``expected``."""
-    if said := _difference(expected, shapes):
-        raise ValueError(f"{path} is of another architecture than its configuration says: {said}.")
+    if difference := _difference(expected, shapes):
+        raise ValueError(f"{path} is of another architecture than its configuration says: {difference}.")
 
 
 DAMAGES = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError)
@@ -169,15 +169,15 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
     expected = model.state_dict()
     if parts:
         tensors, expected = (
-            {name: t for name, t in found.items() if name.split(".")[0] in parts} for found in (tensors, expected)
+            {name: t for name, t in all_of.items() if name.split(".")[0] in parts} for all_of in (tensors, expected)
         )
-    shapes, wanted = ({name: t.shape for name, t in one.items()} for one in (tensors, expected))
-    if parts and (said := _difference(wanted, shapes)):
+    shapes, expected_shapes = ({name: t.shape for name, t in one.items()} for one in (tensors, expected))
+    if parts and (difference := _difference(expected_shapes, shapes)):
         raise ValueError(
-            f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {said}. "
+            f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {difference}. "
             f"Give them the settings in {folder / 'config.json'}."
         )
-    check_shapes(path, wanted, shapes)
+    check_shapes(path, expected_shapes, shapes)
     model.load_state_dict(tensors, strict=not parts)
 
 

@@ -130,7 +130,7 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
         raise ConfigError(f"--{key} needs a value; write --{key} VALUE")
     lists = [option for option in options if typing.get_origin(option) in (tuple, list)]
     if value == "" and options in ((str,), (str, type(None))):  # --out=$FOLDER, which is not set: the present folder
-        raise ConfigError(f"{key} must not be empty; leave it out")
+        raise ConfigError(f"{key} must not be empty")
     items: Any = True if value is FLAG else value
     if lists and isinstance(value, str) and value != "null" and value[:1] not in ("[", "("):
         items = [item.strip() for item in value.split(",") if item.strip()]
@@ -286,7 +286,7 @@ def _unknown(part: Part, parent: str, name: str) -> str:
     if name.split(".")[0] in ("class_path", "init_args"):  # as YAML has it
         return f"unknown setting {key}: on the command line write --{parent} CLASS, and --{parent}.SETTING VALUE"
     valid = _keys(part)
-    if any(exchangeable(base) for base in part.cls.__mro__[1:-1] if dataclasses.is_dataclass(base)):
+    if parent and any(exchangeable(base) for base in part.cls.__mro__[1:-1] if dataclasses.is_dataclass(base)):
         return f"unknown setting {key}: {part.cls.__name__} has no {name!r}{_nearest(name, valid)}"
     return f"unknown setting {key}{_nearest(name, valid, parent)}"
 
@@ -312,7 +312,7 @@ def _nearest(name: str, valid: list[str], parent: str = "") -> str:
         close = by_end.get(nearest(last, by_end, cutoff=0.6) or "")
     if close:
         return f"; did you mean {(parent + '.' if parent else '') + close!r}?"
-    return f"; valid ones are {', '.join(sorted(key for key in valid if '.' not in key))}"
+    return f"; valid ones are {', '.join(sorted(key for key in valid if '.' not in key)) or 'none'}"
 
 
 def part_at(root: Part, path: Sequence[str], key: str) -> type:

@@ -9,13 +9,12 @@ import pytest
 
 from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.cli import main
-from tttvideo.evaluation import bootstrap, write_report
-from tttvideo.evaluation.accuracy_protocols import AccuracyProtocols, _hits
+from tttvideo.evaluation import CompareConfig, bootstrap, compare, write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
-from tttvideo.evaluation.comparison import compare_runs
-from tttvideo.evaluation.measured import Cell, Measured
-from tttvideo.evaluation.named import parse_named
-from tttvideo.evaluation.protocol_plots import _apart, plot_protocol
+from tttvideo.evaluation.config import parse_runs
+from tttvideo.evaluation.plots import _apart, plot_lines
+from tttvideo.evaluation.protocols import Statistics
+from tttvideo.evaluation.table import Condition, Table
 from tttvideo.mixers import LSTM
 
 
@@ -53,6 +52,14 @@ def evaluated(tmp_path_factory):
     return base / "eval"
 
 
+def compared(*runs, resamples: int = 400):
+    return compare(CompareConfig(tuple(map(str, runs)), "", resamples))
+
+
+def hits(seeds, videos) -> Samples:
+    return Samples(np.array([[[seed[video]] for video in videos] for seed in seeds], dtype=np.float64))
+
+
 def test_strata_are_those_of_the_evaluation(tmp_path):
     """Many equal values: fewer strata than bins, which must not be divided anew."""
     data = small_set(tmp_path / "set", count=24, frames=10)
@@ -63,10 +70,10 @@ def test_strata_are_those_of_the_evaluation(tmp_path):
         writer.writerows([data / row["path"], row["label"], max(0, i - 11)] for i, row in enumerate(rows))
     found = evaluate(small_run(tmp_path / "run", small_model()), tmp_path / "list.csv", by=["tie"], split="all")
     write_report(found, tmp_path / "eval")
-    compared = compare_runs(parse_named([str(tmp_path / "eval")]), resamples=10)
+    protocols = compared(str(tmp_path / "eval"))
     stated = [stratum["value"] for stratum in found.metrics["results"][0]["by"]["tie"]]
     assert len(stated) == 3
-    assert compared["protocols"]["by tie"]["x"] == stated
+    assert protocols["protocols"]["by tie"]["x"] == stated
 
 
 def test_sets_of_other_classes_have_no_common_axis(evaluated, tmp_path):
@@ -75,8 +82,8 @@ def test_sets_of_other_classes_have_no_common_axis(evaluated, tmp_path):
     file = copy / "10" / "metrics.json"
     metrics = json.loads(file.read_text())
     file.write_text(json.dumps(metrics | {"labels": [f"other {name}" for name in metrics["labels"]]}))
-    assert "length" in compare_runs(parse_named([str(evaluated / "ttt")]), resamples=10)["protocols"]
-    assert "length" not in compare_runs(parse_named([str(copy)]), resamples=10)["protocols"]
+    assert "length" in compared(str(evaluated / "ttt"))["protocols"]
+    assert "length" not in compared(str(copy))["protocols"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, 
 def test_runs_need_not_have_measured_the_same(evaluated, tmp_path):
     """One run has a data set, strata and rules that the other lacks."""
     shutil.copytree(evaluated / "lstm" / "10", tmp_path / "lstm")
-    found = compare_runs(parse_named([str(evaluated / "ttt"), str(tmp_path / "lstm")]))["protocols"]
+    found = compared(str(evaluated / "ttt"), str(tmp_path / "lstm"))["protocols"]
     assert found["length"]["series"]["lstm"]["mean"][1] is None
     assert found["by first_colour, set20"]["series"]["lstm"]["mean"] == [None] * 3
     assert found["length"]["series"]["ttt"]["n"] == [12, 12]
@@ -169,20 +176,20 @@ def test_without_dense_rows_the_first_rule_is_the_main_one(tmp_path):
     run = small_run(tmp_path / "run", small_model())
     found = evaluate(run, data, frames="8,all", sampling=["uniform=4"], by=["first_colour"])
     write_report(found, run)
-    protocols = compare_runs(parse_named([str(run)]))["protocols"]
+    protocols = compared(str(run))["protocols"]
     assert list(protocols) == ["frames", "by first_colour"]
     assert protocols["frames"]["title"] == "set: accuracy against the number of frames, uniform=4"
 
 
 def test_seeds_are_averaged_and_resampled(evaluated):
-    one = compare_runs(parse_named([f"TTT={evaluated / 'ttt'}"]))
-    two = compare_runs(parse_named([f"TTT={evaluated / 'ttt'},{evaluated / 'ttt-seed1'}"]))
+    one = compared(f"TTT={evaluated / 'ttt'}")
+    two = compared(f"TTT={evaluated / 'ttt'},{evaluated / 'ttt-seed1'}")
     lines = [found["protocols"]["frames, set20"]["series"]["TTT"] for found in (one, two)]
     assert [line["seeds"] for line in lines] == [1, 2]
     assert lines[1]["mean"] == pytest.approx([(mean + 1) / 2 for mean in lines[0]["mean"]])
     assert lines[1]["high"][1] == 1.0  # both drawn seeds the perfect one
     assert lines[1]["low"][1] < lines[1]["mean"][1] - 0.2  # or both the other
-    assert one == compare_runs(parse_named([f"TTT={evaluated / 'ttt'}"]))  # seeded
+    assert one == compared(f"TTT={evaluated / 'ttt'}")  # seeded
 
 
 def test_intervals_cover_the_truth():
@@ -191,9 +198,9 @@ def test_intervals_cover_the_truth():
     drawn = Bootstrap(400)
     held = 0
     for _ in range(200):
-        hits = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(60) < 0.7)}
-        (mean,), (low,), (high,) = drawn.interval(_hits([hits], list(hits)))
-        assert mean == pytest.approx(sum(hits.values()) / 60)
+        right = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(60) < 0.7)}
+        (mean,), (low,), (high,) = drawn.interval(hits([right], list(right)))
+        assert mean == pytest.approx(sum(right.values()) / 60)
         held += low <= 0.7 <= high
     assert 178 <= held <= 200
 
@@ -204,13 +211,15 @@ def test_differences_are_paired():
     first = {("v", str(i), ""): bool(hit) for i, hit in enumerate(rng.random(200) < 0.5)}
     flipped = [video for video, hit in first.items() if not hit][:8]
     second = first | dict.fromkeys(flipped, True)
-    cell = Cell("set", "all", "dense", "whole", "")
-    runs = {name: [Measured({cell: hits}, {}, {}, {}, [])] for name, hits in (("a", first), ("b", second))}
-    found = AccuracyProtocols(runs, Bootstrap(1000))._difference("b", "a", [cell, cell._replace(frames="8")])
-    assert found["to"] == "a"
-    assert found["mean"] == [pytest.approx(0.04), None]
-    assert 0.005 < found["low"][0] < 0.04 < found["high"][0] < 0.08
-    _, low, high = Bootstrap(1000).interval(_hits([first], list(first)))
+    tables = []
+    for seed in (first, second):
+        values = np.array([[float(hit)] for hit in seed.values()])
+        tables.append(Table(Condition("set"), "", [None], list(seed), {"model": values}, np.ones_like(values), {}, {}))
+    interval, _ = Statistics(Bootstrap(1000)).difference([tables[1]], [tables[0]])
+    assert interval.mean.tolist() == [pytest.approx(0.04)]
+    assert 0.005 < interval.low[0] < 0.04 < interval.high[0] < 0.08
+    assert Statistics(Bootstrap(10)).difference([tables[1]], []) is None
+    _, low, high = Bootstrap(1000).interval(hits([first], list(first)))
     assert high - low > 0.1
 
 
@@ -218,13 +227,13 @@ def test_differences_are_paired():
 def test_a_model_without_a_mistake_can_be_drawn(count, tmp_path):
     """Rounding must not put its mean beside its interval: bars would have a negative length."""
     seed = {("v", str(i), ""): True for i in range(count)}
-    assert Bootstrap(100).interval(_hits([seed, seed, seed], list(seed))) == (1.0, 1.0, 1.0)
-    assert Bootstrap(100).difference(*[_hits([seed], list(seed))] * 2) == (0.0, 0.0, 0.0)
+    assert Bootstrap(100).interval(hits([seed, seed, seed], list(seed))) == (1.0, 1.0, 1.0)
+    assert Bootstrap(100).difference(*[hits([seed], list(seed))] * 2) == (0.0, 0.0, 0.0)
     line = dict(
-        zip(("mean", "low", "high"), ([float(x[0])] for x in Bootstrap(100).interval(_hits([seed], list(seed)))))
+        zip(("mean", "low", "high"), ([float(x[0])] for x in Bootstrap(100).interval(hits([seed], list(seed)))))
     )
     protocol = {"title": "", "x_label": "", "x": [8], "numeric": True, "joined": True, "ceiling": [1.0], "chance": 0.1}
-    plot_protocol(tmp_path / "all.png", protocol | {"series": {"a": line | {"run": "a", "control": ""}}})
+    plot_lines(tmp_path / "all.png", protocol | {"series": {"a": line | {"run": "a", "control": ""}}})
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -236,7 +245,7 @@ def test_values_that_are_all_the_same_lie_in_their_interval():
 
 def test_evaluations_of_one_checkpoint_are_no_seeds(evaluated):
     with pytest.raises(ValueError, match=r"A: .*10 and .*20 hold evaluations of the same weights, not of two seeds"):
-        compare_runs(parse_named([f"A={evaluated / 'ttt' / '10'},{evaluated / 'ttt' / '20'}"]))
+        compared(f"A={evaluated / 'ttt' / '10'},{evaluated / 'ttt' / '20'}")
 
 
 def test_figures_of_an_earlier_comparison_do_not_stay(evaluated, tmp_path):
@@ -258,8 +267,8 @@ def test_points_at_one_place_are_named_apart():
 
 
 def test_large_sets_are_resampled_in_parts(monkeypatch):
-    hits = {("v", str(i), ""): i % 3 == 0 for i in range(50)}
-    samples = _hits([hits], list(hits))
+    right = {("v", str(i), ""): i % 3 == 0 for i in range(50)}
+    samples = hits([right], list(right))
     whole = Bootstrap(300, seed=1).interval(samples)
     monkeypatch.setattr(bootstrap, "LARGEST", 1000)
     assert Bootstrap(300, seed=1).interval(samples) == whole
@@ -267,17 +276,17 @@ def test_large_sets_are_resampled_in_parts(monkeypatch):
 
 def test_names():
     with pytest.raises(ValueError, match="there is no folder nowhere"):
-        parse_named(["a=nowhere"])
-    assert [run.name for run in parse_named(["tests/evaluation", "tests/video", "x=tests/ttt"])] == [
+        parse_runs(["a=nowhere"])
+    assert [run.name for run in parse_runs(["tests/evaluation", "tests/video", "x=tests/ttt"])] == [
         "evaluation",
         "video",
         "x",
     ]
-    assert [run.name for run in parse_named(["tests/video", "tttvideo/video"])] == ["tests/video", "tttvideo/video"]
+    assert [run.name for run in parse_runs(["tests/video", "tttvideo/video"])] == ["tests/video", "tttvideo/video"]
     with pytest.raises(ValueError, match="two runs are called 'a'"):
-        parse_named(["a=tests", "a=tttvideo"])
+        parse_runs(["a=tests", "a=tttvideo"])
     with pytest.raises(ValueError, match="names no run"):
-        parse_named(["a="])
+        parse_runs(["a="])
 
 
 def test_mistakes_are_one_sentence(evaluated, tmp_path, capsys):

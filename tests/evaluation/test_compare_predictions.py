@@ -12,7 +12,7 @@ from tests.evaluation.test_revealing import SUITE, copier
 from tttvideo.cli import main
 from tttvideo.evaluation import write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
-from tttvideo.evaluation.forecast_samples import choose
+from tttvideo.evaluation.samples import evenly
 from tttvideo.video.synthetic import make
 
 
@@ -143,7 +143,7 @@ def test_intervals_of_sums_weigh_videos_by_what_they_hold():
 
 
 def test_videos_to_look_at_are_of_every_difficulty_and_the_worst():
-    assert choose(range(12), 4) == ([0, 2, 5, 7], [11, 10, 9, 8])
-    assert choose(range(3), 4) == ([0, 1], [2])
-    assert choose(range(1), 4) == ([0], [])
-    assert choose([], 4) == ([], [])
+    assert evenly(12, 4) == ([0, 2, 5, 7], [11, 10, 9, 8])
+    assert evenly(3, 4) == ([0, 1], [2])
+    assert evenly(1, 4) == ([0], [])
+    assert evenly(0, 4) == ([], [])

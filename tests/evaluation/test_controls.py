@@ -60,10 +60,10 @@ def test_shuffled_frames_are_the_same_frames(tmp_path):
         Setting(None, Dense(), control="reset"),
     ]
     orderless = small_model(mixer=TTT(base_rate=0.0))
-    plain, shuffled, _ = (torch.tensor(score.logits) for score in score_videos(orderless, videos, settings).scores)
+    plain, shuffled, _ = (torch.tensor(score.row) for score in score_videos(orderless, videos, settings).answers)
     torch.testing.assert_close(plain, shuffled, rtol=1e-3, atol=1e-3)
     plain, shuffled, reset = (
-        torch.tensor(s.logits) for s in score_videos(small_model(), videos, settings, segment=4).scores
+        torch.tensor(s.row) for s in score_videos(small_model(), videos, settings, segment=4).answers
     )
     assert (plain - shuffled).abs().max() > 1e-3
     assert (plain - reset).abs().max() > 1e-3

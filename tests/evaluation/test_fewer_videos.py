@@ -1,12 +1,15 @@
 """A line of loss against position says of which videos it is; a card, which figures are of the whole model."""
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tttvideo.evaluation.comparison_report import _markdown
-from tttvideo.evaluation.html import render
-from tttvideo.evaluation.position_curves import position_protocols, position_sentence
-from tttvideo.evaluation.protocol_plots import plot_positions, plot_protocol
+from tttvideo.evaluation import position_sentence
+from tttvideo.evaluation.bootstrap import Bootstrap
+from tttvideo.evaluation.plots import plot_lines
+from tttvideo.evaluation.position import position_protocols
+from tttvideo.evaluation.report import _comparison_markdown, html, positions_figure
+from tttvideo.evaluation.table import Condition, position_table
 from tttvideo.export.folder import _eval_results, _figures
 
 from ..test_printing import hostile_evaluation
@@ -35,15 +38,17 @@ def drawn(monkeypatch, tmp_path):
 
 
 def test_the_end_of_a_line_is_drawn_as_of_fewer_videos(drawn):
-    axes = drawn(plot_positions, {"series": {"A": CURVE}, "unit": "nats", "task": "Classification"})
+    protocol = positions_figure({"series": {"A": CURVE}, "unit": "nats"})
+    assert list(protocol["series"]) == ["A (n = 12)"]
+    assert "dotted" in protocol["title"]
+    axes = drawn(plot_lines, protocol)
     whole, end = axes.get_lines()
     assert (list(whole.get_xdata()), whole.get_linestyle()) == ([1, 2, 4], "-")
     assert list(end.get_xdata()) == [4, 8]
     assert end.get_linestyle() != "-"
     assert [text.get_text() for text in axes.texts] == ["n = 3"]
-    assert whole.get_label() == "A (n = 12)"
     alike = CURVE | {"videos": [12] * 4}
-    axes = drawn(plot_positions, {"series": {"A": alike}, "unit": "nats", "task": "Classification"})
+    axes = drawn(plot_lines, positions_figure({"series": {"A": alike}, "unit": "nats"}))
     assert len(axes.get_lines()) == 1
     assert not axes.texts
 
@@ -55,18 +60,14 @@ def test_the_sentence_compares_the_same_videos():
 
 
 def test_a_comparison_counts_them_too(drawn):
-    import numpy as np
-
-    from tttvideo.evaluation.bootstrap import Bootstrap
-    from tttvideo.evaluation.measured import Positions, Seed
-
     frames = [float(n) for n in range(1, 21)]
-    losses = {(f"{i}.mp4", "", ""): np.where(np.arange(20) < 10 + 10 * (i == 0), 1.0 + i, np.nan) for i in range(4)}
-    curves = {"A": [Positions("data", "nats", [Seed(frames, losses)])]}
-    protocols = position_protocols(curves, Bootstrap(50))
-    table = _markdown({"protocols": protocols, "interval": "95 %", "notes": []})
+    losses = np.stack([np.where(np.arange(20) < 10 + 10 * (i == 0), 1.0 + i, np.nan) for i in range(4)])
+    videos = [(f"{i}.mp4", "", "") for i in range(4)]
+    tables = {"A": [position_table(Condition("data"), frames, videos, losses, {"unit": "nats"})]}
+    protocols = position_protocols(tables, Bootstrap(50))
+    table = _comparison_markdown({"protocols": protocols, "interval": "95 %", "notes": []})
     assert ", 1 of 4 videos" in table
-    axes = drawn(plot_protocol, protocols["position"])
+    axes = drawn(plot_lines, protocols["position"])
     assert [text.get_text() for text in axes.texts] == ["n = 1"]
 
 
@@ -75,20 +76,16 @@ def test_controls_and_views_are_no_plain_results():
     (plain,) = evaluation.metrics["results"]
     rows = [plain, plain | {"control": "inner-rate-0", "top1": 0.125}, plain | {"views": "clips=2x3:32", "top1": 0.375}]
     metrics = evaluation.metrics | {"results": rows}
-    table, controls = _figures(metrics).split("Controls, with something taken away from the model:")
-    assert "| all | `dense` | whole |" in table
-    assert "| all | `dense` | clips=2x3:32 | 0.375" in table
-    assert "0.125" not in table
-    assert "| all | `dense` | inner-rate-0 | 0.125" in controls
-    names = [result.metric_name for result in _eval_results([metrics])]
+    table = _figures(metrics)
+    assert "| all | dense, clips=2x3:32 | 0.375" in table
+    assert "| all | dense, inner-rate-0 | 0.125" in table
+    names = [result.metric_name for result in _eval_results([metrics], "video-classification")]
     assert names == ["top-1, all frames, dense", "top-1, all frames, dense, clips=2x3:32"]
-    assert "views" not in _figures(evaluation.metrics)
 
 
 def test_ceilings_are_mentioned_where_there_are_any():
     evaluation = hostile_evaluation(["a", "b", "c", "d"])[0]
-    page = render(evaluation, {}, evaluation.metrics["results"][0])
-    assert "ceiling" not in page.lower()
+    assert "ceiling" not in html(evaluation, {}).lower()
     rows = [evaluation.metrics["results"][0] | {"ceiling": 0.5}]
     bounded = evaluation._replace(metrics=evaluation.metrics | {"results": rows})
-    assert "<th>ceiling</th>" in render(bounded, {}, rows[0])
+    assert "<th>ceiling</th>" in html(bounded, {})

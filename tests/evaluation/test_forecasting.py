@@ -11,15 +11,15 @@ from tests.evaluation.small import evaluate, noise_video, small_model, small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.forecaster import forecasts, read_clip, shown_horizons
-from tttvideo.evaluation.frame_metrics import FrameMetrics
-from tttvideo.evaluation.predicting import mismatches
+from tttvideo.evaluation.generating import forecasts, read_clip, shown_horizons
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
+from tttvideo.inference.predicting import mismatches
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
+from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.video.decode import open_video
 from tttvideo.video.reading import sampled_rate, usual_rate
 from tttvideo.video.synthetic.encode import write_mp4
@@ -264,5 +264,5 @@ def test_an_export_predicts_the_same_and_says_what_it_is(run, data, tmp_path):
     assert again.metrics["per_horizon"] == found.metrics["per_horizon"]
     card = (out / "README.md").read_text()
     assert "predicts the next frames" in card
-    assert "| horizon | model | copy_last | mean_frame | linear |" in card
+    assert "| frames ahead | model | copy last | mean frame | linear |" in card
     (run / "metrics.json").unlink()

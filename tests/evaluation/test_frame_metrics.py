@@ -9,7 +9,7 @@ from torch import nn
 from tests.evaluation.small import noise_video, small_run
 from tests.evaluation.test_forecasting import predictor
 from tttvideo.cli import main
-from tttvideo.evaluation.frame_metrics import FrameMetrics, VideoDistance
+from tttvideo.tasks.frame_metrics import FrameMetrics, VideoDistance
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 

@@ -8,9 +8,12 @@ import pytest
 
 from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.evaluation import write_report
-from tttvideo.evaluation.html import strip, thumbnails
-from tttvideo.evaluation.samples import choose
+from tttvideo.evaluation.samples import Look, choose, look_at, strip, thumbnails
+from tttvideo.evaluation.settings import Setting
+from tttvideo.evaluation.table import ACCURACY
 from tttvideo.mixers import TTT, Bidirectional
+from tttvideo.video.index import Video
+from tttvideo.video.sampling import Dense
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +44,36 @@ def test_one_file_with_everything(listing, tmp_path):
     assert f"{len(wrong)} of 13 videos" in page
     assert page.count('class="text thumbs"') == len(wrong)
     assert len(found.samples) == 3
-    assert len(found.failures_shown) == min(12, len(wrong))
+    assert len(found.worst) == min(12, len(wrong))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["streaming"] is None
 
 
 def test_a_sample_ends_at_the_answer_of_the_evaluation(listing, tmp_path):
-    run = small_run(tmp_path / "run", small_model(["a<b>&x", "c$1$"]))
-    found = evaluate(run, listing, split="all", frames="8", samples=4)
-    for sample in found.samples:
-        assert (sample.total, sample.steps) == (8, list(range(1, 9)))
-        assert sample.at == list(range(8))
-        assert sample.frames.shape == (8, 32, 32, 3)
-        assert next(iter(sample.timeline)) == sample.row["label"]
-        answered = sample.timeline[sample.row["prediction"]]
-        assert answered[-1] == pytest.approx(float(sample.row["probability"]), abs=1e-4)
-        assert strip(sample).startswith(b"\x89PNG")
-        assert thumbnails(sample).startswith(b"\x89PNG")
+    model = small_model(["a<b>&x", "c$1$"])
+    run = small_run(tmp_path / "run", model)
+    result = evaluate(run, listing, split="all", frames="8", samples=4)
+    assert len(result.samples) == 4
+    for sample in result.samples:
+        assert sample.picture.startswith(b"\x89PNG")
+        assert sample.thumbnail.startswith(b"\x89PNG")
+        look = look_at(model, Video(sample.row["path"], 0, None, None, None), sample.row, Setting(8, Dense()))
+        assert (look.total, look.steps) == (8, list(range(1, 9)))
+        assert look.at == list(range(8))
+        assert look.frames.shape == (8, 32, 32, 3)
+        assert next(iter(look.curves)) == sample.row["label"]
+        assert look.curves[sample.row["prediction"]][-1] == pytest.approx(float(sample.row["probability"]), abs=1e-4)
 
 
-def test_a_model_that_does_not_stream_has_frames_and_no_timeline(listing, tmp_path):
-    run = small_run(tmp_path / "run", small_model(["a<b>&x", "c$1$"], mixer=Bidirectional(TTT())))
-    found = evaluate(run, listing, split="all", samples=1)
-    (sample,) = found.samples
-    assert sample.timeline == {}
-    assert len(sample.frames) == 12
-    write_report(found, tmp_path / "out")
+def test_a_model_that_does_not_stream_has_frames_and_no_curves(listing, tmp_path):
+    model = small_model(["a<b>&x", "c$1$"], mixer=Bidirectional(TTT()))
+    result = evaluate(small_run(tmp_path / "run", model), listing, split="all", samples=1)
+    (sample,) = result.samples
+    look = look_at(model, Video(sample.row["path"], 0, None, None, None), sample.row, Setting(None, Dense()))
+    assert look.curves == {}
+    assert len(look.frames) == 12
+    assert strip(look) == sample.picture
+    write_report(result, tmp_path / "out")
     assert (tmp_path / "out" / "report.html").is_file()
 
 
@@ -82,10 +89,10 @@ def test_right_and_wrong_in_turn_and_the_surest_wrong_first():
             ("b", 0, 0.0, "not a video"),
         )
     ]
-    shown, wrong = choose(rows, 4)
+    shown, wrong = choose(rows, 4, ACCURACY)
     assert wrong == [4, 3]
     assert shown == [0, 4, 2, 3]
-    assert choose(rows, 9)[0] == [0, 4, 2, 3, 1]
+    assert choose(rows, 9, ACCURACY)[0] == [0, 4, 2, 3, 1]
 
 
 def test_thumbnails_keep_the_shape_of_frames():
@@ -93,8 +100,6 @@ def test_thumbnails_keep_the_shape_of_frames():
 
     from PIL import Image
 
-    from tttvideo.evaluation.samples import Sample
-
-    sample = Sample({"label": "a"}, 9, list(range(9)), np.zeros((9, 20, 40, 3), np.uint8), [], {})
+    sample = Look({"label": "a"}, 9, list(range(9)), np.zeros((9, 20, 40, 3), np.uint8), [], {})
     image = Image.open(BytesIO(thumbnails(sample)))
     assert image.size == (4 * (144 + 4) - 4, 72)

@@ -12,7 +12,7 @@ from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation import position
 from tttvideo.evaluation.bootstrap import Bootstrap
-from tttvideo.evaluation.position_curves import _seed, curve_of
+from tttvideo.evaluation.position import curve_of, position_table_of
 from tttvideo.mixers import TTT, Bidirectional
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Prediction
@@ -41,7 +41,7 @@ def test_classification_is_the_loss_of_videos_that_end_there(index, tubelets):
     model = small_model(tubelets=tubelets)
     found = position.losses_by_position(model, index, segment=4, batch_size=2)
     assert found.failures == {}
-    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
+    curve = curve_of([position_table_of(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames == [float(n) for n in range(stride, 14 - 13 % stride, stride)]
     for place, frames in enumerate(curve.frames):
@@ -65,7 +65,7 @@ def test_prediction_is_the_error_of_the_next_time_step(index, tubelets):
     with torch.no_grad():
         model.head.to_pixels.weight.normal_(std=0.05)
     found = position.losses_by_position(model, index, segment=4, batch_size=3)
-    curve = curve_of([_seed(index, found)], Bootstrap(200))[0]
+    curve = curve_of([position_table_of(index, found)], Bootstrap(200))[0]
     stride = 2 if tubelets else 1
     assert curve.frames[0] == stride
     for place, frames in enumerate(map(int, curve.frames)):

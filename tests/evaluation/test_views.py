@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.evaluation.small import noise_video, small_model, small_run, small_set
-from tttvideo.evaluation.lengths import check_lengths
 from tttvideo.evaluation.scoring import score_videos
-from tttvideo.evaluation.settings import Setting
-from tttvideo.evaluation.views import Clips, Spans, View, Whole, averaged, expand, parse_views
+from tttvideo.evaluation.settings import Setting, check_lengths
+from tttvideo.evaluation.views import Clips, Spans, View, Whole, expand, parse_views
+from tttvideo.tasks import Classification
 from tttvideo.video.index import Index, Video
 from tttvideo.video.reading import usual_length
 from tttvideo.video.sampling import Dense, parse_sampling
@@ -47,8 +47,8 @@ def test_other_rules_are_refused(text):
 
 def test_probabilities_are_averaged_not_logits():
     logits = torch.tensor([[10.0, 0.0, -5.0], [0.0, 1.0, 2.0]])
-    torch.testing.assert_close(averaged(logits, False).softmax(0), logits.softmax(1).mean(0))
-    torch.testing.assert_close(averaged(logits, True).sigmoid(), logits.sigmoid().mean(0))
+    torch.testing.assert_close(Classification().average(logits, False).softmax(0), logits.softmax(1).mean(0))
+    torch.testing.assert_close(Classification().average(logits, True).sigmoid(), logits.sigmoid().mean(0))
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +66,15 @@ def test_views_are_cut_in_the_file_as_planned(videos):
 
 def test_scores_of_views_are_the_mean_of_theirs(videos):
     model, setting = small_model(), Setting(None, Dense(), Clips(3, 1, 8))
-    scores = {score.video: score for score in score_videos(model, videos, [setting], batch_size=2).scores}
+    scores = {score.video: score for score in score_videos(model, videos, [setting], batch_size=2).answers}
     for number in (0, 1):
         parts = [view.source for view in expand([videos[number]], setting.views, None)]
-        alone = score_videos(model, parts, [Setting(None, Dense())]).scores
-        expected = torch.tensor([score.logits for score in alone]).softmax(1).mean(0)
-        torch.testing.assert_close(torch.tensor(scores[number].logits).softmax(0), expected, rtol=1e-4, atol=1e-4)
+        alone = score_videos(model, parts, [Setting(None, Dense())]).answers
+        expected = torch.tensor([score.row for score in alone]).softmax(1).mean(0)
+        torch.testing.assert_close(torch.tensor(scores[number].row).softmax(0), expected, rtol=1e-4, atol=1e-4)
         assert scores[number].frames == 24
-    one = score_videos(model, videos, [Setting(None, Dense(), Spans(60, 30)), Setting(None, Dense())]).scores
-    by_setting = {(score.video, score.setting): torch.tensor(score.logits) for score in one}
+    one = score_videos(model, videos, [Setting(None, Dense(), Spans(60, 30)), Setting(None, Dense())]).answers
+    by_setting = {(score.video, score.setting): torch.tensor(score.row) for score in one}
     for number in (0, 1):  # a video shorter than a span is read as it is
         shifted = by_setting[number, 0] - by_setting[number, 1]
         torch.testing.assert_close(shifted, shifted.mean().expand_as(shifted), rtol=0, atol=1e-4)
@@ -85,8 +85,8 @@ def test_an_unreadable_video_is_one_failure(videos, tmp_path):
     broken.write_bytes(b"not a video")
     mixed = [videos[0], videos[1]._replace(path=str(broken))]
     assert expand(mixed, Clips(3, 1, 8), None)[-1] == View(1, mixed[1])
-    scores = score_videos(small_model(), mixed, [Setting(None, Dense(), Clips(3, 1, 8))]).scores
-    assert {score.video: score.logits is None for score in scores} == {0: False, 1: True}
+    scores = score_videos(small_model(), mixed, [Setting(None, Dense(), Clips(3, 1, 8))]).answers
+    assert {score.video: score.row is None for score in scores} == {0: False, 1: True}
 
 
 def test_crops_lie_along_the_longer_side():

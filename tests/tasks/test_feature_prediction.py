@@ -6,26 +6,18 @@ import pytest
 import torch
 
 from tests.evaluation.small import noise_video, small_run
-from tttvideo.backbone import Backbone
+from tests.helpers import video_model
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Timm
-from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
-from tttvideo.ttt import TTT
-from tttvideo.video.transforms import Preprocessing
 
 SIZE = (32, 48)
 VIT = Timm("test_vit", pretrained="false", grid=(2, 3))
 
 
 def build(encoder=VIT, **task):
-    torch.manual_seed(0)
-    config = ModelConfig(encoder, Backbone(width=16, depth=1, mixer=TTT(heads=2)), Prediction("features", **task))
-    model = VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=[]).eval()
-    with torch.no_grad():
-        model.head.to_pixels.weight.normal_(std=0.05)
-    return model
+    return video_model(Prediction("features", **task), encoder, size=SIZE, depth=1).eval()
 
 
 @pytest.fixture(scope="module")

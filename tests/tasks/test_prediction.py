@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import ALL_MIXERS, name
+from tests.helpers import ALL_MIXERS, name, video_model
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, LinearAttention, Mamba, NoMixer
@@ -22,12 +22,7 @@ STEM = ConvStem((4, 8), (3, 2), (2, 1))
 
 
 def build(task=PREDICTION, encoder=Patches(8), mixer=MIXER, **backbone):
-    torch.manual_seed(0)
-    config = ModelConfig(encoder, Backbone(width=16, mixer=mixer, **backbone), task)
-    model = VideoModel(config, preprocessing=Preprocessing(size=SIZE), labels=[]).double().eval()
-    with torch.no_grad():  # residual prediction starts from zero
-        model.head.to_pixels.weight.normal_(std=0.05)
-    return model
+    return video_model(task, encoder, mixer, size=SIZE, **backbone).double().eval()
 
 
 def clips(*lengths):

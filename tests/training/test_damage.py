@@ -223,3 +223,17 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(stopped, arguments, tmp
         code, said = resumed(arguments, capsys, run)
         assert code == 2
         assert "is damaged" in said
+
+
+def test_a_log_whose_end_is_lost(stopped, arguments, tmp_path, monkeypatch, capsys):
+    """A torn last line, or the zeros that a crash of the machine leaves, are no damage; missing lines are noted."""
+    monkeypatch.setattr("tttvideo.training.run.Run.epoch", end)
+    for keep, torn, says in ((6, b'{"step": 7, "lo', ""), (6, bytes(300), ""), (4, bytes(300), "lacks 2 of 6 lines")):
+        run = copy_of(stopped, arguments, tmp_path, monkeypatch)
+        written = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)
+        (run / "steps.jsonl").write_bytes(b"".join(written[:keep]) + torn)
+        capsys.readouterr()
+        assert train.main(arguments("--resume", "auto", out=run)) == 0
+        said = capsys.readouterr().out
+        assert (f"note: {run}/steps.jsonl {says} (first: step 5)" in said) == (keep == 4)
+        assert (run / "steps.jsonl").read_bytes() == b"".join(written[:keep])

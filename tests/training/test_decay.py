@@ -2,21 +2,19 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers import ALL_ENCODERS, ALL_MIXERS, name
-from tttvideo.backbone import Backbone
-from tttvideo.encoder import Patches, Timm
-from tttvideo.model import ModelConfig, VideoModel
+from tests.helpers import ALL_ENCODERS, ALL_MIXERS, name, video_model
+from tttvideo.encoder import Timm
+from tttvideo.model import VideoModel
 from tttvideo.tasks import Classification, Prediction
 from tttvideo.training.config import OptimizerConfig
 from tttvideo.training.optimizer import build_optimizer
-from tttvideo.ttt import TTT
 from tttvideo.ttt.interface import Layout, Mixer, SequenceLayer
-from tttvideo.video.transforms import Preprocessing
 
 # Substrings of names that used to decide (commit be1bc61). The classes of then name their parameters by them, so
 # they are the record of what was exempt; they must not decide again.
@@ -34,11 +32,7 @@ OF_MIXERS = (
 )
 
 
-def build(mixer=None, encoder=None, task=None) -> VideoModel:
-    config = ModelConfig(
-        encoder or Patches(8), Backbone(width=8, depth=1, mixer=mixer or TTT(heads=2)), task or Classification()
-    )
-    return VideoModel(config, preprocessing=Preprocessing((32, 64)), labels=["a", "b"])
+build = partial(video_model, size=(32, 64), width=8, depth=1)
 
 
 def exempt(model: nn.Module) -> set[str]:
@@ -63,7 +57,7 @@ def exempt_before(model: VideoModel) -> set[str]:
 
 @pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
 def test_shipped_mixers_decay_what_they_did(mixer):
-    model = build(mixer)
+    model = build(mixer=mixer)
     assert exempt(model) == exempt_before(model)
 
 
@@ -130,7 +124,7 @@ class Own(Mixer):
 
 def test_a_users_layer_is_not_judged_by_its_names():
     at = "backbone.blocks.0.mixer."
-    model = build(Own())
+    model = build(mixer=Own())
     matrices = {key.removeprefix(at) for key in exempt(model) if key.startswith(at) and not key.endswith("bias")}
     assert matrices == {"start", "inside.table"}
     # a copied parameter has lost its mark, but the model of it remembers

@@ -14,15 +14,16 @@ from tttvideo.training import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# train.py that has SIGNAL sent to WHOM (itself; its group, data workers too; torchrun) at a moment: after step N
-# was logged, or when validation begins
+# train.py that has SIGNAL sent to WHOM (itself; its group, data workers too; torchrun) at a moment: after step N, or
+# when validation begins
 SCRIPT = """
 import os, subprocess, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from tttvideo.training import run
-from tttvideo.training.run_folder import JsonLines
+from tttvideo.training import run, signals
+signals.PATIENCE = 250.0  # of a machine that is busy
+from tttvideo.training.loop import Trainer
 
 number, moment = int(os.environ["SIGNAL"]), os.environ["MOMENT"]
 rank = os.environ.get("RANK", "0")
@@ -33,11 +34,12 @@ def send():
         # from outside: data workers obey their parent
         subprocess.run(["kill", "-s", str(number), "--", str(whom)], start_new_session=True, check=True)
 
-append, score = JsonLines.append, run.score
-def appended(self, line):
-    append(self, line)
-    if str(line.get("step")) == moment and "loss" in line:
+take_step, score = Trainer._step, run.score
+def step_taken(self, *where):
+    result = take_step(self, *where)
+    if str(result.progress.step) == moment:
         send()
+    return result
 
 def scored(model, batches, *others, **more):
     def watched():
@@ -48,7 +50,7 @@ def scored(model, batches, *others, **more):
     return score(model, watched(), *others, **more)
 
 if __name__ == "__main__":
-    JsonLines.append = appended
+    Trainer._step = step_taken
     run.score = scored
     code = run.main()
     print("exit code", code, flush=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,18 @@ import torch
 
 import train
 import tttvideo.video.segments as segments_module
+from tests.helpers import video_model
 from tests.training.conftest import write_video
 from tests.training.test_run import lines
 from tests.video.clips import CountingReader
-from tttvideo.backbone import Backbone
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.mixers import TTT, Bidirectional
-from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Classification, Prediction
 from tttvideo.training.validation import SEGMENT, score
 from tttvideo.ttt import FrameCausal
 from tttvideo.video.dataset import DataConfig
 from tttvideo.video.index import Index, Video, subset
 from tttvideo.video.loader import val_loader
-from tttvideo.video.transforms import Preprocessing
 
 TASKS = [Classification(), Classification(pooling="ema"), Prediction(context=2, residual=False)]
 
@@ -40,11 +39,7 @@ def data(tmp_path_factory):
     return DataConfig(root=str(root), size=(16, 16), batch_size=2, workers=0)
 
 
-def build(task, encoder=None, mixer=None) -> VideoModel:
-    torch.manual_seed(0)
-    config = ModelConfig(encoder or Patches(8), Backbone(width=16, depth=2, mixer=mixer or TTT(heads=2)), task)
-    labels = ["a", "b"] if task.labelled else []
-    return VideoModel(config, preprocessing=Preprocessing((16, 16)), labels=labels)
+build = partial(video_model, size=(16, 16), depth=2)
 
 
 def scored(model, data, segment, workers=0, first=None):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -140,11 +141,47 @@ def test_a_changed_file_is_another_file(tmp_path):
 
 @pytest.mark.parametrize("index", ["off", "cannot be written"])
 def test_without_an_index_all_works(tmp_path, monkeypatch, index):
-    path = write(tmp_path / "a.mp4", numbered(10))
+    paths = [write(tmp_path / name, numbered(10)) for name in ("a.mp4", "b.mp4")]
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TTTVIDEO_INDEX", "off" if index == "off" else str(tmp_path / "file"))
-    assert len(read(path)[0]) == 10
+    notes = []
+    for path in paths:
+        frames, _, said = read(path)
+        assert len(frames) == 10
+        notes += said
     assert entries(tmp_path) == []
+    if index == "off":
+        assert notes == []
+    else:  # once, not for every video
+        (note,) = notes
+        assert note.startswith(f"{tmp_path / 'file'}: the index of videos cannot be kept here (Not a directory)")
+
+
+def test_an_index_beside_the_data_that_cannot_be_written_is_told_once(tmp_path):
+    (tmp_path / catalog.BESIDE).write_text("no folder")
+    path = write(tmp_path / "a.mp4", numbered(10))
+    assert read(path)[2] == []  # a file of that name is no index
+    (tmp_path / catalog.BESIDE).unlink()
+    (tmp_path / catalog.BESIDE).mkdir()
+    entry = catalog.place_of(probe.identity(str(path)), None)
+    entry.parent.write_text("in the way")
+    probe.forget()
+    assert [note.split(" (")[0] for note in read(path)[2]] == [
+        f"{tmp_path / catalog.BESIDE}: the index of videos cannot be kept here"
+    ]
+    probe.forget()
+    assert read(path)[2] == []
+
+
+def test_a_pipe_that_is_closed_early_makes_no_noise(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.mp4", numbered(10))
+    for more in ([], ["--json"]):
+        command = [sys.executable, "-m", "tttvideo", "check", str(tmp_path / "data"), "--jobs", "1", *more]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+            process.stdout.close()  # as `| head` does
+            assert process.stderr.read() == b""
+            assert process.wait(120) == 128 + signal.SIGPIPE
 
 
 def _read_many(paths):

@@ -178,3 +178,67 @@ def test_whatever_a_demuxer_raises_is_damage(tmp_path, monkeypatch, error):
     monkeypatch.setattr(av, "open", refuse)
     with pytest.raises(VideoError, match=r"a\.ts"):
         open_video(path)
+
+
+class FailingOnce(Failing):
+    """The same for the next ``left`` containers that are opened; those after them are sound."""
+
+    left = 0
+
+    def __init__(self, container, error, after):
+        FailingOnce.left -= 1
+        super().__init__(container, error, after if FailingOnce.left >= 0 else -1)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("b.ts", "mpeg2video"), ("c.avi", "mpeg4")])
+def test_a_read_error_that_passes_is_not_kept_as_damage(tmp_path, monkeypatch, name, codec):
+    monkeypatch.setenv("TTTVIDEO_INDEX", str(tmp_path / "index"))
+    path, real, error = write(tmp_path / name, numbered(40), codec), av.open, OSError(5, "Input/output error")
+    monkeypatch.setattr(av, "open", lambda *a, **k: FailingOnce(real(*a, **k), error, 25))
+    FailingOnce.left = 1  # the disk fails during the scan
+    frames, _, notes = read(path)
+    assert (numbers(frames), notes) == (list(range(40)), [])
+    probe.forget()
+    assert probe.probe(str(path)).decoded == 40
+    for entry in (tmp_path / "index").rglob("*.safetensors"):
+        entry.unlink()
+    probe.forget()
+    open_video(path)
+    FailingOnce.left = 1  # ... or while frames are read
+    frames, _, notes = read(path)
+    assert len(frames) < 40
+    assert len(notes) == 1
+    probe.forget()
+    reader._already_warned.clear()
+    frames, _, notes = read(path)
+    assert (numbers(frames), notes) == (list(range(40)), [])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mkv", "libx264"), ("b.webm", "libvpx"), ("c.wmv", "wmv2"), ("d.ogv", "libvpx")]
+)
+def test_what_a_demuxer_passes_over_is_counted(tmp_path, name, codec, share):
+    """A part of a file that is no more than zeros: a demuxer goes on behind it and says nothing."""
+    whole = write(tmp_path / name, moving(60), codec)
+    assert read(whole)[2] == []
+    data = bytearray(whole.read_bytes())
+    first = int(len(data) * share)
+    data[first : first + len(data) // 4] = bytes(len(data) // 4)
+    whole.write_bytes(data)
+    frames, _, notes = read(whole)
+    assert len(frames) < 55
+    assert "frames seem to be missing" in notes[0]
+
+
+def test_recordings_that_were_joined_hold_no_damaged_packets(tmp_path):
+    small = write(tmp_path / "a.ts", numbered(30), "mpeg2video")
+    large = write(tmp_path / "b.ts", numbered(30, 96, 160), "mpeg2video")
+    joined = tmp_path / "c.ts"
+    joined.write_bytes(small.read_bytes() + large.read_bytes())
+    with av.open(str(joined)) as container:
+        assert sum(packet.is_corrupt for packet in container.demux(video=0)) == 1
+    assert probe.probe(str(joined)).broken == 0
+    frames, _, notes = read(joined)
+    assert len(frames) in (59, 60)  # FFmpeg drops a picture where the size changes
+    assert notes == []

@@ -46,14 +46,14 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.frames = 0
-        real = pyav_reader.frames
+        real = pyav_reader.decoded
 
         def counting(film):
             for frame in real(film):
                 self.frames += 1
                 yield frame
 
-        monkeypatch.setattr(pyav_reader, "frames", counting)
+        monkeypatch.setattr(pyav_reader, "decoded", counting)
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS, ids=[f"{k[0]}-{k[1]}" for k in KINDS])

@@ -4,10 +4,11 @@ import struct
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 
 from tests.video.clips import numbered, numbers, read, remux, write, write_picture
-from tttvideo.video import probe, reader
+from tttvideo.video import clock, probe, reader
 from tttvideo.video.dataset import DataConfig
 from tttvideo.video.decode import VideoError, open_video
 from tttvideo.video.reading import within
@@ -54,14 +55,15 @@ def with_cover(path, folder, first=False):
     return path
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_cover_picture_is_not_the_film(tmp_path, first):
-    film = with_cover(write(tmp_path / "film.mp4", numbered(30)), tmp_path, first)
+def test_a_cover_picture_is_not_the_film(tmp_path, first, codec):
+    film = with_cover(write(tmp_path / "film.mp4", numbered(30), codec, options={"bf": "2"}), tmp_path, first)
     with av.open(str(film)) as container:
         assert len(container.streams.video) == 2
     frames, opened, notes = read(film)
     assert numbers(frames) == list(range(30))
-    assert opened.info[1:5] == ("h264", 64, 160, 30)
+    assert opened.info[1:5] == ("h264" if codec == "libx264" else "mpeg4", 64, 160, 30)
     assert notes == []
 
 
@@ -220,3 +222,29 @@ def test_a_hole_in_even_stamps_is_told_and_a_variable_rate_is_not(tmp_path):
     sparse = remux(whole, tmp_path / "sparse.mkv", keep=lambda i: i % 20)  # one in twenty is left out
     assert read(sparse)[2] == []
     assert read(whole)[2] == []
+
+
+def test_stamps_that_were_guessed_wrongly_lie_evenly():
+    """FFmpeg's of an MPEG-1 program stream, at the border of two groups: two frames too early, then two left out."""
+    stamps = 3600 * np.arange(200, dtype=np.int64)
+    stamps[150:170] -= 2 * 3600
+    times, jumps = clock.seconds(stamps, 1 / 90000, 25.0, True)
+    assert jumps == []
+    assert times.tolist() == pytest.approx((np.arange(200) / 25).tolist(), abs=1e-9)
+    assert clock.holes(stamps) == 0
+    assert clock.holes(np.delete(stamps, [100, 101])) == 2
+    lost = clock.seconds(np.delete(np.arange(200) * 3600, [100, 101]), 1 / 90000, 25.0, True)[0]
+    assert lost[100] == pytest.approx(102 / 25)  # without repeated stamps a gap is a gap
+
+
+def test_what_is_no_sign_of_data_that_were_passed_over():
+    shown = np.array([i for i in range(300) if i % 7 or i % 3], np.int64) * 40  # a variable rate
+    headers = np.where(np.arange(len(shown)) % 25, 7, 60)
+    assert clock.passed_over(shown, headers, 2500.0) == 0
+    pause = np.concatenate([np.arange(100), np.arange(400, 500)]) * 40
+    assert clock.passed_over(pause, np.full(200, 7), 2500.0) == 0
+    junk = np.full(200, 7)
+    junk[50] = 10**6  # where no frame is missing
+    assert clock.passed_over(pause, junk, 2500.0) == 0
+    junk[100] = 10**7
+    assert clock.passed_over(pause, junk, 2500.0) == 300

@@ -63,12 +63,12 @@ class Bootstrap:
             weights = self.rng.multinomial(videos, [1 / videos] * videos, size).astype(np.float64)
             for part, group in zip(parts, groups, strict=True):
                 part.append(_weighted(group, weights))
-        found = []
+        resampled = []
         for part in parts:
             means = np.concatenate(part)  # [resamples, seeds, points]
             drawn = self.rng.integers(means.shape[1], size=means.shape[:2])
-            found.append(np.take_along_axis(means, drawn[:, :, None], axis=1).mean(1))
-        return found
+            resampled.append(np.take_along_axis(means, drawn[:, :, None], axis=1).mean(1))
+        return resampled
 
 
 def _weighted(group: Samples, weights: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tttvideo.serialize import read_description, resolve_checkpoint
+from ..serialize import read_description, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -92,7 +92,7 @@ def _settings(run: Path) -> tuple[dict[str, Any], str | None, str | None]:
         data = dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {})
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())})") from error
-    found = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
-    drawn = {name: value for name, value in found.items() if value is not None}
+    settings = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
+    drawn = {name: value for name, value in settings.items() if value is not None}
     listing, root = data.get("list"), data.get("root")
     return (drawn, listing, root) if listing else (drawn, root, None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 
 def _at_least(least: int, **values: int | None) -> None:
@@ -111,7 +113,8 @@ class PositionConfig:
         out: folder for the results.
         split: part of the data, ``all`` for everything (default: val, or all of data that has no splits of its own and
             of which no video was trained on).
-        root: folder against which a list's relative paths are resolved (default: the list's own folder).
+        root: folder against which a list's relative paths are resolved (default: as in training for the list trained
+            with; else the list's own folder).
         frames: only the first frames of each video: a number, or all.
         batch_size: videos read side by side.
         segment: frames held at a time (default: about 64).
@@ -194,3 +197,42 @@ class PredictConfig:
     write: Literal["all", "context"] = "all"
     device: str | None = None
     trust: bool = False
+
+
+class RunFolders(NamedTuple):
+    """One line of a figure: a name, and a folder for each seed."""
+
+    name: str
+    folders: list[Path]
+
+
+def parse_runs(texts: Sequence[str]) -> list[RunFolders]:
+    """Read "runs/a" (named by its last part, or more of them where two end alike) and "TTT-MLP=runs/a,runs/b".
+
+    Raises:
+        ValueError: for folders that are not there and names given twice.
+    """
+    runs = []
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        folders = [Path(part) for part in (rest if equals and not Path(text).exists() else text).split(",") if part]
+        if missing := [folder for folder in folders if not folder.exists()]:
+            raise ValueError(f"there is no folder {missing[0]}")
+        if not folders or (equals and not name):
+            raise ValueError(f"{text!r} names no run; write FOLDER or NAME=FOLDER[,FOLDER]")
+        runs.append(RunFolders(name if rest and equals and folders != [Path(text)] else "", folders))
+    unnamed = [run.folders[0].resolve() for run in runs if not run.name]
+    runs = [run if run.name else run._replace(name=shortest(run.folders[0].resolve(), unnamed)) for run in runs]
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two runs are called {min(twice)!r}; name them: NAME=FOLDER")
+    return runs
+
+
+def shortest(path: Path, others: Sequence[Path]) -> str:
+    """The last parts of a path, as many as tell it from the others."""
+    for count in range(1, len(path.parts)):
+        tail = path.parts[-count:]
+        if sum(other.parts[-count:] == tail for other in others) == 1:
+            return "/".join(tail)
+    return str(path)

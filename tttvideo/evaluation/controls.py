@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tttvideo.model import VideoModel
-from tttvideo.ttt import TTTLayer
-from tttvideo.ttt.interface import Layout, SequenceLayer, State
+from ..model import VideoModel
+from ..ttt import TTTLayer
+from ..ttt.interface import Layout, SequenceLayer, State
 
 CONTROLS = ("inner-rate-0", "reset", "shuffled")
 """No inner learning; the state thrown away after every chunk; the frames of a video in a random order."""

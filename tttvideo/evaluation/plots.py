@@ -1,22 +1,30 @@
 """Figures as PNG. Colours are told apart by the colour-blind, and markers differ too."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tttvideo.printing import printable
+from ..printing import printable
 
 # Okabe and Ito (2008), without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK = "#333333"
+INK, BASELINE_INK = "#333333", "#777777"
 LEGEND_LINES = 18
 """Lines of a legend beside the axes; more go into further columns."""
 LINES: dict[str, Any] = {"": "-", "inner-rate-0": ":", "reset": "-.", "shuffled": (0, (6, 2))}
 """Controls are drawn in the colour of what they take something away from, with markers of another (``marker_fill``)."""
+BASELINES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 3)))
 HANDLE = 3.4
 """Length of a legend's lines: dashes must show."""
+CROWDED = 16
+"""More x than these are drawn as lines with bands, fewer as points with bars."""
+DWARFS = 2.0
+"""A baseline that errs more than so many times as much as all else may leave the figure: it would flatten the rest."""
 
 
 def marker_fill(control: str, colour: str) -> str:
@@ -36,178 +44,224 @@ def new_figure(width: float, height: float):
     return figure
 
 
-def plot_accuracy(
-    path: Path, results: Sequence[dict[str, Any]], *, metric: str, chance: float | None, title: str
-) -> None:
-    """Accuracy against the number of frames, a line for each sampling rule, way to divide the videos, and control.
+def plot_lines(path: Path, protocol: dict[str, Any]) -> None:
+    """Every line of a protocol against what it varies, the ceiling dashed.
 
-    `results` are rows of metrics.json; `metric` is "top1" or "map". Bars are one standard error of `metric`
-    where the row gives it; a row's "ceiling" is drawn dashed in its rule's colour, chance as a dotted line.
+    Args:
+        protocol: as in compare.json: ``x`` with ``x_label`` (``numeric``: on a logarithmic axis, or ``linear``;
+            otherwise by name), ``joined`` or not, ``unit`` (absent: shares of 1, shown as top-1 in per cent),
+            ``ceiling``, ``chance``, ``bounds``, ``trained`` (lengths to mark), and ``series``: name -> ``run`` (which
+            has a colour), ``control``, ``mean`` with ``low`` and ``high`` (absent: no bars), ``n`` videos;
+            ``baseline``: drawn grey. A series may have a ``ceiling`` of its own.
     """
-    names: list[Any] = sorted({row["frames"] for row in results if row["frames"] != "all"})
-    names += ["all"] if any(row["frames"] == "all" for row in results) else []
-    place = {name: position for position, name in enumerate(names)}
-    rules = list(dict.fromkeys(way(row) for row in results))
-    figure = new_figure(6.4, 4.2)
+    figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
-    legend = []
-    bases = list(dict.fromkeys(way(row | {"control": ""}) for row in results))
-    for number, rule in enumerate(rules):
-        rows = [row for row in results if way(row) == rule]
-        control = rows[0].get("control") or ""
-        rows.sort(key=lambda row: place[row["frames"]])
-        # Lines of several rules are set slightly apart, so that equal figures hide neither.
-        shift = min(0.1, 0.7 / len(rules)) * (number - (len(rules) - 1) / 2)
-        at = [place[row["frames"]] + shift for row in rows]
-        turn, base = divmod(bases.index(way(rows[0] | {"control": ""})), len(COLOURS))
-        colour, marker = COLOURS[base], MARKERS[(base + turn) % len(MARKERS)]  # no pair occurs twice
-        errors = [100 * (row.get(f"{metric}_se") or 0.0) for row in rows]
-        shown = axes.errorbar(
-            at,
-            [100 * row[metric] for row in rows],
-            yerr=errors if any(errors) else None,
-            color=colour,
-            marker=marker,
-            markerfacecolor=marker_fill(control, colour),
-            linestyle=LINES[control],
-            capsize=3,
-            zorder=3,
-        )
-        legend.append((shown, rule))
-        if control:  # its ceiling is that of the whole model
-            continue
-        limits = [(x, 100 * row["ceiling"]) for x, row in zip(at, rows) if row.get("ceiling") is not None]
-        if limits:
-            xs, ys = map(list, zip(*limits))
-            if len(limits) == 1:  # one setting: a short bar, where a line would have no length
-                xs, ys = [xs[0] - 0.3, xs[0] + 0.3], ys * 2
-            (dashed,) = axes.plot(xs, ys, color=colour, linestyle="--", linewidth=1.2, zorder=2)
-            legend.append((dashed, f"ceiling, {rule}"))
-    if chance is not None:
-        legend.append((axes.axhline(100 * chance, color=INK, linestyle=":", zorder=1), "chance"))
-    axes.set_xticks(range(len(names)), [_length(name, results) for name in names])
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylim(0, 104)
-    axes.set_xlabel("length of video: its first n frames (all: the whole video)")
-    axes.set_ylabel("mean average precision (%)" if metric == "map" else "top-1 accuracy (%)")
-    axes.set_title(plain(title), fontsize=10)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    columns = -(-len(legend) // LEGEND_LINES)  # what does not fit into the figure's height would be cut
-    figure.set_size_inches(6.4 + 2.6 * (columns - 1), 4.2)
-    figure.legend(
-        *zip(*legend),
-        loc="outside right center",
-        frameon=False,
-        title="sampling",
-        fontsize=9,
-        ncols=columns,
-        handlelength=HANDLE,
+    if "point_names" in protocol and not _apart(protocol["x"]):  # each gets a place of its own, named below
+        names = [f"{name}\n{x:g}" for name, x in zip(protocol["point_names"], protocol["x"])]
+        label = f"sampling rule, and {protocol['x_label']}"
+        protocol = protocol | {"numeric": False, "x": names, "x_label": label, "point_names": []}
+    at = protocol["x"] if protocol["numeric"] else list(range(len(protocol["x"])))
+    entries = _lines(axes, protocol, at) + _baselines(axes, protocol, at)
+    entries += _ceiling(
+        axes, protocol, at, protocol["ceiling"], INK, "codec's error" if "unit" in protocol else "ceiling"
     )
+    _name_points(axes, protocol, at)
+    for number, (name, value) in enumerate(protocol.get("bounds", {}).items()):
+        line = axes.axhline(value, color=INK, linestyle=BASELINES[1 + number % 3], linewidth=1, zorder=1)
+        entries.append((line, f"{name.replace('_', ' ')} (expected)"))
+    if protocol["chance"] is not None:
+        chance = axes.axhline(100 * protocol["chance"], color=INK, linestyle=":", linewidth=1, zorder=1)
+        entries.append((chance, "chance"))
+    for length in protocol.get("trained", []):
+        entries.append((axes.axvline(length, color="#999999", linewidth=1, zorder=0), "length of training clips"))
+    _x_axis(axes, protocol, at)
+    _y_axis(axes, protocol)
+    figure.suptitle(plain(protocol["title"]), fontsize=10, wrap=True)  # over the legend, too: some are long
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    columns = -(-len(entries) // LEGEND_LINES)  # what does not fit into the figure's height would be cut
+    figure.set_size_inches(7.2 + 2.6 * (columns - 1), 4.4)
+    style = {"loc": "outside right center", "frameon": False, "fontsize": 8.5, "handlelength": HANDLE, "ncols": columns}
+    figure.legend(*zip(*entries), **style)
     save(figure, path)
 
 
-def way(row: dict[str, Any]) -> str:
-    """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
-    views = row.get("views", "whole")
-    return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
-
-
-def plot_strata(
-    path: Path, column: str, results: Sequence[dict[str, Any]], *, chance: float | None, title: str
-) -> None:
-    """Top-1 against a column of the data, a line for each row of metrics.json (without controls; the first seven)."""
-    figure = new_figure(6.4, 4.2)
-    axes = figure.subplots()
-    legend = []
-    plain_rows = [row for row in results if not row["control"]]
-    results = plain_rows[: len(COLOURS)]
-    if len(plain_rows) > len(results):
-        title += f"\nthe first {len(results)} of {len(plain_rows)} settings; metrics.json has all"
-    names = [stratum["value"] for stratum in results[0]["by"][column]]
-    for number, row in enumerate(results):
-        found = row["by"][column]
-        at = [i + 0.06 * (number - (len(results) - 1) / 2) for i in range(len(found))]
-        shown = axes.errorbar(
-            at,
-            [100 * s["top1"] for s in found],
-            yerr=[100 * s["top1_se"] for s in found],
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            capsize=3,
-            zorder=3,
-        )
-        legend.append((shown, f"{row['frames']} frames, {way(row)}"))
-        if all(s["ceiling"] is not None for s in found):
-            (dashed,) = axes.plot(
-                at, [100 * s["ceiling"] for s in found], color=COLOURS[number], linestyle="--", linewidth=1.2, zorder=2
+def _lines(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[Any, str]]:
+    series = {name: line for name, line in protocol["series"].items() if not line.get("baseline")}
+    runs = list(dict.fromkeys(line["run"] for line in series.values()))
+    crowded, entries = _crowded(protocol), []
+    for number, (name, line) in enumerate(series.items()):
+        turn, base = divmod(runs.index(line["run"]), len(COLOURS))
+        colour, marker = COLOURS[base], MARKERS[(base + turn) % len(MARKERS)]  # no pair occurs twice
+        # Lines are set slightly apart, so that equal figures hide none.
+        shift = 0.0 if crowded or len(series) < 2 else 0.5 * (number / (len(series) - 1) - 0.5)
+        shifted = _shifted(protocol, at, shift)
+        points = [
+            (x, *(_scale(protocol) * line.get(key, line["mean"])[i] for key in ("mean", "low", "high")))
+            for i, x in enumerate(shifted)
+            if line["mean"][i] is not None
+        ]
+        if not points:
+            continue
+        xs, means, low, high = map(list, zip(*points))
+        style = LINES.get(line["control"], (0, (3, 1, 1, 1))) if protocol["joined"] else "none"
+        if crowded:
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+            counts = [n for m, n in zip(line["mean"], line.get("n", [])) if m is not None]
+            whole = alike(counts) if protocol.get("by_position") else len(xs)
+            (drawn,) = axes.plot(xs[:whole], means[:whole], color=colour, linestyle=style, linewidth=1.6, zorder=3)
+            _fewer(axes, xs, means, counts, whole, colour)
+        else:
+            bars = [[m - x for m, x in zip(means, low)], [x - m for m, x in zip(means, high)]]
+            drawn = axes.errorbar(
+                xs,
+                means,
+                yerr=bars if "low" in line else None,
+                color=colour,
+                marker=marker,
+                markerfacecolor=marker_fill(line["control"], colour),
+                linestyle=style,
+                linewidth=1.0 if line["control"] else 1.8,
+                capsize=3,
+                zorder=3,
             )
-            legend.append((dashed, "its ceiling"))
-    if chance is not None:
-        legend.append((axes.axhline(100 * chance, color=INK, linestyle=":", zorder=1), "chance"))
-    counts = [stratum["n"] for stratum in results[0]["by"][column]]
-    axes.set_xticks(range(len(names)), [f"{short(name)}\n(n={n})" for name, n in zip(names, counts)])
-    axes.set_ylim(0, 104)
-    axes.set_xlabel(f"{plain(column)} (column of the data)")
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(plain(title), fontsize=10)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*zip(*legend), loc="outside right center", frameon=False, fontsize=9)
-    save(figure, path)
+        entries.append((drawn, plain(name)))
+        entries += _ceiling(axes, protocol, shifted, line.get("ceiling", []), colour, f"ceiling, {plain(name)}")
+    return entries
 
 
-def plot_by_horizon(path: Path, errors: dict[str, Sequence[float]], *, space: str, title: str) -> None:
-    """Mean squared error by horizon, a line for each method; the model's comes first."""
-    figure = new_figure(6.4, 4.2)
-    axes = figure.subplots()
-    for number, (name, values) in enumerate(errors.items()):
-        axes.plot(
-            range(1, len(values) + 1),
-            values,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)] if len(values) <= 32 else None,
-            linestyle="-" if number == 0 else "--",
-            label=name.replace("_", " "),
+def _shifted(protocol: dict[str, Any], at: Sequence[float], shift: float) -> list[float]:
+    if protocol["numeric"] and not protocol.get("linear"):
+        return [x * 1.03 ** (4 * shift) for x in at]
+    step = (at[-1] - at[0]) / max(1, len(at) - 1) if protocol.get("linear") else 1.0
+    return [x + (0.15 * step if protocol.get("linear") else 0.6) * shift for x in at]
+
+
+def alike(counts: Sequence[int]) -> int:
+    """How many points of a line, from its beginning, are of the same videos: those that have the most."""
+    return next((i for i, n in enumerate(counts) if n != counts[0]), len(counts))
+
+
+def _fewer(axes, xs: Sequence[float], values: Sequence[float], counts: Sequence[int], whole: int, colour: str) -> None:
+    """The end of a line that fewer videos are long enough for: dotted, with their number."""
+    if whole == len(xs):
+        return
+    begin = max(0, whole - 1)
+    axes.plot(xs[begin:], values[begin:], color=colour, linestyle=(0, (1, 2)), linewidth=1.1, zorder=3)
+    least, most = min(counts[whole:]), max(counts[whole:])
+    number = f"n = {least}" if least == most else f"n = {most} to {least}"
+    axes.annotate(
+        number, (xs[-1], values[-1]), xytext=(2, 4), textcoords="offset points", fontsize=7, color=colour, ha="right"
+    )
+
+
+def _baselines(axes, protocol: dict[str, Any], at: Sequence[float]) -> list[tuple[Any, str]]:
+    """What needs no model: grey lines without markers."""
+    entries = []
+    series = {name: line for name, line in protocol["series"].items() if line.get("baseline")}
+    for number, (name, line) in enumerate(series.items()):
+        means = [float("nan") if m is None else _scale(protocol) * m for m in line["mean"]]
+        style = BASELINES[number % len(BASELINES)]
+        marker = {"marker": "_", "markersize": 12} if len(means) == 1 else {}
+        (drawn,) = axes.plot(at, means, color=BASELINE_INK, linestyle=style, linewidth=1.3, zorder=2, **marker)
+        entries.append((drawn, plain(name) + (" (leaves the figure)" if name == _dwarfing(protocol) else "")))
+    return entries
+
+
+def _apart(numbers: Sequence[float]) -> bool:
+    """Whether numbers can be told apart, and named, on a logarithmic axis."""
+    return all(b >= 1.25 * a for a, b in pairwise(sorted(numbers)))
+
+
+def _crowded(protocol: dict[str, Any]) -> bool:
+    many = len(protocol["x"]) > CROWDED or protocol.get("by_position", False)
+    return protocol["numeric"] and protocol["joined"] and many
+
+
+def _scale(protocol: dict[str, Any]) -> float:
+    return 1.0 if "unit" in protocol else 100.0
+
+
+def _x_axis(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
+    if protocol.get("linear"):
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    elif protocol["numeric"]:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        ticks = sorted(set(at))
+        if len(ticks) <= 12:
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 6 else 0)
+            axes.minorticks_off()
+    else:
+        widest = max(len(line) for name in protocol["x"] for line in name.split("\n"))
+        long = widest * len(protocol["x"]) > 60
+        names = ["\n".join(map(short, name.split("\n"))) for name in protocol["x"]]
+        axes.set_xticks(at, names, rotation=30 if long else 0, ha="right" if long else "center")
+        axes.set_xlim(-0.5, len(at) - 0.5)
+    logarithmic = protocol["numeric"] and not protocol.get("linear")
+    axes.set_xlabel(plain(protocol["x_label"]) + (" (logarithmic)" if logarithmic else ""))
+
+
+def _y_axis(axes, protocol: dict[str, Any]) -> None:
+    if "unit" not in protocol:
+        axes.set_ylim(0, 104)
+        axes.set_ylabel(protocol.get("y_label", "top-1 accuracy (%)"))
+        return
+    axes.set_ylabel(plain(protocol["unit"]))
+    visible = [line for name, line in protocol["series"].items() if name != _dwarfing(protocol)]
+    values = [value for line in visible for key in ("low", "high") for value in line.get(key, line["mean"])]
+    values = [v for v in (*values, *protocol["ceiling"], *protocol.get("bounds", {}).values()) if v is not None]
+    top, bottom = max(values, default=1.0), min(values, default=0.0)
+    if bottom < top / 2:  # from zero, unless that would flatten everything
+        axes.set_ylim(0, 1.05 * top)
+
+
+def _dwarfing(protocol: dict[str, Any]) -> str | None:
+    """The baseline that leaves the figure, if one would flatten all else."""
+    tops = {
+        name: max((v for v in line.get("high", line["mean"]) if v is not None), default=0.0)
+        for name, line in protocol["series"].items()
+    }
+    worst = max(tops, key=lambda name: tops[name])
+    rest = max((top for name, top in tops.items() if name != worst), default=0.0)
+    return worst if protocol["series"][worst].get("baseline") and tops[worst] > DWARFS * rest else None
+
+
+def _ceiling(
+    axes, protocol: dict[str, Any], at: Sequence[float], values: Sequence[float | None], colour: str, name: str
+) -> list[tuple[Any, str]]:
+    """Dashed: a line where the points of a run are joined, else a bar for each."""
+    points = [(x, _scale(protocol) * c) for x, c in zip(at, values) if c is not None]
+    if not points:
+        return []
+    xs, ys = map(list, zip(*points))
+    if protocol["joined"] and len(points) > 1:
+        (dashed,) = axes.plot(xs, ys, color=colour, linestyle="--", linewidth=1.2, zorder=2)
+    else:
+        left = [x / 1.12 if protocol["numeric"] else x - 0.35 for x in xs]
+        right = [x * 1.12 if protocol["numeric"] else x + 0.35 for x in xs]
+        dashed = axes.hlines(ys, left, right, color=colour, linestyle="--", linewidth=1.2, zorder=2)
+    return [(dashed, name)]
+
+
+def _name_points(axes, protocol: dict[str, Any], at: Sequence[float]) -> None:
+    """What each point is, where its place on the axis does not say; written above it."""
+    names: dict[float, list[str]] = {}
+    for x, name in zip(at, protocol.get("point_names", [])):
+        names.setdefault(x, []).append(plain(name))
+    for x, points in names.items():
+        axes.text(
+            x,
+            1.01,
+            ", ".join(points),
+            transform=axes.get_xaxis_transform(),
+            rotation=30,
+            rotation_mode="anchor",
+            fontsize=8,
+            color=INK,
         )
-    axes.set_xlabel("horizon: frames after the context")
-    axes.set_ylabel(f"squared error of a frame (sum over its {'pixels in 0..1' if space == 'pixels' else 'features'})")
-    axes.set_ylim(bottom=0)
-    axes.set_title(plain(title), fontsize=10)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    save(figure, path)
-
-
-def plot_revealed(path: Path, revealed: dict[str, Any], *, title: str) -> None:
-    """Errors of revealed pixels by group (``revealed`` of metrics.json), bounds as horizontal lines."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure = new_figure(6.8, 4.2)
-    axes = figure.subplots()
-    groups = range(len(revealed["values"]))
-    for number, (name, values) in enumerate(revealed["mse"].items()):
-        axes.plot(
-            groups,
-            [float("nan") if value is None else value for value in values],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle="-" if number == 0 else "--",
-            label=name.replace("_", " "),
-        )
-    for number, (name, value) in enumerate(revealed["bounds"].items()):
-        style = (":", "-.", (0, (1, 3)))[number % 3]
-        axes.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{name.replace('_', ' ')} (expected)")
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    axes.set_xlabel(revealed["by"])
-    axes.set_ylabel("mean squared error, newly revealed pixels")
-    axes.set_ylim(bottom=0)
-    axes.set_title(plain(title), fontsize=10)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    save(figure, path)
 
 
 def plot_confusion(path: Path, counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
@@ -256,14 +310,6 @@ def plain(text: str) -> str:
     """The text, printable line by line, with its dollars as such: matplotlib would read what stands between two of them
     as mathematics."""
     return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
-
-
-def _length(name: int | str, results: Sequence[dict[str, Any]]) -> str:
-    """A cut's name; that of whole videos with their mean length, where a row shows every frame."""
-    if name != "all":
-        return str(name)
-    dense = [row for row in results if row["frames"] == "all" and way(row) == "dense"]
-    return f"all\n(mean {dense[0]['mean_frames_used']:.0f})" if dense else "all"
 
 
 def short(label: str, limit: int = 22) -> str:

@@ -1,186 +1,258 @@
-"""What an evaluation leaves behind: a table on the screen, metrics.json, predictions.csv and two figures."""
+"""Results for people and for `compare`: on the screen, in files, as a page, as Markdown."""
 
+from __future__ import annotations
+
+import base64
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttvideo.evaluation.checkpoint import selection_sentence
-from tttvideo.evaluation.html import render
-from tttvideo.evaluation.plots import plot_accuracy, plot_confusion, plot_strata, way
-from tttvideo.evaluation.result_files import OF_AN_EVALUATION, as_json, result_set, write_table
-from tttvideo.evaluation.summary import has_ceiling, main_row, same_length
-from tttvideo.files import replacing
-from tttvideo.printing import printable
+import numpy as np
+
+from ..files import as_json, replacing, result_set, write_table
+from ..printing import markdown, printable
+from .generating import shown_horizons
+from .page import Grid, located, page_of, worst_of
+from .plots import plot_lines
+from .position import position_protocol
+from .table import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
-    from tttvideo.evaluation.evaluate import Evaluation
-
-COLUMNS = (
-    *(
-        "path",
-        "start",
-        "end",
-        "frames",
-        "sampling",
-        "views",
-        "control",
-        "label",
-        "prediction",
-        "correct",
-        "probability",
-        "label_probability",
-        "rank",
-    ),
-    *("frames_used", "top5", "failure"),
+OF_AN_EVALUATION = (
+    *("metrics.json", "predictions.csv", "per_video.npz", "report.html", "accuracy_vs_frames.png", "confusion.png"),
+    *("accuracy_by_*.png", "error_by_horizon.png", "revealed.png"),
 )
+"""Every file that an evaluation of either task may leave in a folder."""
+MANY = 16
+"""Rows of a comparison's table at most; of more x, tables show 1, 2, 4, ... and the last."""
 
 
-def write_report(evaluation: Any, out: str | Path) -> None:
-    """Write the files of an evaluation, with a page for people and numbers for `compare`."""
-    from tttvideo.evaluation.forecast_report import write_forecasts
-
-    (write_accuracies if "results" in evaluation.metrics else write_forecasts)(evaluation, out)
-
-
-def print_report(evaluation: Any, console: "Console | None" = None) -> None:
-    """Print an evaluation's figures, the rules behind them, and every video that failed."""
-    from tttvideo.evaluation.forecast_report import print_forecasts
-
-    (print_accuracies if "results" in evaluation.metrics else print_forecasts)(evaluation, console)
-
-
-def write_accuracies(evaluation: "Evaluation", out: str | Path) -> None:
-    """Write metrics.json, predictions.csv, accuracy_vs_frames.png, accuracy_by_<column>.png, (one label per video)
-    confusion.png, and report.html with all of it."""
-    metrics = evaluation.metrics
-    multi_label, rows = metrics["multi_label"], metrics["results"]
-    dashed = ", with the ceiling dashed" if has_ceiling(rows) else ""
-    figures = {"accuracy_vs_frames.png": f"Accuracy against the length of the video{dashed}"}
-    columns = list(rows[0].get("by", {}))
+def write_report(result: Result, out: str | Path) -> None:
+    """Writes metrics.json, predictions.csv, per_video.npz where there are arrays, the figures, and report.html with all
+    of it."""
+    figures = page_of(result.metrics).figures
+    numbers = ["metrics.json", "predictions.csv", *(["per_video.npz"] if result.arrays else [])]
     # The figures come last: whatever a plot may meet, the numbers are kept.
-    with result_set(Path(out), ("metrics.json", "predictions.csv"), OF_AN_EVALUATION) as folder:
+    with result_set(Path(out), numbers, OF_AN_EVALUATION) as folder:
         with replacing(folder / "metrics.json") as path:
-            path.write_text(as_json(metrics), encoding="utf-8")
+            path.write_text(as_json(result.metrics), encoding="utf-8")
         with replacing(folder / "predictions.csv") as path:
-            write_table(path, [*COLUMNS, *columns], evaluation.predictions)
-        with replacing(folder / "accuracy_vs_frames.png") as path:
-            plot_accuracy(
-                path,
-                rows,
-                metric="map" if multi_label else "top1",
-                chance=metrics["chance"],
-                title=f"{metrics['n_videos']} videos, split {metrics['split']}; "
-                + ("mean average precision" if multi_label else "bars: one standard error"),
-            )
-        for column in columns:
-            name = f"accuracy_by_{re.sub(r'[^A-Za-z0-9_-]', '_', column)}.png"
-            figures[name] = f"Accuracy by {column}"
+            write_table(path, result.columns, result.predictions)
+        if result.arrays:
+            with replacing(folder / "per_video.npz") as path, path.open("wb") as file:
+                np.savez_compressed(file, **result.arrays)  # type: ignore[arg-type]
+        for name, figure in figures.items():
             with replacing(folder / name) as path:
-                title = f"{metrics['n_videos']} videos, split {metrics['split']}; bars: one standard error"
-                plot_strata(path, column, same_length(rows), chance=metrics["chance"], title=title)
-        main = main_row(rows)
-        if not multi_label:
-            figures["confusion.png"] = "Confusion matrix: rows are true classes"
-            with replacing(folder / "confusion.png") as path:
-                plot_confusion(
-                    path,
-                    main["confusion"],
-                    metrics["labels"],
-                    f"split {metrics['split']}, {main['frames']} frames, {main['sampling']}\n"
-                    f"top-1 {main['top1']:.1%} of {main['n']} videos",
-                )
+                figure.draw(path)
         with replacing(folder / "report.html") as path:
-            pictures = {caption: (folder / name).read_bytes() for name, caption in figures.items()}
-            path.write_text(render(evaluation, pictures, main), encoding="utf-8")
+            pictures = {figure.caption: (folder / name).read_bytes() for name, figure in figures.items()}
+            path.write_text(html(result, pictures), encoding="utf-8")
 
 
-def print_accuracies(evaluation: "Evaluation", console: "Console | None" = None) -> None:
-    """Print the table, the rules behind its figures, and every video that failed or was read in part."""
+def html(result: Result, figures: dict[str, bytes]) -> str:
+    """One file that needs no network; ``figures``: caption -> PNG. What comes from users is no markup."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # markup is of another type
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")}
+    worst_pictures = [] if any(sample.thumbnail for sample in result.worst) else result.worst
+    return environment.get_template("report.html.jinja").render(
+        metrics=result.metrics,
+        page=page_of(result.metrics),
+        figures=figures,
+        worst=worst_of(result),
+        samples=result.samples,
+        worst_pictures=worst_pictures,
+        located=located,
+    )
+
+
+def print_report(result: Result, console: Console | None = None) -> None:
+    """Prints the tables, the rules behind their figures, and every video that failed or was read in part."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = console or Console()
-    metrics = evaluation.metrics
-    table = Table()
-    ceiling, multi_label = has_ceiling(metrics["results"]), metrics["multi_label"]
-    top_k = f"top-{min(5, len(metrics['labels']))}"
-    for name in ("frames", "sampling", "top-1", top_k, "mean class"):
-        rule = name == "sampling"  # wide enough for uniform=16 where the output is 80 columns wide
-        table.add_column(name, justify="left" if rule else "right", overflow="fold", min_width=10 if rule else None)
-    for name, shown in (("mAP", multi_label), ("ceiling", ceiling), ("videos", True), ("frames/s", True)):
-        if shown:
-            table.add_column(name, justify="right")
-    for row in metrics["results"]:
-        cells = [
-            str(row["frames"]),
-            way(row),
-            *(f"{row[k]:.3f}" for k in ("top1", "top5", "mean_class")),
-        ]
-        cells += [f"{row['map']:.3f}"] if multi_label else []
-        cells += ["" if row["ceiling"] is None else f"{row['ceiling']:.3f}"] if ceiling else []
-        table.add_row(*cells, str(row["n"]), f"{row['frames_per_second']:,.0f}")
-    console.print(table)
-
-    for column in metrics["results"][0].get("by", {}):
-        console.print(_strata_table(column, same_length(metrics["results"])))
+    console, metrics, page = console or Console(), result.metrics, page_of(result.metrics)
 
     def say(text: str) -> None:
         console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    say(f"split: {metrics['split_rule']}")
-    say(f"{selection_sentence(metrics['selection'])}; chance {metrics['chance']:.3f}")
-    if ceiling and metrics["ceilings_are"] != "exact":
-        say(f"ceiling: {metrics['ceilings_are']}")
-    say_streaming(metrics.get("streaming"), say)
+    for grid in page.grids:
+        if not grid.details:
+            console.print(_on_screen(grid))
+    for line in page.lines:
+        say(line)
     for note in metrics["notes"]:
         say(f"note: {note}")
-    for warning in metrics["warnings"]:
+    for warning in metrics.get("warnings", []):
         say(f"warning: {warning}")
     if metrics["n_failed"]:
-        say(f"{metrics['n_failed']} of {metrics['n_videos']} videos failed and count as wrong:")
+        say(f"{metrics['n_failed']} of {metrics['n_videos']} videos {page.failed}:")
         for failure in metrics["failures"]:
-            say(f"  {failure['path']}{_span(failure)}: {failure['reason']}")
+            say(f"  {located(failure)}: {failure['reason']}")
 
 
-def say_streaming(found: dict[str, Any] | None, say: Callable[[str], None]) -> None:
-    """What `--check-streaming` found."""
-    if found and found["videos"]:
-        say(
-            f"streaming: {found['same_class']} of {found['videos']} videos get the class of the whole clip when read "
-            f"{found['segment']} frames at a time; probabilities differ by at most "
-            f"{found['max_probability_difference']:.1e}; state {found['state_bytes_first']:,} bytes after the first "
-            f"segment, {found['state_bytes_last']:,} after the last"
-        )
-
-
-def _strata_table(column: str, results: list[dict[str, Any]]):
+def _on_screen(grid: Grid, folded: bool = False) -> RichTable:
+    """``folded``: what stands in brackets goes below, where a row would be wider than 80 columns."""
     from rich.table import Table
-    from rich.text import Text
+    from rich.text import Text  # names with brackets are no markup
 
-    def shown(name: str, after: str = "") -> Text:  # names with brackets are no markup
-        return Text(printable(name) + after)
-
-    table = Table(title=shown(f"top-1 by {column}"), title_justify="left")
-    table.add_column("frames", justify="right")
-    table.add_column("sampling", overflow="fold")
-    for stratum in results[0]["by"][column]:
-        table.add_column(shown(stratum["value"], f"\n(n={stratum['n']})"), justify="right")
-    for row in results:
-        cells = [
-            f"{s['top1']:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
-            for s in row["by"][column]
-        ]
-        table.add_row(str(row["frames"]), way(row), *cells)
-    known = any(s["ceiling"] is not None for s in results[0]["by"][column])
-    table.caption = "in brackets: what the best observer reaches on these videos" if known else None
+    columns = grid.narrow or range(len(grid.header))
+    table = Table(title=Text(printable(grid.title)) if grid.title else None, title_justify="left")
+    for column in columns:
+        right = column != 1 or grid.narrow is None  # of the ways to measure, the widest must fit into 80 columns
+        least = None if right else 10
+        title = Text(printable(grid.header[column]))
+        table.add_column(title, justify="right" if right else "left", overflow="fold", min_width=least)
+    for row in grid.rows:
+        cells = [printable(row[column]) for column in columns]
+        table.add_row(*(Text(cell.replace(" (", "\n(") if folded and i else cell) for i, cell in enumerate(cells)))
+    table.caption = Text(grid.note) if grid.note and grid.title else None
     return table
 
 
-def _span(row: dict[str, Any]) -> str:
-    start, end = row["start"], row["end"]
-    if start is None and end is None:
-        return ""
-    return f" from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
+def as_markdown(grid: Grid) -> list[str]:
+    """The lines of a table in Markdown, those columns that fit where there is little room."""
+    columns = grid.narrow or range(len(grid.header))
+    rows = [[row[column] for column in columns] for row in (grid.header, *grid.rows)]
+    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def write_comparison(comparison: dict[str, Any], out: Path) -> list[str]:
+    """Writes compare.json, compare.md and a PNG for each protocol into a folder; returns their names. Figures that an
+    earlier comparison left there are taken away."""
+    old = [f"{file_name(name)}.png" for name in _protocols_in(out / "compare.json")]
+    names = ["compare.json", "compare.md"]
+    with result_set(out, names, [*names, *map(escape, old)]) as folder:
+        with replacing(folder / "compare.json") as path:
+            path.write_text(as_json(comparison), encoding="utf-8")
+        with replacing(folder / "compare.md") as path:
+            path.write_text(_comparison_markdown(comparison), encoding="utf-8")
+        for name, protocol in comparison["protocols"].items():
+            names.append(f"{file_name(name)}.png")
+            with replacing(folder / names[-1]) as path:
+                plot_lines(path, protocol)
+    return names
+
+
+def _protocols_in(file: Path) -> list[str]:
+    """Those of an earlier comparison; none where the file is no such thing."""
+    try:
+        return [name for name in json.loads(file.read_text(encoding="utf-8"))["protocols"] if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def file_name(protocol: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", protocol)
+
+
+def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
+    """Prints a table for each protocol, and the notes."""
+    from rich.console import Console
+
+    console = console or Console()
+    for protocol in comparison["protocols"].values():
+        grid = _means(protocol)
+        table = _on_screen(grid, folded=len(grid.header) > 4)
+        table.columns[0].justify = "left"
+        console.print(table)
+    console.print(f"in brackets: {comparison['interval']}", highlight=False)
+    for note in comparison["notes"]:
+        console.print(printable(f"note: {note}"), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _rows_shown(protocol: dict[str, Any]) -> Iterable[int]:
+    """Places of the x that tables show."""
+    count = len(protocol["x"])
+    return range(count) if count <= MANY or not protocol["numeric"] else [n - 1 for n in shown_horizons(count)]
+
+
+def _cells(protocol: dict[str, Any], lines: Sequence[dict[str, Any]], form: str, joint: str) -> list[list[str]]:
+    """A row for each x: its name, then mean and interval of each line; of a baseline the mean alone."""
+    rows = []
+    for point in _rows_shown(protocol):
+        x = protocol.get("x_names", protocol["x"])[point]
+        cells = [f"{x:g}" if isinstance(x, float | int) else x]
+        for line in lines:
+            mean, low, high = (line[key][point] for key in ("mean", "low", "high"))
+            spread = "" if mean is None or line.get("baseline") else f" ({form.format(low)}{joint}{form.format(high)})"
+            fewer = protocol.get("by_position") and mean is not None and line["n"][point] != line["n"][0]
+            count = f", {line['n'][point]} of {line['n'][0]} videos" if fewer else ""
+            cells.append("" if mean is None else form.format(mean) + spread + count)
+        rows.append(cells)
+    return rows
+
+
+def _means(protocol: dict[str, Any]) -> Grid:
+    """A row for each x, a column for each series, the ceiling last."""
+    form = "{:.4g}" if "unit" in protocol else "{:.3f}"
+    header = [protocol["x_label"], *protocol["series"]]
+    rows = _cells(protocol, list(protocol["series"].values()), form, "-")
+    if any(value is not None for value in protocol["ceiling"]):
+        header.append("codec's error" if protocol.get("lower_is_better") else "ceiling")
+        for point, row in zip(_rows_shown(protocol), rows):
+            row.append("" if protocol["ceiling"][point] is None else form.format(protocol["ceiling"][point]))
+    return Grid("; ".join(filter(None, (protocol["title"], protocol.get("unit")))), header, rows)
+
+
+def _differences(protocol: dict[str, Any]) -> Grid | None:
+    """Paired differences to the first run; None where there are none."""
+    lines = {name: line["difference"] for name, line in protocol["series"].items() if "difference" in line}
+    if not lines:
+        return None
+    header = [protocol["x_label"], *(f"{name} - {line['to']}" for name, line in lines.items())]
+    form = "{:+.4g}" if "unit" in protocol else "{:+.3f}"
+    return Grid("", header, _cells(protocol, list(lines.values()), form, " to "))
+
+
+def _comparison_markdown(comparison: dict[str, Any]) -> str:
+    lines = []
+    for name, protocol in comparison["protocols"].items():
+        lines += [f"## {markdown(protocol['title'])}", ""]
+        lines += [f"{protocol['unit'].capitalize()}.", ""] if "unit" in protocol else []
+        lines += as_markdown(_means(protocol))
+        if differences := _differences(protocol):
+            lines += ["", *as_markdown(differences)]
+        if protocol.get("chance") is not None:
+            lines += ["", f"Chance {protocol['chance']:.3f}."]
+        if protocol.get("bounds"):
+            bounds = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in protocol["bounds"].items())
+            lines += ["", f"Expected: {bounds}."]
+        lines += ["", f"![{markdown(protocol['title'])}]({file_name(name)}.png)", ""]
+    lines.append(f"In brackets: {comparison['interval']}.")
+    lines += [f"Note: {markdown(note)}." for note in comparison["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def write_positions(positions: dict[str, Any], arrays: dict[str, np.ndarray], out: Path) -> None:
+    """Writes position.json, position.npz (the losses of every video, for ``compare``) and position.png."""
+    numbers = ("position.json", "position.npz")
+    with result_set(out, numbers, [*numbers, "position.png"]) as folder:
+        with replacing(folder / "position.json") as path:
+            path.write_text(as_json(positions), encoding="utf-8")
+        with replacing(folder / "position.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        with replacing(folder / "position.png") as path:
+            plot_lines(path, positions_figure(positions))
+
+
+def positions_figure(positions: dict[str, Any]) -> dict[str, Any]:
+    """The protocol of position.png, its lines named with their numbers of videos."""
+    protocol = position_protocol("", positions["unit"], positions["series"], numbered=True)
+    shorter = any(min(curve["videos"]) < max(curve["videos"]) for curve in positions["series"].values())
+    title = "bands: 95 % of the mean of n videos" + ("; dotted: of the longer ones among them" if shorter else "")
+    return protocol | {"title": title}

@@ -1,70 +1,112 @@
-"""Videos to look at: frames of them, and what the model thought of the class as it read on."""
+"""Videos to look at: which, and what a model that reads made of them."""
 
+from __future__ import annotations
+
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from tttvideo.evaluation.settings import Setting
-from tttvideo.model import VideoModel
-from tttvideo.video.index import Index, Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import open_sized, within
-from tttvideo.video.segments import read_segments
+from ..model import VideoModel
+from ..tasks import Score
+from ..video.index import Index, Video
+from ..video.reader import VideoError
+from ..video.reading import open_sized, within
+from ..video.segments import read_segments
+from .plots import COLOURS, INK, new_figure, plain
+from .settings import Setting
+from .table import Result, Sample
 
 LONGEST = 4096
 """Frames of a video that are read for a sample, at most."""
 COLUMNS = 12
 """Frames of a sample that are shown."""
-CLASSES = 4
-"""Classes whose probability is shown: the true ones, and those that were likeliest at the end."""
+WORST = 12
+"""Videos that went wrong, of which a report has thumbnails, at most."""
 
 
-class Sample(NamedTuple):
-    """One video as the model saw it."""
+class Look(NamedTuple):
+    """One video as the model read it."""
 
     row: dict[str, Any]  # of predictions.csv
     total: int  # frames that were read
     at: list[int]  # numbers of the frames shown
     frames: np.ndarray  # uint8 [n, H, W, 3]
-    steps: list[int]  # frames read at each point of the timeline; empty for a model that does not stream
-    timeline: dict[str, list[float]]  # class -> its probability at each of them
+    steps: list[int]  # frames read at each point of the curves; empty for a model that does not stream
+    curves: dict[str, list[float]]  # name -> value at each of them
 
 
-def choose(predictions: Sequence[dict[str, Any]], count: int) -> tuple[list[int], list[int]]:
-    """Positions of ``count`` videos to show at length, right and wrong in turn and of different classes as far as there
-    are any, and of the wrong ones, the surest first."""
+def is_right(row: dict[str, Any], score: Score) -> bool:
+    """Whether a video counts as right: one with more than half of what can be reached."""
+    return score.share and float(row.get(score.column) or 0) > 0.5
+
+
+def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> tuple[list[int], list[int]]:
+    """Positions of ``count`` videos to show at length, right and wrong in turn and with different labels as far as
+    there are any, and of the wrong ones, the surest (or worst) first."""
     scored = [i for i, row in enumerate(predictions) if not row["failure"]]
-    wrong = sorted(
-        (i for i in scored if not row_correct(predictions[i])), key=lambda i: -float(predictions[i]["probability"])
-    )
-    right = [i for i in scored if row_correct(predictions[i])]
-    seen: set[str] = set()
-    fresh = []
+
+    def badness(i: int) -> float:
+        value = predictions[i].get("probability")
+        return -float(predictions[i][score.column] if value in (None, "") else value) * (-1 if score.lower else 1)
+
+    wrong = sorted((i for i in scored if not is_right(predictions[i], score)), key=badness)
+    right = [i for i in scored if is_right(predictions[i], score)]
+    first_of: dict[str, int] = {}
     for i in right:
-        if predictions[i]["label"] not in seen:
-            fresh.append(i)
-            seen.add(predictions[i]["label"])
-    right = fresh + [i for i in right if i not in fresh]
-    shown = [i for pair in zip(right, wrong) for i in pair]
-    shown += [i for i in right[len(wrong) :] + wrong[len(right) :]]
-    return shown[:count], wrong
+        first_of.setdefault(str(predictions[i].get("label")), i)
+    right = [*first_of.values(), *(i for i in right if i not in first_of.values())]
+    alternating = [i for pair in zip(right, wrong) for i in pair]
+    alternating += [i for i in right[len(wrong) :] + wrong[len(right) :]]
+    return alternating[:count], wrong
 
 
-def row_correct(row: dict[str, Any]) -> bool:
-    return str(row["correct"]) == "1"
+def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
+    """Of so many videos in order of their error, places in that order: ``count`` that stand evenly over them, the best
+    first, and the ``count`` last, the worst first. No video is in both; of few, half are."""
+    worst = list(range(ranked - min(count, ranked // 2), ranked))[::-1]
+    others = ranked - len(worst)
+    usual = np.unique(np.linspace(0, others - 1, min(count, others)).round().astype(int)) if others else []
+    return [int(rank) for rank in usual], worst
+
+
+def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequence[Setting], count: int) -> Result:
+    """The result with samples, in the setting that most readers mean."""
+    results = result.metrics["results"]
+    number = results.index(main_row(results))
+    rows = result.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
+    usual, wrong = choose(rows, count, model.config.task.score(index.multi_label))
+
+    def samples(numbers: Sequence[int]) -> list[Sample]:
+        looks = [look_at(model, index.videos[i], rows[i], settings[number]) for i in numbers]
+        return [Sample(look.row, _caption(look.row), strip(look), thumbnails(look)) for look in looks if look]
+
+    return result._replace(samples=samples(usual), worst=samples(wrong[:WORST]))
+
+
+def _caption(row: dict[str, Any]) -> str:
+    """What it is, what was answered, and how surely; where the task says so."""
+    words = [("", row.get("label")), ("answered ", row.get("prediction")), ("probability ", row.get("probability"))]
+    return ", ".join(f"{name}{value}" for name, value in words if value not in (None, ""))
+
+
+def main_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row that most readers mean: nothing taken away, the whole video, else the longest cut that was asked for."""
+    unchanged = [row for row in rows if not row["control"]]
+    return max(unchanged, key=lambda row: (row["frames"] == "all", row["frames"] if row["frames"] != "all" else 0))
 
 
 @torch.no_grad()
-def look_at(model: VideoModel, index: Index, video: Video, row: dict[str, Any], setting: Setting) -> Sample | None:
+def look_at(model: VideoModel, video: Video, row: dict[str, Any], setting: Setting) -> Look | None:
     """Reads a video again, to be shown; None if that fails."""
     try:
         with open_sized(video.path, model.preprocessing) as reader:
             times = reader.times[within(reader, video.start, video.end)][: setting.frames]
         total = min(LONGEST, len(setting.sampling.indices(times - times[0], None)))
         at = sorted({int((i + 0.5) * total / COLUMNS) for i in range(COLUMNS)})
-        held, steps, probabilities, read = [], [], [], 0
+        held, timelines, read = [], [], 0
         state = None
         device = next(model.parameters()).device
         segments = read_segments(
@@ -83,40 +125,88 @@ def look_at(model: VideoModel, index: Index, video: Video, row: dict[str, Any], 
             held += [frames[0, i - read] for i in at if read <= i < read + frames.shape[1]]
             if model.streams:
                 output, state = model(frames.to(device), None, state)
-                probabilities.append(model.probabilities(output.timeline[0].float()).cpu())
+                timeline = model.head.timeline(output)
+                timelines += [] if timeline is None else [timeline[0].float().cpu()]
             read += frames.shape[1]
     except (VideoError, OSError):
         return None
     if not held:
         return None
-    timeline: dict[str, list[float]] = {}
-    if probabilities:
-        table = torch.cat(probabilities)
-        stride, multiple = model.encoder.stride, model.frame_multiple
-        ends = [min((i + 1) * stride, read) for i in range(len(table))]
-        kept = [i for i, end in enumerate(ends) if end % multiple == 0 or i == len(table) - 1]
-        steps = [ends[i] for i in kept]
-        true = [model.labels.index(name) for name in str(row["label"]).split(";") if name in model.labels]
-        order = [*true, *(i for i in table[-1].argsort(descending=True).tolist() if i not in true)]
-        timeline = {model.labels[i]: table[kept, i].tolist() for i in order[: max(CLASSES, len(true))]}
+    steps, curves = _curves(model, row, timelines, read)
     pictures = torch.stack(held).permute(0, 2, 3, 1).numpy()
-    return Sample(row, read, at[: len(held)], pictures, steps, timeline)
+    return Look(row, read, at[: len(held)], pictures, steps, curves)
 
 
-def collect(
-    model: VideoModel,
-    index: Index,
-    predictions: Sequence[dict[str, Any]],
-    setting: Setting,
-    count: int,
-    failures: int = 12,
-) -> tuple[list[Sample], list[Sample]]:
-    """Samples to show at length, and of up to ``failures`` wrong answers; ``predictions`` are the rows of ``setting``,
-    in the order of the index."""
-    shown, wrong = choose(predictions, count)
+def _curves(
+    model: VideoModel, row: dict[str, Any], timelines: list[torch.Tensor], read: int
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Frames read at each point, and what the task shows of the rows [S, columns] there."""
+    if not timelines:
+        return [], {}
+    rows = torch.cat(timelines)
+    ends = [min((i + 1) * model.encoder.stride, read) for i in range(len(rows))]
+    kept = [i for i, end in enumerate(ends) if end % model.frame_multiple == 0 or i == len(rows) - 1]
+    label = str(row.get("label", "")).split(";")
+    return [ends[i] for i in kept], model.config.task.curves(rows[kept], label, model.labels, model.multi_label)
 
-    def look(number: int) -> Sample | None:
-        return look_at(model, index, index.videos[number], predictions[number], setting)
 
-    samples = [sample for sample in map(look, shown) if sample]
-    return samples, [sample for sample in map(look, wrong[:failures]) if sample]
+def strip(look: Look) -> bytes:
+    """PNG: frames of a video in order, below them the curves."""
+    aspect = look.frames.shape[1] / look.frames.shape[2]
+    columns = len(look.frames)
+    cell = 9.0 / max(columns, 6)
+    figure = new_figure(9.6, cell * aspect + (2.1 if look.curves else 0.35))
+    ratios = [cell * aspect, 1.9] if look.curves else [1]
+    axes = figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
+    width = look.total / columns
+    for number, picture in enumerate(look.frames):
+        left = number * width
+        axes[0].imshow(picture, extent=(left + 0.02 * width, left + 0.98 * width, 0, 1), aspect="auto")
+    axes[0].set_xlim(0, look.total)
+    axes[0].set_ylim(0, 1)
+    axes[0].set_yticks([])
+    axes[0].set_xticks([(i + 0.5) * width for i in range(columns)], [str(number) for number in look.at], fontsize=8)
+    axes[0].tick_params(length=0, pad=2)
+    axes[0].spines[:].set_visible(False)
+    if look.curves:
+        _draw_curves(axes[1], look)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=110, format="png")
+    return stream.getvalue()
+
+
+def _draw_curves(axes, look: Look) -> None:
+    true = set(str(look.row.get("label", "")).split(";"))
+    for number, (name, values) in enumerate(look.curves.items()):
+        mark = " (true)" if name in true else ""
+        axes.step(
+            look.steps,
+            values,
+            where="post",
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="-" if mark else "--",
+            linewidth=2 if mark else 1.4,
+            label=plain(name) + mark,
+        )
+    axes.set_xlim(0, look.total)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("frames read", fontsize=9)
+    axes.set_ylabel("probability", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def thumbnails(look: Look, count: int = 4, height: int = 72) -> bytes:
+    """PNG: a few frames of a video side by side."""
+    from PIL import Image
+
+    chosen = np.unique(np.linspace(0, len(look.frames) - 1, count).round().astype(int))
+    width = max(1, round(height * look.frames.shape[2] / look.frames.shape[1]))
+    image = Image.new("RGB", (len(chosen) * (width + 4) - 4, height), (255, 255, 255))
+    for column, number in enumerate(chosen):
+        image.paste(Image.fromarray(look.frames[number]).resize((width, height)), (column * (width + 4), 0))
+    stream = io.BytesIO()
+    image.save(stream, format="png")
+    return stream.getvalue()

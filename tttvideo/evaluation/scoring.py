@@ -3,45 +3,46 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from tttvideo.evaluation.controls import without
-from tttvideo.evaluation.settings import Setting, passes
-from tttvideo.evaluation.views import View, Whole, averaged, expand
-from tttvideo.model import VideoModel
-from tttvideo.video.index import Video
-from tttvideo.video.sampling import Sampling
-from tttvideo.video.segments import Piece, SegmentedBatches, video_pieces
-from tttvideo.video.transforms import Preprocessing
-from tttvideo.video.workers import WorkerLoader
+from ..model import VideoModel
+from ..tasks import TaskHead
+from ..video.index import Video
+from ..video.sampling import Sampling
+from ..video.segments import Piece, SegmentedBatches, video_pieces
+from ..video.transforms import Preprocessing
+from ..video.workers import WorkerLoader
+from .controls import without
+from .settings import Setting, passes
+from .views import View, Whole, expand
 
-NOT_FINITE = "the model's logits are not finite"
-"""A ``Score.failure``."""
+NOT_FINITE = "the model's output is not finite"
+"""An ``Answer.failure``."""
 
 
-class Score(NamedTuple):
-    """What the model said of one video in one setting; `logits` is None where it could not be scored."""
+class Answer(NamedTuple):
+    """What the model said of one video in one setting: the row of its head's ``examiner``."""
 
     video: int  # position in the list given to score_videos
     setting: int
-    logits: list[float] | None
+    row: list[float] | None  # logits, of a classifier; None where the video could not be scored
     frames: int  # frames the model saw, in all views together
-    failure: str  # why there are no logits; "" where there are
+    failure: str  # why there is no row; "" where there is
 
 
-class Pass(NamedTuple):
-    """One reading of all videos: what it cost. Settings that share a pass share its cost."""
+class Cost(NamedTuple):
+    """What one reading of all videos took. Settings that share a reading share its cost."""
 
     settings: list[int]
     frames: int
     seconds: float
 
 
-class Scores(NamedTuple):
-    scores: list[Score]
-    passes: list[Pass]
+class Answers(NamedTuple):
+    answers: list[Answer]
+    costs: list[Cost]
     warnings: list[str]  # e.g. files that were decoded in part, each once
 
 
@@ -75,41 +76,50 @@ def _path(view: View) -> str:
 
 
 class _Rows:
-    """The logits of one batch of videos as they are read: at each cut on the way, and at the end."""
+    """The rows of one batch of videos as they are read: at each cut on the way, and at the end."""
 
-    def __init__(self, videos: int, cuts: list[int | None]):
-        self.seen = torch.zeros(videos, dtype=torch.int64)
-        self.cuts: list[dict[int, torch.Tensor]] = [{} for _ in cuts]
-        self.wanted = cuts
+    def __init__(self, head: TaskHead, videos: int, cuts: list[int | None]):
+        self.head, self.examiner = head, head.examiner()
+        self.read = torch.zeros(videos, dtype=torch.int64)
+        self.cuts = cuts
+        self.at_cuts: list[dict[int, torch.Tensor]] = [{} for _ in cuts]
         self.failures: dict[int, str] = {}
         self.final: torch.Tensor | None = None
 
-    def add(self, piece: Piece, logits: torch.Tensor, timeline: torch.Tensor, stride: int) -> None:
-        """Take over logits [B, n] and timeline [B, F', n] of one segment, both on the CPU, time steps being
-        `stride` frames long."""
+    def add(self, piece: Piece, output: Any, stride: int) -> None:
+        """Take over the output of one segment, whose time steps are `stride` frames long."""
         self.failures.update(piece.failures)
-        for cut, found in zip(self.wanted, self.cuts):
-            if cut is None:
-                continue
-            inside = (self.seen < cut) & (cut <= self.seen + piece.lengths)
-            for row in inside.nonzero().flatten().tolist():
-                found[row] = timeline[row, (cut - int(self.seen[row])) // stride - 1]
-        self.seen += piece.lengths
-        self.final = logits
+        self.examiner.add(piece.lengths, output)
+        timeline = self.head.timeline(output) if any(self.cuts) else None  # [B, S, columns]
+        if timeline is not None:
+            timeline = timeline.float().cpu()
+            for cut, rows in zip(self.cuts, self.at_cuts):
+                inside = (self.read < (cut or 0)) & ((cut or 0) <= self.read + piece.lengths)
+                for row in inside.nonzero().flatten().tolist():
+                    rows[row] = timeline[row, ((cut or 0) - int(self.read[row])) // stride - 1]
+        self.read += piece.lengths
+        if piece.last:
+            self.final = self.examiner.rows().float().cpu()
+
+    def skip(self, piece: Piece) -> None:
+        """A segment of which nothing could be read."""
+        self.failures.update(piece.failures)
+        if piece.last and bool(self.read.any()):
+            self.final = self.examiner.rows().float().cpu()
 
     def results(self) -> Iterator[tuple[int, int, torch.Tensor | None, int, str]]:
-        """(row, cut's position, logits [n] or None, frames seen, failure) of every row and cut."""
-        for row, seen in enumerate(self.seen.tolist()):
-            failure = self.failures.get(row, "" if seen else "no frame could be read")
-            for position, (cut, found) in enumerate(zip(self.wanted, self.cuts)):
+        """(row, cut's position, values [columns] or None, frames read, failure) of every row and cut."""
+        for row, read in enumerate(self.read.tolist()):
+            failure = self.failures.get(row, "" if read else "no frame could be read")
+            for position, (cut, rows) in enumerate(zip(self.cuts, self.at_cuts)):
                 if failure or self.final is None:
                     yield row, position, None, 0, failure or "no frame could be read"
                     continue
-                logits = found.get(row, self.final[row])
-                if not bool(logits.isfinite().all()):
+                values = rows.get(row, self.final[row])
+                if not bool(values.isfinite().all()):
                     yield row, position, None, 0, NOT_FINITE
                 else:
-                    yield row, position, logits, min(seen, cut or seen), ""
+                    yield row, position, values, min(read, cut or read), ""
 
 
 def score_videos(
@@ -122,7 +132,7 @@ def score_videos(
     workers: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
-) -> Scores:
+) -> Answers:
     """Score every video in every setting.
 
     `batch_size` videos are read side by side, `segment` frames of each at a time (default: 64, rounded up to
@@ -141,10 +151,10 @@ def score_videos(
         raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    scores: list[Score] = []
-    costs: list[Pass] = []
+    answers: list[Answer] = []
+    costs: list[Cost] = []
     notes: dict[str, None] = {}  # ordered, without repetitions: later passes meet the same files
-    for group in passes(settings, multiple, model.streams):
+    for group in passes(settings, multiple, model.streams and model.head.has_timeline):
         cut, rule, ways, control = settings[group[0]]
         if ways == Whole():
             views = [View(number, video) for number, video in enumerate(videos)]
@@ -159,35 +169,35 @@ def score_videos(
         pieces = SegmentedBatches(batches, reading, preprocessing.frame, _path)
         loader = WorkerLoader(pieces, batch_size=None, workers=min(workers, len(batches)))
         begun, read = time.perf_counter(), 0
-        found: dict[tuple[int, int], list[Score]] = {}  # the views of each video and setting
+        of_views: dict[tuple[int, int], list[Answer]] = {}  # of each video and setting
         with without(model, control):
             for batch, rows, messages in _run(model, loader, batches, cuts, torch.device(device)):
                 notes.update(dict.fromkeys(messages))
                 if rows is None:
                     continue
-                for row, place, logits, frames, failure in rows.results():
-                    view, position = batches[batch][row], group[place]
+                for row, cut, values, frames, failure in rows.results():
+                    view, position = batches[batch][row], group[cut]
                     # the path stands beside the reason wherever it is shown
                     reason = failure.removeprefix(f"{view.source.path}: ")
-                    score = Score(view.video, position, None if logits is None else logits.tolist(), frames, reason)
-                    found.setdefault((view.video, position), []).append(score)
-                read += int(rows.seen.sum())
+                    answer = Answer(view.video, position, None if values is None else values.tolist(), frames, reason)
+                    of_views.setdefault((view.video, position), []).append(answer)
+                read += int(rows.read.sum())
                 if progress is not None:
                     progress(len(batches[batch]) * len(group) * len(videos) / len(views))
-        scores += [_joined(own, model.multi_label) for own in found.values()]
-        costs.append(Pass(group, read, time.perf_counter() - begun))
-    return Scores(scores, costs, list(notes))
+        answers += [_joined(model, views) for views in of_views.values()]
+        costs.append(Cost(group, read, time.perf_counter() - begun))
+    return Answers(answers, costs, list(notes))
 
 
-def _joined(views: list[Score], several: bool) -> Score:
-    """One score from those of a video's views; a video of which a view cannot be scored is a failure."""
+def _joined(model: VideoModel, views: list[Answer]) -> Answer:
+    """One answer from those of a video's views; a video of which a view cannot be scored is a failure."""
     if len(views) == 1:
         return views[0]
-    failed = next((score for score in views if score.logits is None), None)
+    failed = next((answer for answer in views if answer.row is None), None)
     if failed is not None:
         return failed
-    logits = averaged(torch.tensor([score.logits for score in views]), several)
-    return views[0]._replace(logits=logits.tolist(), frames=sum(score.frames for score in views))
+    row = model.config.task.average(torch.tensor([answer.row for answer in views]), model.multi_label)
+    return views[0]._replace(row=row.tolist(), frames=sum(answer.frames for answer in views))
 
 
 def _run(
@@ -201,11 +211,11 @@ def _run(
     model = model.to(device).eval()
     open_batches: dict[int, _Rows] = {}
     for piece, output in model.outputs_of_batches(loader):
-        rows = open_batches.pop(piece.batch, None) or _Rows(len(batches[piece.batch]), cuts)
+        rows = open_batches.pop(piece.batch, None) or _Rows(model.head, len(batches[piece.batch]), cuts)
         if output is not None:
-            rows.add(piece, output.logits.float().cpu(), output.timeline.float().cpu(), model.encoder.stride)
-        else:  # nothing of this batch could be read
-            rows.failures.update(piece.failures)
+            rows.add(piece, output, model.encoder.stride)
+        else:  # nothing of this piece could be read
+            rows.skip(piece)
         if not piece.last:
             open_batches[piece.batch] = rows
         yield piece.batch, rows if piece.last else None, piece.notes

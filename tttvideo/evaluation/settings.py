@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tttvideo.evaluation.controls import CONTROLS
-from tttvideo.evaluation.views import Views, Whole, parse_views
-from tttvideo.video.sampling import Dense, Sampling, parse_sampling
+from ..video.decode import open_video
+from ..video.index import Index
+from ..video.reader import VideoError
+from ..video.reading import within
+from ..video.sampling import Dense, Last, Sampling, Window, parse_sampling
+from .controls import CONTROLS
+from .views import Clips, Spans, Views, Whole, parse_views
 
 
 class Setting(NamedTuple):
@@ -105,3 +109,54 @@ def passes(settings: Sequence[Setting], frame_multiple: int, streams: bool = Tru
         exact = streams and plain and (cut is None or cut % frame_multiple == 0)
         (shared if exact else alone).append(position)
     return [group for group in (shared, *([position] for position in alone)) if group]
+
+
+def check_lengths(
+    index: Index,
+    cuts: Sequence[int | None],
+    samplings: Sequence[Sampling],
+    views: Sequence[Views],
+    stream: int | None = None,
+) -> list[str]:
+    """Sentences on clips, spans, windows and last frames that are longer than every video of a split: they are read
+    whole. Videos are opened until one is long enough for everything.
+
+    Args:
+        cuts: first n frames of each video; None: all.
+        stream: the video stream that is read, as ``Preprocessing.stream``.
+
+    Raises:
+        ValueError: if no video has as many frames as a cut: its row would say what it is not.
+    """
+    cut = max((n for n in cuts if n), default=0)
+    frames = {str(rule): rule.n for rule in samplings if isinstance(rule, Last)}
+    frames |= {str(way): way.frames for way in views if isinstance(way, Clips) and way.frames}
+    seconds = {str(rule): rule.seconds for rule in samplings if isinstance(rule, Window)}
+    seconds |= {str(way): way.seconds for way in views if isinstance(way, Spans)}
+    most, longest = max([cut, *frames.values()]), max(seconds.values(), default=0.0)
+    frame_count, duration, broken = 0, 0.0, False  # of the longest video
+    for video in index.videos:
+        if frame_count >= most and duration >= longest:
+            break
+        try:
+            with open_video(video.path, stream=stream) as reader:
+                times = reader.times[within(reader, video.start, video.end)]
+        except (VideoError, OSError):
+            broken = True
+            continue
+        if len(times):
+            last = float(times.diff().median()) if len(times) > 1 else 0.0
+            frame_count = max(frame_count, len(times))
+            duration = max(duration, float(times[-1] - times[0]) + last)
+    if frame_count < cut and (frame_count or not broken):
+        raise ValueError(
+            f"--frames asks for the first {cut} frames, but the longest video of split {index.split} has "
+            f"{frame_count}; give at most that, or all"
+        )
+    if not frame_count:  # none can be read; each is listed as a failure
+        return []
+    short = "no video is so long (the longest has {}), so that all are read whole"
+    notes = [f"{name}: {short.format(f'{frame_count} frames')}" for name, n in frames.items() if n > frame_count]
+    # to the rounding of time stamps
+    longer = [name for name, s in seconds.items() if s > duration + 1e-3]
+    return notes + [f"{name}: {short.format(f'{duration:.3g} s')}" for name in longer]

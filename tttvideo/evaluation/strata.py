@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tttvideo.video.index import Index
+from ..video.index import Index
 
 BINS = 4
 """Bins of a column with many numbers, each with about as many videos."""
@@ -52,8 +52,8 @@ def read_columns(data: Path, root: str | Path | None, index: Index) -> list[Mapp
         raise ValueError(f"{file} is damaged ({error}); make it again") from None
     if not rows or "path" not in rows[0]:
         return [{} for _ in index.videos]
-    known = {_key(os.path.join(base, row["path"] or ""), row.get("start"), row.get("end")): row for row in rows}
-    return [known.get(_key(video.path, video.start, video.end), {}) for video in index.videos]
+    by_video = {_key(os.path.join(base, row["path"] or ""), row.get("start"), row.get("end")): row for row in rows}
+    return [by_video.get(_key(video.path, video.start, video.end), {}) for video in index.videos]
 
 
 def _key(path: str, start: Any, end: Any) -> tuple[str, float | None, float | None]:
@@ -104,12 +104,12 @@ def strata(column: Column) -> list[Stratum]:
         edges = [ranked[math.ceil(len(ranked) * k / column.bins) - 1] for k in range(1, column.bins + 1)]
         lows = [-math.inf, *edges[:-1]]
         groups = [[v for v in distinct if low < v <= high] for low, high in zip(lows, edges)]
-    found = []
+    groups_of_videos = []
     for group in filter(None, groups):
         videos = [i for i, value in numbers.items() if group[0] <= value <= group[-1]]
         name = f"{group[0]:g}" if len(group) == 1 else f"{group[0]:g}-{group[-1]:g}"
-        found.append(Stratum(name, sum(numbers[i] for i in videos) / len(videos), videos))
-    return found
+        groups_of_videos.append(Stratum(name, sum(numbers[i] for i in videos) / len(videos), videos))
+    return groups_of_videos
 
 
 def _number(value: str) -> float | None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tttvideo.model import VideoModel
-from tttvideo.video.index import Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import open_sized, within
+from ..model import VideoModel
+from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.reading import open_sized, within
 
 MOST = 2048
 """Frames of a video that are compared, at most: reading it whole holds all of their activations."""
@@ -32,6 +32,8 @@ def compare_streaming(model: VideoModel, videos: Sequence[Video], segment: int |
     """
     if not model.streams:
         raise ValueError("--check-streaming does not go with this model, which reads each video whole; leave it out")
+    if not model.head.has_timeline:
+        raise ValueError("--check-streaming does not go with this model's task; leave it out")
     segment = segment or model.frame_multiple
     device = next(model.parameters()).device
     differences, same, sizes = [], 0, []
@@ -45,7 +47,7 @@ def compare_streaming(model: VideoModel, videos: Sequence[Video], segment: int |
         for piece in frames.split(segment, dim=1):
             output, state = model(piece, None, state)
             first = first or state_bytes(state)
-        probabilities = [model.probabilities(found.logits[0].float()) for found in (whole, output)]
+        probabilities = [model.probabilities(result.logits[0].float()) for result in (whole, output)]
         differences.append(float((probabilities[0] - probabilities[1]).abs().max()))
         same += int(probabilities[0].argmax() == probabilities[1].argmax())
         sizes.append((first, state_bytes(state)))

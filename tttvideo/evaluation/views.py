@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tttvideo.video.decode import open_video
-from tttvideo.video.index import Video
-from tttvideo.video.reader import VideoError
-from tttvideo.video.reading import within
+from ..video.decode import open_video
+from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.reading import within
 
 
 class View(NamedTuple):
@@ -84,13 +83,13 @@ class Spans(Views):
         return f"spans={self.seconds:g}:{self.step:g}"
 
     def parts(self, times: Tensor) -> list[tuple[int, int]]:
-        shown = float(times.diff().median()) if len(times) > 1 else 0.0
-        begin, end = float(times[0]), float(times[-1]) + shown
+        last = float(times.diff().median()) if len(times) > 1 else 0.0
+        begin, end = float(times[0]), float(times[-1]) + last
         count = max(0, math.ceil((end - begin - self.seconds) / self.step - 1e-6))
         starts = [begin + i * self.step for i in range(count)] + [max(begin, end - self.seconds)]
         edges = torch.tensor([(s - 1e-6, s + self.seconds - 1e-6) for s in starts], dtype=torch.float64)
-        found = torch.searchsorted(times, edges).tolist()
-        return [(first, stop) for first, stop in found if first < stop]
+        bounds = torch.searchsorted(times, edges).tolist()
+        return [(first, stop) for first, stop in bounds if first < stop]
 
 
 _RULES = "whole, clips=CLIPSxCROPS[:FRAMES], spans=SECONDS[:STEP]"
@@ -118,27 +117,17 @@ def parse_views(text: str) -> Views:
 def expand(videos: Sequence[Video], views: Views, frames: int | None, stream: int | None = None) -> list[View]:
     """The views of every video, cut to its first ``frames`` frames before; ``stream`` as ``Preprocessing.stream``. A
     video that cannot be opened stays one view: that reading it fails is a result."""
-    found = []
+    views_of_all = []
     for number, video in enumerate(videos):
         try:
             with open_video(video.path, stream=stream) as reader:
                 times = reader.times[within(reader, video.start, video.end)] + reader.offset
         except (VideoError, OSError):
-            found.append(View(number, video))
+            views_of_all.append(View(number, video))
             continue
         inside = times[:frames]
         for first, stop in views.parts(inside):
             end = video.end if stop == len(times) else float(times[stop])
             span = video._replace(start=float(times[first]), end=end)
-            found += [View(number, span, crop) for crop in views.crops]
-    return found
-
-
-def averaged(logits: Tensor, several: bool) -> Tensor:
-    """Logits [views, n] -> logits [n] of the mean probabilities: of the softmax, or of a sigmoid each if ``several``
-    labels are possible."""
-    if several:
-        # of p and of 1 - p, both as logarithms: neither is rounded to 0 or 1
-        yes, no = (F.logsigmoid(sign * logits.double()).logsumexp(0) for sign in (1, -1))
-        return (yes - no).float()
-    return (logits.double().log_softmax(1).logsumexp(0) - math.log(len(logits))).float()
+            views_of_all += [View(number, span, crop) for crop in views.crops]
+    return views_of_all

@@ -26,7 +26,7 @@ class ExportConfig:
     """
 
     positional: ClassVar = ("checkpoint",)
-    several: ClassVar = ("metrics",)
+    repeated: ClassVar = ("metrics",)
 
     checkpoint: str
     out: str

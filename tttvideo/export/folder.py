@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from ..evaluation.forecaster import shown_horizons
+from ..evaluation.page import page_of, score_of, way
+from ..evaluation.report import as_markdown
 from ..files import read_json
 from ..model import VideoModel
 from ..pretrained import from_pretrained
 from ..printing import markdown, markdown_code, printable
-from ..tasks import Prediction
 from ..video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
@@ -111,15 +111,15 @@ def _verify(model: VideoModel, copy: VideoModel, out: Path) -> None:
     frames = torch.randint(0, 256, (2, length, *shape), dtype=torch.uint8, generator=generator).to(kind)
     lengths = torch.tensor([length, model.frame_multiple])
     with torch.no_grad():
-        wanted, got = (m(frames, lengths)[0] for m in (model, copy))
-    same = all(torch.equal(a, b) for a, b in zip(wanted, got))
-    if not same or not all(bool(part.isfinite().all()) for part in wanted) or copy.labels != model.labels:
+        expected, outputs = (m(frames, lengths)[0] for m in (model, copy))
+    same = all(torch.equal(a, b) for a, b in zip(expected, outputs))
+    if not same or not all(bool(part.isfinite().all()) for part in expected) or copy.labels != model.labels:
         raise ExportError(f"the export read back from {out} does not compute what the checkpoint computes")
 
 
 def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The evaluations of exactly these weights, among the files named and the run folder's metrics.json."""
-    found = []
+    evaluations = []
     for file in map(Path, files):
         try:
             metrics = read_json(file)
@@ -127,15 +127,15 @@ def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str,
             raise ExportError(f"{file} is no metrics.json of `tttvideo evaluate`") from None
         if metrics.get("weights_sha256") != source.sha256:
             raise ExportError(f"{file} was measured with other weights than this checkpoint's")
-        found.append(metrics)
-    own = source.run / "metrics.json" if source.run else source.folder / "metrics.json"
-    if not found and own.is_file():
+        evaluations.append(metrics)
+    of_the_run = source.run / "metrics.json" if source.run else source.folder / "metrics.json"
+    if not evaluations and of_the_run.is_file():
         try:
-            metrics = read_json(own)
+            metrics = read_json(of_the_run)
         except ValueError:
-            return found
-        found += [metrics] if metrics.get("weights_sha256") == source.sha256 else []
-    return found
+            return evaluations
+        evaluations += [metrics] if metrics.get("weights_sha256") == source.sha256 else []
+    return evaluations
 
 
 def _umask() -> int:
@@ -152,65 +152,42 @@ def model_card(
     classes of the user's own."""
     from huggingface_hub import ModelCardData
 
-    name = printable(name)
-    if isinstance(model.config.task, Prediction):
-        return _prediction_card(model, name, folder, source, measured, trust)
-    data = ModelCardData(
-        library_name="tttvideo",
-        pipeline_tag="video-classification",
-        tags=["video-classification", "test-time-training"],
-        model_name=name,
-        eval_results=_eval_results(measured) or None,
-    )
-    p = model.preprocessing
+    name, task, p = printable(name), model.config.task, model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    labels = ", ".join(map(markdown_code, model.labels[:50]))
-    more = f" and {len(model.labels) - 50} more (labels.json)" if len(model.labels) > 50 else ""
-    figures = (
-        "\n\n".join(map(_figures, measured)) or "No evaluation of these weights was at hand at the time of export."
-    )
-    split_rule = (source.selection or {}).get("split_rule") or "not recorded"
+    card = task.card(_python(folder, trust), _shell(folder, trust), parameters, model.labels, model.multi_label)
+    pipeline = {"pipeline_tag": card.pipeline} if card.pipeline else {}
+    results = _eval_results(measured, card.tag) or None
+    tags = [card.tag, "test-time-training"]
+    data = ModelCardData(library_name="tttvideo", tags=tags, model_name=name, eval_results=results, **pipeline)
+    figures = "\n\n".join(map(_figures, measured))
     return f"""---
 {data.to_yaml()}
 ---
 
 # {markdown(name)}
 
-A video classifier made with tttvideo: {parameters:,} parameters, {len(model.labels)} classes{
-        ", several may apply to one video" if model.multi_label else ""
-    }. It reads any
-number of frames.
+{card.description}
 
 ## Use
 
-```python
-import tttvideo
-model = tttvideo.from_pretrained({_python(folder, trust)})
-print(model.classify("clip.mp4"))  # [(label, probability), ...]
-```
-
-## Classes
-
-{labels}{more}
-
+{card.use}
+{OWN_CLASSES if trust else ""}{_classes(model.labels)}
 ## Preprocessing
 
 Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
-`{p.sampling}`. Normalisation happens inside the model. `classify` does all of this.
-{OWN_CLASSES if trust else ""}
+`{p.sampling}`. Normalisation happens inside the model.
+
 ## Figures
 
-{figures}
+{figures or "No evaluation of these weights was at hand at the time of export."}
 
 Choice of weights: {markdown(selection_sentence(source.selection))}.
 Where that split is the one measured above, the figure is optimistic by the choice.
-How the data was divided: {markdown(split_rule)}.
+How the data was divided: {markdown((source.selection or {}).get("split_rule") or "not recorded")}.
 
 ## Limits
 
-The figures hold for videos like those measured. A classifier names one of its classes for every video, also
-for one that shows none of them. Videos much longer than those of training, other frame rates and other
-cameras can lower its accuracy: measure with `tttvideo evaluate` on your own.
+{card.limits}
 """
 
 
@@ -224,129 +201,60 @@ def _python(folder: str, trust: bool) -> str:
     return repr(printable(folder)).replace("`", "\\x60") + (", trust=True" if trust else "")
 
 
-def _prediction_card(
-    model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]], trust: bool
-) -> str:
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(library_name="tttvideo", tags=["video-prediction", "test-time-training"], model_name=name)
-    p = model.preprocessing
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tables = [_errors(metrics) for metrics in measured]
-    shell = shlex.quote(printable(folder)).replace("`", "\\x60")
-    figures = "\n\n".join(tables) or "No evaluation of these weights was at hand at the time of export."
-    return f"""---
-{data.to_yaml()}
----
-
-# {markdown(name)}
-
-A model that predicts the next frames of a video from all frames so far, made with tttvideo: {parameters:,} parameters.
-
-## Use
-
-```sh
-tttvideo predict {shell} clip.mp4{" --trust" if trust else ""} --context 64 --horizon 16 --out predictions
-```
-
-Its encoder and backbone start a classifier: `tttvideo train ... --init_from` with this folder.
-{OWN_CLASSES if trust else ""}
-## Preprocessing
-
-Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
-`{p.sampling}`. Normalisation happens inside the model.
-
-## Figures
-
-{figures}
-
-Choice of weights: {markdown(selection_sentence(source.selection))}.
-How the data was divided: {markdown((source.selection or {}).get("split_rule") or "not recorded")}.
-
-## Limits
-
-The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; compare them with
-those of copying the last frame, which stand beside them.
-"""
+def _shell(folder: str, trust: bool) -> str:
+    """The folder as a word of a command."""
+    return shlex.quote(printable(folder)).replace("`", "\\x60") + (" --trust" if trust else "")
 
 
-def _errors(metrics: dict[str, Any]) -> str:
-    """One evaluation of predictions as a Markdown table."""
-    methods = list(metrics["per_horizon"])
-    lines = ["| horizon | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
-    for ahead in shown_horizons(metrics["horizon"]):
-        cells = [f"{metrics['per_horizon'][method]['mse'][ahead - 1]:.2f}" for method in methods]
-        lines.append(f"| {ahead} | " + " | ".join(cells) + " |")
-    head = (
-        f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
-        f"{metrics['n_videos'] - metrics['n_failed']} videos, {metrics['context']} frames of context; mse: "
-        f"{metrics['convention']}."
-    )
-    return "\n\n".join([head, "\n".join(lines)])
+def _classes(labels: Sequence[str]) -> str:
+    if not labels:
+        return ""
+    more = f" and {len(labels) - 50} more (labels.json)" if len(labels) > 50 else ""
+    return f"\n## Classes\n\n{', '.join(map(markdown_code, labels[:50]))}{more}\n"
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    """One evaluation as a Markdown table."""
-    controls = [row for row in metrics["results"] if row.get("control")]
-    tables = [_rows(metrics, [row for row in metrics["results"] if not row.get("control")])]
-    if controls:
-        tables += ["Controls, with something taken away from the model:", _rows(metrics, controls)]
-    failed = f", {metrics['n_failed']} of them unreadable and counted as wrong" if metrics["n_failed"] else ""
+    """One evaluation: what was measured, and its tables."""
+    page, failed = page_of(metrics), metrics["n_failed"]
+    unreadable = f", {failed} of them {page.failed}" if failed else ""
+    chance = "" if metrics.get("chance") is None else f"; chance {metrics['chance']:.3f}"
+    convention = f"; {metrics['convention']}" if "convention" in metrics else ""
     head = (
         f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
-        f"{metrics['n_videos']} videos"
-        f"{failed}; chance {metrics['chance']:.3f}."
+        f"{metrics['n_videos']} videos{unreadable}{chance}{convention}."
     )
+    tables = []
+    for grid in page.grids:
+        if not grid.details:
+            title = [f"{markdown(grid.title)}:", ""] if grid.title else []
+            tables.append("\n".join([*title, *as_markdown(grid)]))
     notes = [f"Note: {markdown(note)}." for note in metrics.get("notes", [])]
     return "\n\n".join([head, *tables, *notes])
 
 
-def _rows(metrics: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of metrics.json as a table; how videos were divided, and the control, where any of them says so."""
-    several, k = metrics["multi_label"], min(5, len(metrics["labels"]))
-    divided, controlled = any(_views(row) for row in rows), any(row.get("control") for row in rows)
-    bounded = any(row.get("ceiling") is not None for row in rows)
-    names = ["frames", "sampling", *(["views"] if divided else []), *(["control"] if controlled else [])]
-    names += [
-        "top-1",
-        f"top-{k}",
-        "mean class recall",
-        *(["mAP"] if several else []),
-        *(["ceiling"] if bounded else []),
-    ]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [str(row["frames"]), f"`{row['sampling']}`"]
-        cells += ([_views(row) or "whole"] if divided else []) + ([row["control"]] if controlled else [])
-        cells += [f"{row[key]:.3f}" for key in ("top1", "top5", "mean_class", *(["map"] if several else []))]
-        cells += ["" if row.get("ceiling") is None else f"{row['ceiling']:.3f}"] if bounded else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _views(row: dict[str, Any]) -> str:
-    """How the videos were divided; empty where each was read as a whole."""
-    views = row.get("views", "whole")
-    return "" if views == "whole" else views
-
-
-def _eval_results(measured: Sequence[dict[str, Any]]) -> list:
+def _eval_results(measured: Sequence[dict[str, Any]], tag: str) -> list:
     from huggingface_hub import EvalResult
 
-    return [
-        EvalResult(
-            task_type="video-classification",
-            dataset_type=printable(Path(metrics["data"]).name),
-            dataset_name=printable(Path(metrics["data"]).name),
-            dataset_split=printable(metrics["split"]),
-            metric_type=kind,
-            metric_name=", ".join(filter(None, (shown, f"{row['frames']} frames", row["sampling"], _views(row)))),
-            metric_value=round(row[key], 4),
-        )
-        for metrics in measured
-        for key, kind, shown in (
-            [("map", "mean_average_precision", "mAP")] if metrics["multi_label"] else [("top1", "accuracy", "top-1")]
-        )
-        for row in metrics["results"]
-        if not row.get("control")  # the model with something taken away is not this model
-    ]
+    results = []
+    for metrics in (metrics for metrics in measured if "results" in metrics):
+        score = score_of(metrics)
+        key, kind, name = score.figure, score.figure, score.title.removesuffix(" accuracy")
+        if score.share:
+            kind = "accuracy"
+        if metrics["multi_label"] and "map" in metrics["results"][0]:
+            key, kind, name = "map", "mean_average_precision", "mAP"
+        for row in metrics["results"]:
+            if row.get("control"):  # the model with something taken away is not this model
+                continue
+            results.append(
+                EvalResult(
+                    task_type=tag,
+                    dataset_type=printable(Path(metrics["data"]).name),
+                    dataset_name=printable(Path(metrics["data"]).name),
+                    dataset_split=printable(metrics["split"]),
+                    metric_type=kind,
+                    metric_name=", ".join((name, f"{row['frames']} frames", way(row))),
+                    metric_value=round(row[key], 4),
+                )
+            )
+    return results

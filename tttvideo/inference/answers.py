@@ -1,4 +1,4 @@
-"""What a model says of many videos: several side by side, each answer given as soon as its video has ended."""
+"""Outputs of a model for many videos: several side by side, each given as soon as its video has ended."""
 
 from __future__ import annotations
 

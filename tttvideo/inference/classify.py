@@ -1,4 +1,4 @@
-"""Classifying many videos: how they are read, the answer of each, and answers as people know them from elsewhere."""
+"""Classifies many videos, and formats the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.views import Clips, Views, Whole, averaged, expand, parse_views
+from ..evaluation.views import Clips, Views, Whole, expand, parse_views
 from ..model import WHOLE, VideoModel
 from ..tasks import Classification
 from ..video.index import Video
@@ -143,7 +143,7 @@ def _joined(model: VideoModel, video: int, source: Video | Tensor, answers: list
     if failure:
         return Classified(video, None, 0, failure if failure.startswith(path) else path + failure, None, notes)
     logits = torch.stack([answer.logits for answer in answers if answer.logits is not None])
-    joined = logits[0] if len(logits) == 1 else averaged(logits, model.multi_label)
+    joined = logits[0] if len(logits) == 1 else model.config.task.average(logits, model.multi_label)
     frames = sum(answer.frames for answer in answers)
     return Classified(video, model.probabilities(joined), frames, "", answers[0].timeline, notes)
 

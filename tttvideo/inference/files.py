@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ..devices import best_device, choose_device
 from ..evaluation.checkpoint import inspect_checkpoint
-from ..evaluation.evaluate import best_device, choose_device
 from ..files import check_folder
 from ..model import VideoModel
 from ..pretrained import from_pretrained

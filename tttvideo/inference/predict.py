@@ -9,12 +9,12 @@ from typing import Any
 
 from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.config import PredictConfig
-from ..evaluation.predicting import Predicted, predict_video, predictor
 from ..files import check_folder
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import damaged_videos_named
 from .files import complain
+from .predicting import Predicted, predict_video, predictor
 from .progress import progress, share
 from .results import Results
 from .sources import find_videos

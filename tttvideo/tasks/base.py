@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -65,9 +65,46 @@ class Criterion(NamedTuple):
     note: str = ""
 
 
+class Score(NamedTuple):
+    """What evaluations are compared by: one number for each video, and its mean over videos.
+
+    Attributes:
+        column: the column of predictions.csv with the number of each video.
+        figure: the name of its mean in a row of metrics.json.
+        title: in words, for the axis of a figure.
+        lower: smaller is better.
+        share: it lies in 0..1 and is shown in per cent.
+    """
+
+    column: str
+    figure: str
+    title: str
+    lower: bool = False
+    share: bool = False
+
+
+class Card(NamedTuple):
+    """What the model card of an export says of its task, in Markdown.
+
+    Attributes:
+        tag: the Hub's name for the task, e.g. ``video-classification``.
+        pipeline: the Hub's pipeline that runs it; null: none does.
+        description: begins the card.
+        use: how the model is called.
+        limits: what its figures do not say.
+    """
+
+    tag: str
+    pipeline: str | None
+    description: str
+    use: str
+    limits: str
+
+
 @dataclass(frozen=True)
 class Task(ABC):
-    """What a model is trained for; one subclass per file.
+    """What a model is trained for; one subclass per file. Evaluation asks it, too, for figures, columns and a card:
+    ``report`` to ``card`` have answers that serve any task.
 
     Attributes:
         labelled: whether videos need labels; otherwise labels are ignored, and videos may lie anywhere.
@@ -106,6 +143,61 @@ class Task(ABC):
             scored: bool [V], false where a video could not be read.
         """
 
+    def report(self, rows: Tensor, labels: Tensor, scored: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Figures of a split for metrics.json, one setting of an evaluation.
+
+        Args:
+            rows, labels, scored: as for ``summary``.
+            names: the classes.
+        """
+        return dict(self.summary(rows, labels, scored))
+
+    def score(self, multi_label: bool) -> Score:
+        """What evaluations are compared by."""
+        criterion = self.criterion(multi_label)
+        return Score(criterion.metric, criterion.metric, criterion.metric.replace("_", " "), criterion.lower)
+
+    def answer(self, row: Tensor | None, label: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Columns of predictions.csv for one video, that of ``score`` among them, from its row (None: it could not be
+        read) and its label."""
+        if row is None:
+            return {}
+        return dict(self.summary(row[None], label[None], label.new_ones(1).bool()))
+
+    def average(self, rows: Tensor, multi_label: bool) -> Tensor:
+        """One row from those of several views of a video, [views, columns] -> [columns].
+
+        Raises:
+            ValueError: if that means nothing for the task.
+        """
+        raise ValueError(f"--views does not go with a checkpoint trained for {type(self).__name__}; leave it out")
+
+    def curves(
+        self, rows: Tensor, label: Sequence[str], names: Sequence[str], multi_label: bool
+    ) -> dict[str, list[float]]:
+        """Lines below the frames of a sample: name -> a value in 0..1 for each row [S, columns] of a timeline. Those
+        that are named in ``label`` are the true ones."""
+        return {}
+
+    def card(self, python: str, shell: str, parameters: int, names: Sequence[str], several: bool) -> Card:
+        """What an export's card says.
+
+        Args:
+            python: the arguments of ``tttvideo.from_pretrained``.
+            shell: the folder as a word of a command.
+            parameters: how many the model has.
+            names: the classes.
+            several: a video can have several of them.
+        """
+        name = type(self).__name__
+        return Card(
+            "video",
+            None,
+            f"A video model trained for {name} with tttvideo: {parameters:,} parameters.",
+            f"```python\nimport tttvideo\nmodel = tttvideo.from_pretrained({python})\n```",
+            "The figures hold for videos like those measured.",
+        )
+
 
 class TaskHead(nn.Module, ABC):
     """The part of a model that belongs to its task.
@@ -113,6 +205,9 @@ class TaskHead(nn.Module, ABC):
     Attributes:
         logged: names of the figures that training shows beside the loss.
         columns: length of a row of an ``examiner``.
+        unit: of ``step_losses``, in words.
+        has_timeline: whether ``timeline`` knows the rows at each time step.
+        reads_step: whether a time step was read before its ``step_losses``; False: they are of its prediction.
         generated: [channels, rows, columns] of frames that the head makes and the model reads again; None: it makes
             none.
         reads_features: what is predicted, and read again, are features of the frozen encoder.
@@ -122,6 +217,9 @@ class TaskHead(nn.Module, ABC):
 
     logged: tuple[str, ...] = ()
     columns: int
+    unit: str = ""
+    has_timeline: bool = False
+    reads_step: bool = True
     generated: tuple[int, int, int] | None = None
     reads_features: bool = False
     own_steps: int = 1
@@ -167,6 +265,38 @@ class TaskHead(nn.Module, ABC):
         if empty:
             raise ValueError("There are no frames to score.")
         return examiner.rows()
+
+    def timeline(self, output: Any) -> Tensor | None:
+        """The rows that ``examiner`` would have, had the video ended at each time step of this output, [B, S, columns];
+        None where they are not known without reading the video again."""
+        return None
+
+    def step_losses(self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int) -> Iterator[Tensor]:
+        """Loss by position: of each segment of a batch, float64 [B, S], NaN where a time step has none.
+
+        Args:
+            segments: (frames [B, F, 3, H, W], valid frames [B], output), in order.
+            labels: of these videos, as for ``Task.summary``.
+            stride: frames per time step.
+            multiple: the model's output is that of a video which ends there at multiples of this many frames.
+
+        Raises:
+            ValueError: if the task has no loss by position.
+        """
+        raise ValueError(f"{type(self).__name__} has no loss by position")
+
+    def pictures(self, frames: Tensor) -> Tensor:
+        """Frames as they were given, as what is ``generated`` is compared with them: [B, F, channels, rows, columns].
+
+        Raises:
+            ValueError: if the head generates no frames.
+        """
+        raise ValueError(f"{type(self).__name__} generates no frames")
+
+    @property
+    def space(self) -> Literal["pixels", "features"]:
+        """Of generated frames: pixels lie in 0..1."""
+        return "features" if self.reads_features else "pixels"
 
     def set_progress(self, done: float) -> None:
         """Tells the share of the training's steps that are done, 0..1, before each: schedules follow it."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .accuracy import multi_label, single_label
-from .base import Criterion, Examiner, Loss, Sizes, Task, TaskHead
+from .accuracy import confusion_matrix, multi_label, single_label
+from .base import Card, Criterion, Examiner, Loss, Read, Score, Sizes, Task, TaskHead
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Classification(Task):
     Attributes:
         pooling: ``mean`` of all tokens; ``attention``: their mean weighted by a learned score; ``ema``: their
             exponential moving average over time, in which the end of a long video is not drowned.
-        half_life: of ``ema``: time steps after which a token counts half (none: 16).
+        half_life: of ``ema``: time steps after which a token counts half; null: 16.
         dropout: before the classifier.
         label_smoothing: of the one-label loss.
     """
@@ -58,7 +59,74 @@ class Classification(Task):
         names = ("loss", "top1", "top5", "mean_class", "map", "n")
         return {name: value for name in names if (value := getattr(figures, name)) is not None}
 
+    def report(self, rows: Tensor, labels: Tensor, scored: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Beside ``summary``, the recall of each class, and a confusion matrix where a video has one label."""
+        several = labels.dim() > 1
+        figures = (multi_label if several else single_label)(rows, labels, scored)._asdict()
+        report = {name: figures[name] for name in ("top1", "top5", "mean_class", "n", "loss")}
+        report["per_class"] = dict(zip(names, figures["per_class"]))
+        if several:
+            return report | {"map": figures["map"]}
+        return report | {"confusion": confusion_matrix(rows, labels, scored).tolist()}
 
+    def score(self, multi_label: bool) -> Score:
+        return Score("correct", "top1", "top-1 accuracy", share=True)
+
+    def answer(self, row: Tensor | None, label: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        several = label.dim() > 0
+        right = label.nonzero().flatten().tolist() if several else [int(label)]
+        true = {"label": ";".join(names[i] for i in right), "prediction": "", "correct": 0}
+        if row is None:
+            return true
+        probabilities = row.sigmoid() if several else row.softmax(0)
+        order = row.argsort(descending=True).tolist()  # probabilities are rounded to 1 where logits differ
+        best = min((order.index(i) for i in right), default=len(names))  # the best placed of the true labels
+        return true | {
+            "prediction": names[order[0]],
+            "correct": int(best == 0),
+            "probability": f"{probabilities[order[0]]:.6f}",
+            "label_probability": f"{max((probabilities[i] for i in right), default=torch.tensor(0.0)):.6f}",
+            "rank": best + 1,
+            "top5": ";".join(f"{names[i]}={probabilities[i]:.4f}" for i in order[:5]),
+        }
+
+    def average(self, rows: Tensor, multi_label: bool) -> Tensor:
+        """Logits of the mean probabilities: of the softmax, or of a sigmoid each where several labels are possible."""
+        if multi_label:
+            # of p and of 1 - p, both as logarithms: neither is rounded to 0 or 1
+            yes, no = (F.logsigmoid(sign * rows.double()).logsumexp(0) for sign in (1, -1))
+            return (yes - no).float()
+        return (rows.double().log_softmax(1).logsumexp(0) - math.log(len(rows))).float()
+
+    def curves(
+        self, rows: Tensor, label: Sequence[str], names: Sequence[str], multi_label: bool
+    ) -> dict[str, list[float]]:
+        """Probabilities of the true classes and of those that are likeliest at the end."""
+        probabilities = rows.sigmoid() if multi_label else rows.softmax(-1)
+        true = [names.index(name) for name in label if name in names]
+        order = [*true, *(i for i in probabilities[-1].argsort(descending=True).tolist() if i not in true)]
+        return {names[i]: probabilities[:, i].tolist() for i in order[: max(CURVES, len(true))]}
+
+    def card(self, python: str, shell: str, parameters: int, names: Sequence[str], several: bool) -> Card:
+        more = ", several may apply to one video" if several else ""
+        return Card(
+            "video-classification",
+            "video-classification",
+            f"A video classifier made with tttvideo: {parameters:,} parameters, {len(names)} classes{more}. It reads "
+            "any\nnumber of frames.",
+            "```python\n"
+            "import tttvideo\n"
+            f"model = tttvideo.from_pretrained({python})\n"
+            'print(model.classify("clip.mp4"))  # [(label, probability), ...]\n'
+            "```",
+            "The figures hold for videos like those measured. A classifier names one of its classes for every video, "
+            "also\nfor one that shows none of them. Videos much longer than those of training, other frame rates and "
+            "other\ncameras can lower its accuracy: measure with `tttvideo evaluate` on your own.",
+        )
+
+
+CURVES = 4
+"""Classes whose probability a sample shows."""
 HALF_LIFE = 16.0
 """Of ``ema`` in time steps, if none is given."""
 BLOCK = 64
@@ -97,6 +165,8 @@ class ClassificationHead(TaskHead):
     """Pools tokens up to every time step, so that the answer "had the video ended here" is known at each."""
 
     logged = ("accuracy",)
+    unit = "nats"
+    has_timeline = True
 
     def __init__(self, config: Classification, sizes: Sizes):
         super().__init__()
@@ -146,6 +216,24 @@ class ClassificationHead(TaskHead):
 
     def examiner(self) -> LastLogits:
         return LastLogits()
+
+    def timeline(self, output: Output) -> Tensor:
+        return output.timeline
+
+    def step_losses(self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int) -> Iterator[Tensor]:
+        """The loss of the answer, had the video ended at each time step."""
+        read = 0
+        for frames, lengths, output in segments:
+            timeline = output.timeline.double().cpu()
+            ends = (torch.arange(timeline.shape[1]) + 1) * stride
+            if self.multi_label:
+                target = labels[:, None].expand_as(timeline).double()
+                loss = F.binary_cross_entropy_with_logits(timeline, target, reduction="none").mean(2)
+            else:
+                loss = F.cross_entropy(timeline.mT, labels[:, None].expand(timeline.shape[:2]), reduction="none")
+            valid = (ends <= lengths.cpu()[:, None]) & ((read + ends) % multiple == 0)
+            yield torch.where(valid, loss, torch.nan)
+            read += frames.shape[1]
 
     def pool(self, x: Tensor, valid: Tensor | None, state: PoolState) -> tuple[Tensor, Tensor, PoolState]:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Criterion, Examiner, Loss, Sizes, Task, TaskHead
-from .trivial import TRIVIAL, History
+from .base import Card, Criterion, Loss, Read, Sizes, Task, TaskHead
+from .forecast_errors import Following, ForecastErrors
+from .trivial import TRIVIAL
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,25 @@ class Prediction(Task):
                 f"none of the {len(rows)} videos to validate on has a frame to predict after {self.context} of context"
                 "; give longer ones, lower model.task.context, or set evaluate_every to 0"
             )
-        found = counted[:, 1:] / counted[:, :1]
-        means = found.mean(0).tolist()
+        errors = counted[:, 1:] / counted[:, :1]
+        means = errors.mean(0).tolist()
         names = [f"{method}{kind}" for method in ("", *(f"{name}_" for name in TRIVIAL)) for kind in ("mse", "mae")]
         too_short = int(scored.sum()) - len(counted)
         return {**dict(zip(names, means, strict=True)), "n": len(counted), "too_short": too_short}
+
+    def card(self, python: str, shell: str, parameters: int, names: Sequence[str], several: bool) -> Card:
+        return Card(
+            "video-prediction",
+            None,
+            "A model that predicts the next frames of a video from all frames so far, made with tttvideo: "
+            f"{parameters:,} parameters.",
+            "```sh\n"
+            f"tttvideo predict {shell} clip.mp4 --context 64 --horizon 16 --out predictions\n"
+            "```\n\n"
+            "Its encoder and backbone start a classifier: `tttvideo train ... --init_from` with this folder.",
+            "The figures hold for videos like those measured, at their frame rate. Errors grow with the horizon; "
+            "compare them with\nthose of copying the last frame, which stand beside them.",
+        )
 
 
 class Forecast(NamedTuple):
@@ -149,17 +165,19 @@ class PredictionHead(TaskHead):
 
     logged = ("mse",)
     columns = 1 + 2 * (1 + len(TRIVIAL))
+    reads_step = False
 
     def __init__(self, config: Prediction, sizes: Sizes):
         super().__init__()
         self.config, self.sizes = config, sizes
         pixels = config.space == "pixels"
         self.reads_features = not pixels
-        made = (3, *sizes.frame) if pixels else sizes.features
-        assert made is not None  # Prediction.build refused it
-        self.generated = self.picture = made  # the base class's may be None, this one's is not
-        self.patch = (made[1] // sizes.grid[0], made[2] // sizes.grid[1])
-        self.to_pixels = nn.Linear(sizes.width, sizes.stride * made[0] * self.patch[0] * self.patch[1])
+        self.unit = f"squared error of a frame (sum over its {'pixels in 0..1' if pixels else 'features'})"
+        shape = (3, *sizes.frame) if pixels else sizes.features
+        assert shape is not None  # Prediction.build refused it
+        self.generated = self.picture = shape  # the base class's may be None, this one's is not
+        self.patch = (shape[1] // sizes.grid[0], shape[2] // sizes.grid[1])
+        self.to_pixels = nn.Linear(sizes.width, sizes.stride * shape[0] * self.patch[0] * self.patch[1])
         if config.residual:
             nn.init.zeros_(self.to_pixels.weight)
             nn.init.zeros_(self.to_pixels.bias)
@@ -179,26 +197,26 @@ class PredictionHead(TaskHead):
     def forward(
         self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PredictionState
     ) -> tuple[Forecast, PredictionState]:
-        made = self._predict(tokens, frames, lengths)
-        batch, count = made.shape[:2]
+        predicted = self._predict(tokens, frames, lengths)
+        batch, count = predicted.shape[:2]
         given = torch.full((batch,), count) if steps is None else steps
         upcoming = state.upcoming
         if count:
-            rows = torch.arange(batch, device=made.device)
-            last = made[rows, (given - 1).clamp_min(0).to(made.device)]
-            none = (given == 0).to(made.device)[:, None, None, None, None]
+            rows = torch.arange(batch, device=predicted.device)
+            last = predicted[rows, (given - 1).clamp_min(0).to(predicted.device)]
+            none = (given == 0).to(predicted.device)[:, None, None, None, None]
             upcoming = torch.where(none, upcoming.to(last.dtype), last)
         step = torch.arange(count).expand(batch, count)
-        at = torch.where(step < given[:, None], step + 1, -1).to(made.device)
-        return Forecast(upcoming, made, at, frames), PredictionState(upcoming)
+        at = torch.where(step < given[:, None], step + 1, -1).to(predicted.device)
+        return Forecast(upcoming, predicted, at, frames), PredictionState(upcoming)
 
     def pictures(self, seen: Tensor) -> Tensor:
         """Frames that the model observed as they are predicted: pixels in 0..1, or features."""
         return in_unit(seen, self.mean.dtype) if self.config.space == "pixels" else seen
 
-    def bounded(self, made: Tensor) -> Tensor:
+    def bounded(self, predicted: Tensor) -> Tensor:
         """Predictions as the model may read them again: pixels lie in 0..1."""
-        return made.clamp(0.0, 1.0) if self.config.space == "pixels" else made
+        return predicted.clamp(0.0, 1.0) if self.config.space == "pixels" else predicted
 
     def _predict(self, tokens: Tensor, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens [B, S, N, C], and the frames they are of -> the time step after each, [B, S, p, 3, H, W] in 0..1."""
@@ -237,62 +255,36 @@ class PredictionHead(TaskHead):
         Args:
             target: frames [B, F, 3, H, W], valid frames [B].
         """
-        made, truth, counts = self._compared(output, target)
-        made, truth = (made - self.mean) / self.std, (truth - self.mean) / self.std
+        predicted, truth, counts = self._compared(output, target)
+        predicted, truth = (predicted - self.mean) / self.std, (truth - self.mean) / self.std
         kind = F.mse_loss if self.config.loss == "mse" else F.smooth_l1_loss
-        each = kind(made, truth, reduction="none").flatten(2).mean(2)
+        each = kind(predicted, truth, reduction="none").flatten(2).mean(2)
         if self.config.gradient_difference:
             for dim in (-1, -2):
-                difference = (made.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
+                difference = (predicted.diff(dim=dim).abs() - truth.diff(dim=dim).abs()).abs()
                 each = each + self.config.gradient_difference * difference.flatten(2).mean(2)
         return Loss(_sum(each, counts), counts.sum())
 
     def figures(self, output: Forecast, target: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """``mse`` of a frame, as ``Prediction.summary`` has it, over the time steps that count."""
-        made, truth, counts = self._compared(output, target)
-        squared = (self.bounded(made) - truth).square().flatten(3).sum(3).mean(2)
+        predicted, truth, counts = self._compared(output, target)
+        squared = (self.bounded(predicted) - truth).square().flatten(3).sum(3).mean(2)
         return {"mse": _sum(squared, counts)}
 
     def examiner(self) -> ForecastErrors:
         return ForecastErrors(self)
 
-
-class ForecastErrors(Examiner):
-    """Predicted frames of each video, then the sums over them of squared and absolute errors: of the model, and of each
-    of ``TRIVIAL``."""
-
-    history: History
-    total: Tensor
-
-    def __init__(self, head: PredictionHead):
-        self.head = head
-        self.pending: Tensor | None = None  # the prediction of the time step that comes next
-
-    def add(self, lengths: Tensor, output: Forecast) -> None:
-        pixels, stride = self.head.pictures(output.seen), self.head.sizes.stride
-        if self.pending is None:
-            self.history = History(len(pixels), pixels)
-            self.total = pixels.new_zeros(len(pixels), self.head.columns, dtype=torch.float64)
-        for step in range(pixels.shape[1] // stride):
-            truth = pixels[:, step * stride : (step + 1) * stride]
-            valid = ((step + 1) * stride <= lengths).to(pixels.device)
-            if self.pending is not None:
-                self._compare(self.pending, truth, valid)
-            self.history.add(truth, valid)
-            if step < output.timeline.shape[1]:
-                self.pending = output.timeline[:, step].to(pixels.dtype)
-
-    def _compare(self, made: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Predictions and truth of a time step, [B, p, 3, H, W], in the rows that are ``valid``, bool [B]."""
-        counts = (valid & (self.history.count >= self.head.config.context)).to(self.total.dtype)[:, None]
-        guesses = [made, *self.history.guesses(truth.shape[1]).values()]
-        errors = [(self.head.bounded(x) - truth).flatten(2) for x in guesses]
-        sums = [e for d in errors for e in (d.square().sum((1, 2)), d.abs().sum((1, 2)))]
-        frames = torch.full_like(sums[0], float(truth.shape[1]))
-        self.total += counts * torch.stack([frames, *sums], 1).to(self.total.dtype)
-
-    def rows(self) -> Tensor:
-        return self.total.float()
+    def step_losses(self, segments: Iterable[Read], labels: Tensor, stride: int, multiple: int) -> Iterator[Tensor]:
+        """Squared error of each time step, summed over pixels and channels, mean over its frames, predicted from all
+        true frames before it; NaN for the first of the video."""
+        steps = Following(self)
+        for _, lengths, output in segments:
+            losses = []
+            for truth, valid, guess in steps.add(lengths, output):
+                error = (self.bounded(truth if guess is None else guess) - truth).float().square().flatten(2).sum(2)
+                counts = valid if guess is not None else torch.zeros_like(valid)
+                losses.append(torch.where(counts, error.mean(1).double(), torch.nan).cpu())
+            yield torch.stack(losses, 1) if losses else torch.zeros(len(lengths), 0, dtype=torch.float64)
 
 
 def _sum(each: Tensor, counts: Tensor) -> Tensor:

@@ -40,12 +40,12 @@ def roll_out(
         output, state = model(frames.to(device), lengths, state)
     if output is None or state is None:
         raise ValueError("There are no frames to predict from.")
-    made = [model.head.bounded(output.upcoming)]
-    while len(made) * made[0].shape[1] < horizon:
-        output, after = model.read(made[-1], None, state)  # its own frames: no look at their values
+    predicted = [model.head.bounded(output.upcoming)]
+    while len(predicted) * predicted[0].shape[1] < horizon:
+        output, after = model.read(predicted[-1], None, state)  # its own frames: no look at their values
         state = after if write else after._replace(backbone=state.backbone)
-        made.append(model.head.bounded(output.upcoming))
-    return torch.cat(made, dim=1)[:, :horizon]
+        predicted.append(model.head.bounded(output.upcoming))
+    return torch.cat(predicted, dim=1)[:, :horizon]
 
 
 def roll_out_end(

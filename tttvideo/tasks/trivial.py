@@ -1,4 +1,4 @@
-"""Predictions that need no model, printed beside every figure of one."""
+"""Predictions that need no model, shown beside every figure of one."""
 
 from __future__ import annotations
 

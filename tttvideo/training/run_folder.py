@@ -99,11 +99,15 @@ class JsonLines:
             lines.append(line)
         return lines
 
-    def cut(self, key: str, last: int) -> None:
-        """Keep the lines whose `key` is at most `last`."""
+    def cut(self, key: str, last: int) -> str:
+        """Keep the lines whose `key` is at most `last`; returns a sentence if some of those are missing, or ""."""
         kept = [line for line in self.read(key) if line[key] <= last]
         with writing(self.path):
             write_text(self.path, "".join(_json(line) + "\n" for line in kept), durable=True)
+        missing = sorted(set(range(1, last + 1)) - {line[key] for line in kept})
+        if not missing:
+            return ""
+        return f"{self.path} lacks {len(missing)} of {last} lines (first: {key} {missing[0]}); its curve has a gap"
 
     def append(self, line: dict[str, Any]) -> None:
         with writing(self.path):
@@ -198,15 +202,14 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def begin(self, yaml: str, *, epoch: int, step: int) -> None:
+    def begin(self, yaml: str, *, epoch: int, step: int) -> list[str]:
         """Write the settings and cut the logs back to a position: `epoch` epochs and `step` steps are
-        done."""
+        done. Returns what is to be noted: lines that are missing."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with writing(self.path / "config.yaml"):
             write_text(self.path / "config.yaml", yaml, durable=True)
-        self.log.cut("epoch", epoch)
-        self.steps.cut("step", step)
+        return [note for note in (self.log.cut("epoch", epoch), self.steps.cut("step", step)) if note]
 
     def skip(self, split: str, failures: Iterable[Skipped]) -> list[Skipped]:
         """List unreadable videos in skipped.csv, each once (of one file, each part); returns the new ones."""

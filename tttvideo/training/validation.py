@@ -13,7 +13,7 @@ from ..model import VideoModel
 from ..printing import printable
 from ..tasks.base import Examiner
 from ..video.dataset import Failure
-from ..video.index import Index, subset
+from ..video.index import Index, label_tensor, subset
 from ..video.segments import Piece
 from .config import RunConfig, ValidationConfig
 
@@ -120,13 +120,3 @@ def _examine(
                 reason = piece.failures.get(row, "no frame could be read")
                 failures.append(Failure(place, printable(index.videos[place].path), reason))
     return found, failures
-
-
-def label_tensor(index: Index) -> Tensor:
-    """The labels of an index: int64 [V] (-1: none), or float 0/1 [V, n_classes] for several labels per video."""
-    if not index.multi_label:
-        return torch.tensor([-1 if v.label is None else v.label for v in index.videos], dtype=torch.int64)
-    labels = torch.zeros(len(index.videos), len(index.labels))
-    for row, video in zip(labels, index.videos):
-        row[list(video.label or ())] = 1.0  # type: ignore[arg-type]
-    return labels

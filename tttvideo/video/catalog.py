@@ -1,17 +1,16 @@
-"""The index of videos on disk: what is known of each file (`Probe`), kept so that a file is read through once in its
-life.
+"""The index of videos on disk: the `Probe` of each file, so that a file is read through once in its life.
 
 One small file per video, in safetensors' format: nothing in it can run. Its name is made of the video's path, size and
 time of change, so a changed video is simply another one. It is written whole or not at all, and what cannot be read is
 made again. The folder is `.tttvideo-index` in the video's folder or one above it, if there is one (it travels with the
-data: paths count from there), else $TTTVIDEO_INDEX, else the user's cache folder; TTTVIDEO_INDEX=off keeps nothing.
+data: paths are relative to it), else $TTTVIDEO_INDEX, else the user's cache folder; TTTVIDEO_INDEX=off keeps nothing.
 """
 
 import hashlib
 import json
 import math
 import os
-from contextlib import suppress
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,37 @@ from typing import Any
 import numpy as np
 
 from ..files import replacing
+from ..printing import printable
 from .clock import MISSING
+from .errors import VideoWarning
 from .probe import Probe
 
 BESIDE = ".tttvideo-index"
-_FORMAT = 1  # raise it when a scan finds something else than before
+_FORMAT = 2  # raise it when a scan finds something else than before
 _ARRAYS = ("stamps", "entries", "checks", "keys")
+
+
+_said: set[str] = set()  # folders of which it was said that they cannot be written
 
 
 class Refused(Exception):
     """A file is known to be no usable video; the text says why, without the path."""
 
 
-def folder_of(path: str) -> Path | None:
+def folder_of(path: str) -> str | None:
     """The folder that keeps what is known of a video; None if nothing is kept."""
     chosen = os.environ.get("TTTVIDEO_INDEX")
     if chosen == "off":
         return None
-    for parent in Path(os.path.abspath(path)).parents:
-        if (parent / BESIDE).is_dir():
-            return parent / BESIDE
+    above, parent = os.path.abspath(path), ""
+    while (above := os.path.dirname(above)) != parent:
+        if os.path.isdir(beside := os.path.join(above, BESIDE)):
+            return beside
+        parent = above
     if chosen:
-        return Path(chosen)
-    with suppress(RuntimeError):  # no home
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tttvideo" / "index"
-    return None
+        return chosen
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return None if caches.startswith("~") else os.path.join(caches, "tttvideo", "index")  # ~: there is no home
 
 
 def place_of(file: tuple[str, int, int], stream: int | None) -> Path | None:
@@ -55,11 +60,11 @@ def place_of(file: tuple[str, int, int], stream: int | None) -> Path | None:
     if folder is None:
         return None
     path = os.path.abspath(path)
-    if folder.name == BESIDE:
-        path = os.path.relpath(path, folder.parent)
+    if os.path.basename(folder) == BESIDE:
+        path = os.path.relpath(path, os.path.dirname(folder))
     identity = [_FORMAT, av.__version__, path, size, modified, stream]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    return folder / name[:2] / f"{name}.safetensors"
+    return Path(folder, name[:2], f"{name}.safetensors")
 
 
 def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
@@ -75,7 +80,7 @@ def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
         return _decoded(data, file, stream)
     except Refused:
         raise
-    except Exception:  # damaged, or of another hand: made again
+    except Exception:  # damaged, or written by something else: made again
         return None
 
 
@@ -101,10 +106,23 @@ def _write(entry: Path | None, numbers: dict[str, Any], tensors: dict[str, np.nd
         return
     # Without its own digest a flipped bit in an entry would be believed.
     body = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"probe": json.dumps(numbers)})
-    with suppress(OSError):  # a full disk or a folder of somebody else: the file is read through again next time
+    try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with replacing(entry, shared=True) as unfinished:
             unfinished.write_bytes(hashlib.sha256(body).digest() + body)
+    except OSError as error:  # a full disk, or somebody else's folder
+        if not os.path.exists(entry):  # else only what reading has added is lost
+            _say_not_kept(str(entry.parents[1]), error.strerror or str(error))
+
+
+def _say_not_kept(folder: str, reason: str) -> None:
+    if folder not in _said:
+        _said.add(folder)
+        message = (
+            f"{printable(folder)}: the index of videos cannot be kept here ({reason}), so that every run reads them "
+            "through again; set TTTVIDEO_INDEX to a folder that can be written, or to off"
+        )
+        warnings.warn(message, VideoWarning, stacklevel=4)
 
 
 def _decoded(data: bytes, file: tuple[str, int, int], stream: int | None) -> Probe:

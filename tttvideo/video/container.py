@@ -92,7 +92,7 @@ def decode(packet: Any) -> list[Any]:
         raise Broken(error) from error
 
 
-def frames(film: Film) -> Iterator[Any]:
+def decoded(film: Film) -> Iterator[Any]:
     """Frames in presentation order. Raises Broken."""
     for packet in packets(film):
         if not is_empty(packet):

@@ -7,12 +7,15 @@ everything else, where decord has no wheels, and where decord gives up midway. B
 the bit, at the same speed (480 frames of 128x96 in 33 ms).
 """
 
+import functools
 import importlib.util
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,13 +23,16 @@ from ..printing import is_unicode, printable
 from .image_reader import ImageFolderReader
 from .probe import Probe, probe, remember
 from .pyav_reader import PyAVReader
-from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, checked_size
+from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, channels_first, checked_size
 
 __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "open_video"]
 
 DECORD_CODECS = {"h264", "vp9", "mjpeg"}
 # 8 bits only: decord's FFmpeg 4 rounds deeper pictures differently (differences up to 176 of 255 were seen).
 DECORD_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
+
+# Bytes asked of decord at once: larger arrays are mapped anew each time, page by page.
+_PIECE = 8 * 2**20
 
 Size = tuple[int, int]
 
@@ -51,7 +57,7 @@ def open_video(
     if os.path.isdir(path):
         return ImageFolderReader(path, size, image_fps)
     metadata = probe(path, stream)
-    use_decord = _decord_is_exact(metadata) and importlib.util.find_spec("decord") is not None
+    use_decord = _decord_is_exact(metadata) and _decord_is_installed()
     info = VideoInfo(
         path=path,
         codec=metadata.codec,
@@ -64,6 +70,11 @@ def open_video(
     )
     asked = checked_size(size, info)
     return DecordReader(info, metadata, asked) if use_decord else PyAVReader(info, metadata, asked)
+
+
+@functools.cache
+def _decord_is_installed() -> bool:
+    return importlib.util.find_spec("decord") is not None
 
 
 def _decord_is_exact(metadata: Probe) -> bool:
@@ -96,42 +107,47 @@ class DecordReader(Reader):
             yield from self._pyav._stream(wanted[given:], batch)
 
     def _by_decord(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
-        """As many batches as decord gives without an error."""
+        """As many frames as decord gives without an error."""
         try:
             reader = self._open()
         except Exception as error:
             self._stop_at_foreign(error)
             return
+        given, filled, out, room = 0, 0, torch.empty(0), np.empty(0)
+        step = max(1, min(64, _PIECE // (3 * self.size[0] * self.size[1])))
         try:
-            place = 0
-            for start in range(0, wanted[-1] + 1, batch):
-                stop = min(start + batch, wanted[-1] + 1)
+            for start in range(0, wanted[-1] + 1, step):
+                stop = min(start + step, wanted[-1] + 1)
                 try:
-                    pictures = torch.from_numpy(reader.get_batch(range(start, stop)).asnumpy())
+                    pictures = reader.get_batch(range(start, stop)).asnumpy()
                 except Exception as error:
                     self._stop_at_foreign(error)
-                    return
-                first = place
-                while place < len(wanted) and wanted[place] < stop:
-                    place += 1
-                if place == first:
-                    continue
-                chosen = [number - start for number in wanted[first:place]]
-                if len(chosen) < len(pictures):
-                    pictures = pictures[chosen]
-                if start == 0 and not self._agrees(pictures[0], chosen[0]):
-                    return
-                yield pictures.permute(0, 3, 1, 2).contiguous()
+                    break
+                last = bisect_left(wanted, stop)
+                chosen = [number - start for number in wanted[given + filled : last]]
+                if start == 0 and chosen and not self._agrees(pictures[chosen[0]], wanted[0]):
+                    break
+                for number in chosen:
+                    if not filled:
+                        out = self._room(min(batch, len(wanted) - given))
+                        room = out.numpy()
+                    channels_first(pictures[number], room[filled])
+                    filled += 1
+                    if filled == len(room):
+                        yield out
+                        given, filled = given + filled, 0
+            if filled:
+                yield out[:filled]
         finally:
             self._rewind()
 
-    def _agrees(self, picture: Tensor, number: int) -> bool:
+    def _agrees(self, picture: np.ndarray, number: int) -> bool:
         """Whether PyAV sees the same first picture [H,W,3]: catches whatever the packets do not tell of the
         pixels.
         """
         if not self._pyav.probe.agreed:
             expected = next(self._pyav._stream([number], batch=1), None)
-            if expected is None or not torch.equal(picture.permute(2, 0, 1), expected[0]):
+            if expected is None or not np.array_equal(picture, expected[0].permute(1, 2, 0)):
                 return False
             self._pyav.probe = replace(self._pyav.probe, agreed=True)
             remember(self._pyav.probe)

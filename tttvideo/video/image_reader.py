@@ -52,7 +52,7 @@ class ImageFolderReader(Reader):
                     return
                 turns = round(frame.rotation / 90) % 4
                 converter = converters.setdefault(turns, Converter(self._size, turns))
-                converter.into(frame, out[place])
+                converter.into(frame, out[place].numpy())
             yield out
 
     def close(self) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..printing import nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
@@ -35,6 +38,16 @@ class Index(NamedTuple):
     multi_label: bool
     split: str
     rule: str  # one sentence: how the split was made
+
+
+def label_tensor(index: Index) -> Tensor:
+    """The labels of an index: int64 [V] (-1: none), or float 0/1 [V, n_classes] for several labels per video."""
+    if not index.multi_label:
+        return torch.tensor([-1 if v.label is None else v.label for v in index.videos], dtype=torch.int64)
+    labels = torch.zeros(len(index.videos), len(index.labels))
+    for row, video in zip(labels, index.videos):
+        row[list(video.label or ())] = 1.0  # type: ignore[arg-type]
+    return labels
 
 
 def subset(index: Index, count: int, seed: int) -> Index:
@@ -66,7 +79,7 @@ def build_index(
     file always together, stratified by class as far as that allows. The split named `all` is everything.
 
     Args:
-        root: folder that a list's relative paths count from; None: the list's own folder.
+        root: folder against which a list's relative paths are resolved; None: the list's own folder.
         labels: fixes the class names and their order (a checkpoint's). By default the sorted names of all
             splits (as numbers if all are), so that every split of a source agrees.
         multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
@@ -150,6 +163,13 @@ def _videos_of_each_class(index: Index) -> list[int]:
         for label in video.label if isinstance(video.label, tuple) else (video.label,):
             counts[label] += 1  # type: ignore[index]
     return counts
+
+
+def largest_class(index: Index) -> float | None:
+    """The share of the most frequent class: what guessing reaches; None without labels, or with several."""
+    if not index.labels or index.multi_label or not index.videos:
+        return None
+    return max(_videos_of_each_class(index)) / len(index.videos)
 
 
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:

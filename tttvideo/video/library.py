@@ -1,4 +1,4 @@
-"""The index of a whole set of videos: builds what is missing with worker processes, and tells what is wrong.
+"""The index of a whole set of videos: builds missing entries with worker processes, and reports problems.
 
 A file on which FFmpeg hangs or crashes costs its worker process, not the run: it is named, and refused from then on.
 """
@@ -81,7 +81,7 @@ def build(
 
 
 def look(metadata: Probe, fresh: bool) -> Finding:
-    """The index read aloud, for one video."""
+    """What the index says of one video, in words."""
     problems = []
     n = metadata.frames
     if metadata.damaged or (metadata.decoded is not None and metadata.decoded < n):
@@ -89,9 +89,14 @@ def look(metadata: Probe, fresh: bool) -> Finding:
         of = f" of {metadata.announced}" if metadata.announced > good else ""
         problems.append(("cut", f"only {good}{of} frames decode"))
     if metadata.corrupt:
-        problems.append(("damaged frames", f"{metadata.corrupt} of {n} frames come out damaged"))
-    elif metadata.broken:
-        problems.append(("damaged packets", f"{metadata.broken} packets are damaged"))
+        problems.append(
+            (
+                "damaged frames",
+                f"{metadata.corrupt} of {n} frames {'comes' if metadata.corrupt == 1 else 'come'} out damaged",
+            )
+        )
+    elif (broken := metadata.broken - metadata.damaged) > 0:  # the end of a cut file goes through a packet
+        problems.append(("damaged packets", f"{broken} {'packet is' if broken == 1 else 'packets are'} damaged"))
     notes = metadata.notes
     if len(metadata.streams) > 1:
         problems.append(("several streams", notes.pop(0)))

@@ -1,4 +1,4 @@
-"""What is known of a video file without reading its frames again: `probe(path)`."""
+"""Metadata of a video file, read once and then taken from the index: `probe(path)`."""
 
 import os
 from collections import OrderedDict
@@ -42,7 +42,8 @@ class Probe:
         keys: int32, frames at which it can perhaps start; every frame from there on must be proven by `checks`.
         announced: frames that the container promises; 0: not known.
         damaged: the end is missing, or decoding ended with an error.
-        holes: frames that even time stamps leave out, where no table of the container says that all is there.
+        holes: frames that even time stamps leave out, where no table of the container says that all is there, or that
+            lie in a part of the file that the demuxer passed over.
         regular: nothing unusual anywhere: every packet is one frame, counted by the header, in one closed sequence.
         broken: damaged packets.
         decoded: frames that decoded before the first error; None: not all were tried.
@@ -125,7 +126,8 @@ class Probe:
             more = f" (and at {len(far) - 1} more)" if len(far) > 1 else ""
             notes.append(f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed")
         if self.holes:
-            notes.append(f"{self.holes} frames seem to be missing: its time stamps are even but for gaps")
+            missing = "1 frame seems" if self.holes == 1 else f"{self.holes} frames seem"
+            notes.append(f"{missing} to be missing: its time stamps leave gaps")
         return notes
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .clock import MISSING
-from .container import Broken, Film, frames, open_film
+from .container import Broken, Film, decoded, open_film
 from .probe import Probe, remember
-from .reader import Reader, VideoInfo
-from .scan import Pictures, checksum, with_pictures
+from .reader import Reader, VideoError, VideoInfo, channels_first
+from .scan import Pictures, checksum, cut_short, read_through, with_pictures
 
 # Filters that turn a frame counter-clockwise by this many quarters.
 _TURNS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}
@@ -44,14 +44,15 @@ class Converter:
         self._kind: tuple | None = None
         self._graph: Any = None
 
-    def into(self, frame: Any, out: Tensor) -> None:
+    def into(self, frame: Any, out: np.ndarray) -> None:
         """Writes the frame into `out` uint8 [3,H,W]."""
         kind = (frame.width, frame.height, frame.format.name)
         if kind != self._kind:  # a resolution change in midstream: every frame is brought to the one size
             self._graph, self._kind = self._build(frame), kind
         self._graph.push(frame)
-        picture = self._graph.pull().to_ndarray()
-        out.copy_(torch.from_numpy(picture).permute(2, 0, 1))
+        plane, (height, width) = self._graph.pull().planes[0], self.size
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        channels_first(rows[:, : 3 * width].reshape(height, width, 3), out)
 
     def _build(self, frame: Any) -> Any:
         from fractions import Fraction
@@ -89,29 +90,32 @@ class PyAVReader(Reader):
         return self._converter.size
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
-        filled, out, next_wanted = 0, torch.empty(0), iter(wanted)
+        given, filled, next_wanted = 0, 0, iter(wanted)
+        out, pictures = torch.empty(0), np.empty(0)
         self._passed = self._flawed = 0
         target = next(next_wanted, None)
-        pictures = self._frames(target or 0)
+        frames = self._frames(target or 0)
         while target is not None:
-            numbered = next(pictures, None)
+            numbered = next(frames, None)
             if numbered is None:
                 break
             number, frame = numbered
             if number < target:
                 continue
             if not filled:
-                out = torch.empty(batch, 3, *self.size, dtype=torch.uint8)
-            self._converter.into(frame, out[filled])
+                out = self._room(min(batch, len(wanted) - given))
+                pictures = out.numpy()
+            self._converter.into(frame, pictures[filled])
             filled += 1
-            if filled == batch:
+            if filled == len(pictures):
                 yield out
-                filled = 0
+                given, filled = given + filled, 0
             target = next(next_wanted, None)
-            if target is not None and self._entry(target) > number + SHORTEST_JUMP:
-                pictures.close()
-                pictures = self._frames(target)
-        pictures.close()
+            far = target is not None and target > number + SHORTEST_JUMP
+            if target is not None and far and self._entry(target) > number + SHORTEST_JUMP:
+                frames.close()
+                frames = self._frames(target)
+        frames.close()
         if not self._corrupt and not self._cut:
             self._warn_of_corrupt(self._flawed, self._passed)
         if filled:
@@ -187,7 +191,7 @@ class PyAVReader(Reader):
 
     def _from_stamp(self, film: Film, stamp: int) -> Iterator[Any]:
         passed: int | None = 0
-        for frame in frames(film):
+        for frame in decoded(film):
             if passed is not None:
                 passed += 1
                 late = frame.pts is not None and frame.pts > stamp + 1 / self.probe.base
@@ -202,7 +206,7 @@ class PyAVReader(Reader):
         film, number, ended = self._open(), 0, False
         pictures = Pictures(checks=self._needs_checks())
         try:
-            for frame in frames(film):
+            for frame in decoded(film):
                 pictures.add(frame)
                 self._count(frame)
                 if number >= first:
@@ -225,11 +229,22 @@ class PyAVReader(Reader):
         return bool(np.diff(places).max() > 2 * SHORTEST_JUMP)
 
     def _learn(self, pictures: Pictures, ended: bool) -> None:
-        """Keeps what decoding from the beginning has shown."""
-        more = len(pictures.checks) >= len(self.probe.checks) + SHORTEST_JUMP
-        if more or (ended and self.probe.decoded is None):
-            self.probe = with_pictures(self.probe, pictures, ended)
-            remember(self.probe)
+        """Keeps what decoding from the beginning has shown; flaws when they show twice, as a disk may have failed for a
+        moment.
+        """
+        news = ended and self.probe.decoded is None
+        if not news and len(pictures.checks) < len(self.probe.checks) + SHORTEST_JUMP:
+            return
+        metadata = with_pictures(self.probe, pictures, ended)
+        if news and cut_short(metadata):
+            try:
+                again = read_through(metadata.file, metadata.stream, whole=True)
+            except VideoError:
+                return
+            if (again.decoded, again.corrupt) != (metadata.decoded, metadata.corrupt):
+                return
+        self.probe = metadata
+        remember(self.probe)
 
     def _forget_entry(self, start: int) -> None:
         """Of a place that did not keep what it promised."""

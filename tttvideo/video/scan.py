@@ -5,6 +5,7 @@ be frames one to one, all are decoded in the same pass, and a checksum of every 
 decoding from the middle gives the same frames.
 """
 
+import functools
 import zlib
 from array import array
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import cut
-from .clock import MISSING, ends_in_gap, holes
+from .clock import MISSING, ends_in_gap, holes, passed_over
 from .container import Broken, Film, decode, is_empty, open_film, packets, refuse_non_files
 from .errors import VideoError
 from .keyframes import INTRA, shows_frames_only, starts_clean
@@ -27,10 +28,50 @@ _KEEP_FRAMES = ("mp4", "matroska", "flv")
 _RESTARTING = ("mpegts", "mpeg")  # whose clock can start anew
 # Containers of which the ends of all streams are compared with what the header says.
 _TIMED = ("matroska", "asf", "flv", "mpegts", "mpeg")
+# Those of them that say where in the file a packet's bytes are.
+_PLACED = ("matroska", "asf", "flv")
 
 
 def scan(file: tuple[str, int, int], stream: int | None = None, *, whole: bool = False) -> Probe:
-    """Reads a file once; `whole` decodes all of it. Raises VideoError if nothing can be decoded."""
+    """Reads a file through; `whole` decodes all of it. Flaws are believed when two readings agree on them: a disk or a
+    network that fails for a moment is no fault of the file's, and what is kept of a file is kept for ever.
+
+    Raises VideoError if nothing can be decoded, or the file cannot be read.
+    """
+    metadata = read_through(file, stream, whole=whole)
+    for _ in range(2):
+        if not (metadata.damaged or metadata.broken or metadata.holes or cut_short(metadata)):
+            return metadata
+        before, metadata = metadata, read_through(file, stream, whole=whole)
+        if agree(before, metadata):
+            _refuse_unreadable(file[0])
+            return metadata
+    raise VideoError(f"{file[0]}: is read differently every time, as where a disk or a network fails; try again later")
+
+
+def cut_short(metadata: Probe) -> bool:
+    """Whether decoding has shown a flaw."""
+    return metadata.decoded is not None and (metadata.corrupt > 0 or metadata.decoded < metadata.frames)
+
+
+def agree(one: Probe, other: Probe) -> bool:
+    """Whether two readings of a file show the same frames and flaws."""
+    flaws = ("frames", "damaged", "decoded", "corrupt", "broken", "holes")
+    return all(getattr(one, name) == getattr(other, name) for name in flaws)
+
+
+def _refuse_unreadable(path: str) -> None:
+    """Demuxers take a disk's error for the end of the file."""
+    try:
+        with open(path, "rb") as file:
+            while file.read(2**20):
+                pass
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read to its end ({error.strerror})") from error
+
+
+def read_through(file: tuple[str, int, int], stream: int | None = None, *, whole: bool = False) -> Probe:
+    """Reads a file once; see `scan`."""
     path, size, _ = file
     refuse_non_files(path, size)
     with open_film(path, stream) as film:
@@ -49,12 +90,22 @@ def scan(file: tuple[str, int, int], stream: int | None = None, *, whole: bool =
 def checksum(frame: Any) -> int:
     """Of every fourth row of a decoded frame's first plane: mistakes of a decoder come in blocks of four rows or more.
     Takes a twentieth of the decoding."""
-    plane, form = frame.planes[0], frame.format
-    bits = form.components[0].bits if len(frame.planes) > 1 else form.padded_bits_per_pixel
-    width = plane.width * ((bits + 7) // 8)
+    plane = frame.planes[0]
+    width = plane.width * _pixel_bytes(frame.format.name)
     rows = np.frombuffer(plane, np.uint8)
     rows = rows[: len(rows) // plane.line_size * plane.line_size].reshape(-1, plane.line_size)
     return zlib.crc32(np.ascontiguousarray(rows[: plane.height : 4, :width]))  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def _pixel_bytes(pixels: str) -> int:
+    """Bytes of a pixel in the first plane of a pixel format."""
+    from av.video.format import VideoFormat
+
+    form = VideoFormat(pixels, 16, 16)
+    planar = len({component.plane for component in form.components}) > 1
+    bits = form.components[0].bits if planar else form.padded_bits_per_pixel
+    return (bits + 7) // 8
 
 
 class Pictures:
@@ -90,18 +141,29 @@ class _Packets:
         self.pictures = Pictures()
         self.frame: Any = None
         self.reason = "the data end before the first picture"
-        self.pts: list[int] = []
-        self.fresh: list[int] = []  # places in `pts` at which decoding can start
+        self.pts = array("q")
+        self.fresh = array("i")  # places in `pts` at which decoding can start
+        self.unclaimed = array("q")  # by place in `pts`: bytes before it, since the packet before, that no packet holds
+        self.bytes_read = self._claimed = self._unclaimed = 0
         self.starts_with_key = self.whole_frames = False
-        self.count = self.discarded = self.corrupt = self.unstamped = self.empty = 0
+        self.count = self.discarded = self.unstamped = self.empty = 0
+        self._corrupt_at: list[int] = []  # packets, counted in order
+        self._joints: list[int] = []  # those with which another recording begins
+        self._dts: int | None = None
         self.slots = 0
-        self.ends: dict[int, float] = {}
+        self.last: dict[int, int] = {}  # by stream: where its last packet ends, in its own unit
+        self.units: dict[int, float] = {}
         self.ends_corrupt: dict[int, bool] = {}
         self.broken = self._failed = False
         try:
+            placed = any(name in kind for name in _PLACED)
             for packet in packets(film, all_streams=any(name in kind for name in _TIMED)):
                 self._end(packet)
-                if packet.stream_index == film.stream.index:
+                if placed:
+                    self._claim(packet)
+                if (
+                    packet.stream is film.stream
+                ):  # the number of the last packet, which flushes the decoder, may be wrong
                     self._take(packet)
         except Broken as error:
             self.broken, self.reason = True, str(error)
@@ -110,9 +172,17 @@ class _Packets:
     def _end(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if packet.size and stamp is not None:
-            end = float((stamp + (packet.duration or 0)) * packet.time_base)
-            self.ends[packet.stream_index] = max(end, self.ends.get(packet.stream_index, end))
-            self.ends_corrupt[packet.stream_index] = packet.is_corrupt
+            end, stream = stamp + (packet.duration or 0), packet.stream_index
+            if stream not in self.last:
+                self.units[stream] = float(packet.time_base)
+            self.last[stream] = max(end, self.last.get(stream, end))
+            self.ends_corrupt[stream] = packet.is_corrupt
+
+    def _claim(self, packet: Any) -> None:
+        if packet.pos is not None and packet.pos >= 0:
+            if self._claimed and packet.pos > self._claimed:
+                self._unclaimed += packet.pos - self._claimed
+            self._claimed = max(self._claimed, packet.pos + packet.size)
 
     def _take(self, packet: Any) -> None:
         if is_empty(packet):
@@ -129,8 +199,15 @@ class _Packets:
             self.whole_frames = (
                 self.keeps_frames or self.codec != "h264" or shows_frames_only(self.extradata, bytes(packet))
             )
+        if self.restarts and packet.dts is not None:
+            steps = (packet.dts - (packet.dts if self._dts is None else self._dts)) / self.step
+            if packet.is_keyframe and not -10 < steps < 100:
+                self._joints.append(self.count)
+            self._dts = packet.dts
+        if packet.is_corrupt:
+            self._corrupt_at.append(self.count)
         self.count += 1
-        self.corrupt += packet.is_corrupt
+        self.bytes_read += packet.size
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None:
             self.slots = max(self.slots, stamp + (packet.duration or 0))
@@ -142,6 +219,8 @@ class _Packets:
             if packet.is_keyframe and starts_clean(self.codec, self.extradata, bytes(packet)):
                 self.fresh.append(len(self.pts))
             self.pts.append(packet.pts)
+            self.unclaimed.append(self._unclaimed)
+            self._unclaimed = 0
 
     def _decode(self, packet: Any) -> None:
         try:
@@ -152,6 +231,21 @@ class _Packets:
         except Broken as error:
             self._failed, self.reason = True, str(error)
             self.pictures.failed = True
+
+    @property
+    def corrupt(self) -> int:
+        """Packets that the demuxer marks as damaged."""
+        return len(self._corrupt_at)
+
+    @property
+    def broken_packets(self) -> int:
+        """The same without those before another recording begins: its counters start anew, which looks like a loss."""
+        return sum(not any(0 <= joint - at <= 2 for joint in self._joints) for at in self._corrupt_at)
+
+    @property
+    def ends(self) -> dict[int, float]:
+        """By stream: where its last packet ends, in seconds."""
+        return {stream: last * self.units[stream] for stream, last in self.last.items()}
 
     def _one_to_one(self) -> bool:
         """Whether the packets tell exactly which frames there are."""
@@ -164,7 +258,7 @@ class _Packets:
             return False  # the clock starts anew in between: only decoding tells the order of the frames
         # H.264 that starts at a recovery point instead of an IDR picture loses its first frames without an error,
         # HEVC at an open random access point those that are shown before it.
-        return self.codec not in ("h264", "hevc") or self.fresh[:1] == [0]
+        return self.codec not in ("h264", "hevc") or (len(self.fresh) > 0 and self.fresh[0] == 0)
 
     def entries(self) -> np.ndarray:
         """Clean starts as frame numbers: everything decoded before them is also shown before."""
@@ -211,12 +305,24 @@ def _conclude(
         and any(name in kind for name in ("mp4", "matroska"))
         and len(container.streams.video) == 1
         and film.stream.frames in (0, seen.count),
-        broken=seen.corrupt,
-        holes=0 if "mp4" in kind or kind == "avi" or damaged else holes(stamps, kind == "ogg"),
+        broken=seen.broken_packets,
+        holes=0 if damaged else _holes(film, seen, stamps),
         stamps=stamps,
         entries=seen.entries() if seen.one_to_one and distinct and not seen.discarded else np.empty(0, np.int32),
     )
     return with_pictures(metadata, decoded, complete=True) if decoded else metadata
+
+
+def _holes(film: Film, seen: _Packets, stamps: np.ndarray) -> int:
+    """Frames that are missing inside or at the end, where the container has no table of its frames."""
+    kind = film.container.format.name
+    if "mp4" in kind or kind == "avi":
+        return 0
+    if kind == "ogg":  # its last page says how many frames there are
+        promised = round((film.stream.duration or 0) / seen.step) - len(stamps) - seen.empty
+        return max(holes(stamps, round(seen.step)) - seen.empty, promised if promised > 1 else 0)
+    placed = np.array(seen.pts, np.int64), np.array(seen.unclaimed, np.int64)
+    return max(holes(stamps), passed_over(*placed, seen.bytes_read / max(1, seen.count)))
 
 
 def _offset(film: Film, seen: _Packets, stamps: np.ndarray, base: float) -> float:

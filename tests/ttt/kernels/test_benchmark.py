@@ -114,6 +114,23 @@ def test_attention_is_measured_without_a_mask(monkeypatch):
     assert given == [{"attn_mask": None, "is_causal": True}] * 2
 
 
+def test_where_kernels_cannot_be_interpreted_the_eager_scan_stands_in(monkeypatch):
+    found = {}
+    for why in (None, "this Triton with this NumPy"):
+        monkeypatch.setattr(cores, "not_interpreted", lambda why=why: why)
+        if why:
+            monkeypatch.setattr(cores, "fused", None)
+        for part in gpu_layers.parts(True):
+            if part.layer == "ttt_linear_core":
+                torch.manual_seed(0)
+                core = gpu_layers.build(part, torch.device("cpu"))
+                found[part.shape.name, why] = core(torch.randn(1, 16, part.shape.dim))
+    assert len(found) == 4
+    for shape in ("paper", "video"):
+        interpreted, eager = (y for (name, _), y in found.items() if name == shape)
+        assert (interpreted - eager).abs().max() <= 1e-4
+
+
 def test_the_summary_says_what_the_rows_say():
     def row(layer, what, length, seconds, shape="video"):
         return {

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.helpers import name
+from tests.helpers import build, name
 from tests.ttt.test_reference import RECORDINGS, compare_with_recording
 from tttvideo.ttt import (
     MLP,
@@ -41,22 +41,13 @@ LAYERS = [
 ]
 
 
-def build(config):
-    """A layer in float64 whose steps have learned sizes."""
-    torch.manual_seed(0)
-    layer = config.build(DIM).double()
-    if layer.scale_shift is not None:
-        torch.nn.init.normal_(layer.scale_shift, std=0.1)
-    return layer
-
-
 @pytest.mark.parametrize("config", LAYERS, ids=name)
 def test_the_layer_is_the_eager_one(config):
     """Outputs, state and gradients of all parameters, with padding, reading on after a first call."""
     x = torch.randn(2, 5 * N, DIM, generator=torch.Generator().manual_seed(1)).double()
     results = []
     for how in ("require", "never"):
-        layer = build(dataclasses.replace(config, fused=how))
+        layer = build(dataclasses.replace(config, fused=how), dim=DIM)
         first, state = layer(x[:, : 3 * N], None, Layout(GRID, torch.tensor([3 * N, N])))
         second, state = layer(x[:, 3 * N :], state, Layout(GRID))
         (first.square().sum() + second.square().sum()).backward()
@@ -72,7 +63,7 @@ def test_the_layer_is_the_eager_one(config):
 @pytest.mark.parametrize("config", LAYERS, ids=name)
 @torch.no_grad()
 def test_streamed_is_whole(config):
-    layer = build(config)
+    layer = build(config, dim=DIM)
     x = torch.randn(1, 6 * N, DIM).double()
     whole, end = layer(x, None, Layout(GRID))
     splits = [0, 2 * N, 3 * N, 6 * N] if config.chunk.whole else [0, 1, 16, 21, 6 * N]
@@ -88,7 +79,7 @@ def test_streamed_is_whole(config):
 @pytest.mark.parametrize("config", LAYERS, ids=name)
 @torch.no_grad()
 def test_packed_sequences_are_sequences_and_the_future_is_unseen(config):
-    layer = build(config)
+    layer = build(config, dim=DIM)
     x = torch.randn(1, 5 * N, DIM).double()
     y, _ = layer(x, None, Layout(GRID, cu_seqlens=torch.tensor([0, 2 * N, 5 * N])))
     changed = x.clone()

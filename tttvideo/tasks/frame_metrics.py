@@ -56,22 +56,22 @@ class FrameMetrics:
             f"OpenSTL's tables have it{perceptual}; each is a mean over videos"
         )
 
-    def __call__(self, made: Tensor, truth: Tensor) -> Tensor:
+    def __call__(self, predicted: Tensor, truth: Tensor) -> Tensor:
         """Predicted and true frames [B, K, 3, H, W] in 0..1, or maps of features -> [B, metrics, K]. SSIM is NaN for
         frames smaller than its window of 11 pixels, OpenSTL's for those smaller than its 7."""
         if self.space == "features":
-            cosine = nn.functional.cosine_similarity(made, truth, dim=2).flatten(2).mean(2)
-            return torch.stack([*_sums(made - truth), cosine], 1).float()
-        seen = [_grey(x) if self.grey else x for x in (made, truth)]
-        error = seen[0] - seen[1]
+            cosine = nn.functional.cosine_similarity(predicted, truth, dim=2).flatten(2).mean(2)
+            return torch.stack([*_sums(predicted - truth), cosine], 1).float()
+        compared = [_grey(x) if self.grey else x for x in (predicted, truth)]
+        error = compared[0] - compared[1]
         psnr = -10.0 * error.square().flatten(2).mean(2).log10()
-        found = [*_sums(error), psnr.clamp(max=PERFECT), _ssim(*seen), _ssim_openstl(*seen)]
+        values = [*_sums(error), psnr.clamp(max=PERFECT), _ssim(*compared), _ssim_openstl(*compared)]
         if self.lpips is not None:
-            network = self.lpips.to(made.device)
+            network = self.lpips.to(predicted.device)
             # the network's own range is -1..1
-            each = network(2 * made.flatten(0, 1).float() - 1, 2 * truth.flatten(0, 1).float() - 1)
-            found.append(each.flatten().unflatten(0, made.shape[:2]))
-        return torch.stack(found, 1).float()
+            each = network(2 * predicted.flatten(0, 1).float() - 1, 2 * truth.flatten(0, 1).float() - 1)
+            values.append(each.flatten().unflatten(0, predicted.shape[:2]))
+        return torch.stack(values, 1).float()
 
 
 def _sums(error: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,26 +83,26 @@ def _grey(frames: Tensor) -> Tensor:
     return (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
 
 
-def _ssim(made: Tensor, truth: Tensor) -> Tensor:
+def _ssim(predicted: Tensor, truth: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(truth.shape[-2:]) < 11:
         return truth.new_full(truth.shape[:2], torch.nan)
-    found = structural_similarity_index_measure(
-        made.flatten(0, 1), truth.flatten(0, 1), data_range=1.0, reduction="none"
+    values = structural_similarity_index_measure(
+        predicted.flatten(0, 1), truth.flatten(0, 1), data_range=1.0, reduction="none"
     )
-    assert isinstance(found, Tensor)
-    return found.unflatten(0, made.shape[:2])
+    assert isinstance(values, Tensor)
+    return values.unflatten(0, predicted.shape[:2])
 
 
-def _ssim_openstl(made: Tensor, truth: Tensor) -> Tensor:
+def _ssim_openstl(predicted: Tensor, truth: Tensor) -> Tensor:
     """SSIM as the tables of OpenSTL have it, which call scikit-image's ``structural_similarity`` with what it took for
     floats by itself: a uniform window of 7, unbiased variances, and a range of 2 (-1..1) although pixels lie in 0..1.
     """
     side, count = 7, 7 * 7
     if min(truth.shape[-2:]) < side:
         return truth.new_full(truth.shape[:2], torch.nan)
-    x, y = (z.flatten(0, 2)[:, None].double() for z in (made, truth))  # [B K channels, 1, H, W]
+    x, y = (z.flatten(0, 2)[:, None].double() for z in (predicted, truth))  # [B K channels, 1, H, W]
 
     def windowed(z: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(z, side, stride=1)
@@ -113,7 +113,7 @@ def _ssim_openstl(made: Tensor, truth: Tensor) -> Tensor:
     cov = unbiased * (windowed(x * y) - mean_x * mean_y)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     each = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return each.flatten(1).mean(1).unflatten(0, made.shape[:3]).mean(2).float()
+    return each.flatten(1).mean(1).unflatten(0, predicted.shape[:3]).mean(2).float()
 
 
 def perceptual(file: Path) -> nn.Module:
@@ -127,8 +127,8 @@ def perceptual(file: Path) -> nn.Module:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
-    known: dict[str, Any] = {"alex": AlexNet_Weights, "vgg": VGG16_Weights, "squeeze": SqueezeNet1_1_Weights}
-    names = {kind: Path(weights.IMAGENET1K_V1.url).name for kind, weights in known.items()}
+    weights_of: dict[str, Any] = {"alex": AlexNet_Weights, "vgg": VGG16_Weights, "squeeze": SqueezeNet1_1_Weights}
+    names = {kind: Path(weights.IMAGENET1K_V1.url).name for kind, weights in weights_of.items()}
     kind = next((kind for kind, name in names.items() if name == file.name), None)
     if kind is None or not file.is_file():
         which = ", ".join(names.values())
@@ -196,12 +196,12 @@ class VideoDistance:
         self.count = 0
         self.distances = {method: FrechetInceptionDistance(features).to(device) for method in methods}
 
-    def add(self, made: dict[str, Tensor], truth: Tensor, context: Tensor) -> None:
+    def add(self, predicted: dict[str, Tensor], truth: Tensor, context: Tensor) -> None:
         """Predicted and true frames [B, K, 3, H, W] in 0..1 that follow the same context."""
         self.count += len(truth)
         for method, distance in self.distances.items():
             distance.update(torch.cat([context, truth], 1), real=True)
-            distance.update(torch.cat([context, made[method]], 1), real=False)
+            distance.update(torch.cat([context, predicted[method]], 1), real=False)
 
     def summary(self) -> dict[str, float | None]:
         """By method; None for fewer than two videos, which have no covariance."""

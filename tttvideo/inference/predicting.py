@@ -3,27 +3,19 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from tttvideo.evaluation.checkpoint import inspect_checkpoint
-from tttvideo.evaluation.config import PredictConfig
-from tttvideo.evaluation.evaluate import best_device, choose_device
-from tttvideo.evaluation.forecaster import (
-    check_lengths,
-    forecasts,
-    prediction_model,
-    rate_mismatch,
-    read_clip,
-    shown_horizons,
-    space_of,
-)
-from tttvideo.evaluation.frame_metrics import FrameMetrics
-from tttvideo.evaluation.revealing import METHODS
-from tttvideo.evaluation.strips import write_film, write_strip
-from tttvideo.files import replacing
-from tttvideo.model import VideoModel
-from tttvideo.tasks.prediction import in_unit
-from tttvideo.video.decode import open_video
-from tttvideo.video.reading import sampled_rate
-from tttvideo.video.transforms import Preprocessing
+from ..devices import best_device, choose_device
+from ..evaluation.checkpoint import inspect_checkpoint
+from ..evaluation.config import PredictConfig
+from ..evaluation.generating import check_lengths, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
+from ..evaluation.revealing import METHODS
+from ..files import replacing
+from ..model import VideoModel
+from ..tasks.frame_metrics import FrameMetrics
+from ..tasks.prediction import in_unit
+from ..video.decode import open_video
+from ..video.reading import sampled_rate
+from ..video.strips import write_film, write_strip
+from ..video.transforms import Preprocessing
 
 SHOWN = 64
 """Frames of the context that the film begins with, at most."""
@@ -46,9 +38,9 @@ def predictor(config: PredictConfig) -> tuple[VideoModel, float | None]:
         ValueError: for a checkpoint of another task, and lengths that it cannot read.
     """
     source = inspect_checkpoint(config.checkpoint)
-    model = prediction_model(source.folder, trust=config.trust).to(choose_device(config.device) or best_device())
+    model = generating_model(source.folder, trust=config.trust).to(choose_device(config.device) or best_device())
     check_lengths(model, config.context, config.horizon)
-    if space_of(model) == "features":
+    if model.head.space == "features":
         raise ValueError(
             f"{config.checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"
         )
@@ -79,7 +71,7 @@ def predict_video(
             f"{(len(clip) - 1) // step * step} or less"
         )
     clip = clip.to(next(model.parameters()).device)
-    made = forecasts(model, clip[None, :context], horizon, write=write)
+    predictions = forecasts(model, clip[None, :context], horizon, write=write)
     first = max(0, context - SHOWN)
     before, truth = in_unit(clip[first:context]), in_unit(clip[context:])
     out = Path(config.out)
@@ -91,13 +83,13 @@ def predict_video(
         rate = sampled_rate(reader.info.fps, model.preprocessing.sampling)
     notes = mismatches(str(video), size, rate, model.preprocessing, learned_rate)
     with replacing(film) as path:
-        write_film(path, before, truth, made["model"][0], rate or 10.0, first)
+        write_film(path, before, truth, predictions["model"][0], rate or 10.0, first)
     learned = "all frames, generated ones too" if write else "the context alone"
     note = f"{Path(video).name}: {context} frames given, {horizon} predicted; the hidden state learns from {learned}"
     with replacing(strip) as path:
-        write_strip(path, before, truth, made["model"][0], first, note)
+        write_strip(path, before, truth, predictions["model"][0], first, note)
     measure = FrameMetrics()
-    errors = [measure(made[method][:, : len(truth)], truth[None])[0] for method in METHODS]
+    errors = [measure(predictions[method][:, : len(truth)], truth[None])[0] for method in METHODS]
     psnr = measure.names.index("psnr")
     lines = ["horizon  " + "".join(f"{method:>22}" for method in METHODS) + "   mse (psnr in dB)"]
     for ahead in shown_horizons(len(truth)):
@@ -112,13 +104,13 @@ def predict_video(
 
 
 def mismatches(
-    video: str, size: tuple[int, int], rate: float | None, preprocessing: Preprocessing, known: float | None
+    video: str, size: tuple[int, int], rate: float | None, preprocessing: Preprocessing, trained: float | None
 ) -> list[str]:
     """Sentences on where a video of ``size`` (height, width) read at ``rate`` Hz is unlike what the model learned from,
-    which was read at ``known`` Hz."""
-    found = []
+    which was read at ``trained`` Hz."""
+    notes = []
     (height, width), (high, wide) = size, preprocessing.size
     if size != preprocessing.size:
         how = {"crop": "scaled and cropped", "pad": "scaled and padded", "stretch": "stretched"}[preprocessing.fit]
-        found.append(f"{video} has {height} x {width} pixels: {how} to the model's {high} x {wide}")
-    return found + rate_mismatch(video, rate, known)
+        notes.append(f"{video} has {height} x {width} pixels: {how} to the model's {high} x {wide}")
+    return notes + rate_mismatch(video, rate, trained)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tttvideo.printing import printable
-from tttvideo.video.synthetic.encode import write_mp4
+from ..printing import printable
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -27,7 +26,9 @@ _GAP, _LINE, _LEFT = 4, 16, 84
 _PAPER, _INK, _EMPTY = (255, 255, 255), (51, 51, 51), (221, 221, 221)
 
 
-def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, first: int = 0, note: str = "") -> None:
+def write_strip(
+    path: str | Path, context: Tensor, truth: Tensor, predicted: Tensor, first: int = 0, note: str = ""
+) -> None:
     """A picture of up to ``COLUMNS`` moments: the end of the context, then the horizon with its first and last frame.
 
     Args:
@@ -37,26 +38,26 @@ def write_strip(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, 
         first: the number of the first frame given.
         note: a line below.
     """
-    _strip(context, truth, made, first, note).save(path)
+    _strip(context, truth, predicted, first, note).save(path)
 
 
-def strip_png(context: Tensor, truth: Tensor, made: Tensor, first: int = 0) -> bytes:
+def strip_png(context: Tensor, truth: Tensor, predicted: Tensor, first: int = 0) -> bytes:
     """The same as a PNG file for a report."""
     stream = io.BytesIO()
-    _strip(context, truth, made, first, largest=LARGEST).save(stream, format="png", optimize=True)
+    _strip(context, truth, predicted, first, largest=LARGEST).save(stream, format="png", optimize=True)
     return stream.getvalue()
 
 
 def _strip(
-    context: Tensor, truth: Tensor, made: Tensor, first: int, note: str = "", largest: int | None = None
+    context: Tensor, truth: Tensor, predicted: Tensor, first: int, note: str = "", largest: int | None = None
 ) -> "Image.Image":
     from PIL import Image
 
-    ahead = np.unique(np.linspace(0, len(made) - 1, min(len(made), COLUMNS - 2)).round().astype(int))
+    ahead = np.unique(np.linspace(0, len(predicted) - 1, min(len(predicted), COLUMNS - 2)).round().astype(int))
     before = range(max(0, len(context) - LAST), len(context))
     columns = [_column(context[i], context[i]) for i in before]
-    columns += [_column(truth[i] if i < len(truth) else None, made[i]) for i in ahead]
-    scale = _scale(made)
+    columns += [_column(truth[i] if i < len(truth) else None, predicted[i]) for i in ahead]
+    scale = _scale(predicted)
     cells = [[_enlarged(cell, scale) for cell in column] for column in columns]
     if largest:
         cells = [[_reduced(cell, largest) for cell in column] for column in cells]
@@ -78,18 +79,20 @@ def _strip(
     return image
 
 
-def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, fps: float, first: int = 0) -> None:
+def write_film(path: str | Path, context: Tensor, truth: Tensor, predicted: Tensor, fps: float, first: int = 0) -> None:
     """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
     from PIL import Image
 
-    count, scale = len(context), _scale(made)
+    from .synthetic.encode import write_mp4
+
+    count, scale = len(context), _scale(predicted)
     pictures = []
-    for number in range(count + len(made)):
+    for number in range(count + len(predicted)):
         if number < count:
             column = _column(context[number], context[number])
         else:
             i = number - count
-            column = _column(truth[i] if i < len(truth) else None, made[i])
+            column = _column(truth[i] if i < len(truth) else None, predicted[i])
         cells = [_enlarged(cell, scale) for cell in column]
         height, width = cells[0].shape[:2]
         size = (max(width, 150), 3 * (height + _GAP) + _LINE)
@@ -101,15 +104,15 @@ def write_film(path: str | Path, context: Tensor, truth: Tensor, made: Tensor, f
     write_mp4(path, np.stack(pictures), fps)
 
 
-def _column(truth: Tensor | None, made: Tensor) -> Sequence[np.ndarray]:
+def _column(truth: Tensor | None, predicted: Tensor) -> Sequence[np.ndarray]:
     """Truth, prediction and error as pictures uint8 [H, W, 3]; grey where there is no truth."""
     from matplotlib import colormaps
 
-    picture = _pixels(made)
+    picture = _pixels(predicted)
     if truth is None:
         empty = np.full_like(picture, _EMPTY[0])
         return empty, picture, empty
-    error = (truth - made).abs().mean(0).div(BRIGHTEST).clamp(0, 1).cpu().numpy()
+    error = (truth - predicted).abs().mean(0).div(BRIGHTEST).clamp(0, 1).cpu().numpy()
     return _pixels(truth), picture, (colormaps["magma"](error)[..., :3] * 255).round().astype(np.uint8)
 
 

@@ -1,0 +1,186 @@
+"""The fair comparison (docs/results/protocol.md): every sequence layer at its own learning rate, at equal state.
+
+    python -m benchmarks.fair [--dry]
+    python -m benchmarks.fair --table docs/results/fair.md
+
+One thread, one training after another: first each layer at each rate on the seed of the choice, then, at the rate that
+was best there, on the reported seeds; where training was not flat at its end, again with more steps. Each finished row
+is appended to a JSONL file at once, and skipped when the study is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.long_clip import train_row
+from benchmarks.small import ROOT, append_row, read_rows, read_study
+from tttvideo.evaluation.bootstrap import Bootstrap, Samples
+
+STUDY = ROOT / "configs" / "study" / "fair.yaml"
+BASE = "TTT-MLP"
+"""What the others are subtracted from."""
+
+
+class Job(NamedTuple):
+    """One training: of a task and variant, at a learning rate, with ``steps`` times the task's steps."""
+
+    task: str
+    variant: str
+    seed: int
+    rate: float
+    steps: int = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: rates, seeds, base, tasks, variants")
+    parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
+    parser.add_argument("--dry", action="store_true", help="only print the trainings that can be named so far")
+    parser.add_argument("--task", help="only this reported task")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the table of the finished rows")
+    options = parser.parse_args()
+    study = read_study(options.study)
+    if options.task is not None and options.task not in study["choice"]:
+        parser.error(f"the study has no task {options.task!r}; it has {', '.join(study['choice'])}")
+    file = options.rows or ROOT / study["rows"]
+    if options.table:
+        options.table.write_text(table(study, read_rows(file)), encoding="utf-8")
+        return
+    if options.dry:
+        for job in jobs(study, read_rows(file), options.task):
+            print(f"{job.task:18} {job.variant:20} seed {job.seed:<4} rate {job.rate:g}, {job.steps} x steps")
+        return
+    torch.set_num_threads(1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
+        row = run(study, job)
+        append_row(file, row)
+        print(job, [m["top1"] for m in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
+
+
+def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = None) -> Iterator[Job]:
+    """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
+    early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
+    done = {job_of(row): row for row in rows}
+    for task, trial in study["choice"].items():
+        if only not in (None, task):
+            continue
+        variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
+        trials = [Job(trial, v, study["choice_seed"], rate) for v in variants for rate in study["rates"]]
+        yield from (job for job in trials if job not in done)
+        for seed in study["seeds"]:
+            for variant in variants:
+                rate = chosen_rate(study, rows, task, variant)
+                if rate is None:
+                    continue
+                for steps in range(1, study["longest"] + 1):
+                    job = Job(task, variant, seed, rate, steps)
+                    if job not in done:
+                        yield job
+                        break
+                    if is_flat(study, done[job]):
+                        break
+
+
+def job_of(row: dict[str, Any]) -> Job:
+    return Job(row["task"], row["variant"], row["seed"], row["rate"], row["times"])
+
+
+def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
+    """The rate with the best accuracy on the seed of the choice (of equals, with the smaller loss), one that diverged
+    last; None: not all have been tried."""
+    trial = study["choice"][task]
+    own = [row for row in rows if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])]
+    if {row["rate"] for row in own} < set(study["rates"]):
+        return None
+
+    def order(row: dict[str, Any]) -> tuple[bool, float, float]:
+        measured = row["measured"][0]
+        return row["diverged_at"] is None, measured["top1"], -measured["loss"]
+
+    return max(own, key=order)["rate"]
+
+
+def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether accuracy in training rose by less than the study's share from the last but one part to the last."""
+    return len(row["curve"]) > 1 and row["curve"][-1] - row["curve"][-2] < study["flat"]
+
+
+def run(study: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Trains and measures a row; trials are measured at the length of training only."""
+    own = copy.deepcopy(study)
+    settings = own["variants"][job.variant].setdefault("settings", {})
+    settings["optimizer.lr"] = job.rate
+    task = own["tasks"][job.task]
+    for stage in (task, *task.get("curriculum", [])):
+        stage["steps"] *= job.steps
+    if job.seed == study["choice_seed"]:
+        own["lengths"] = [1]
+    return {"rate": job.rate, "times": job.steps} | train_row(own, job.task, job.variant, job.seed)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Markdown: of each task a line per layer, with accuracy by length, the paired difference to the base at the
+    greatest one, and what it cost."""
+    text = []
+    for task in study["choice"]:
+        best = {variant: reported(study, rows, task, variant) for variant in study["variants"]}
+        best = {variant: own for variant, own in best.items() if own}
+        if not best:
+            continue
+        frames = study["tasks"][task]["parameters"]["frames"]
+        heads = [f"{factor * frames} frames" for factor in study["lengths"]]
+        text += [
+            f"## {task}\n",
+            f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {heads[-1]} | state, bytes | parameters "
+            "| CPU s a step |",
+            "|---|---|---|" + "---|" * (len(heads) + 4),
+        ]
+        for variant, own in best.items():
+            tops = [statistics.mean(row["measured"][i]["top1"] for row in own) for i in range(len(heads))]
+            long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
+            cost = statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
+            text.append(
+                f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} | {' | '.join(f'{top:.3f}' for top in tops)} | "
+                f"{difference(own, best.get(BASE, []))} | {own[0]['state_bytes']:,} | {own[0]['parameters']:,} "
+                f"| {cost:.3f} |"
+            )
+        text.append("")
+    return "\n".join(text) if text else "No rows yet.\n"
+
+
+def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
+    """Of every reported seed the row with most steps, at the chosen rate."""
+    rate = chosen_rate(study, rows, task, variant)
+    own = [row for row in rows if row["task"] == task and row["variant"] == variant and row["rate"] == rate]
+    last = {row["seed"]: row for row in sorted(own, key=lambda row: row["times"])}
+    return [last[seed] for seed in study["seeds"] if seed in last]
+
+
+def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
+    """Paired over clips, seeds drawn too, with its 95 % interval."""
+    if not base or own is base:
+        return "-"
+    samples = [Samples(np.array([_hits(row["measured"][-1]) for row in rows])[..., None]) for rows in (own, base)]
+    mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _hits(measured: dict[str, Any]) -> list[float]:
+    """1.0 for each clip that was answered rightly."""
+    return [float(bit) for bit in f"{int(measured['hits'], 16):0{measured['n']}b}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""The evaluation of a model that reads videos: in every setting the row of its head for each video, and what the task
+says of these rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..devices import device_name
+from ..model import VideoModel
+from ..tasks import Score
+from ..video.index import Index, label_tensor
+from ..video.sampling import parse_sampling
+from .checkpoint import Checkpoint
+from .config import EvaluateConfig
+from .controls import applicable
+from .samples import read_samples
+from .scoring import NOT_FINITE, Answer, Answers, score_videos
+from .session import Session, progress_bar, versions, where
+from .settings import (
+    Setting,
+    all_settings,
+    check_lengths,
+    parse_all_views,
+    parse_controls,
+    parse_frames,
+    parse_samplings,
+)
+from .strata import Column, Stratum, choose_columns, read_columns, strata
+from .streaming import compare_streaming
+from .suites import GeneratedSet, generated_set
+from .table import Result
+from .views import Clips, Views
+
+SAMPLES = 6
+COLUMNS = ("path", "start", "end", "frames", "sampling", "views", "control")
+"""The first columns of predictions.csv; those of the task follow, then the last two, then those of the data."""
+
+
+class Plan(NamedTuple):
+    """What is measured: settings, and what is known of the videos.
+
+    Attributes:
+        columns: columns of the data that figures are reported against.
+        rows: what meta.csv or the list says of each video.
+        suite: the generated set that the videos are; None for other data.
+    """
+
+    settings: list[Setting]
+    columns: Sequence[Column] = ()
+    rows: Sequence[Mapping[str, str]] = ()
+    suite: GeneratedSet | None = None
+
+
+def read_videos(session: Session, config: EvaluateConfig, progress: bool = False) -> Result | None:
+    """Measures every combination of settings. Under torchrun every process takes its share of the videos; None on all
+    but the first. Videos that cannot be read are failures, and listed."""
+    from accelerate.utils import gather_object
+
+    model, index = session.model, session.index
+    plan, notes = _plan(session, config)
+    mine = list(range(session.process, len(index.videos), session.processes))
+    with progress_bar(progress and not session.process, len(mine) * len(plan.settings)) as advance:
+        answers = score_videos(
+            model,
+            [index.videos[i] for i in mine],
+            plan.settings,
+            batch_size=config.batch_size,
+            segment=config.segment,
+            workers=2 if config.workers is None else config.workers,
+            device=session.device,
+            progress=advance,
+        )
+    answers = answers._replace(answers=[answer._replace(video=mine[answer.video]) for answer in answers.answers])
+    gathered = gather_object([answers]) if session.processes > 1 else [answers]
+    if session.process:
+        return None
+    streamed = index.videos[: config.check_streaming]
+    context = {
+        "checkpoint": config.checkpoint,
+        "data": config.data,
+        **session.context(),
+        "device": device_name(session.device),
+        "processes": session.processes,
+        "clip_frames": session.source.provenance.get("clip_frames"),
+        "streaming": compare_streaming(model, streamed) if streamed else None,
+    }
+    result = fill(context, gathered, plan, index, model, notes)
+    count = SAMPLES if config.samples is None else config.samples
+    return read_samples(model, index, result, plan.settings, count) if count else result
+
+
+def _plan(session: Session, config: EvaluateConfig) -> tuple[Plan, list[str]]:
+    model, index = session.model, session.index
+    cuts = parse_frames(config.frames or "all", session.source.provenance.get("clip_frames"))
+    samplings = parse_samplings(config.sampling) or [parse_sampling(model.preprocessing.sampling)]
+    views = [_with_length(way, session.source, model) for way in parse_all_views(config.views or ["whole"])]
+    settings = all_settings(cuts, samplings, views, parse_controls(config.controls, applicable(model)))
+    notes = check_lengths(index, cuts, samplings, views, model.preprocessing.stream)
+    suite = generated_set(session.data, index)
+    rows: Sequence[Mapping[str, str]] = [{} for _ in index.videos]
+    if config.by or suite:
+        rows = read_columns(session.data, session.root, index)
+    columns = choose_columns(config.by or (suite.strata(rows) if suite else []), rows)
+    return Plan(settings, columns, rows, suite), [*session.notes, *notes]
+
+
+def _with_length(views: Views, source: Checkpoint, model: VideoModel) -> Views:
+    """Clips without a length get that of a training clip. Raises ValueError where views cannot be made."""
+    if not isinstance(views, Clips):
+        return views
+    if views.places > 1 and model.preprocessing.fit != "crop":
+        raise ValueError(
+            f"--views {views} asks for several crops, but this model never crops (fit: {model.preprocessing.fit}); "
+            f"write clips={views.count}"
+        )
+    if views.frames is None:
+        if not (trained := source.provenance.get("clip_frames")):
+            raise ValueError(
+                f"--views {views} needs a length, as this checkpoint does not say how long its training clips were; "
+                f"write {views}:FRAMES"
+            )
+        views = replace(views, frames=trained)
+    return views
+
+
+def fill(
+    context: dict[str, Any],
+    gathered: Sequence[Answers],
+    plan: Plan,
+    index: Index,
+    model: VideoModel,
+    notes: Sequence[str] = (),
+) -> Result:
+    """The result of all answers: a row of metrics.json for each setting, and of predictions.csv for each video in it.
+
+    Raises:
+        ValueError: if no answer is a number, or no video has a label.
+    """
+    task, names, labels = model.config.task, model.labels, label_tensor(index)
+    by_setting = _by_setting(gathered, len(plan.settings), len(index.videos))
+    if task.labelled and index.multi_label and not labels.any():
+        raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
+    score, groups = task.score(index.multi_label), {column.name: strata(column) for column in plan.columns}
+    results, predictions, failures = [], [], {}
+    for number, (setting, answers) in enumerate(zip(plan.settings, by_setting)):
+        rows = torch.tensor([answer.row or [0.0] * model.head.columns for answer in answers])
+        cells = [task.answer(rows[a.video] if a.row else None, labels[a.video], names) for a in answers]
+        result = _row(model, score, rows, labels, answers, setting)
+        result["frames_per_second"] = _throughput(gathered, number)
+        result["ceiling"] = plan.suite.ceiling(setting) if plan.suite else None
+        if groups:
+            values = [float(own_cells.get(score.column) or 0) for own_cells in cells]
+            best = plan.suite.oracle(setting, plan.rows) if plan.suite else None
+            by = {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
+            result["by"] = by
+        results.append(_short_first(result))
+        predictions += [_prediction(index, setting, *pair, plan.columns) for pair in zip(answers, cells)]
+        failures |= {answer.video: answer.failure for answer in answers if answer.failure}
+    described = plan.suite.description if plan.suite else None
+    metrics = {
+        "checkpoint": context.pop("checkpoint"),
+        "data": context.pop("data"),
+        "split": index.split,
+        "n_videos": len(index.videos),
+        "n_failed": len(failures),
+        "chance": _chance(labels, names, index.multi_label),
+        "results": results,
+        "task": type(task).__name__,
+        "score": score._asdict(),
+        "ceilings_are": None if described is None else described.get("ceilings_are", "exact"),
+        "labels": names,
+        "multi_label": index.multi_label,
+        "bins": {column.name: column.bins for column in plan.columns},
+        "split_rule": index.rule,
+        **context,
+        "failures": [{**where(index.videos[video]), "reason": reason} for video, reason in sorted(failures.items())],
+        "warnings": list(dict.fromkeys(message for answers in gathered for message in answers.warnings)),
+        "notes": list(dict.fromkeys([*notes, *_silent(plan), *_suite_notes(plan, by_setting)])),
+        "versions": versions(),
+    }
+    of_task = dict.fromkeys(name for row in predictions for name in row if name not in (*COLUMNS, *LAST))
+    data_columns = [column.name for column in plan.columns]
+    columns = [*COLUMNS, *(name for name in of_task if name not in data_columns), *LAST, *data_columns]
+    return Result(metrics, predictions, columns)
+
+
+LAST = ("frames_used", "failure")
+
+
+def _by_setting(gathered: Sequence[Answers], settings: int, videos: int) -> list[list[Answer]]:
+    table: list[list[Answer | None]] = [[None] * videos for _ in range(settings)]
+    for answers in gathered:
+        for answer in answers.answers:
+            assert table[answer.setting][answer.video] is None, "a video was counted twice"
+            table[answer.setting][answer.video] = answer
+    rows = [[answer for answer in row if answer is not None] for row in table]
+    assert all(len(row) == videos for row in rows), "a video was not counted"
+    if all(answer.failure == NOT_FINITE for row in rows for answer in row):
+        raise ValueError(
+            "the model answers no video with numbers (NaN or infinite): its weights are damaged, or its training "
+            "diverged; use an earlier checkpoint"
+        )
+    return rows
+
+
+def _row(
+    model: VideoModel, score: Score, rows: Tensor, labels: Tensor, answers: Sequence[Answer], setting: Setting
+) -> dict[str, Any]:
+    """One setting: the task's figures, and what was read."""
+    scored = torch.tensor([answer.row is not None for answer in answers])
+    figures = model.config.task.report(rows, labels, scored, model.labels)
+    frames = [answer.frames for answer in answers if answer.row is not None]
+    used = sum(frames) / len(frames) if frames else 0.0
+    tokens = model.encoder.grid[0] * model.encoder.grid[1] / model.encoder.stride
+    return {
+        "frames": setting.frames_name,
+        "sampling": str(setting.sampling),
+        **figures,
+        **({f"{score.figure}_se": _share_error(figures[score.figure], len(rows))} if score.share else {}),
+        "n_failed": int((~scored).sum()),
+        "mean_frames_used": used,
+        "mean_tokens_used": tokens * used,
+        "views": str(setting.views),
+        "control": setting.control,
+    }
+
+
+def _share_error(share: float, n: int) -> float:
+    """One standard error."""
+    return (share * (1 - share) / n) ** 0.5
+
+
+def _short_first(row: dict[str, Any]) -> dict[str, Any]:
+    """Lists and mappings last: people read metrics.json, too."""
+    return dict(sorted(row.items(), key=lambda item: isinstance(item[1], list | dict)))
+
+
+def _prediction(
+    index: Index, setting: Setting, answer: Answer, cells: dict[str, Any], columns: Sequence[Column]
+) -> dict[str, Any]:
+    """One row of predictions.csv; ``own`` is what the task says."""
+    return {
+        **where(index.videos[answer.video]),
+        "frames": setting.frames_name,
+        "sampling": str(setting.sampling),
+        "views": str(setting.views),
+        "control": setting.control,
+        **cells,
+        "frames_used": answer.frames,
+        "failure": answer.failure,
+        **{column.name: column.values[answer.video] for column in columns},
+    }
+
+
+def _chance(labels: Tensor, names: Sequence[str], several: bool) -> float | None:
+    """Of guessing a class at random; for several labels also the mean average precision of random scores."""
+    if not names:
+        return None
+    return float(labels.mean()) if several else 1 / len(names)
+
+
+def _silent(plan: Plan) -> list[str]:
+    return [
+        f"{count} of the {len(column.values)} videos have no value of {column.name} and are in no stratum"
+        for column in plan.columns
+        if (count := column.values.count(""))
+    ]
+
+
+def _suite_notes(plan: Plan, by_setting: Sequence[Sequence[Answer]]) -> list[str]:
+    if plan.suite is None:
+        return []
+    frames = [{answer.frames for answer in row if answer.row is not None} for row in by_setting]
+    return plan.suite.notes(plan.settings, frames, plan.rows, plan.columns)
+
+
+def _stratum(stratum: Stratum, values: list[float], best: list[bool] | None, score: Score) -> dict[str, Any]:
+    n = len(stratum.videos)
+    mean = sum(values[i] for i in stratum.videos) / n
+    return {
+        "value": stratum.name,
+        "centre": stratum.centre,
+        "n": n,
+        score.figure: mean,
+        **({f"{score.figure}_se": _share_error(mean, n)} if score.share else {}),
+        "ceiling": None if best is None else sum(best[i] for i in stratum.videos) / n,
+    }
+
+
+def _throughput(gathered: Sequence[Answers], setting: int) -> float:
+    """Frames per second of the reading that answered this setting, decoding included, over all processes."""
+    costs = [cost for answers in gathered for cost in answers.costs if setting in cost.settings]
+    seconds = max((cost.seconds for cost in costs), default=0.0)
+    return sum(cost.frames for cost in costs) / seconds if seconds > 0 else 0.0
