@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint
-from ..evaluation.forecaster import read_clip
+from ..evaluation.generating import read_clip
 from ..files import check_folder
 from ..model import VideoModel
 from ..pretrained import from_pretrained
