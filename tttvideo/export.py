@@ -220,7 +220,7 @@ def _figures(metrics: dict[str, Any]) -> str:
     page, failed = page_of(metrics), metrics["n_failed"]
     unreadable = f", {failed} of them {page.failed}" if failed else ""
     chance = "" if metrics.get("chance") is None else f"; chance {metrics['chance']:.3f}"
-    convention = f"; {metrics['convention']}" if "convention" in metrics else ""
+    convention = f", {metrics['context']} frames of context; {metrics['convention']}" if "convention" in metrics else ""
     head = (
         f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
         f"{metrics['n_videos']} videos{unreadable}{chance}{convention}."
