@@ -143,3 +143,10 @@ def test_files_are_readable_by_others(run, tmp_path):
         os.umask(before)
     assert out.stat().st_mode & 0o777 == 0o755
     assert all((out / name).stat().st_mode & 0o777 == 0o644 for name in EXPORTED)
+
+
+def test_what_a_killed_export_left_goes_with_the_next(run, tmp_path):
+    (tmp_path / ".unfinished-export").mkdir()
+    (tmp_path / ".unfinished-export" / "model.safetensors").write_bytes(b"half")
+    export(run, tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
