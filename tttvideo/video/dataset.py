@@ -109,9 +109,7 @@ class DataConfig:
         if not (self.root or self.list):
             raise DataError("no data given; set data.root to a folder of class folders or data.list to a list file")
         if self.list and self.root and not os.path.isdir(self.root):
-            raise DataError(
-                f"data.root {self.root} is not a folder; give the folder of the list's paths"
-            )
+            raise DataError(f"data.root {self.root} is not a folder; give the folder of the list's paths")
         return str(self.list or self.root)
 
     def index(
