@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = None) -> Iterator[Job]:
-    """What is still to be trained, in its order: rates of a task first, then seed by seed, so that a study that is stopped
+    """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
     early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
     done = {job_of(row): row for row in rows}
     for task, trial in study["choice"].items():

@@ -120,7 +120,7 @@ def test_only_an_earlier_export_is_overwritten(run, tmp_path):
 
 
 def test_a_copy_that_computes_something_else_is_refused(run, tmp_path, monkeypatch):
-    import tttvideo.export as module
+    import tttvideo.export.folder as module
 
     def altered(folder, *, trust=False):
         model = tttvideo.from_pretrained(folder, trust=trust)
@@ -143,3 +143,10 @@ def test_files_are_readable_by_others(run, tmp_path):
         os.umask(before)
     assert out.stat().st_mode & 0o777 == 0o755
     assert all((out / name).stat().st_mode & 0o777 == 0o644 for name in EXPORTED)
+
+
+def test_what_a_killed_export_left_goes_with_the_next(run, tmp_path):
+    (tmp_path / ".unfinished-export").mkdir()
+    (tmp_path / ".unfinished-export" / "model.safetensors").write_bytes(b"half")
+    export(run, tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

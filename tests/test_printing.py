@@ -14,7 +14,7 @@ from rich.console import Console
 from tttvideo.evaluation.plots import plain, short
 from tttvideo.evaluation.report import print_comparison, print_report, write_comparison, write_report
 from tttvideo.evaluation.strata import Column
-from tttvideo.export import model_card
+from tttvideo.export.folder import model_card
 from tttvideo.printing import cell, from_cell, json_text, markdown, markdown_code, printable
 from tttvideo.training.run_folder import RunFolder, Skipped
 
@@ -118,7 +118,7 @@ def hostile_evaluation(names):
 
 
 @settings(max_examples=2, **QUICK)
-@given(st.lists(names, min_size=4, max_size=4))
+@given(st.lists(names.filter(bool), min_size=4, max_size=4))
 @example(["\x1b[31mred\x1b[0m", "=cmd|'/C calc'!A0", "\u202e<script>alert(1)</script>", "a\udce9\n|`x`[b]"])
 def test_no_name_acts_in_any_report(tmp_path_factory, chosen):
     out = tmp_path_factory.mktemp("reports")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .evaluation.config import CompareConfig, EvaluateConfig, PositionConfig
 from .files import check_folder
+from .measuring import CompareConfig, EvaluateConfig, PositionConfig
 from .printing import printable
 
 

@@ -86,7 +86,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What a user is told of an error: one line without a full stop."""
+    """The words of an error in one line, without a full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -11,10 +11,10 @@ from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.cli import main
 from tttvideo.evaluation import CompareConfig, bootstrap, compare, write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
-from tttvideo.evaluation.config import parse_runs
 from tttvideo.evaluation.plots import _apart, plot_lines
 from tttvideo.evaluation.protocols import Statistics
 from tttvideo.evaluation.table import Condition, Table
+from tttvideo.measuring import parse_runs
 from tttvideo.mixers import LSTM
 
 

@@ -3,13 +3,17 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import train
+from tests.conftest import ROOT, environment_of_a_user
+from tests.training.test_run import curve
 from tttvideo.model import VideoModel
 from tttvideo.training import lock as module
 from tttvideo.training.config import ConfigError
@@ -179,3 +183,55 @@ def test_a_run_that_was_taken_over_from_writes_nothing_more(arguments, tmp_path,
     assert f"{run} was taken over by process 7 on elsewhere" in said
     assert len(said.splitlines()) == 1
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+SUSPENDED = """
+import os, signal, sys
+import train
+from tttvideo.training.run_folder import JsonLines
+append = JsonLines.append
+def appended(self, line):
+    append(self, line)
+    if line["step"] == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+JsonLines.append = appended
+sys.exit(train.main())
+"""
+ELSEWHERE = """
+import sys, socket
+import train
+from tttvideo.training import lock
+process_here = lock._process
+socket.gethostname = lambda: "elsewhere"
+lock._process = lambda pid: process_here(pid) and process_here(pid)._replace(machine="another")
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_suspended_run_ends_when_another_host_has_gone_on(arguments, run_script, tmp_path):
+    assert train.main(arguments(out="whole")) == 0
+    assert (
+        run_script("", []).returncode == 0
+    )  # the server of later processes is ready: no minute passes until they start
+    (tmp_path / "suspended.py").write_text(SUSPENDED)
+    command = [sys.executable, str(tmp_path / "suspended.py"), *arguments()]
+    environment = environment_of_a_user() | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+    lock = tmp_path / "run" / NAME
+    again = run_script(ELSEWHERE, arguments("--resume", "auto"))
+    assert again.returncode == 2
+    assert f"is being written to by process {first.pid} on" in again.stderr
+    os.utime(lock, (lock.stat().st_mtime - 61,) * 2)
+    elsewhere = threading.Thread(target=lambda: run_script(ELSEWHERE, arguments("--resume", "auto")))
+    elsewhere.start()
+    while b"elsewhere" not in (lock.read_bytes() if lock.exists() else b""):
+        time.sleep(0.01)
+        assert elsewhere.is_alive()
+    time.sleep(module.REFRESH + 1)
+    first.send_signal(signal.SIGCONT)
+    assert "was taken over by process" in first.communicate(timeout=200)[1]
+    assert first.returncode == 2
+    elsewhere.join()
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")

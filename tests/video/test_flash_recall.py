@@ -70,7 +70,6 @@ def test_ceiling_is_that_of_the_definition(suite):
         *((FlashRecall(), *rule) for rule in (("dense", None), ("fps=1", None), ("uniform=8", None), ("dense", 40))),
         (FlashRecall(pairs=1), "fps=1", None),
         (DENSE, "uniform=8", None),
-        (DENSE, "dense", 40),
         (SMALL, "uniform=8", None),
     ],
     ids=str,

@@ -1,7 +1,7 @@
 """Evaluation: what a checkpoint does on the videos of a split, measured, reported, and compared."""
 
+from ..measuring import CompareConfig, EvaluateConfig, PositionConfig, PredictConfig
 from .compare import compare
-from .config import CompareConfig, EvaluateConfig, PositionConfig, PredictConfig
 from .evaluate import evaluate
 from .position import position_sentence, positions
 from .report import print_comparison, print_report, write_comparison, write_positions, write_report

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..measuring import CompareConfig, parse_runs
 from .bootstrap import Bootstrap
-from .config import CompareConfig, parse_runs
 from .position import position_protocols
 from .protocols import Protocols
 from .table import (

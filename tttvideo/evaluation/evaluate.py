@@ -3,8 +3,8 @@ it says of the videos that it reads."""
 
 from __future__ import annotations
 
+from ..measuring import EvaluateConfig
 from . import generating, reading
-from .config import EvaluateConfig
 from .session import open_checkpoint, open_session
 from .table import Result
 

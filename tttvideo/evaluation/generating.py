@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..devices import device_name, one_process
+from ..measuring import EvaluateConfig
 from ..model import VideoModel
 from ..pretrained import from_pretrained
 from ..tasks import roll_out
@@ -24,7 +25,6 @@ from ..video.reading import usual_rate
 from ..video.segments import read_segments
 from ..video.strips import LAST, strip_png
 from ..video.transforms import Preprocessing
-from .config import EvaluateConfig
 from .revealing import METHODS, measure_revealed
 from .samples import evenly
 from .session import Session, progress_bar, versions, where

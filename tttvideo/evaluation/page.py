@@ -202,12 +202,9 @@ def _strata(metrics: dict[str, Any]) -> list[Grid]:
 def _classes(main: dict[str, Any], metrics: dict[str, Any]) -> list[Grid]:
     if "per_class" not in main:
         return []
-    rows = [[name, _number(share)] for name, share in main["per_class"].items()]
-    if "confusion" in main:
-        counts = [str(sum(counts)) for counts in main["confusion"]]
-        rows = [[name, count, share] for (name, share), count in zip(rows, counts)]
-    header = ["class", *(["videos"] if "confusion" in main else []), "recall"]
-    return [Grid(f"Classes: {main['frames']} frames, {way(main)}", header, rows, details=True)]
+    counts = main.get("videos_per_class", {})  # not in older evaluations
+    rows = [[name, str(counts.get(name, "")), _number(share)] for name, share in main["per_class"].items()]
+    return [Grid(f"Classes: {main['frames']} frames, {way(main)}", ["class", "videos", "recall"], rows, details=True)]
 
 
 # Generated frames, by horizon.
@@ -311,10 +308,15 @@ def worst_of(result: Result) -> Worst:
     note += f"; {WORST_LISTED} of them here" if len(wrong) > WORST_LISTED else ""
     titles = {"label": "true class", "prediction": "answer"}
     cells = [
-        (pictures.get(located(row), b""), [*(str(row[name]) for name in names), located(row)])
+        (pictures.get(located(row), b""), [*(_cell(name, row[name]) for name in names), located(row)])
         for row in wrong[:WORST_LISTED]
     ]
     return Worst("Wrong answers", note, [*(titles.get(name, name) for name in names), "file"], cells)
+
+
+def _cell(column: str, value: Any) -> str:
+    """Names as they are, also those of digits."""
+    return str(value) if column in ("label", "prediction") else f"{float(value):.3f}"
 
 
 def located(row: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..devices import one_process
+from ..measuring import PositionConfig, parse_runs
 from ..model import VideoModel
 from ..video.index import Index, label_tensor
 from ..video.segments import read_segments
 from .bootstrap import Bootstrap, Samples
-from .config import PositionConfig, parse_runs
 from .session import open_checkpoint, open_session
 from .settings import check_lengths
 from .table import MODEL, Condition, Table, VideoKey, position_table

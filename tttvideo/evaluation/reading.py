@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..devices import device_name
+from ..measuring import EvaluateConfig
 from ..model import VideoModel
 from ..tasks import Score
 from ..video.index import Index, label_tensor
 from ..video.sampling import parse_sampling
 from .checkpoint import Checkpoint
-from .config import EvaluateConfig
 from .controls import applicable
 from .samples import read_samples
 from .scoring import NOT_FINITE, Answer, Answers, score_videos

@@ -88,8 +88,10 @@ def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequ
 
 def _caption(row: dict[str, Any]) -> str:
     """What it is, what was answered, and how surely; where the task says so."""
-    words = [("", row.get("label")), ("answered ", row.get("prediction")), ("probability ", row.get("probability"))]
-    return ", ".join(f"{name}{value}" for name, value in words if value not in (None, ""))
+    words = [row[name] for name in ("label",) if row.get(name)]
+    words += [f"answered {row['prediction']}"] if row.get("prediction") else []
+    words += [f"probability {float(row['probability']):.3f}"] if row.get("probability") else []
+    return ", ".join(words)
 
 
 def main_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

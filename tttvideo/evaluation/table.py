@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..measuring import shortest
 from ..printing import from_cell, printable
 from ..tasks import Score
-from .config import shortest
 
 AGAIN = "run `tttvideo evaluate` once more"
 ACCURACY = Score("correct", "top1", "top-1 accuracy", share=True)

@@ -1,4 +1,4 @@
-"""Classifying many videos: how they are read, the answer of each, and answers as people know them from elsewhere."""
+"""Classifies many videos, and formats the answers."""
 
 from __future__ import annotations
 

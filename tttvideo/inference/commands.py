@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.config import PredictConfig
+from ..measuring import PredictConfig
 from .config import ClassifyConfig, StreamConfig
 
 

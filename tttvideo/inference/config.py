@@ -1,4 +1,4 @@
-"""What the commands `classify` and `stream` can be told: dataclasses that become options."""
+"""Settings of the commands `classify` and `stream`."""
 
 from __future__ import annotations
 

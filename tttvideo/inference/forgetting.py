@@ -1,4 +1,4 @@
-"""What a stream without end forgets: nothing, everything at times or at cuts, or a little all the time."""
+"""Forgetting in endless streams: nothing, everything at times or at cuts, or gradually."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as people have them, to the frames that a model's preprocessing takes."""
+"""Arrays, tensors and PIL pictures of any size, converted to frames for a model's preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the frames of a stream come from: recordings, numbered images, pipes, cameras, addresses."""
+"""Sources of a stream: recordings, numbered images, pipes, cameras, addresses."""
 
 from __future__ import annotations
 

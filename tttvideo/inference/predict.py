@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.checkpoint import inspect_checkpoint
-from ..evaluation.config import PredictConfig
 from ..files import check_folder
+from ..measuring import PredictConfig
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import damaged_videos_named

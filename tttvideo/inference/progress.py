@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a screen, and the share of the work that falls to this process."""
+"""Progress bar of a long command, and this process's share of its work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people name on a command line (files, folders, patterns, lists, `-`) as videos."""
+"""Files, folders, patterns, lists and `-` of a command line, resolved to videos."""
 
 from __future__ import annotations
 

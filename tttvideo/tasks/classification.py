@@ -60,11 +60,13 @@ class Classification(Task):
         return {name: value for name in names if (value := getattr(figures, name)) is not None}
 
     def report(self, rows: Tensor, labels: Tensor, scored: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        """Beside ``summary``, the recall of each class, and a confusion matrix where a video has one label."""
+        """Beside ``summary``, recall and number of videos of each class, and a confusion matrix (one label)."""
         several = labels.dim() > 1
         figures = (multi_label if several else single_label)(rows, labels, scored)._asdict()
         report = {name: figures[name] for name in ("top1", "top5", "mean_class", "n", "loss")}
         report["per_class"] = dict(zip(names, figures["per_class"]))
+        counts = labels.sum(0) if several else torch.bincount(labels, minlength=len(names))
+        report["videos_per_class"] = dict(zip(names, map(int, counts.tolist())))
         if several:
             return report | {"map": figures["map"]}
         return report | {"confusion": confusion_matrix(rows, labels, scored).tolist()}
@@ -118,7 +120,8 @@ class Classification(Task):
             "import tttvideo\n"
             f"model = tttvideo.from_pretrained({python})\n"
             'print(model.classify("clip.mp4"))  # [(label, probability), ...]\n'
-            "```",
+            "```\n\n"
+            "`classify` does the preprocessing, too.",
             "The figures hold for videos like those measured. A classifier names one of its classes for every video, "
             "also\nfor one that shows none of them. Videos much longer than those of training, other frame rates and "
             "other\ncameras can lower its accuracy: measure with `tttvideo evaluate` on your own.",

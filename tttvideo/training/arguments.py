@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..arguments import Setting, read, settings_of
 from .config import RunConfig
+from .launch import say
 
 
 def parse(
@@ -21,7 +22,18 @@ def parse(
     words = list(sys.argv[1:] if argv is None else argv)
     if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
         words += _other_source_off(settings_of(RunConfig, [word for word in words if word != "--print_config"]))
+    if prog == "tttvideo train" and _starts_from_data_alone(words):
+        say("no --config and no model given: the recipe `folder` is used (`tttvideo configs` lists others)")
+        words = ["--config", "folder", *words]
     return read(RunConfig, words, prog=prog, description=description)
+
+
+def _starts_from_data_alone(words: Sequence[str]) -> bool:
+    """Whether there are videos, but nothing is said of what learns from them."""
+    keys = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+    videos = any(key in ("data.root", "data.list") for key in keys)
+    said = any(key in ("config", "help") or key.split(".")[0] == "model" or key.endswith(".help") for key in keys)
+    return videos and not said and "-h" not in words
 
 
 def _other_source_off(settings: Sequence[Setting]) -> list[str]:

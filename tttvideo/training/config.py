@@ -1,5 +1,4 @@
-"""What a training run can be told: nested frozen dataclasses, read from YAML and the command line by
-`arguments.py`."""
+"""Settings of a training run: nested frozen dataclasses, read from YAML and the command line by `arguments.py`."""
 
 from __future__ import annotations
 
@@ -67,6 +66,9 @@ class ScheduleConfig:
 
     Args:
         epochs: passes over the training videos.
+        steps: length of the run in optimizer steps, in place of epochs (to whole epochs): small data want many epochs;
+            null: epochs counts.
+        patience: ends the run when the best checkpoint is so many epochs old; null: it never does.
         name: cosine falls to min_lr over all epochs; step multiplies by decay_rate every decay_epochs.
         warmup: epochs (a fraction is allowed) of linear rise from warmup_lr; where it is longer than the run, half
             of the run.
@@ -80,6 +82,8 @@ class ScheduleConfig:
     """
 
     epochs: int = 10
+    steps: int | None = None
+    patience: int | None = None
     name: Literal["cosine", "step"] = "cosine"
     warmup: float = 0.0
     warmup_lr: float = 1e-6
@@ -90,6 +94,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs must be at least 1, not {self.epochs}")
+        for name in ("steps", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"schedule.{name} must be at least 1 (or null), not {value}")
         _require(
             0 <= self.warmup < math.inf, f"schedule.warmup must be a number of epochs, 0 or more, not {self.warmup}"
         )
@@ -284,6 +291,10 @@ class RunConfig:
         )
         self._check_features()
         self._check_segments()
+        _require(
+            self.schedule.patience is None or self.evaluate_every > 0,
+            "schedule.patience waits for a better validation, and evaluate_every is 0; set that to 1, or leave it out",
+        )
         _require(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
         _require(
             self.activation_checkpointing >= 0,
@@ -352,4 +363,8 @@ class RunConfig:
             not (self.mix.mixup or self.mix.cutmix),
             "mix mixes clips, which does not go with the films of training.segment_frames; leave it out",
         )
-        _require(data.buckets == 1, "data.buckets does not go with training.segment_frames; leave it out")
+        for name in ("buckets", "balance"):
+            _require(
+                getattr(data, name) == getattr(DataConfig, name),
+                f"data.{name} does not go with training.segment_frames; leave it out",
+            )

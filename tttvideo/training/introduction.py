@@ -1,4 +1,4 @@
-"""What a run says before it begins: what is trained on what, and from where."""
+"""The lines that a run prints before it begins: model, data, and where it starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts Accelerate, makes sure that as many processes train together as were started, and what they share."""
+"""Starts Accelerate, checks that all started processes train together, and lets the leader act for all."""
 
 from __future__ import annotations
 

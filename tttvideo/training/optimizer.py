@@ -6,12 +6,14 @@ Schedules are pure functions of the number of optimizer steps done, so a resumed
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..printing import nearest
 from .config import ConfigError, OptimizerConfig, ScheduleConfig
+from .position import Progress
 
 INNER_WARMUP_START = 0.1  # the paper's: inner rates rise from a tenth
 
@@ -45,6 +47,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
+def in_epochs(config: ScheduleConfig, steps_per_epoch: int) -> ScheduleConfig:
+    """The same in epochs, of a run whose length is given in steps."""
+    return config if config.steps is None else replace(config, epochs=max(1, round(config.steps / steps_per_epoch)))
+
+
 class Schedule:
     """Sets the learning rate of each parameter group (`set(step)`), and tells the scale of the inner
     rates.
@@ -56,6 +63,7 @@ class Schedule:
     def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps_per_epoch: int):
         from timm.scheduler import create_scheduler_v2  # pyright: ignore
 
+        self.config, self._steps_per_epoch = config, steps_per_epoch
         self.total_steps = config.epochs * steps_per_epoch
         self.notes: list[str] = []
         self._inner_steps = math.ceil(self._within_run("inner_warmup", config) * steps_per_epoch)
@@ -84,6 +92,13 @@ class Schedule:
             f"schedule.{name} is {epochs:g} epochs and the run {config.epochs}: shortened to {config.epochs / 2:g}"
         )
         return config.epochs / 2
+
+    def done(self, progress: Progress) -> bool:
+        """Whether a run ends here: after all epochs, or as many without a better checkpoint as `patience` says."""
+        config = self.config
+        if progress.epoch >= config.epochs or config.patience is None or progress.best is None or progress.batch:
+            return progress.epoch >= config.epochs
+        return progress.step - int(progress.best.removeprefix("step-")) >= config.patience * self._steps_per_epoch
 
     def set(self, step: int) -> float:
         """Prepare the optimizer for its step number `step` (from 0); returns the highest learning rate."""

@@ -1,4 +1,4 @@
-"""Where a run stands, and how a checkpoint says so: with a checksum of itself and of every other file."""
+"""The position of a run, and the file of a checkpoint that holds it, with checksums of itself and all other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a rich progress bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a rich bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a run tells: lines of its logs, points in the trackers, and what is shown while it works."""
+"""Output of a run: lines of its logs, points in the trackers, and its progress on the screen."""
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+CHANCE_AFTER = 300
+"""Optimizer steps after which a training accuracy at chance is said."""
+
+
 class Record:
     """Every process calls it; the leader writes and shows.
 
@@ -25,6 +30,7 @@ class Record:
         logged: the figures that the task logs besides the loss.
         total_steps: of the whole run.
         progress: where it begins.
+        chance: accuracy of guessing on the training videos; None where there is none.
 
     Attributes:
         unreadable: of each split, the first video that could not be read.
@@ -39,12 +45,15 @@ class Record:
         logged: tuple[str, ...],
         total_steps: int,
         progress: Progress,
+        chance: float | None = None,
     ):
         self.config = config
         self.folder = folder
         self.accelerator = accelerator
         self.leader = accelerator.is_main_process
         self.logged = logged
+        self.chance = chance
+        self._steps = progress.step  # at the end of the last epoch
         self.display = Display(main=self.leader, total_steps=total_steps, done_steps=progress.step)
         self.unreadable: dict[str, Skipped] = {}
         self._excepthook = threading.excepthook
@@ -81,6 +90,7 @@ class Record:
             lr: of its last step.
             metrics: of its validation, if there was one.
         """
+        self.warn_of_chance(progress)
         number, totals, means = progress.epoch + 1, progress.totals, self._means(progress.totals)
         line: dict[str, Any] = {
             "epoch": number,
@@ -103,6 +113,21 @@ class Record:
             + f"  {line['frames_per_second']:,.0f} frames/s  {clock(totals['seconds'])}"
             + (f"  | {self.config.data.split_val}: {measured}" if metrics else "")
         )
+
+    def warn_of_chance(self, progress: Progress) -> None:
+        """Says, once, that the first `CHANCE_AFTER` steps have taught nothing, at the end of the epoch they end in."""
+        before, self._steps = self._steps, progress.step
+        accuracy, counted = self._means(progress.totals).get("accuracy"), progress.totals["counted"]
+        if self.chance is None or accuracy is None or not before < CHANCE_AFTER <= progress.step:
+            return
+        error = math.sqrt(self.chance * (1 - self.chance) / max(counted, 1))
+        if accuracy <= self.chance + 2 * error:
+            self.say(
+                f"note: after {progress.step} steps the training accuracy is {accuracy:.2f}, and guessing reaches "
+                f"{self.chance:.2f}; what usually helps: more steps (schedule.steps), another optimizer.lr, what moves "
+                "in place of pictures (ConvStem's inputs: motion), a frozen pre-trained encoder (--config "
+                "folder-pretrained)"
+            )
 
     def skip(self, index: Index, failures: list[Failure]) -> None:
         """List videos that could not be read, each once."""

@@ -13,7 +13,7 @@ import torch
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
 from ..video.features import CachedFeatures
-from ..video.index import Index, save_labels
+from ..video.index import Index, largest_class, save_labels
 from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
@@ -27,7 +27,7 @@ from .introduction import introduction
 from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
-from .optimizer import Schedule, build_optimizer
+from .optimizer import Schedule, build_optimizer, in_epochs
 from .record import Record
 from .run_folder import RunFolder, fingerprint, writing
 from .segments import prepare_model, trainer_of, training_loader
@@ -82,7 +82,7 @@ def train(config: RunConfig, yaml: str) -> None:
             run.prepare()
             run.resume()
             with run.signals.deferred():
-                while run.progress.epoch < config.schedule.epochs:
+                while not run.trainer.schedule.done(run.progress):
                     run.epoch()
             run.finish()
         except RuntimeError as error:
@@ -184,6 +184,7 @@ class Run:
         self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
         self.train_batches = self._training_videos(reading)
         self.val, self._part = validation_videos(self.config, self.train)
+        self.config = replace(self.config, schedule=in_epochs(self.config.schedule, self.steps_per_epoch))
 
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
@@ -217,10 +218,11 @@ class Run:
             logged=self.model.head.logged,
             total_steps=self.trainer.schedule.total_steps,
             progress=self.progress,
+            chance=largest_class(self.train),
         )
         for line in introduction(self, last):
             self.record.say(line)
-        if self.leader and self.progress.epoch < config.schedule.epochs:  # a finished run stays as it is
+        if self.leader and not self.trainer.schedule.done(self.progress):  # a finished run stays as it is
             self.lock.check_before_writing()
             for note in folder.begin(self.yaml, epoch=self.progress.epoch, step=self.progress.step):
                 self.record.say(f"note: {note}")
@@ -282,8 +284,7 @@ class Run:
             load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
         if config.activation_checkpointing:
             self.model.set_checkpointing(config.activation_checkpointing)
-        if config.training.segment_frames:
-            prepare_model(self.model, config.training)
+        prepare_model(self.model, config.training)
         # before `prepare`: a copy of a prepared model would call the original's forward
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         optimizer = build_optimizer(self.model, config.optimizer)

@@ -261,7 +261,8 @@ def prepare_model(model: VideoModel, training: TrainingConfig) -> None:
     Raises:
         ConfigError: for a model that cannot be trained in segments.
     """
-    _check(model, training)
+    if training.segment_frames:
+        _check(model, training)
     if training.carries:
         model.exempt_from_decay(start_parameters(model))
 

@@ -1,4 +1,4 @@
-"""What a run does when it is asked to stop: SIGTERM (schedulers, spot machines), SIGUSR1 (Slurm), SIGINT (Ctrl-C)."""
+"""How a run stops on a signal: SIGTERM (schedulers, spot machines), SIGUSR1 (Slurm), SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 

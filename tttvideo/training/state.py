@@ -1,4 +1,4 @@
-"""What training needs besides the model that is saved: trained weights, optimizer, loss scale.
+"""Training state beside the saved model: trained weights, optimizer, loss scale.
 
 The moving average, where there is one, is the model that is saved. Nothing here is ever unpickled freely: weights are
 safetensors, the rest is read with `weights_only`. Randomness needs no state (`randomness.py`).

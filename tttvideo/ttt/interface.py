@@ -1,4 +1,4 @@
-"""What every sequence layer of this project looks like, and what it is told about its tokens.
+"""The interface of every sequence layer, and the layout of its tokens.
 
 Axis letters, here and everywhere: B batch, H heads, T tokens, F frames, N tokens per frame (T = F * N),
 K tokens of a chunk (inner mini-batch), d head dimension, C channels (C = H * d).

@@ -1,10 +1,9 @@
-"""The index of videos on disk: what is known of each file (`Probe`), kept so that a file is read through once in its
-life.
+"""The index of videos on disk: the `Probe` of each file, so that a file is read through once in its life.
 
 One small file per video, in safetensors' format: nothing in it can run. Its name is made of the video's path, size and
 time of change, so a changed video is simply another one. It is written whole or not at all, and what cannot be read is
 made again. The folder is `.tttvideo-index` in the video's folder or one above it, if there is one (it travels with the
-data: paths count from there), else $TTTVIDEO_INDEX, else the user's cache folder; TTTVIDEO_INDEX=off keeps nothing.
+data: paths are relative to it), else $TTTVIDEO_INDEX, else the user's cache folder; TTTVIDEO_INDEX=off keeps nothing.
 """
 
 import hashlib
@@ -81,7 +80,7 @@ def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
         return _decoded(data, file, stream)
     except Refused:
         raise
-    except Exception:  # damaged, or of another hand: made again
+    except Exception:  # damaged, or written by something else: made again
         return None
 
 

@@ -1,7 +1,7 @@
-"""When frames are shown: time stamps of a file, as they are, to seconds that increase.
+"""Presentation times: from the time stamps of a file to increasing seconds.
 
-Stamps are kept wherever there are any. What is missing is put between its neighbours, equal stamps are parted within
-the time to the next one, and where recordings were joined the gap is closed.
+Stamps are kept wherever there are any. A missing one is placed between its neighbours, equal ones are spread over the
+time to the next one, and gaps where recordings were joined are closed.
 """
 
 import numpy as np

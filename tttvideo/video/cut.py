@@ -1,7 +1,7 @@
-"""Whether the end of a file is missing, by what its container says of its own length.
+"""Detects files whose end is missing, from the length that their container states.
 
-Containers are asked only for what they know: counts of headers are off by a few in healthy files (AVI), and a length
-in seconds says nothing of a number of frames where the rate varies (Matroska).
+Only reliable statements are used: counts of headers are off by a few in healthy files (AVI), and a length
+in seconds does not give a number of frames where the rate varies (Matroska).
 """
 
 import os

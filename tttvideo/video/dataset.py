@@ -33,7 +33,7 @@ class DataConfig:
 
     Args:
         root: folder of class folders (root/train/<class>/*, or root/<class>/* which is then divided here); with a
-            list beside it, the folder that the list's relative paths count from.
+            list beside it, the folder against which the list's relative paths are resolved.
         list: list file, `path,label[,start,end][,group][,split]`.
         split_train: the split to learn from.
         split_val: the split to measure on and to choose the best checkpoint by.
@@ -54,6 +54,8 @@ class DataConfig:
         time_limit: seconds that a worker may take for one video; then the run stops and names it.
         buckets: sort the videos into this many groups by length and make batches within a group, which wastes
             less on padding; 1: no groups.
+        balance: training takes all classes equally often, however many videos they have: an epoch is as long, but has
+            some videos several times and others not at all, other ones each time.
         cache: keep decoded frames in `memory`, or on `disk` in cache_dir, or `none`.
         cache_dir: folder of the disk cache (default: the user's cache folder, ~/.cache/tttvideo/frames).
         augment: random changes of training videos.
@@ -75,6 +77,7 @@ class DataConfig:
     workers: int = 2
     time_limit: float = TIME_LIMIT
     buckets: int = 1
+    balance: bool = False
     cache: Literal["none", "memory", "disk"] = "none"
     cache_dir: str | None = None
     augment: Augmentation = field(default_factory=Augmentation)
@@ -106,7 +109,7 @@ class DataConfig:
         if not (self.root or self.list):
             raise DataError("no data given; set data.root to a folder of class folders or data.list to a list file")
         if self.list and self.root and not os.path.isdir(self.root):
-            raise DataError(f"data.root {self.root} is not a folder; give the folder that the list's paths count from")
+            raise DataError(f"data.root {self.root} is not a folder; give the folder of the list's paths")
         return str(self.list or self.root)
 
     def index(

@@ -1,4 +1,4 @@
-"""What is said of videos that cannot be used, or not whole. Imports nothing, so that indexing starts at once."""
+"""Errors and warnings for videos that cannot be used, or only in part. Imports nothing: indexing starts at once."""
 
 
 class VideoError(ValueError):

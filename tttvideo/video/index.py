@@ -79,7 +79,7 @@ def build_index(
     file always together, stratified by class as far as that allows. The split named `all` is everything.
 
     Args:
-        root: folder that a list's relative paths count from; None: the list's own folder.
+        root: folder against which a list's relative paths are resolved; None: the list's own folder.
         labels: fixes the class names and their order (a checkpoint's). By default the sorted names of all
             splits (as numbers if all are), so that every split of a source agrees.
         multi_label: True or False to fix it (a checkpoint's); by default True if any video has several
@@ -163,6 +163,13 @@ def _videos_of_each_class(index: Index) -> list[int]:
         for label in video.label if isinstance(video.label, tuple) else (video.label,):
             counts[label] += 1  # type: ignore[index]
     return counts
+
+
+def largest_class(index: Index) -> float | None:
+    """The share of the most frequent class: what guessing reaches; None without labels, or with several."""
+    if not index.labels or index.multi_label or not index.videos:
+        return None
+    return max(_videos_of_each_class(index)) / len(index.videos)
 
 
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:

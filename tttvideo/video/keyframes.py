@@ -1,5 +1,5 @@
-"""Where decoding can start with exactly the frames that decoding from the beginning gives, by what the codec's
-standard says of a packet. Containers' flags are not enough: they mark recovery points, and lie.
+"""Packets at which decoding can start and give exactly the frames that decoding from the beginning gives, by the
+codec's standard. Containers' flags are not enough: they mark recovery points, and lie.
 """
 
 from collections.abc import Iterator

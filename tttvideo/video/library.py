@@ -1,4 +1,4 @@
-"""The index of a whole set of videos: builds what is missing with worker processes, and tells what is wrong.
+"""The index of a whole set of videos: builds missing entries with worker processes, and reports problems.
 
 A file on which FFmpeg hangs or crashes costs its worker process, not the run: it is named, and refused from then on.
 """
@@ -81,7 +81,7 @@ def build(
 
 
 def look(metadata: Probe, fresh: bool) -> Finding:
-    """The index read aloud, for one video."""
+    """What the index says of one video, in words."""
     problems = []
     n = metadata.frames
     if metadata.damaged or (metadata.decoded is not None and metadata.decoded < n):

@@ -1,7 +1,7 @@
 """Reads a list of videos (CSV, TSV or space-delimited text) into rows.
 
 Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order and
-unknown ones are ignored; without one they stand in this order. Relative paths count from the list's own
+unknown ones are ignored; without one they stand in this order. Relative paths are resolved against the list's own
 folder, or from a root that is given beside it.
 """
 
@@ -55,7 +55,7 @@ def read_list(
     """The rows of a list file, in its order.
 
     Args:
-        root: folder that relative paths count from; None: the list's own.
+        root: folder against which relative paths are resolved; None: the list's own.
         multi_label: True where the model is known to be, so that an empty label means none; by default that
             holds if any row has several labels.
 
@@ -290,7 +290,7 @@ def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bo
             raise DataError(f"{row.where} lists {row.key} again (first on line {_line(twin)}); remove one of the two")
     if not any(os.path.exists(row.path) for row in rows):
         raise DataError(
-            f"{path} names no file that is there (first: {rows[0].path}); relative paths count from the "
+            f"{path} names no file that is there (first: {rows[0].path}); relative paths are resolved against the "
             "list's own folder"
         )
 

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         n: number of videos.
         batch_size: per rank.
         lengths: frames per video; needed for `buckets` > 1, where a batch takes videos of similar length.
+        classes: of each video, where all classes are to come equally often: an epoch then takes some videos several
+            times and leaves out others, other ones each time.
 
     Raises:
         DataError: fewer videos than ranks (training).
@@ -67,12 +69,14 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         lengths: Sequence[int] | None = None,
         buckets: int = 1,
+        classes: Sequence[int] | None = None,
     ) -> None:
         if shuffle and n < world:
             raise DataError(f"there are {n} videos for {world} processes; use fewer processes")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world, self.lengths = rank, world, lengths
         self.buckets = buckets if lengths is not None else 1
+        self.classes = classes
         self.epoch = 0
         self.first = 0
 
@@ -101,9 +105,20 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             chunks = [chunks[i] for i in draw.tolist()]
         return [chunk[self.rank :: self.world] for chunk in chunks]
 
+    def _balanced(self, order: list[int]) -> list[int]:
+        """As many videos, those of all classes in turn: a class begins again where it has no more."""
+        assert self.classes is not None
+        members: dict[int, list[int]] = {}
+        for i in order:
+            members.setdefault(self.classes[i], []).append(i)
+        turns = list(members.values())
+        return [turns[k % len(turns)][k // len(turns) % len(turns[k % len(turns)])] for k in range(len(order))]
+
     def _permutation(self, epoch: int) -> list[int]:
         """With buckets: whole batches of one bucket each, then what is left of the buckets, short to long."""
         order = torch.randperm(self.n, generator=sample_generator(self.seed, epoch, _ORDER)).tolist()
+        if self.classes is not None:
+            order = self._balanced(order)
         order = order[: self.n - self.n % self.world]
         if self.buckets == 1 or self.lengths is None:
             return order
@@ -222,6 +237,11 @@ def train_loader(
         start_method: of the worker processes: fork, forkserver or spawn; None: Python's default.
         reading: how the model's encoder has videos read; None: as frames.
     """
+    if config.balance and (index.multi_label or not index.labels or config.buckets > 1):
+        raise DataError(
+            "data.balance takes all classes equally often, which needs videos of one class each and no data.buckets; "
+            "leave it out"
+        )
     options = _options(config, start_method)
     reading = reading or config.preprocessing
     how: dict[str, Any] = {"augment": config.augment, "seed": seed, "max_frames": config.max_frames}
@@ -238,6 +258,7 @@ def train_loader(
         world=world,
         lengths=lengths,
         buckets=config.buckets,
+        classes=[cast(int, video.label) for video in index.videos] if config.balance else None,
     )
     n_classes = len(index.labels)
     multi = index.multi_label

@@ -1,4 +1,4 @@
-"""Which videos a model was trained on, as small marks that travel with its weights and name no path."""
+"""Fingerprints of the training videos, stored in the checkpoint; they contain no path."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What is known of a video file without reading its frames again: `probe(path)`."""
+"""Metadata of a video file, read once and then taken from the index: `probe(path)`."""
 
 import os
 from collections import OrderedDict

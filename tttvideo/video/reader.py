@@ -1,6 +1,4 @@
-"""What every reader of frames offers, whatever decodes them: `Reader`, `VideoInfo` and the two ways of
-failing.
-"""
+"""The interface of every reader of frames, whatever decodes them: `Reader`, `VideoInfo` and two exceptions."""
 
 import warnings
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""Files of rows: what is kept of each frame of a video, written whole or not at all, checked whenever it is read.
+"""Files of rows: one row for each frame of a video, written whole or not at all, checked at every read.
 
 One safetensors file per video: ``rows`` [T, ...] one after the other, the ``numbers`` of the frames that they are of,
 the ``times`` of all frames of the video, and checksums. Reading maps the file; only the rows asked for are read.

@@ -1,4 +1,4 @@
-"""Suites of generated videos of which it is known how well a perfect observer does (`tttvideo make-data`).
+"""Suites of generated videos with known ceilings: how well a perfect observer does (`tttvideo make-data`).
 
 A new suite is one file with a subclass of `ClassificationSuite` or `PredictionSuite`, and its place in SUITES.
 """

@@ -1,4 +1,4 @@
-"""A suite: generated videos of which it is known how well a perfect observer does.
+"""A suite: generated videos with a known ceiling, the accuracy or error of a perfect observer.
 
 A suite is one file with one frozen dataclass, a subclass of `ClassificationSuite` or `PredictionSuite`; its fields are
 the options of `tttvideo make-data`. It plans a video (label and cause, the columns of meta.csv) and draws it.

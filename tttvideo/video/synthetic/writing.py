@@ -43,7 +43,7 @@ def make(
 
     An interrupted set is continued and a complete one is kept as it is when name and parameters are the same;
     nothing else is ever overwritten. `progress(done, total)` is called as videos are written. `workers`:
-    number of processes (default: as many as pay, at most one per core). They are started by "spawn", so a
+    number of processes (default: by the number of videos, at most one per core). They are started by "spawn", so a
     script that makes a large set calls this below `if __name__ == "__main__":`.
 
     Raises SuiteError when `out` is a file or holds anything else; OSError when it cannot be written.

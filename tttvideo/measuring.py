@@ -1,4 +1,4 @@
-"""What the commands `evaluate`, `position`, `compare` and `predict` can be told: dataclasses that become options."""
+"""Settings of the commands evaluate, position, compare and predict; light, so that their help comes at once."""
 
 from __future__ import annotations
 

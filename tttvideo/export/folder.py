@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 
 import torch
 
-from .evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from .evaluation.page import page_of, score_of, way
-from .evaluation.report import as_markdown
-from .files import read_json
-from .model import VideoModel
-from .pretrained import from_pretrained
-from .printing import markdown, markdown_code, printable
-from .video.index import save_labels
+from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
+from ..evaluation.page import page_of, score_of, way
+from ..evaluation.report import as_markdown
+from ..files import read_json
+from ..model import VideoModel
+from ..pretrained import from_pretrained
+from ..printing import markdown, markdown_code, printable
+from ..video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
 
@@ -50,7 +49,10 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
     unfinished = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        beside = out.parent / f".unfinished-{out.name}"
+        shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
+        beside.mkdir()
+        unfinished = beside
         model.config = replace(model.config, encoder=model.config.encoder.portable())
         model.save_pretrained(unfinished, provenance=source.provenance)
         save_labels(unfinished / "labels.json", model.labels)
@@ -139,7 +141,7 @@ def _measured(source: Checkpoint, files: Sequence[str | Path]) -> list[dict[str,
 
 
 def _umask() -> int:
-    # Files made by tempfile are private; an export is for others, within what the user's umask allows.
+    # Whatever libraries made them: an export is for others, within what the user's umask allows.
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -218,7 +220,7 @@ def _figures(metrics: dict[str, Any]) -> str:
     page, failed = page_of(metrics), metrics["n_failed"]
     unreadable = f", {failed} of them {page.failed}" if failed else ""
     chance = "" if metrics.get("chance") is None else f"; chance {metrics['chance']:.3f}"
-    convention = f"; {metrics['convention']}" if "convention" in metrics else ""
+    convention = f", {metrics['context']} frames of context; {metrics['convention']}" if "convention" in metrics else ""
     head = (
         f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
         f"{metrics['n_videos']} videos{unreadable}{chance}{convention}."
