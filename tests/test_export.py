@@ -120,7 +120,7 @@ def test_only_an_earlier_export_is_overwritten(run, tmp_path):
 
 
 def test_a_copy_that_computes_something_else_is_refused(run, tmp_path, monkeypatch):
-    import tttvideo.export as module
+    import tttvideo.export.folder as module
 
     def altered(folder, *, trust=False):
         model = tttvideo.from_pretrained(folder, trust=trust)

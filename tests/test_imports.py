@@ -55,7 +55,7 @@ LAYERS = {
         "model",
         "pretrained",
     },
-    "export": {"files", "printing", "serialize", "video", "model", "pretrained", "evaluation"},
+    "export": {"files", "printing", "mixers", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
     "inference": {
         "measuring",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from tttvideo.evaluation.plots import plain, short
 from tttvideo.evaluation.report import print_comparison, print_report, write_comparison, write_report
 from tttvideo.evaluation.strata import Column
-from tttvideo.export import model_card
+from tttvideo.export.folder import model_card
 from tttvideo.printing import cell, from_cell, json_text, markdown, markdown_code, printable
 from tttvideo.training.run_folder import RunFolder, Skipped
 

@@ -30,7 +30,7 @@ COMMANDS = {
     "compare": Command(".evaluating", "compare", "evaluations of several runs side by side, with intervals"),
     "position": Command(".evaluating", "position", "loss against the number of frames read"),
     "predict": Command(".inference.commands", "predict", "the next frames of videos, as a film and a picture each"),
-    "export": Command(".commands", "export", "a folder that from_pretrained and the Hugging Face Hub take"),
+    "export": Command(".commands", "export", "a checkpoint for others: a folder, or a streaming step (ONNX)"),
     "classify": Command(".inference.commands", "classify", "name the classes of videos: files, folders, lists"),
     "stream": Command(".inference.commands", "stream", "answer while a video comes: files, pipes, cameras, addresses"),
     "make-data": Command(".commands", "make_data", "generated videos with known best possible accuracy or error"),

@@ -6,42 +6,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .arguments import ConfigError, read
+from .export.config import ExportConfig
 from .printing import printable
 from .recipes import comment, recipes
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write config.json, model.safetensors, labels.json and a model card with the measured figures.
-
-    The export is read back, and its outputs are compared with the checkpoint's.
-
-    Attributes:
-        checkpoint: run folder (its best), checkpoint in it, or export.
-        out: new or empty folder, or an earlier export to replace.
-        metrics: metrics.json of evaluations of these weights, for the card (default: the run folder's).
-        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
-    """
-
-    positional: ClassVar = ("checkpoint",)
-    repeated: ClassVar = ("metrics",)
-
-    checkpoint: str
-    out: str
-    metrics: tuple[str, ...] = ()
-    trust: bool = False
-
-
 def export(config: ExportConfig) -> int:
-    from .export import export as write_export
+    from .export.files import export_files
 
-    out = write_export(config.checkpoint, config.out, metrics=config.metrics, trust=config.trust)
-    trusted = ", trust=True" if config.trust else ""
-    print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
-    return 0
+    return export_files(config)
 
 
 @dataclass(frozen=True, kw_only=True)

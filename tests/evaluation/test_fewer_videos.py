@@ -10,7 +10,7 @@ from tttvideo.evaluation.plots import plot_lines
 from tttvideo.evaluation.position import position_protocols
 from tttvideo.evaluation.report import _comparison_markdown, html, positions_figure
 from tttvideo.evaluation.table import Condition, position_table
-from tttvideo.export import _eval_results, _figures
+from tttvideo.export.folder import _eval_results, _figures
 
 from ..test_printing import hostile_evaluation
 

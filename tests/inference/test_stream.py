@@ -174,8 +174,6 @@ def test_an_hour_at_constant_memory_and_time():
         seconds.append(time.process_time() - begun)
         memory.append(process.memory_info().rss)
     assert moment.time == pytest.approx(3600 - 1 / 30)
-    print(
-        f"first and last thousand: {seconds[0]:.2f} and {seconds[-1]:.2f} s, {memory[0] / 1e6:.1f}, {memory[-1] / 1e6:.1f} MB"
-    )
+    print(f"first and last thousand: {seconds[0]:.2f} and {seconds[-1]:.2f} s, {memory[0]:,} and {memory[-1]:,} bytes")
     assert abs(seconds[-1] / seconds[0] - 1) < 0.1
     assert memory[-1] - memory[0] < 5e6

@@ -138,6 +138,19 @@ class FrameEncoder(nn.Module, ABC):
         """How videos are read for this encoder with its weights: by default as frames, else as their features."""
         return preprocessing
 
+    def step(self, frames: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        """``forward`` for a stream that comes in whole time steps: nothing depends on the values of tensors, so it can
+        be exported.
+
+        Args:
+            frames: uint8 [B, F, 3, H, W], F a multiple of ``stride``.
+
+        Returns:
+            tokens [B, S, N, C], and the state.
+        """
+        tokens, tails = self.encode(self._normalised(frames), None, state)
+        return tokens, EncoderState(tails, torch.ones_like(state.begun), state.ended)
+
     def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
         """Maps [B, F, *feature_shape] of frames [B, F, 3, H, W]; zeros where a row is padding.
 

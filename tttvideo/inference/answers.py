@@ -86,7 +86,7 @@ def read_answers(
     """
     batches = [range(at, min(at + batch_size, len(items))) for at in range(0, len(items), batch_size)]
     spans = [item for item in items if isinstance(item, Span)]
-    if len(spans) == len(items) and all(span.crop == 0.5 for span in spans):
+    if not timelines and len(spans) == len(items) and all(span.crop == 0.5 for span in spans):
         paths, times = [s.source.path for s in spans], [(s.source.start, s.source.end) for s in spans]
         reading = replace(reading, preprocessing=model.reading_of(paths, times, reading.sampling, reading.frames))
     listed = [[items[i] for i in batch] for batch in batches]

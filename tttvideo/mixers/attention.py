@@ -172,7 +172,7 @@ class AttentionLayer(SequenceLayer):
             mask = self._mask(slots[rows], cached[rows], unit).to(q.device)
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         seen = state.seen + (q.shape[2] if lengths is None else lengths)
-        return y, self._trimmed(AttentionState(keys, values, cached, seen, state.tails), lengths, unit)
+        return y, self._trimmed(AttentionState(keys, values, cached, seen, state.tails), lengths, unit, alike)
 
     def _mask(self, queries: Tensor, cached: Tensor, unit: int) -> Tensor:
         """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
@@ -184,7 +184,7 @@ class AttentionLayer(SequenceLayer):
         # A query that is padding may see nothing at all; softmax over nothing is NaN, so it sees everything.
         return (seen | ~seen.any(-1, keepdim=True))[:, None]
 
-    def _trimmed(self, state: AttentionState, lengths: Tensor | None, unit: int) -> AttentionState:
+    def _trimmed(self, state: AttentionState, lengths: Tensor | None, unit: int, alike: bool) -> AttentionState:
         """Keeps of each row what the unit after its last can still see, and no more columns than the row that sees
         most has tokens."""
         count = keep = state.slots.shape[1]
@@ -195,6 +195,9 @@ class AttentionLayer(SequenceLayer):
             keep = min(keep, max(real, default=0))
         if keep == count:
             return state
+        if alike and lengths is None:  # real tokens are last already; a sort could not be exported
+            kept = (state.keys[:, :, count - keep :], state.values[:, :, count - keep :], state.slots[:, count - keep :])
+            return AttentionState(*(t.clone() for t in kept), *state[3:])  # views would keep the whole call alive
         # Real tokens last, in their order: rows that have ended remember what they read last.
         last = (state.slots >= 0).int().argsort(dim=1, stable=True)[:, count - keep :]
         index = last.to(state.keys.device)[:, None, :, None].expand(-1, *state.keys.shape[1:2], -1, state.keys.shape[3])

@@ -120,7 +120,8 @@ class Classification(Task):
             "import tttvideo\n"
             f"model = tttvideo.from_pretrained({python})\n"
             'print(model.classify("clip.mp4"))  # [(label, probability), ...]\n'
-            "```",
+            "```\n\n"
+            "`classify` does the preprocessing, too.",
             "The figures hold for videos like those measured. A classifier names one of its classes for every video, "
             "also\nfor one that shows none of them. Videos much longer than those of training, other frame rates and "
             "other\ncameras can lower its accuracy: measure with `tttvideo evaluate` on your own.",

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from .evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
-from .evaluation.page import page_of, score_of, way
-from .evaluation.report import as_markdown
-from .files import read_json
-from .model import VideoModel
-from .pretrained import from_pretrained
-from .printing import markdown, markdown_code, printable
-from .video.index import save_labels
+from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
+from ..evaluation.page import page_of, score_of, way
+from ..evaluation.report import as_markdown
+from ..files import read_json
+from ..model import VideoModel
+from ..pretrained import from_pretrained
+from ..printing import markdown, markdown_code, printable
+from ..video.index import save_labels
 
 EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
 
@@ -220,7 +220,7 @@ def _figures(metrics: dict[str, Any]) -> str:
     page, failed = page_of(metrics), metrics["n_failed"]
     unreadable = f", {failed} of them {page.failed}" if failed else ""
     chance = "" if metrics.get("chance") is None else f"; chance {metrics['chance']:.3f}"
-    convention = f"; {metrics['convention']}" if "convention" in metrics else ""
+    convention = f", {metrics['context']} frames of context; {metrics['convention']}" if "convention" in metrics else ""
     head = (
         f"Data {markdown_code(Path(metrics['data']).name)}, split {markdown_code(metrics['split'])}: "
         f"{metrics['n_videos']} videos{unreadable}{chance}{convention}."
