@@ -3,10 +3,11 @@
     python -m benchmarks.input [--rounds 5] [--videos 1000] [--minutes 10] [--only PART] [--json FILE]
 
 Processor seconds of one thread (user and system), the readers taking turns, so that a drift of the machine's speed
-meets all of them; ratios are medians over the ratios of the same round. Parts:
+meets all of them; ratios are medians over the ratios of the same round. Each row is written when it is measured, with
+the load of the machine. Parts:
 
 - `clips`: frames/s of whole H.264 clips at four sizes, as they are and resized to 112 x 112, opening included; frames
-  come as tensors uint8 [F, 3, H, W].
+  come as contiguous tensors uint8 [F, 3, H, W]. `tttvideo, first` is a file that was never read: its scan is included.
 - `late`: 64 frames at 95 % of a long file of each codec: opening, reading, wrong frames (painted.py); of a file that is
   met for the first time, and of one that was read whole before, which only tttvideo remembers.
 - `memory`: what a process holds after so many videos, one after the other, each reader in a process of its own.
@@ -39,6 +40,7 @@ from torch import Tensor
 from benchmarks.decoding_matrix import about, numbers, requests, wrong
 from benchmarks.measure import ratio
 from benchmarks.painted import GOP, KINDS, RATE, can_write, write
+from tttvideo.video import catalog, probe
 from tttvideo.video.decode import open_video
 
 SIZES = {(240, 320): 900, (360, 640): 600, (720, 1280): 300, (1080, 1920): 200}  # frames of each
@@ -49,6 +51,7 @@ LATE = [
 ]
 Size = tuple[int, int] | None
 Wanted = Sequence[int] | None
+Row = dict[str, Any]
 Read = Callable[[Wanted], Tensor]  # frames uint8 [F, 3, H, W], all or those with these numbers
 
 
@@ -104,20 +107,33 @@ def by_torchcodec(path: Path, size: Size, mode: str = "exact") -> Iterator[Read]
 
     def read(wanted: Wanted) -> Tensor:
         if wanted is None:
-            return decoder.get_frames_in_range(0, len(decoder)).data
-        return decoder.get_frames_at(list(wanted)).data
+            return decoder.get_frames_in_range(0, len(decoder)).data.contiguous()
+        return decoder.get_frames_at(list(wanted)).data.contiguous()
 
     yield read
 
 
+@contextmanager
+def by_tttvideo_first(path: Path, size: Size) -> Iterator[Read]:
+    """As if the file had never been read."""
+    file = probe.identity(str(path))
+    entry = catalog.place_of(file, None)
+    if entry is not None:
+        entry.unlink(missing_ok=True)
+    probe.forget()
+    with open_video(path, size) as video:
+        yield video.read
+
+
 READERS: dict[str, Callable[..., Any]] = {
     "tttvideo": by_tttvideo,
+    "tttvideo, first": by_tttvideo_first,
     "decord": by_decord,
     "pyav": by_pyav,
     "torchcodec": by_torchcodec,
     "torchcodec approximate": functools.partial(by_torchcodec, mode="approximate"),
 }
-MODULES = {"pyav": "av", "tttvideo": "tttvideo"}
+MODULES = {"pyav": "av", "tttvideo": "tttvideo", "tttvideo, first": "tttvideo"}
 
 
 def installed(*leave_out: str) -> list[str]:
@@ -146,8 +162,7 @@ def write_moving(path: Path, size: tuple[int, int], frames: int) -> None:
         out.mux(stream.encode())
 
 
-def clips(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    rows = []
+def clips(folder: Path, rounds: int) -> Iterator[Row]:
     for (height, width), frames in SIZES.items():
         path = folder / f"{height}.mp4"
         write_moving(path, (height, width), frames)
@@ -155,7 +170,7 @@ def clips(folder: Path, rounds: int) -> list[dict[str, Any]]:
             readers = installed("torchcodec approximate")
             times: dict[str, list[float]] = {name: [] for name in readers}
             for turn in range(rounds + 1):  # the first is a warm-up
-                for name in readers:
+                for name in sorted(readers, key="tttvideo".__eq__):  # after it was read for the first time
                     begun = time.process_time()
                     with READERS[name](path, size) as read:
                         shape = read(None).shape
@@ -169,26 +184,25 @@ def clips(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 "frames": frames,
                 "frames_per_second": {name: frames / statistics.median(found) for name, found in times.items()},
                 "tttvideo_over": {name: ratio(times[name], times["tttvideo"]) for name in readers[1:]},
+                "first_over_decord": ratio(times["decord"], times["tttvideo, first"]) if "decord" in times else None,
             }
-            rows.append(row)
+            yield row
             speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in row["frames_per_second"].items())
             ratios = ", ".join(f"{name} {value:.2f}" for name, value in row["tttvideo_over"].items())
             print(f"{width}x{height} as {row['read_as']}: frames/s {speeds}; tttvideo over {ratios}", flush=True)
         path.unlink()
-    return rows
 
 
 # Late windows of long files
 
 
-def late(folder: Path, rounds: int, minutes: float) -> list[dict[str, Any]]:
+def late(folder: Path, rounds: int, minutes: float) -> Iterator[Row]:
     frames = min(round(minutes * 60 * RATE), 2**16)
     kinds = {(kind.name, kind.container): kind for kind in KINDS}
-    rows = []
     for kind in (kinds[name] for name in LATE if can_write(kinds[name])):
         path = write(kind, folder, frames)
         wanted = requests(frames)["late window"]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in installed("pyav")}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in installed("pyav", "tttvideo, first")}
         for turn in range(rounds + 1):
             for name, tries in found.items():
                 tries.append(_late(name, path, wanted))
@@ -206,10 +220,9 @@ def late(folder: Path, rounds: int, minutes: float) -> list[dict[str, Any]]:
                 "window_seconds": statistics.median(t["window"] for t in again),
                 "wrong": max(t["wrong"] for t in tries),
             }
-        rows.append(row)
+        yield row
         _print_late(row)
         path.unlink()
-    return rows
 
 
 def _late(name: str, path: Path, wanted: Sequence[int]) -> dict[str, Any]:
@@ -238,24 +251,23 @@ def _print_late(row: dict[str, Any]) -> None:
 # Memory
 
 
-def memory(folder: Path, videos: int) -> list[dict[str, Any]]:
+def memory(folder: Path, videos: int) -> Iterator[Row]:
     clip = folder / "clip.mp4"
     write(next(k for k in KINDS if k.name == "H.264, B-frames"), folder, 50).rename(clip)
     many = folder / "many"
     many.mkdir()
     for i in range(videos):
         shutil.copyfile(clip, many / f"{i}.mp4")
-    rows = []
-    for name in installed("torchcodec approximate"):
+    for name in installed("torchcodec approximate", "tttvideo, first"):
         command = [sys.executable, "-m", "benchmarks.input", "--hold", name, str(many)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"memory of {name}: {done.stderr.strip().splitlines()[-1]}")
             continue
-        rows.append({"reader": name, "megabytes": json.loads(done.stdout)})
-        held = ", ".join(f"{count} videos {size:.0f} MB" for count, size in rows[-1]["megabytes"].items())
+        row = {"reader": name, "megabytes": json.loads(done.stdout)}
+        yield row
+        held = ", ".join(f"{count} videos {size:.0f} MB" for count, size in row["megabytes"].items())
         print(f"memory of {name}: {held}", flush=True)
-    return rows
 
 
 def hold(name: str, folder: Path) -> dict[int, float]:
@@ -286,7 +298,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.hold:
         print(json.dumps(hold(args.hold[0], Path(args.hold[1]))))
         return
-    results: dict[str, Any] = {"about": about(), "readers": installed()}
+    settings = {"rounds": args.rounds, "videos": args.videos, "minutes": args.minutes}
+    results: dict[str, Any] = {"about": about(), "settings": settings, "readers": installed()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TTTVIDEO_INDEX"] = str(folder / "index")  # nothing is known, and nothing is left behind
@@ -297,9 +310,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         for part, measured in parts.items():
             if args.only in (None, part):
-                results[part] = measured()
-                if args.json:  # after each part: the whole takes a quarter of an hour
-                    args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                rows = results[part] = []
+                for row in measured():
+                    rows.append(row | {"load": round(os.getloadavg()[0], 1)})
+                    if args.json:  # as they come: the whole takes a quarter of an hour on an idle machine
+                        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_few_broken_files(tmp_path):
 @pytest.mark.slow
 def test_many_broken_files(tmp_path):
     ends = fuzz(tmp_path, 400)
-    assert len(ends.get("silently short", [])) <= 4, ends  # a few gaps in stamps are no sign of damage
+    assert "silently short" not in ends, ends
     assert len(ends.get("unseen", [])) <= 60, ends
     assert len(ends["partial"]) >= 120
     assert len(ends["exact"]) >= 30

@@ -5,7 +5,11 @@ in seconds does not give a number of frames where the rate varies (Matroska).
 """
 
 import os
+import zlib
 from typing import Any, NamedTuple
+
+_BLOCKS = (b"\xa3", b"\xa0")  # of Matroska: a simple one, a group
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class Reached(NamedTuple):
@@ -23,6 +27,8 @@ class Reached(NamedTuple):
     """The same of the last packet of any stream."""
     longest: float
     """Longest time between two frames, seconds."""
+    bytes_end: int
+    """Where in the file the last packet ends; 0: not known."""
 
 
 def announced(container: Any, stream: Any, path: str, reached: Reached, rate: float) -> tuple[bool, int]:
@@ -30,7 +36,7 @@ def announced(container: Any, stream: Any, path: str, reached: Reached, rate: fl
     kind = container.format.name
     if "mp4" in kind:
         promised = _samples(stream, reached.corrupt)
-        return reached.count < promised, max(promised, stream.frames)
+        return reached.count < promised or _fragment_is_cut(path), max(promised, stream.frames)
     if kind == "avi":
         return _avi(path, stream.frames, reached), stream.frames
     if "matroska" in kind:
@@ -60,6 +66,48 @@ def _samples(stream: Any, corrupt: int) -> int:
     return stream.frames if corrupt else 0
 
 
+def _fragment_is_cut(path: str) -> bool:
+    """Whether a fragment of an MP4 goes beyond the end of the file; the samples of fragments are counted nowhere."""
+    size, at, fragmented = os.path.getsize(path), 0, False
+    with open(path, "rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            fragmented = fragmented or kind == b"moof"
+            if length < 8:  # 0: to the end
+                return False
+            at += length
+    return fragmented and at > size
+
+
+def ogg_is_whole(path: str) -> bool:
+    """Whether every byte of an Ogg file is in a page, every page is as it was written, and none is left out."""
+    numbers: dict[bytes, int] = {}
+    with open(path, "rb") as file:
+        while head := file.read(27):
+            sizes = file.read(head[26]) if len(head) == 27 else b""
+            body = file.read(sum(sizes))
+            if head[:4] != b"OggS" or len(sizes) < head[26] or len(body) < sum(sizes):
+                return False
+            stream, number = head[14:18], int.from_bytes(head[18:22], "little")
+            if (
+                number != numbers.get(stream, -1) + 1
+                or _ogg_sum(head[:22] + bytes(4) + head[26:] + sizes + body) != head[22:26]
+            ):
+                return False
+            numbers[stream] = number
+    return True
+
+
+def _ogg_sum(page: bytes) -> bytes:
+    """The checksum of a page: zlib's polynomial from the other end of the bits, beginning with 0."""
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return mirrored.to_bytes(4, "big").translate(_MIRRORED)
+
+
 def _avi(path: str, header: int, reached: Reached) -> bool:
     """Headers that count a few too many, or two slots for a frame, are common and harmless."""
     missing = header - max(reached.count + reached.empty, reached.slots)
@@ -76,8 +124,21 @@ def _matroska(container: Any, stream: Any, path: str, reached: Reached, rate: fl
         cut, told = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
     else:
         cut = told - reached.film_end > max(0.1, 1.5 * reached.longest)
-    cut = cut or _segment_end(path) > os.path.getsize(path)
+    cut = cut or _segment_end(path) > os.path.getsize(path) or _block_is_cut(path, reached.bytes_end)
     return cut, max(reached.count, round((told - start) * rate)) if cut else 0
+
+
+def _block_is_cut(path: str, end: int) -> bool:
+    """Whether behind the last packet, whose bytes end at `end`, a block begins that goes beyond the file."""
+    at = end + 4  # a packet is placed at its block's header of four bytes
+    with open(path, "rb") as file:
+        file.seek(at)
+        head = file.read(9)
+    if end <= 0 or len(head) < 2 or head[:1] not in _BLOCKS or not head[1]:
+        return False
+    width = 9 - head[1].bit_length()
+    size = int.from_bytes(head[1 : 1 + width], "big") & ((1 << 7 * width) - 1)
+    return at + 1 + width + size > os.path.getsize(path)
 
 
 def _duration_tag(stream: Any) -> float | None:

@@ -138,6 +138,7 @@ class Reader(ABC):
         if self.announced > decoded:
             sentence = f"only the first {decoded} of {self.announced} frames decode{flaws}; they are used"
         else:
+            flaws += "," * bool(flaws)
             sentence = f"the file is cut off or damaged; the {decoded} frames of it that decode{flaws} are used"
         self._tell("end", sentence, PartialVideoWarning)
 

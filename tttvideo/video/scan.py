@@ -144,7 +144,7 @@ class _Packets:
         self.pts = array("q")
         self.fresh = array("i")  # places in `pts` at which decoding can start
         self.unclaimed = array("q")  # by place in `pts`: bytes before it, since the packet before, that no packet holds
-        self.bytes_read = self._claimed = self._unclaimed = 0
+        self.bytes_read = self.bytes_end = self._unclaimed = 0
         self.starts_with_key = self.whole_frames = False
         self.count = self.discarded = self.unstamped = self.empty = 0
         self._corrupt_at: list[int] = []  # packets, counted in order
@@ -180,9 +180,9 @@ class _Packets:
 
     def _claim(self, packet: Any) -> None:
         if packet.pos is not None and packet.pos >= 0:
-            if self._claimed and packet.pos > self._claimed:
-                self._unclaimed += packet.pos - self._claimed
-            self._claimed = max(self._claimed, packet.pos + packet.size)
+            if self.bytes_end and packet.pos > self.bytes_end:
+                self._unclaimed += packet.pos - self.bytes_end
+            self.bytes_end = max(self.bytes_end, packet.pos + packet.size)
 
     def _take(self, packet: Any) -> None:
         if is_empty(packet):
@@ -306,21 +306,22 @@ def _conclude(
         and len(container.streams.video) == 1
         and film.stream.frames in (0, seen.count),
         broken=seen.broken_packets,
-        holes=0 if damaged else _holes(film, seen, stamps),
+        holes=0 if damaged else _holes(film, file[0], seen, stamps),
         stamps=stamps,
         entries=seen.entries() if seen.one_to_one and distinct and not seen.discarded else np.empty(0, np.int32),
     )
     return with_pictures(metadata, decoded, complete=True) if decoded else metadata
 
 
-def _holes(film: Film, seen: _Packets, stamps: np.ndarray) -> int:
+def _holes(film: Film, path: str, seen: _Packets, stamps: np.ndarray) -> int:
     """Frames that are missing inside or at the end, where the container has no table of its frames."""
     kind = film.container.format.name
     if "mp4" in kind or kind == "avi":
         return 0
     if kind == "ogg":  # its last page says how many frames there are
-        promised = round((film.stream.duration or 0) / seen.step) - len(stamps) - seen.empty
-        return max(holes(stamps, round(seen.step)) - seen.empty, promised if promised > 1 else 0)
+        promised = round((film.stream.duration or 0) / seen.step) - len(stamps)
+        lost = max(holes(stamps, round(seen.step)), promised if promised > 1 else 0)
+        return 0 if lost and cut.ogg_is_whole(path) else lost  # frames can be left out on purpose
     placed = np.array(seen.pts, np.int64), np.array(seen.unclaimed, np.int64)
     return max(holes(stamps), passed_over(*placed, seen.bytes_read / max(1, seen.count)))
 
@@ -350,6 +351,7 @@ def _damage(film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: flo
         film_end=seen.ends.get(film.stream.index, 0.0),
         end=max(seen.ends.values(), default=0.0),
         longest=float(steps.max()) * base if len(steps) else 0.0,
+        bytes_end=seen.bytes_end,
     )
     short, announced = cut.announced(film.container, film.stream, path, reached, rate)
     unfinished = seen.restarts and (any(seen.ends_corrupt.values()) or ends_in_gap(stamps))
