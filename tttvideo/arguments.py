@@ -124,7 +124,7 @@ def _flag(cls: type, key: str) -> tuple[str, Any]:
 
 
 def _positional(cls: type, words: Sequence[str]) -> Iterator[Setting]:
-    names = getattr(cls, "positional", ())
+    names = list(getattr(cls, "positional", ()))
     single = [name for name in names if hints_of(cls)[name] is str]
     yield from (Setting(name, word) for name, word in zip(single, words))
     further = words[len(single) :]

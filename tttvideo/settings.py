@@ -248,14 +248,14 @@ def kinds_of(hint: Any) -> str:
     kinds = []
     for option in options:
         if typing.get_origin(option) is Literal:
-            values = typing.get_args(option)
+            values = list(typing.get_args(option))
             several = len(values) > 1 or len(options) == 1
             kinds.append(f"one of {', '.join(map(repr, values))}" if several else str(values[0]))
         elif option is type(None):
             kinds.append("null")
         elif typing.get_origin(option) in (tuple, list):
             kinds.append("a list")
-        elif dataclasses.is_dataclass(option):
+        elif isinstance(option, type) and dataclasses.is_dataclass(option):
             kinds.append(f"one of {', '.join(sorted(cls.__name__ for cls in concrete_classes(option)))}")
         else:
             kinds.append(getattr(option, "__name__", str(option)))

@@ -213,7 +213,7 @@ def test_a_suspended_run_ends_when_another_host_has_gone_on(arguments, run_scrip
     assert train.main(arguments(out="whole")) == 0
     assert (
         run_script("", []).returncode == 0
-    )  # the server of later processes is ready: no minute passes until they start
+    )  # so that the others start within a minute
     (tmp_path / "suspended.py").write_text(SUSPENDED)
     command = [sys.executable, str(tmp_path / "suspended.py"), *arguments()]
     environment = environment_of_a_user() | {"PYTHONPATH": str(ROOT)}
