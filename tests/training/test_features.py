@@ -9,7 +9,7 @@ import torch
 from tests.training.test_cached_features import losses
 from tttvideo.cli import main as command
 from tttvideo.encoder import Features
-from tttvideo.model import from_pretrained
+from tttvideo.pretrained import from_pretrained
 from tttvideo.training.run import main
 from tttvideo.video.transforms import Preprocessing
 
