@@ -171,7 +171,7 @@ def test_a_long_context_is_shown_from_its_end(run, tmp_path):
         (["--context", "0"], "--context must be at least 1 frame; got 0"),
         (["--context", "24"], "has 24 frames, which a context of 24 leaves nothing of; give --context 23 or less"),
         (["--context", "400"], "has 24 frames, which a context of 400 leaves nothing of"),
-        (["--write", "never"], "invalid choice: 'never'"),
+        (["--write", "never"], "write must be one of 'all', 'context', not 'never'"),
     ],
 )
 def test_settings_that_cannot_be(run, data, tmp_path, capsys, words, sentence):

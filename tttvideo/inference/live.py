@@ -152,7 +152,7 @@ def _opened(config: StreamConfig) -> Iterator[Shot]:
                 if converter is None:  # further frames are brought to the first one's size
                     converter = Converter((frame.height, frame.width))
                 out = torch.empty(3, *converter.size, dtype=torch.uint8)
-                converter.into(frame, out)
+                converter.into(frame, out.numpy())
                 yield Shot(out, number / rate if frame.time is None else float(frame.time))
                 number, begun = number + 1, time.monotonic()
     except VideoError:

@@ -111,7 +111,7 @@ def test_attention_is_measured_without_a_mask(monkeypatch):
         if part.layer == "attention":
             layer = gpu_layers.build(part, torch.device("cpu"))
             layer(torch.randn(2, 32, 16), None, Layout(part.shape.grid))
-    assert given == [{"attn_mask": None, "is_causal": True}] * 2
+    assert given == [{"is_causal": True}] * 2
 
 
 def test_where_kernels_cannot_be_interpreted_the_eager_scan_stands_in(monkeypatch):
