@@ -1,6 +1,6 @@
 """What a frame costs a multiprocessor at least, read from the compiled kernels: needs no GPU.
 
-    python -m benchmarks.cycles [--tokens 256] [--json FILE]
+    python -m benchmarks.cycles [--tokens 256] [--only mlp] [--json FILE]
 
 Every instruction of a phase counts as often as the loops around it turn (one frame of one head, d = 64, F = 256).
 Four bounds follow for one multiprocessor of sm_90, in cycles; the largest of them is the least that the phase can take:
@@ -9,6 +9,9 @@ Four bounds follow for one multiprocessor of sm_90, in cycles; the largest of th
     tensor   4,096 bf16 operations a cycle (tf32: half); instructions of the older kind (mma.sync) reach 62 % of that
     shared   128 bytes a cycle from and to shared memory or L1, what tensor cores read there themselves included
     special  16 exponentials, reciprocals, square roots a cycle
+
+Beside them stand counts of one frame: barriers (of a program's threads), and kilobytes that loads and stores of global
+memory ask for, which L1 and L2 hold in part.
 
 The phases are compiled one by one, also those that are launched as one kernel: that one spills more.
 
@@ -38,6 +41,7 @@ DIM, CAPABILITY = 64, 90
 TENSOR_FLOPS, OLDER = 4096, 0.62
 """Dense bf16 operations of a multiprocessor a cycle; the share of them that mma.sync reaches."""
 BOUNDS = ("issue", "tensor", "shared", "special")
+COUNTS = ("barriers", "global_kB")
 
 
 class Instruction(NamedTuple):
@@ -51,9 +55,10 @@ class Instruction(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=256, help="of a frame")
+    parser.add_argument("--only", default="", help="rows whose name has this in it (mlp bf16)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    rows = list(measured(options.tokens))
+    rows = list(measured(options.tokens, options.only))
     print(table(rows))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -61,19 +66,21 @@ def main() -> None:
         options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
 
 
-def measured(tokens: int) -> Iterator[dict[str, Any]]:
+def measured(tokens: int, only: str = "") -> Iterator[dict[str, Any]]:
     """A row for every pass of the frame kernels, with narrow and with wide tiles."""
     for kind, mode, wide in itertools.product(("mlp", "linear"), ("bf16", "tf32"), (False, True)):
         for way in ("forward", "recompute", "backward"):
-            total = dict.fromkeys(BOUNDS, 0.0)
+            if only not in f"{kind} {mode} {way}":
+                continue
+            total = dict.fromkeys(BOUNDS + COUNTS, 0.0)
             for found in phases(kind, mode, way, tokens, wide):
-                total = {name: total[name] + found[name] for name in BOUNDS}
+                total = {name: total[name] + found[name] for name in total}
             row = {"kernel": f"{kind} {mode} {way}", "tiles": "wide" if wide else "narrow"}
             yield row | {name: round(value) for name, value in total.items()}
 
 
 def phases(kind: str, mode: str, way: str, tokens: int, wide: bool) -> Iterator[dict[str, float]]:
-    """The bounds of each phase."""
+    """The bounds and counts of each phase."""
     programs = launch.FEW_PROGRAMS if wide else 1
     hidden = 4 * DIM if kind == "mlp" else 0
     tiles = launch.frame_tiles(kind, DIM, hidden, mode, programs, tokens, CAPABILITY)
@@ -99,13 +106,14 @@ def instructions(sass: str) -> list[Instruction]:
 
 
 def bounds(code: list[Instruction], trips: tuple[int, ...], warps: int, rows: int = 1) -> dict[str, float]:
-    """Cycles by what bounds them; ``trips``: turns of the loops, outermost first. Of loops without matrix products the
-    innermost turn ``rows`` times (a tile's tokens, 16 at a time); others (the copy of a state to be kept) are left out.
+    """Cycles by what bounds them, and counts. ``trips``: turns of the loops, outermost first. Of loops without matrix
+    products the innermost turn ``rows`` times (a tile's tokens, 16 at a time); others (the copy of a state to be kept)
+    are left out.
     """
     nest = loops(code)
     products = [one.address for one in code if one.name.startswith(("HMMA", "HGMMA"))]
     idle = [(first, last) for first, last in nest if not any(first <= at <= last for at in products)]
-    found = dict.fromkeys(BOUNDS, 0.0)
+    found = dict.fromkeys(BOUNDS + COUNTS, 0.0)
     for one in code:
         around = [loop for loop in nest if loop[0] <= one.address <= loop[1]]
         if one.name == "NOP" or (around and around[-1] in idle and len(around) < len(trips)):
@@ -116,6 +124,8 @@ def bounds(code: list[Instruction], trips: tuple[int, ...], warps: int, rows: in
         found["tensor"] += times * product_cycles(one)
         found["shared"] += times * bytes_moved(one) / 128
         found["special"] += times * (2 if one.name.startswith("MUFU") else 0)
+        found["barriers"] += math.prod(turns) if one.name.startswith("BAR.") else 0
+        found["global_kB"] += times * bytes_moved(one) / 1000 if one.name.startswith(("LDG", "STG")) else 0
     return found
 
 
@@ -157,9 +167,10 @@ def bytes_moved(one: Instruction) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| kernel | tiles | " + " | ".join(BOUNDS) + " |", "|---|---|" + "---|" * len(BOUNDS)]
+    columns = BOUNDS + COUNTS
+    lines = ["| kernel | tiles | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     lines += [
-        f"| {row['kernel']} | {row['tiles']} | " + " | ".join(f"{row[name]:,}" for name in BOUNDS) + " |"
+        f"| {row['kernel']} | {row['tiles']} | " + " | ".join(f"{row[name]:,}" for name in columns) + " |"
         for row in rows
     ]
     return "\n".join(lines)

@@ -171,6 +171,7 @@ SASS = """
         /*003e*/                   LDSM.16.M88.4 R12, [R9] ;
         /*0040*/                   MUFU.EX2 R10, R11 ;
         /*0050*/               @P1 BRA 0x30 ;
+        /*0054*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
         /*0060*/               @P2 BRA 0x10 ;
         /*0070*/                   FADD R5, R5, R6 ;
         /*0080*/               @P3 BRA 0x70 ;
@@ -183,9 +184,11 @@ def test_instructions_count_as_often_as_their_loops_turn():
     assert cycles.loops(cycles.instructions(SASS)) == [(0x10, 0x60), (0x30, 0x50), (0x70, 0x80)]
     found = cycles.bounds(cycles.instructions(SASS), (5, 3), warps=4)
     inner, outer = 5 * 3, 5  # turns; four warps, which one instruction of HGMMA belongs to together
-    assert found["issue"] == 2 + outer * 3 + inner * 6  # first and last, the outer loop's, the inner loop's
+    assert found["issue"] == 2 + outer * 4 + inner * 6  # first and last, the outer loop's, the inner loop's
     wide, tf32, older = 2 * 64 * 32 * 16 / 4096, 2 * 2 * 64 * 32 * 8 / 4096, 4 * 2 * 16 * 8 * 16 / 4096 / 0.62
     assert found["tensor"] == pytest.approx(inner * (wide + tf32 + older))
     both, right = (64 + 32) * 16 * 2, 32 * 8 * 4  # operands that come from shared memory; the other's left one does not
     assert found["shared"] == (outer * 4 * (512 + 128) + inner * (both + right + 4 * 512)) / 128
     assert found["special"] == 4 * inner * 2
+    assert found["barriers"] == outer  # of the program
+    assert found["global_kB"] == outer * 4 * 512 / 1000

@@ -114,11 +114,11 @@ def forward_kernel(
                 z1 = convolved(k_of, t, valid, here, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(here, D, F, DEPTHWISE)
                 z1 += b1
-                z2 = mm(gelu(z1), a2, MODE) + b2
+                z2 = mm(gelu(z1, MODE), a2, MODE) + b2
                 target = load_rows(v + c * frame * D, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
                 rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
                 g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
-                g1 = mm(g2, tl.trans(a2), MODE) * gelu_slope(z1)
+                g1 = mm(g2, tl.trans(a2), MODE) * gelu_slope(z1, MODE)
                 store_rows(z1_of, t, t < frame, z1, F)
                 store_rows(z2_of, t, t < frame, z2, D)
                 store_rows(g1_of, t, t < frame, g1, F)
@@ -144,7 +144,7 @@ def forward_kernel(
                         rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
                         z2 = load_rows(z2_of, t, t < frame, D, ACC)
                         g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
-                        x = gelu(load_rows(z1_of, t, t < frame, F, ACC))
+                        x = gelu(load_rows(z1_of, t, t < frame, F, ACC), MODE)
                         sum_b1 += column_sum(load_rows(g1_of, t, t < frame, F, ACC))
                         sum_a2 += mm(tl.trans(x), g2, MODE)
                         sum_b2 += column_sum(g2)
@@ -158,7 +158,7 @@ def forward_kernel(
                 valid = t < left
                 zq1 = convolved(q_of, t, valid, there, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(there, D, F, DEPTHWISE)
-                h, _ = standardised(mm(gelu(zq1 + b1), a2, MODE) + b2, D)
+                h, _ = standardised(mm(gelu(zq1 + b1, MODE), a2, MODE) + b2, D)
                 q_tile = load_rows(q_of, t, valid, D, ACC)
                 store_rows(out + c * frame * D, t, valid, q_tile + gamma_row * h + beta_row, D)
             tl.debug_barrier()
@@ -235,14 +235,14 @@ def backward_kernel(
                 zq1 = convolved(q_of, t, valid, there, taps, frame, columns, D, F, DEPTHWISE, ACC, MODE)
                 b1, a2, b2 = load_second(there, D, F, DEPTHWISE)
                 zq1 += b1
-                h, r = standardised(mm(gelu(zq1), a2, MODE) + b2, D)
+                h, r = standardised(mm(gelu(zq1, MODE), a2, MODE) + b2, D)
                 dout_tile = load_rows(dout_of, t, valid, D, ACC)
                 of_tile = (program * tiles + tile // TILE) * D
                 add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
                 dzq2 = across(gamma_row * dout_tile, h, r, D)
                 store_rows(last_of, t, t < frame, dzq2, D)
                 store_rows(back_of, t, t < frame, zq1, F)
-                store_rows(dzq1_of, t, t < frame, mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1), F)
+                store_rows(dzq1_of, t, t < frame, mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1, MODE), F)
             tl.debug_barrier()
         if (PHASES & 2) > 0:
             for tap in range(part, taps + 1, parts):
@@ -260,7 +260,7 @@ def backward_kernel(
                         t = tile + row
                         dzq2 = load_rows(last_of, t, t < frame, D, ACC)
                         db1 += column_sum(load_rows(dzq1_of, t, t < frame, F, ACC))
-                        da2 += mm(tl.trans(gelu(load_rows(back_of, t, t < frame, F, ACC))), dzq2, MODE)
+                        da2 += mm(tl.trans(gelu(load_rows(back_of, t, t < frame, F, ACC), MODE)), dzq2, MODE)
                         db2 += column_sum(dzq2)
                     tl.debug_barrier()
                     store_second(dstate, db1, da2, db2, D, F, DEPTHWISE)
@@ -285,14 +285,14 @@ def backward_kernel(
                 g2 = rates * slope2
                 # The gradient at the frame's sum of rate * gradient is -step * dW'.
                 dg1 = -size * (moved1 + u_b1)
-                dback = dg1 * gelu_slope(z1)
-                dg2 = mm(dback, a2, MODE) - size * (mm(gelu(z1), u_a2, MODE) + u_b2)
+                dback = dg1 * gelu_slope(z1, MODE)
+                dg2 = mm(dback, a2, MODE) - size * (mm(gelu(z1, MODE), u_a2, MODE) + u_b2)
                 dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
                 of_tile = (program * tiles + tile // TILE) * D
                 add_to_norm(dgamma + of_tile, dbeta + of_tile, tl.sum(rows, 0), tl.sum(derror, 0), D)
                 back = mm(g2, tl.trans(a2), MODE)
                 dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
-                store_rows(dz1_of, t, t < frame, dx * gelu_slope(z1) + dg1 * back * gelu_bend(z1), F)
+                store_rows(dz1_of, t, t < frame, dx * gelu_slope(z1, MODE) + dg1 * back * gelu_bend(z1, MODE), F)
                 store_rows(back_of, t, t < frame, dback, F)
                 store_rows(last_of, t, t < frame, dz2, D)
                 store_rows(dv + first, t, valid, -derror, D)
@@ -331,7 +331,7 @@ def backward_kernel(
                         z2 = load_rows(z2_of, t, t < frame, D, ACC)
                         g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
                         dz2 = load_rows(last_of, t, t < frame, D, ACC)
-                        x = gelu(load_rows(z1_of, t, t < frame, F, ACC))
+                        x = gelu(load_rows(z1_of, t, t < frame, F, ACC), MODE)
                         dback = load_rows(back_of, t, t < frame, F, ACC)
                         db1 += column_sum(load_rows(dz1_of, t, t < frame, F, ACC))
                         da2 += mm(tl.trans(x), dz2, MODE) + mm(tl.trans(dback), g2, MODE)

@@ -50,8 +50,8 @@ from .pointwise import (
 def unit_gradients(x, slope, a1, b1, a2, MODE: tl.constexpr):
     """Of A1, b1 and A2 of some units (rows), from inputs x [tokens, D] and gradients [tokens, D] at the outputs."""
     z1 = mm(a1, tl.trans(x), MODE) + b1
-    g1 = mm(a2, tl.trans(slope), MODE) * gelu_slope(z1)
-    return mm(g1, x, MODE), row_sum(g1), mm(gelu(z1), slope, MODE)
+    g1 = mm(a2, tl.trans(slope), MODE) * gelu_slope(z1, MODE)
+    return mm(g1, x, MODE), row_sum(g1), mm(gelu(z1, MODE), slope, MODE)
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def forward_kernel(
                 z2 = tl.zeros((TILE, D), ACC) + tl.load(here + at_b2)[None, :]
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-                    z2 += mm(gelu(mm(k_tile, a1, MODE) + b1), a2, MODE)
+                    z2 += mm(gelu(mm(k_tile, a1, MODE) + b1, MODE), a2, MODE)
                 if SAVE:
                     store_rows(z, i, i < frame, z2, D)
                 gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
@@ -184,7 +184,7 @@ def forward_kernel(
                 zq2 = tl.zeros((TILE, D), ACC) + tl.load(there + at_b2)[None, :]
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
-                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
+                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1, MODE), a2, MODE)
                 gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
                 h, _ = standardised(zq2, D)
                 store_rows(out, c * frame + i, valid, q_tile + gamma_row * h + beta_row, D)
@@ -268,7 +268,7 @@ def backward_kernel(
                 zq2 = tl.zeros((TILE, D), ACC) + tl.load(there + at_b2)[None, :]
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
-                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1), a2, MODE)
+                    zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1, MODE), a2, MODE)
                 h, r = standardised(zq2, D)
                 at = (program * tiles + tile // TILE) * D
                 add_to_norm(dgamma + at, dbeta + at, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
@@ -278,7 +278,7 @@ def backward_kernel(
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
                     zq1 = mm(q_tile, a1, MODE) + b1
-                    to_q += mm(mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1), tl.trans(a1), MODE)
+                    to_q += mm(mm(dzq2, tl.trans(a2), MODE) * gelu_slope(zq1, MODE), tl.trans(a1), MODE)
                 store_rows(dq, c * frame + i, valid, to_q, D)
             tl.debug_barrier()
         if (PHASES & 2) > 0:
@@ -312,8 +312,8 @@ def backward_kernel(
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
                     z1 = mm(k_tile, a1, MODE) + b1
-                    dg2 += mm(gelu(z1), u_a2, MODE)
-                    dg2 += mm((mm(k_tile, u_a1, MODE) + u_b1) * gelu_slope(z1), a2, MODE)
+                    dg2 += mm(gelu(z1, MODE), u_a2, MODE)
+                    dg2 += mm((mm(k_tile, u_a1, MODE) + u_b1) * gelu_slope(z1, MODE), a2, MODE)
                 store_rows(dz, i, i < frame, -size * dg2, D)
                 tl.debug_barrier()
                 of_tile = (program * tiles + tile // TILE) * D
@@ -347,12 +347,12 @@ def backward_kernel(
                     a1, b1, a2 = load_block(here, f, D, F, BLOCK)
                     u_a1, u_b1, u_a2 = load_block(dstate, f, D, F, BLOCK)
                     z1 = mm(k_tile, a1, MODE) + b1
-                    slope1 = gelu_slope(z1)
+                    slope1 = gelu_slope(z1, MODE)
                     back = mm(g2, tl.trans(a2), MODE)
                     to_k += mm(-size * back * slope1, tl.trans(u_a1), MODE)
                     dg1 = -size * (mm(k_tile, u_a1, MODE) + u_b1)
                     dx = mm(dz2, tl.trans(a2), MODE) - size * mm(g2, tl.trans(u_a2), MODE)
-                    to_k += mm(dx * slope1 + dg1 * back * gelu_bend(z1), tl.trans(a1), MODE)
+                    to_k += mm(dx * slope1 + dg1 * back * gelu_bend(z1, MODE), tl.trans(a1), MODE)
                 store_rows(dk, t, valid, to_k, D)
             tl.debug_barrier()
         if (PHASES & 8) > 0:
@@ -367,15 +367,15 @@ def backward_kernel(
                     g2 = load_rows(g, i, i < frame, D, ACC)
                     dz2 = load_rows(dz, i, i < frame, D, ACC)
                     z1 = mm(a1, tl.trans(k_tile), MODE) + b1
-                    slope1 = gelu_slope(z1)
+                    slope1 = gelu_slope(z1, MODE)
                     back = mm(a2, tl.trans(g2), MODE)
                     dg1 = -size * (mm(u_a1, tl.trans(k_tile), MODE) + u_b1)
                     dx = mm(a2, tl.trans(dz2), MODE) - size * mm(u_a2, tl.trans(g2), MODE)
-                    dz1 = dx * slope1 + dg1 * back * gelu_bend(z1)
+                    dz1 = dx * slope1 + dg1 * back * gelu_bend(z1, MODE)
                     da1 += mm(dz1, k_tile, MODE)
                     db1 += row_sum(dz1)
                     da2 += mm(dg1 * slope1, g2, MODE)
-                    da2 += mm(gelu(z1), dz2, MODE)
+                    da2 += mm(gelu(z1, MODE), dz2, MODE)
                     db2 += column_sum(dz2)
                 tl.debug_barrier()
                 store_units(dstate, u, da1, db1, da2, D, F, UNITS)

@@ -96,7 +96,7 @@ def forward_kernel(
         z2 = tl.zeros((K, D), ACC) + b2
         for f in range(0, width, BLOCK):
             a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-            z2 += mm(gelu(mm(k_tile, a1, MODE) + b1), a2, MODE)
+            z2 += mm(gelu(mm(k_tile, a1, MODE) + b1, MODE), a2, MODE)
         g2 = rates * loss_gradient(z2, v_tile - k_tile, gamma_row, beta_row, D)
 
         weight1 = seen * (mm(q_tile, tl.trans(k_tile), MODE) + 1.0)
@@ -105,14 +105,14 @@ def forward_kernel(
         for f in range(0, width, BLOCK):
             a1, b1, a2 = load_block(here, f, D, F, BLOCK)
             z1 = mm(k_tile, a1, MODE) + b1
-            x = gelu(z1)
+            x = gelu(z1, MODE)
             back = mm(g2, tl.trans(a2), MODE)
-            g1 = back * gelu_slope(z1)
+            g1 = back * gelu_slope(z1, MODE)
             zq1 = mm(q_tile, a1, MODE) + b1 - mm(weight1, g1, MODE)
             if CARRIED:
                 p_a1, p_b1, p_a2 = load_block(pending, f, D, F, BLOCK)
                 zq1 -= size_of[:, None] * (mm(q_tile, p_a1, MODE) + p_b1)
-            xq = gelu(zq1)
+            xq = gelu(zq1, MODE)
             zq2 += mm(xq, a2, MODE)
             if CARRIED:
                 zq2 -= size_of[:, None] * mm(xq, p_a2, MODE)
@@ -283,7 +283,7 @@ def backward_kernel(
                 tl.load(tile + K * F + at_tile),
                 tl.load(tile + 2 * K * F + at_tile),
             )
-            x, xq, slope1 = gelu(z1), gelu(zq1), gelu_slope(z1)
+            x, xq, slope1 = gelu(z1, MODE), gelu(zq1, MODE), gelu_slope(z1, MODE)
             g1 = back * slope1
             # the queries, from zq2 down to q
             dxq = mm(dzq2, tl.trans(a2), MODE) + mm(to_products2, x, MODE)
@@ -292,7 +292,7 @@ def backward_kernel(
                 dxq -= mm(size_of[:, None] * dzq2, tl.trans(p_a2), MODE)
                 of_scale -= tl.sum(mm(xq, p_a2, MODE) * dzq2, 1)
                 of_last += tl.sum(tl.sum(u_a2 * p_a2, 1), 0)
-            dzq1 = dxq * gelu_slope(zq1)
+            dzq1 = dxq * gelu_slope(zq1, MODE)
             to_products1 -= mm(dzq1, tl.trans(g1), MODE)
             to_q += mm(dzq1, tl.trans(a1), MODE)
             if CARRIED:
@@ -313,7 +313,7 @@ def backward_kernel(
             # g1 = (g2 A2^T) gelu'(z1)
             dback = dg1 * slope1
             dg2 += step * moved2 + mm(dback, a2, MODE)
-            tl.store(bent + at_tile, dx * slope1 + dg1 * back * gelu_bend(z1))
+            tl.store(bent + at_tile, dx * slope1 + dg1 * back * gelu_bend(z1, MODE))
             da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
             da1, db1 = da1 + tl.trans(mm(tl.trans(dzq1), q_tile, MODE)), db1 + column_sum(dzq1)
             da2 += mm(tl.trans(xq), dzq2, MODE) + mm(tl.trans(dback), g2, MODE)
@@ -344,11 +344,11 @@ def backward_kernel(
             at_tile = slot[:, None] * F + f + hidden[None, :]
             a1, _, a2 = load_block(here, f, D, F, BLOCK)
             z1 = tl.load(tile + at_tile)
-            dz1 = tl.load(bent + at_tile) + mm(dz2, tl.trans(a2), MODE) * gelu_slope(z1)
+            dz1 = tl.load(bent + at_tile) + mm(dz2, tl.trans(a2), MODE) * gelu_slope(z1, MODE)
             to_k += mm(dz1, tl.trans(a1), MODE)
             da1, db1, da2 = load_block(dstate, f, D, F, BLOCK)
             da1, db1 = da1 + tl.trans(mm(tl.trans(dz1), k_tile, MODE)), db1 + column_sum(dz1)
-            da2 += mm(tl.trans(gelu(z1)), dz2, MODE)
+            da2 += mm(tl.trans(gelu(z1, MODE)), dz2, MODE)
             tl.debug_barrier()
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
         tl.store(dk + at, to_k, mask=some)
