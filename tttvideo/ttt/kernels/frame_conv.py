@@ -18,7 +18,16 @@ State of a program: see ``taps``.
 import triton
 import triton.language as tl
 
-from .blocks import add_to_norm, column_sum, load_rows, store_rows
+from .blocks import (
+    add_to_norm,
+    column_sum,
+    keep_state,
+    load_lesson,
+    load_norm,
+    load_rows,
+    slot_of_frame,
+    store_rows,
+)
 from .pointwise import (
     across,
     gelu,
@@ -78,36 +87,24 @@ def forward_kernel(
     programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row = tl.arange(0, D), tl.arange(0, TILE)
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    row = tl.arange(0, TILE)
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size = tl.load(step).to(ACC)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    out += program * tokens * D
-    rate += program * tokens
+    first = program * tokens * D
+    q, k, v, out, rate = q + first, k + first, v + first, out + first, rate + program * tokens
 
     for c in range(begin, end):
-        here = state + program * SIZE
-        z2_of = saved + program * frame * (D + 2 * F)
+        slot = slot_of_frame(c, origin, program, programs, SAVE)
+        here, there = state + slot * SIZE, state + slot * SIZE
         if SAVE:
-            here += (c - origin) * programs * SIZE
-            z2_of += (c - origin) * programs * frame * (D + 2 * F)
+            there += programs * SIZE
+        z2_of = saved + slot * frame * (D + 2 * F)
         z1_of, g1_of = z2_of + frame * D, z2_of + frame * (D + F)
-        there = here
-        if SAVE:
-            there = here + programs * SIZE
         left = tl.minimum(frame, length - c * frame)  # tokens of this frame that are not padding
         k_of, q_of = k + c * frame * D, q + c * frame * D
         if (PHASES & 1) > 0:
-            if (group > 0) & (part == 0):  # noqa: SIM102 - Triton's `and` evaluates both sides
-                if c % group == 0:
-                    start = starts + (c // group * programs + program) * SIZE
-                    for tap in range(taps):
-                        store_tap(start, tap, load_tap(here, tap, D, F, DEPTHWISE), D, F, DEPTHWISE)
-                    b1, a2, b2 = load_second(here, D, F, DEPTHWISE)
-                    store_second(start, b1, a2, b2, D, F, DEPTHWISE)
+            if part == 0:
+                keep_state(starts, here, c, group, program, programs, SIZE)
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
                 valid = t < left
@@ -115,8 +112,7 @@ def forward_kernel(
                 b1, a2, b2 = load_second(here, D, F, DEPTHWISE)
                 z1 += b1
                 z2 = mm(gelu(z1, MODE), a2, MODE) + b2
-                target = load_rows(v + c * frame * D, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
-                rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
+                target, rates = load_lesson(k_of, v + c * frame * D, rate + c * frame, t, valid, D, ACC)
                 g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
                 g1 = mm(g2, tl.trans(a2), MODE) * gelu_slope(z1, MODE)
                 store_rows(z1_of, t, t < frame, z1, F)
@@ -206,9 +202,8 @@ def backward_kernel(
     programs, parts = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     head = program % heads
     length = tl.load(lengths + program // heads).to(tl.int32)
-    col, row = tl.arange(0, D), tl.arange(0, TILE)
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    row = tl.arange(0, TILE)
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     dstate += program * SIZE
     size = tl.load(step).to(ACC)
     rate += program * tokens
@@ -279,8 +274,7 @@ def backward_kernel(
                 _, a2, _ = load_second(here, D, F, DEPTHWISE)
                 z1 = load_rows(z1_of, t, t < frame, F, ACC)
                 z2 = load_rows(z2_of, t, t < frame, D, ACC)
-                target = load_rows(v_of, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
-                rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
+                target, rates = load_lesson(k_of, v_of, rate + c * frame, t, valid, D, ACC)
                 slope2 = loss_gradient(z2, target, gamma_row, beta_row, D)
                 g2 = rates * slope2
                 # The gradient at the frame's sum of rate * gradient is -step * dW'.
@@ -326,8 +320,7 @@ def backward_kernel(
                     for tile in range(0, frame, TILE):
                         t = tile + row
                         valid = t < left
-                        target = load_rows(v_of, t, valid, D, ACC) - load_rows(k_of, t, valid, D, ACC)
-                        rates = tl.load(rate + c * frame + t, mask=valid, other=0.0).to(ACC)[:, None]
+                        target, rates = load_lesson(k_of, v_of, rate + c * frame, t, valid, D, ACC)
                         z2 = load_rows(z2_of, t, t < frame, D, ACC)
                         g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
                         dz2 = load_rows(last_of, t, t < frame, D, ACC)

@@ -16,7 +16,17 @@ State of a program, ``size`` = D D + D numbers: A [D, D], b [D].
 import triton
 import triton.language as tl
 
-from .blocks import add_to_norm, column_sum, load_columns, load_rows, store_rows
+from .blocks import (
+    add_to_norm,
+    column_sum,
+    keep_state,
+    load_columns,
+    load_lesson,
+    load_norm,
+    load_rows,
+    slot_of_frame,
+    store_rows,
+)
 from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
 
 
@@ -64,31 +74,20 @@ def forward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row = tl.arange(0, D), tl.arange(0, TILE)
     at_b = D * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size = tl.load(step).to(ACC)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    out += program * tokens * D
-    rate += program * tokens
+    first = program * tokens * D
+    q, k, v, out, rate = q + first, k + first, v + first, out + first, rate + program * tokens
 
     for c in range(begin, end):
-        here = state + program * SIZE
-        z_of = errors + program * frame * D
+        slot = slot_of_frame(c, origin, program, programs, SAVE)
+        here, there = state + slot * SIZE, state + slot * SIZE
         if SAVE:
-            here += (c - origin) * programs * SIZE
-            z_of += (c - origin) * programs * frame * D
-        there = here
-        if SAVE:
-            there = here + programs * SIZE
+            there += programs * SIZE
+        z_of = errors + slot * frame * D
         if (PHASES & 1) > 0:
-            if (group > 0) & (part == 0):  # noqa: SIM102 - Triton's `and` evaluates both sides
-                if c % group == 0:
-                    start = starts + (c // group * programs + program) * SIZE
-                    for i in range(0, width, BLOCK):
-                        tl.store(rows_of(start, i, D, BLOCK), tl.load(rows_of(here, i, D, BLOCK)))
-                    tl.store(start + at_b, tl.load(here + at_b))
+            if part == 0:
+                keep_state(starts, here, c, group, program, programs, SIZE)
             for tile in range(part * TILE, frame, parts * TILE):
                 t = tile + row
                 valid = (t < frame) & (c * frame + t < length)
@@ -106,8 +105,7 @@ def forward_kernel(
                     t = tile + row
                     at = c * frame + t
                     valid = (t < frame) & (at < length)
-                    target = load_rows(v, at, valid, D, ACC) - load_rows(k, at, valid, D, ACC)
-                    rates = tl.load(rate + at, mask=valid, other=0.0).to(ACC)[:, None]
+                    target, rates = load_lesson(k, v, rate, at, valid, D, ACC)
                     z = load_rows(z_of, t, t < frame, D, ACC)
                     g = rates * loss_gradient(z, target, gamma_row, beta_row, D)
                     sum_a += mm(tl.trans(load_columns(k, at, valid, i, D, BLOCK, ACC)), g, MODE)
@@ -174,19 +172,12 @@ def backward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row = tl.arange(0, D), tl.arange(0, TILE)
     at_b = D * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     dstate += program * SIZE
     size = tl.load(step).to(ACC)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    dout += program * tokens * D
-    dq += program * tokens * D
-    dk += program * tokens * D
-    dv += program * tokens * D
-    rate += program * tokens
-    drate += program * tokens
+    first = program * tokens * D
+    q, k, v, rate, dout = q + first, k + first, v + first, rate + program * tokens, dout + first
+    dq, dk, dv, drate = dq + first, dk + first, dv + first, drate + program * tokens
     dzq_of = derrors + program * frame * D
     dz_of = derrors + (programs + program) * frame * D
     tiles = (frame + TILE - 1) // TILE
@@ -236,8 +227,7 @@ def backward_kernel(
                 t = tile + row
                 at = c * frame + t
                 valid = (t < frame) & (at < length)
-                target = load_rows(v, at, valid, D, ACC) - load_rows(k, at, valid, D, ACC)
-                rates = tl.load(rate + at, mask=valid, other=0.0).to(ACC)[:, None]
+                target, rates = load_lesson(k, v, rate, at, valid, D, ACC)
                 z = load_rows(z_of, t, t < frame, D, ACC)
                 slope = loss_gradient(z, target, gamma_row, beta_row, D)
                 # The gradient at the frame's sum of rate * gradient is -step * dW'.

@@ -25,12 +25,15 @@ import triton.language as tl
 from .blocks import (
     add_to_norm,
     column_sum,
+    keep_state,
     load_block,
+    load_lesson,
+    load_norm,
     load_row,
     load_rows,
     load_units,
     row_sum,
-    store_block,
+    slot_of_frame,
     store_rows,
     store_units,
 )
@@ -56,14 +59,31 @@ def unit_gradients(x, slope, a1, b1, a2, MODE: tl.constexpr):
 
 @triton.jit
 def through_loss(
-    k, v, rate, z, gamma, beta, dz, dk, dv, drate, dgamma, dbeta, t, i, valid, frame, D: tl.constexpr, ACC: tl.constexpr
+    k,
+    v,
+    rate,
+    z,
+    gamma,
+    beta,
+    head,
+    dz,
+    dk,
+    dv,
+    drate,
+    dgamma,
+    dbeta,
+    t,
+    i,
+    valid,
+    frame,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
 ):
     """From the gradient at g2, which stands in ``dz``, to all that g2 was made of, for tokens ``t`` (in their frame:
     ``i``), of which ``valid`` were read. dz becomes dz2, dk what the loss's target contributes; it adds to dgamma and
     dbeta [D]."""
-    gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
-    target = load_rows(v, t, valid, D, ACC) - load_rows(k, t, valid, D, ACC)
-    rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+    target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
     z2, dg2 = load_rows(z, i, i < frame, D, ACC), load_rows(dz, i, i < frame, D, ACC)
     tl.store(drate + t, tl.sum(dg2 * loss_gradient(z2, target, gamma_row, beta_row, D), 1), mask=valid)
     dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
@@ -113,33 +133,20 @@ def forward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
-    gamma += head * D
-    beta += head * D
     size = tl.load(step).to(ACC)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    out += program * tokens * D
-    rate += program * tokens
+    first = program * tokens * D
+    q, k, v, out, rate = q + first, k + first, v + first, out + first, rate + program * tokens
 
     for c in range(begin, end):
-        here = state + program * SIZE
-        z = errors + program * 2 * frame * D
+        slot = slot_of_frame(c, origin, program, programs, SAVE)
+        here, there = state + slot * SIZE, state + slot * SIZE
         if SAVE:
-            here += (c - origin) * programs * SIZE
-            z += (c - origin) * programs * 2 * frame * D
+            there += programs * SIZE
+        z = errors + slot * 2 * frame * D
         g = z + frame * D
-        there = here
-        if SAVE:
-            there = here + programs * SIZE
         if (PHASES & 1) > 0:
-            if (group > 0) & (part == 0):  # noqa: SIM102 - Triton's `and` evaluates both sides
-                if c % group == 0:
-                    start = starts + (c // group * programs + program) * SIZE
-                    for f in range(0, width, BLOCK):
-                        a1, b1, a2 = load_block(here, f, D, F, BLOCK)
-                        store_block(start, f, a1, b1, a2, D, F, BLOCK)
-                    tl.store(start + at_b2, tl.load(here + at_b2))
+            if part == 0:
+                keep_state(starts, here, c, group, program, programs, SIZE)
             for tile in range(part * TILE, frame, parts * TILE):
                 i = tile + row
                 valid = (i < frame) & (c * frame + i < length)
@@ -150,9 +157,8 @@ def forward_kernel(
                     z2 += mm(gelu(mm(k_tile, a1, MODE) + b1, MODE), a2, MODE)
                 if SAVE:
                     store_rows(z, i, i < frame, z2, D)
-                gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
-                target = load_rows(v, c * frame + i, valid, D, ACC) - k_tile
-                rates = tl.load(rate + c * frame + i, mask=valid, other=0.0).to(ACC)[:, None]
+                gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+                target, rates = load_lesson(k, v, rate, c * frame + i, valid, D, ACC)
                 store_rows(g, i, i < frame, rates * loss_gradient(z2, target, gamma_row, beta_row, D), D)
             tl.debug_barrier()
         if (PHASES & 2) > 0:
@@ -185,7 +191,7 @@ def forward_kernel(
                 for f in range(0, width, BLOCK):
                     a1, b1, a2 = load_block(there, f, D, F, BLOCK)
                     zq2 += mm(gelu(mm(q_tile, a1, MODE) + b1, MODE), a2, MODE)
-                gamma_row, beta_row = load_row(gamma, D, ACC), load_row(beta, D, ACC)
+                gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
                 h, _ = standardised(zq2, D)
                 store_rows(out, c * frame + i, valid, q_tile + gamma_row * h + beta_row, D)
             tl.debug_barrier()
@@ -236,19 +242,11 @@ def backward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     col, row, span_row = tl.arange(0, D), tl.arange(0, TILE), tl.arange(0, SPAN)
     at_b2 = D * F + F + F * D + col
-    gamma += head * D
-    beta += head * D
     dstate += program * SIZE
     size = tl.load(step).to(ACC)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    dout += program * tokens * D
-    dq += program * tokens * D
-    dk += program * tokens * D
-    dv += program * tokens * D
-    rate += program * tokens
-    drate += program * tokens
+    first = program * tokens * D
+    q, k, v, rate, dout = q + first, k + first, v + first, rate + program * tokens, dout + first
+    dq, dk, dv, drate = dq + first, dk + first, dv + first, drate + program * tokens
     dzq = derrors + program * frame * D
     dz = derrors + (programs + program) * frame * D
     tiles = (frame + TILE - 1) // TILE
@@ -272,7 +270,7 @@ def backward_kernel(
                 h, r = standardised(zq2, D)
                 at = (program * tiles + tile // TILE) * D
                 add_to_norm(dgamma + at, dbeta + at, tl.sum(dout_tile * h, 0), tl.sum(dout_tile, 0), D)
-                dzq2 = across(load_row(gamma, D, ACC) * dout_tile, h, r, D)
+                dzq2 = across(load_row(gamma + head * D, D, ACC) * dout_tile, h, r, D)
                 store_rows(dzq, i, i < frame, dzq2, D)
                 to_q = dout_tile
                 for f in range(0, width, BLOCK):
@@ -318,8 +316,8 @@ def backward_kernel(
                 tl.debug_barrier()
                 of_tile = (program * tiles + tile // TILE) * D
                 # A few rows at a time: registers that a whole tile would take here are spilled from the walks, too.
-                for first in range(tile, tile + TILE, 16):  # type: ignore[arg-type]
-                    some = first + tl.arange(0, 16)
+                for top in range(tile, tile + TILE, 16):  # type: ignore[arg-type]
+                    some = top + tl.arange(0, 16)
                     through_loss(
                         k,
                         v,
@@ -327,6 +325,7 @@ def backward_kernel(
                         z,
                         gamma,
                         beta,
+                        head,
                         dz,
                         dk,
                         dv,

@@ -8,7 +8,17 @@ state before it, so that nothing but states is saved.
 import triton
 import triton.language as tl
 
-from .blocks import column_sum
+from .blocks import (
+    column_sum,
+    keep_state,
+    load_lesson,
+    load_norm,
+    load_rows,
+    load_sums,
+    steps_of_chunk,
+    store_sums,
+    tokens_of_chunk,
+)
 from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
 
 
@@ -51,40 +61,26 @@ def forward_kernel(
     head = program % heads
     first = tl.load(position + program // heads).to(tl.int32)
     length = tl.load(lengths + program // heads).to(tl.int32)
-    slot, col, some_rows = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
+    col, some_rows = tl.arange(0, D), tl.arange(0, BLOCK)
     at_b = D * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
-    size_of = tl.load(scale + slot).to(ACC)
-    last = tl.load(scale + K - 1).to(ACC)
-    seen = tl.where(slot[:, None] >= slot[None, :], size_of[:, None], 0.0)  # e[t, s]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+    size_of, last, causal = steps_of_chunk(scale, K, ACC)
+    seen = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
     here = state + program * SIZE
     if SAVE:
         here += (begin - origin) * programs * SIZE
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    out += program * tokens * D
-    rate += program * tokens
-    pending += program * SIZE
-    opened += program * SIZE
+    row = program * tokens * D
+    q, k, v, out, rate = q + row, k + row, v + row, out + row, rate + program * tokens
+    pending, opened = pending + program * SIZE, opened + program * SIZE
 
     for c in range(begin, tl.minimum(end, (first + length + K - 1) // K)):
-        if group > 0:  # noqa: SIM102 - Triton's `and` evaluates both sides, and group may be 0
-            if c % group == 0:
-                start = starts + (c // group * programs + program) * SIZE
-                for i in range(0, SIZE, 1024):
-                    inside = i + tl.arange(0, 1024)
-                    tl.store(start + inside, tl.load(here + inside, mask=inside < SIZE), mask=inside < SIZE)
+        keep_state(starts, here, c, group, program, programs, SIZE)
+        t, valid, closes = tokens_of_chunk(c, first, length, K)
         there = here
         if SAVE:
             there = here + programs * SIZE
-        closes = (c + 1) * K <= first + length
-        t = c * K + slot - first
-        valid = (t >= 0) & (t < length)
         at, some = t[:, None] * D + col[None, :], valid[:, None]
-        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - tl.load(k + at, mask=some, other=0.0).to(ACC)
-        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+        target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
         b = tl.load(here + at_b)[None, :]
         z = tl.zeros((K, D), ACC) + b
         for i in range(0, width, BLOCK):
@@ -125,7 +121,7 @@ def forward_kernel(
             tl.store(opened + at_b, tl.reshape(sum_b, (D,)))
         if not SAVE:
             h, _ = standardised(zq - mm(seen * (products + 1.0), g, MODE), D)
-            q_tile = tl.load(q + at, mask=some, other=0.0).to(ACC)
+            q_tile = load_rows(q, t, valid, D, ACC)
             tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
         here = there
         tl.debug_barrier()  # the next chunk reads what this one wrote
@@ -179,45 +175,29 @@ def backward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     slot, col, some_rows = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
     at_b = D * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
-    size_of = tl.load(scale + slot).to(ACC)
-    last = tl.load(scale + K - 1).to(ACC)
-    causal = slot[:, None] >= slot[None, :]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+    size_of, last, causal = steps_of_chunk(scale, K, ACC)
     seen = tl.where(causal, size_of[:, None], 0.0)
-    of_gamma = tl.load(dgamma + program * D + col)
-    of_beta = tl.load(dbeta + program * D + col)
-    of_scale = tl.load(dscale + program * K + slot)
+    of_gamma, of_beta, of_scale = load_sums(dgamma, dbeta, dscale, program, D, K)
     state += program * SIZE
-    pending += program * SIZE
-    dpending += program * SIZE
-    dopened += program * SIZE
-    dstate += program * SIZE
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    dout += program * tokens * D
-    dq += program * tokens * D
-    dk += program * tokens * D
-    dv += program * tokens * D
-    rate += program * tokens
-    drate += program * tokens
+    pending, dpending = pending + program * SIZE, dpending + program * SIZE
+    dopened, dstate = dopened + program * SIZE, dstate + program * SIZE
+    row = program * tokens * D
+    q, k, v, rate, dout = q + row, k + row, v + row, rate + program * tokens, dout + row
+    dq, dk, dv, drate = dq + row, dk + row, dv + row, drate + program * tokens
 
     stop = tl.minimum(end, (first + length + K - 1) // K)
     for back_to in range(0, stop - begin):
         c = stop - 1 - back_to
         here = state + (c - origin) * programs * SIZE
-        closes = (c + 1) * K <= first + length
+        t, valid, closes = tokens_of_chunk(c, first, length, K)
         # The gradient at the chunk's sum of rate * gradient is step * upon.
         upon, step = dopened, last * 0.0 + 1.0
         if closes:
             upon, step = dstate, -last
-        t = c * K + slot - first
-        valid = (t >= 0) & (t < length)
         at, some = t[:, None] * D + col[None, :], valid[:, None]
-        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - tl.load(k + at, mask=some, other=0.0).to(ACC)
-        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
-        dout_tile = tl.load(dout + at, mask=some, other=0.0).to(ACC)
+        target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
+        dout_tile = load_rows(dout, t, valid, D, ACC)
         b = tl.load(here + at_b)[None, :]
         z = tl.zeros((K, D), ACC) + b
         zq = tl.zeros((K, D), ACC) + b
@@ -297,6 +277,4 @@ def backward_kernel(
         of_scale -= tl.where((slot == K - 1) & closes, of_last, 0.0)
         tl.debug_barrier()  # the chunk before reads what this one wrote
 
-    tl.store(dgamma + program * D + col, of_gamma)
-    tl.store(dbeta + program * D + col, of_beta)
-    tl.store(dscale + program * K + slot, of_scale)
+    store_sums(dgamma, dbeta, dscale, program, of_gamma, of_beta, of_scale, D, K)

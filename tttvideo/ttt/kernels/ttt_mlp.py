@@ -12,7 +12,19 @@ State of a program, ``size`` = 2 D F + F + D numbers: A1 [D, F], b1 [F], A2 [F, 
 import triton
 import triton.language as tl
 
-from .blocks import column_sum, load_block, store_block
+from .blocks import (
+    column_sum,
+    keep_state,
+    load_block,
+    load_lesson,
+    load_norm,
+    load_rows,
+    load_sums,
+    steps_of_chunk,
+    store_block,
+    store_sums,
+    tokens_of_chunk,
+)
 from .pointwise import across, gelu, gelu_bend, gelu_slope, loss_gradient, loss_gradient_backward, mm, standardised
 
 
@@ -57,47 +69,33 @@ def forward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     slot, col, hidden = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
     at_b2 = D * F + F + F * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
-    size_of = tl.load(scale + slot).to(ACC)
-    last = tl.load(scale + K - 1).to(ACC)
-    seen = tl.where(slot[:, None] >= slot[None, :], size_of[:, None], 0.0)  # e[t, s]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+    size_of, last, causal = steps_of_chunk(scale, K, ACC)
+    seen = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
     here = state + program * SIZE
     if SAVE:
         here += (begin - origin) * programs * SIZE
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    rate += program * tokens
-    pending += program * SIZE
-    opened += program * SIZE
+    row = program * tokens * D
+    q, k, v, out, rate = q + row, k + row, v + row, out + row, rate + program * tokens
+    pending, opened = pending + program * SIZE, opened + program * SIZE
 
     for c in range(begin, tl.minimum(end, (first + length + K - 1) // K)):
-        if group > 0:  # noqa: SIM102 - Triton's `and` evaluates both sides, and group may be 0
-            if c % group == 0:
-                start = starts + (c // group * programs + program) * SIZE
-                for i in range(0, SIZE, 1024):
-                    inside = i + tl.arange(0, 1024)
-                    tl.store(start + inside, tl.load(here + inside, mask=inside < SIZE), mask=inside < SIZE)
+        keep_state(starts, here, c, group, program, programs, SIZE)
+        t, valid, closes = tokens_of_chunk(c, first, length, K)
         there = here
         if SAVE:
             there = here + programs * SIZE
             tile = saved + ((c - origin) * programs + program) * (3 * K * F + 2 * K * D + K * K)
-        closes = (c + 1) * K <= first + length
-        t = c * K + slot - first
-        valid = (t >= 0) & (t < length)
         at, some = t[:, None] * D + col[None, :], valid[:, None]
-        q_tile = tl.load(q + at, mask=some, other=0.0).to(ACC)
-        k_tile = tl.load(k + at, mask=some, other=0.0).to(ACC)
-        v_tile = tl.load(v + at, mask=some, other=0.0).to(ACC)
-        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+        q_tile, k_tile = load_rows(q, t, valid, D, ACC), load_rows(k, t, valid, D, ACC)
+        target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
         b2 = tl.load(here + at_b2)[None, :]
 
         z2 = tl.zeros((K, D), ACC) + b2
         for f in range(0, width, BLOCK):
             a1, b1, a2 = load_block(here, f, D, F, BLOCK)
             z2 += mm(gelu(mm(k_tile, a1, MODE) + b1, MODE), a2, MODE)
-        g2 = rates * loss_gradient(z2, v_tile - k_tile, gamma_row, beta_row, D)
+        g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
 
         weight1 = seen * (mm(q_tile, tl.trans(k_tile), MODE) + 1.0)
         products2 = tl.zeros((K, K), ACC)  # xq . x
@@ -149,7 +147,7 @@ def forward_kernel(
             tl.store(tile + 3 * K * F + 2 * K * D + slot[:, None] * K + slot[None, :], products2)
         else:
             h, _ = standardised(zq2, D)
-            tl.store(out + program * tokens * D + at, q_tile + gamma_row * h + beta_row, mask=some)
+            tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
         here = there
         tl.debug_barrier()  # the next chunk reads what this one wrote
 
@@ -202,28 +200,15 @@ def backward_kernel(
     length = tl.load(lengths + program // heads).to(tl.int32)
     slot, col, hidden = tl.arange(0, K), tl.arange(0, D), tl.arange(0, BLOCK)
     at_b2 = D * F + F + F * D + col
-    gamma_row = tl.load(gamma + head * D + col).to(ACC)[None, :]
-    beta_row = tl.load(beta + head * D + col).to(ACC)[None, :]
-    size_of = tl.load(scale + slot).to(ACC)
-    last = tl.load(scale + K - 1).to(ACC)
-    causal = slot[:, None] >= slot[None, :]
+    gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
+    size_of, last, causal = steps_of_chunk(scale, K, ACC)
     seen = tl.where(causal, size_of[:, None], 0.0)
-    of_gamma = tl.load(dgamma + program * D + col)
-    of_beta = tl.load(dbeta + program * D + col)
-    of_scale = tl.load(dscale + program * K + slot)
-    q += program * tokens * D
-    k += program * tokens * D
-    v += program * tokens * D
-    dout += program * tokens * D
-    dq += program * tokens * D
-    dk += program * tokens * D
-    dv += program * tokens * D
-    rate += program * tokens
-    drate += program * tokens
-    pending += program * SIZE
-    dpending += program * SIZE
-    dopened += program * SIZE
-    dstate += program * SIZE
+    of_gamma, of_beta, of_scale = load_sums(dgamma, dbeta, dscale, program, D, K)
+    row = program * tokens * D
+    q, k, v, rate, dout = q + row, k + row, v + row, rate + program * tokens, dout + row
+    dq, dk, dv, drate = dq + row, dk + row, dv + row, drate + program * tokens
+    pending, dpending = pending + program * SIZE, dpending + program * SIZE
+    dopened, dstate = dopened + program * SIZE, dstate + program * SIZE
     bent += program * K * F
 
     stop = tl.minimum(end, (first + length + K - 1) // K)
@@ -231,19 +216,15 @@ def backward_kernel(
         c = stop - 1 - back_to
         here = state + ((c - origin) * programs + program) * SIZE
         tile = saved + ((c - origin) * programs + program) * (3 * K * F + 2 * K * D + K * K)
-        closes = (c + 1) * K <= first + length
+        t, valid, closes = tokens_of_chunk(c, first, length, K)
         # The gradient at the chunk's sum of rate * gradient is step * upon.
         upon, step = dopened, last * 0.0 + 1.0
         if closes:
             upon, step = dstate, -last
-        t = c * K + slot - first
-        valid = (t >= 0) & (t < length)
         at, some = t[:, None] * D + col[None, :], valid[:, None]
-        q_tile = tl.load(q + at, mask=some, other=0.0).to(ACC)
-        k_tile = tl.load(k + at, mask=some, other=0.0).to(ACC)
-        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - k_tile
-        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
-        dout_tile = tl.load(dout + at, mask=some, other=0.0).to(ACC)
+        q_tile, k_tile = load_rows(q, t, valid, D, ACC), load_rows(k, t, valid, D, ACC)
+        target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
+        dout_tile = load_rows(dout, t, valid, D, ACC)
         at_row = slot[:, None] * D + col[None, :]
         z2 = tl.load(tile + 3 * K * F + at_row)
         zq2 = tl.load(tile + 3 * K * F + K * D + at_row)
@@ -327,9 +308,8 @@ def backward_kernel(
 
         # g2 = rate * slope2(z2); read again rather than kept in registers over the walk
         z2 = tl.load(tile + 3 * K * F + at_row)
-        k_tile = tl.load(k + at, mask=some, other=0.0).to(ACC)
-        target = tl.load(v + at, mask=some, other=0.0).to(ACC) - k_tile
-        rates = tl.load(rate + t, mask=valid, other=0.0).to(ACC)[:, None]
+        k_tile = load_rows(k, t, valid, D, ACC)
+        target, rates = load_lesson(k, v, rate, t, valid, D, ACC)
         slope2 = loss_gradient(z2, target, gamma_row, beta_row, D)
         tl.store(drate + t, tl.sum(dg2 * slope2, 1), mask=valid)
         dz2, derror, rows = loss_gradient_backward(rates * dg2, z2, target, gamma_row, beta_row, D)
@@ -354,6 +334,4 @@ def backward_kernel(
         tl.store(dk + at, to_k, mask=some)
         tl.debug_barrier()  # the chunk before reads what this one wrote
 
-    tl.store(dgamma + program * D + col, of_gamma)
-    tl.store(dbeta + program * D + col, of_beta)
-    tl.store(dscale + program * K + slot, of_scale)
+    store_sums(dgamma, dbeta, dscale, program, of_gamma, of_beta, of_scale, D, K)
