@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .chunk import TokenCausal
 from .config import TTT
 from .inner_gradient import InnerLoop
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
-from .kernels import mode_of, use_kernels
+from .kernels import merged, mode_of, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
 from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
@@ -160,8 +161,8 @@ class TTTLayer(SequenceLayer):
         counts = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
         ages = self._ages(state.position, counts, per_frame)
         age = ages[0] if ages.count(ages[0]) == len(ages) else state.position
-        tokens, tails = self._tokens(x, state.tails, age, layout)
-        mode = None if self.config.fused == "never" else self._use_kernels(x, tokens, layout)
+        mode = None if self.config.fused == "never" else self._use_kernels(x, layout)
+        tokens, tails = self._tokens(x, state.tails, age, layout, by_kernels=mode is not None)
         with torch.autocast(x.device.type, enabled=False):
             if mode is not None:
                 out, after = self._read_fused(tokens, state, layout, counts, mode)
@@ -177,10 +178,10 @@ class TTTLayer(SequenceLayer):
         pending = after.pending
         if pending is None:  # no chunk is open; all states look alike
             pending = zeros_like(state.weights) if any(ages) else state.pending
-        return self._output(x, out), TTTState(after.weights, pending, *after[2:5], tails)
+        return self._output(x, out, mode is not None), TTTState(after.weights, pending, *after[2:5], tails)
 
     def _tokens(
-        self, x: Tensor, tails: dict[str, Tensor], age: int | Tensor, layout: Layout
+        self, x: Tensor, tails: dict[str, Tensor], age: int | Tensor, layout: Layout, by_kernels: bool = False
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """What the inner model is to read of x [B, T, C], and the tails after it. ``age``: tokens of the open chunk
         that each row has read before, int64 [B] where rows differ."""
@@ -195,7 +196,10 @@ class TTTLayer(SequenceLayer):
             before = first[:, None] if isinstance(first, Tensor) else first
             positions = torch.arange(x.shape[1], device=device) + before
             positions = positions % period
-        q, k, v, tails = query_key_value(project, x, tails, positions, layout, config.silu)
+        to_heads = None
+        if by_kernels and not (config.silu or config.normalize_qk):
+            to_heads = functools.partial(split, heads=config.heads, theta=config.rope_theta)
+        q, k, v, tails = query_key_value(project, x, tails, positions, layout, config.silu, to_heads)
         strength = torch.sigmoid(at_least_float32(project.rate(x))).mT  # [B, maps * V * H, T]
         strength = strength.unflatten(1, (-1, config.views * config.heads)).movedim(1, -1)  # [B, V * H, T, maps or 1]
         rate = strength * (self.base_rate * self.rate_factor * self.rate_warmup)
@@ -253,18 +257,18 @@ class TTTLayer(SequenceLayer):
         position = ends % full if self.chunk_is_bounded else ends
         return slots.scatter(out, length), TTTState(*after[:4], position, state.tails)
 
-    def _output(self, x: Tensor, out: Tensor) -> Tensor:
+    def _output(self, x: Tensor, out: Tensor, by_kernels: bool = False) -> Tensor:
         """Heads [B, H, T, d] to tokens [B, T, C]: norm, gates and the last projection."""
-        y = self.post_norm(merge_heads(out).to(x.dtype))
+        y = self.post_norm(merged(out, x.dtype) if by_kernels else merge_heads(out).to(x.dtype))
         if self.g_proj is not None:
             y = y * F.gelu(self.g_proj(x), approximate="tanh")
         y = self.o_proj(y)
         return y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)
 
-    def _use_kernels(self, x: Tensor, tokens: Tokens, layout: Layout) -> str | None:
+    def _use_kernels(self, x: Tensor, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
-        mode = mode_of(product_dtype(x))
-        return mode if use_kernels(self.config, tokens.q.shape, layout.grid, x.device, mode) else None
+        mode, shape = mode_of(product_dtype(x)), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
+        return mode if use_kernels(self.config, shape, layout.grid, x.device, mode) else None
 
     def _read_fused(
         self, tokens: Tokens, state: TTTState, layout: Layout, counts: list[int], mode: str

@@ -3,6 +3,7 @@ positions, and the last tokens that a state keeps for what looks back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def query_key_value(
     positions: Tensor | None,
     layout: Layout,
     silu: bool = False,
+    to_heads: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Queries, keys and values of every head, in float32 at least.
 
@@ -30,6 +32,8 @@ def query_key_value(
         tails: last inputs of the convolutions, by name.
         positions: [T] or [B, T], by which q and k are rotated; None: they are not.
         silu: apply SiLU to q, k and v after the convolutions.
+        to_heads: (positions, *tokens [B, T, C]) -> heads [B, H, T, d] of each, rotated, by a kernel; only where there
+            is no SiLU and q and k are not normalised. None: PyTorch's operations do it.
 
     Returns:
         q [B, H, T, d], k and v [B, heads of theirs, T, d], and the tails after x.
@@ -41,6 +45,8 @@ def query_key_value(
         step, tails = layout.tokens_per_frame if config.short_conv == "time" else 1, dict(tails)
         q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
         k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
+    if to_heads is not None:
+        return *to_heads(positions, q, k), *to_heads(None, v), tails
     heads = (-1, q.shape[-1] // config.heads)
     q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
     k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)
@@ -63,18 +69,24 @@ def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
         tensors: [B, H, T, d] each, d even and the same.
     """
     like = tensors[0]
-    dim = like.shape[-1]
-    precise = torch.float32 if like.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    exponent = torch.arange(0, dim, 2, device=like.device, dtype=precise) / dim
-    angle = positions.to(like.device, precise)[..., None] * theta**-exponent
-    if angle.dim() == 3:
-        angle = angle[:, None]
-    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    cos, sin = rotation(positions, theta, like.shape[-1], like.device, like.dtype)
+    if cos.dim() == 3:
+        cos, sin = cos[:, None], sin[:, None]
     rotated = []
     for x in tensors:
         even, odd = x[..., 0::2], x[..., 1::2]
         rotated.append(torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2))
     return rotated
+
+
+def rotation(
+    positions: Tensor, theta: float, dim: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles by which ``rotate`` turns pairs of ``dim`` channels, [T or B, T, dim / 2]."""
+    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    exponent = torch.arange(0, dim, 2, device=device, dtype=precise) / dim
+    angle = positions.to(device, precise)[..., None] * theta**-exponent
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 class CausalConv(nn.Module):

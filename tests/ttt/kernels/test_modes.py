@@ -12,7 +12,7 @@ from tests.helpers import name
 from tests.ttt.kernels.accuracy import relative, rounded
 from tests.ttt.kernels.cases import case, eager, fused, gradients
 from tttvideo.ttt import MLP, SGD, Conv, ConvDepthwise, DotProduct, DWConv, FrameCausal, Linear, TokenCausal
-from tttvideo.ttt.kernels import depthwise, frame_causal, launch, token_causal
+from tttvideo.ttt.kernels import depthwise, frame_causal, heads, launch, merged, split, token_causal
 from tttvideo.ttt.kernels.pointwise import mm, to_bf16, to_tf32
 from tttvideo.ttt.kernels.verified import BOUNDS
 
@@ -95,6 +95,8 @@ OPERATORS = [
     depthwise.correlate,
     frame_causal.frame_causal,
     frame_causal.frame_causal_backward,
+    heads.split_heads,
+    heads.merge_heads,
     token_causal.token_causal,
     token_causal.token_causal_backward,
 ]
@@ -112,7 +114,7 @@ def test_every_operator_launches_on_the_device_of_its_tensors(monkeypatch):
 
     contiguous = launch.contiguous
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    for module in (depthwise, frame_causal, token_causal):
+    for module in (depthwise, frame_causal, heads, token_causal):
         monkeypatch.setattr(module, "contiguous", lambda *x: (launched.append(len(held)), contiguous(*x))[1])
     given = {"objective": DotProduct(), "optimizer": SGD(clip=1.0)}
     for one in (
@@ -121,6 +123,7 @@ def test_every_operator_launches_on_the_device_of_its_tensors(monkeypatch):
         case(DWConv(), FrameCausal(), lengths=(3,), frame=(1, 3), heads=1, **given),
     ):
         gradients(fused, one)
+    merged(split(None, torch.randn(1, 2, 16), heads=1, theta=1e4)[0], torch.float32)
     assert launched
     assert set(launched) == {1}
     assert {op._qualname for op in OPERATORS} == {

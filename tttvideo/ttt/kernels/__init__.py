@@ -1,9 +1,11 @@
-"""Triton kernels behind the same call as the eager scan: ``read``. README.md derives and measures them.
+"""Triton kernels behind the same call as the eager scan, ``read``, and around it: ``split`` and ``merged``. README.md
+derives and measures them.
 
 Nothing here imports Triton before a kernel is launched: it exists on Linux only.
 """
 
 from .choice import mode_of, use_kernels
+from .heads import merged, split
 from .read import read
 
-__all__ = ["mode_of", "read", "use_kernels"]
+__all__ = ["merged", "mode_of", "read", "split", "use_kernels"]

@@ -21,6 +21,7 @@ from .launch import (
     depthwise_constants,
     frame_constants,
     frame_tiles,
+    heads_constants,
     token_constants,
 )
 
@@ -29,7 +30,7 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 Specifications per Compute Capability'). sm_80 itself has 163 kB; what is compiled for it also runs on sm_86 and sm_89,
 which have 99."""
 
-_INTEGERS = {"heads", "tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group"}
+_INTEGERS = {"heads", "tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group", "per_row"}
 _INDICES = {"position", "lengths"}
 
 
@@ -103,11 +104,21 @@ def cumulative_configurations(dim: int) -> Iterator[Configuration]:
         yield Configuration(f"dwconv {name} d={dim}", "frame", kernel, depthwise_constants(dim, torch.float32))
 
 
+def heads_configurations(dim: int) -> Iterator[Configuration]:
+    """What stands between projections and kernels, either way."""
+    from .heads_kernels import heads_kernel
+
+    for rotate, back in ((True, False), (True, True), (False, False), (False, True)):
+        label = f"heads {'merged' if back else 'split'}{', rotated' if rotate else ''} d={dim}"
+        yield Configuration(label, "frame", heads_kernel, heads_constants(dim, torch.float32, rotate, back))
+
+
 def configurations(dims: Sequence[int], capability: int) -> Iterator[Configuration]:
     """All that the launchers choose on a GPU of sm_``capability``: MLPs four times as wide as their heads, ``Conv`` as
     wide."""
     for dim in dims:
         yield from cumulative_configurations(dim)
+        yield from heads_configurations(dim)
         for mode in ("bf16", "tf32", "tf32x3"):
             if dim not in HEAD_DIMS[mode]:
                 continue

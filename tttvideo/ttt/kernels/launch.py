@@ -70,7 +70,7 @@ def token_constants(dim: int, hidden: int, size: int, mode: str, dtype: torch.dt
         # of the walk side by side. Otherwise it stacks them, and each holds all columns of the chunk's few rows.
         "BLOCK": 16,
         "K": size,
-        "ACC": _accumulator(dtype),
+        "ACC": accumulator(dtype),
         "MODE": mode,
         "num_warps": 8,
         "num_stages": 1,  # loads of a block must not overtake the stores of the one before
@@ -129,7 +129,7 @@ def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dt
         "D": dim,
         "F": hidden,
         "TILE": tiles.tile,
-        "ACC": _accumulator(dtype),
+        "ACC": accumulator(dtype),
         "MODE": mode,
         "num_warps": tiles.warps,
         "num_stages": 1,
@@ -142,7 +142,13 @@ def frame_constants(kind: str, dim: int, hidden: int, mode: str, dtype: torch.dt
 
 def depthwise_constants(dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """What the kernels of ``depthwise`` are compiled for."""
-    return {"D": dim, "TILE": 32, "ACC": _accumulator(dtype), "num_warps": 4, "num_stages": 1}
+    return {"D": dim, "TILE": 32, "ACC": accumulator(dtype), "num_warps": 4, "num_stages": 1}
+
+
+def heads_constants(dim: int, dtype: torch.dtype, rotate: bool, back: bool) -> dict[str, Any]:
+    """What the kernel of ``heads`` is compiled for."""
+    some = {"D": dim, "TILE": 32, "ACC": accumulator(dtype), "ROTATE": rotate, "BACK": back}
+    return some | {"num_warps": 4, "num_stages": 1}
 
 
 def frame_sizes(kind: str, dim: int, hidden: int, columns: int) -> tuple[int, ...]:
@@ -188,7 +194,8 @@ def contiguous(*tensors: Tensor) -> list[Tensor]:
     return [x.contiguous() for x in tensors]
 
 
-def _accumulator(dtype: torch.dtype) -> Any:
+def accumulator(dtype: torch.dtype) -> Any:
+    """What tokens or states of ``dtype`` are computed in."""
     import triton.language as tl  # here, not above: tttvideo must import where Triton is not
 
     return tl.float64 if dtype == torch.float64 else tl.float32
