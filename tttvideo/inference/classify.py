@@ -107,8 +107,8 @@ def _classified(
             ]
             owners = block
         else:
-            found = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
-            items, owners = [Span(view.source, view.crop) for view in found], [block[view.video] for view in found]
+            crops = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
+            items, owners = [Span(view.source, view.crop) for view in crops], [block[view.video] for view in crops]
         expected = {video: owners.count(video) for video in block} if not whole else dict.fromkeys(block, 1)
         parts: dict[int, list[Answer]] = {}
         options = {"batch_size": how.batch_size, "workers": how.workers, "timelines": timelines}
@@ -122,8 +122,8 @@ def _classified(
 def _sorted(videos: Sequence[Video | Tensor], window: int) -> list[int]:
     """The videos' places, sorted by size within windows."""
 
-    def size(place: int) -> int:
-        video = videos[place]
+    def size(number: int) -> int:
+        video = videos[number]
         if isinstance(video, Tensor):
             return len(video)
         try:
