@@ -211,9 +211,7 @@ sys.exit(train.main())
 @pytest.mark.slow
 def test_a_suspended_run_ends_when_another_host_has_gone_on(arguments, run_script, tmp_path):
     assert train.main(arguments(out="whole")) == 0
-    assert (
-        run_script("", []).returncode == 0
-    )  # so that the others start within a minute
+    assert run_script("", []).returncode == 0  # so that the others start within a minute
     (tmp_path / "suspended.py").write_text(SUSPENDED)
     command = [sys.executable, str(tmp_path / "suspended.py"), *arguments()]
     environment = environment_of_a_user() | {"PYTHONPATH": str(ROOT)}
