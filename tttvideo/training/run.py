@@ -193,7 +193,7 @@ class Run:
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
         config, folder = self.config, self.folder
-        last = self._by_leader(lambda: self._find_checkpoint(str(config.resume))) if config.resume else None
+        last = self._by_leader(lambda: self.checkpoints.chosen(str(config.resume))) if config.resume else None
         fixed = {
             "processes": self.accelerator.num_processes,
             "data.batch_size": config.data.batch_size,
@@ -256,10 +256,6 @@ class Run:
             segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
             self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **self._share)
 
-    def _find_checkpoint(self, resume: str) -> Path | None:
-        self.checkpoints.mend()
-        return self.checkpoints.chosen(resume)
-
     def _load(self, last: Path) -> None:
         """The weights and the optimizer of a checkpoint. Whatever damage makes the libraries raise is one sentence."""
         try:
@@ -284,8 +280,7 @@ class Run:
             multi_label=self.train.multi_label,
             load=last is None and not config.init_from,  # pretrained weights are in the checkpoint already
         ).to(self.accelerator.device)
-        if self.task.labelled:
-            self.model.head.set_class_counts(videos_of_each_class(self.train))
+        self.model.head.set_class_counts(videos_of_each_class(self.train))
         if config.init_from and last is None:
             load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
         if config.activation_checkpointing:

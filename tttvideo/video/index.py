@@ -177,7 +177,7 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
 def videos_of_each_class(index: Index) -> list[int]:
     """How many videos each class has, in the order of the class names."""
     counts = [0] * len(index.labels)
-    for video in index.videos:
+    for video in index.videos if counts else ():
         for label in video.label if isinstance(video.label, tuple) else (video.label,):
             counts[label] += 1  # type: ignore[index]
     return counts
