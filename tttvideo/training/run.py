@@ -380,8 +380,7 @@ class Run:
     def finish(self) -> None:
         """End the trackers and say which checkpoint is the best."""
         self.record.close_trackers()
-        progress = self.progress
-        if self.leader and progress.best:
+        if self.leader and (progress := self.progress).best:
             value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"
             best = self.folder.checkpoints / progress.best
             self.record.say(f"done: best checkpoint {best} ({self.rule}{value}; {self.rule.split_rule})")
