@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from benchmarks import fair, small
+from benchmarks import design, fair, small
 from benchmarks.design import list_variants
 
 STUDY = small.read_study(fair.STUDY)
@@ -32,10 +32,14 @@ def test_the_order_of_the_study():
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.5, 0.5 if flat else 0.6), loss=job.rate))
     variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
-    trials = len(variants) * 3
-    assert {(job.task, job.seed) for job in seen[:trials]} == {("flash-recall-four", 100)}
-    assert [job.seed for job in seen[trials:]] == [s for s in (0, 1, 2) for _ in range(len(variants) + 1)]
-    assert {job.rate for job in seen[trials:]} == {3.0e-3}  # of two equals that with the smaller loss
+    first, others = seen[: len(STUDY["first"]) * 6 + 3], seen[len(STUDY["first"]) * 6 + 3 :]  # Mamba-2 thrice more
+    for part, names in ((first, STUDY["first"]), (others, [v for v in variants if v not in STUDY["first"]])):
+        assert {job.variant for job in part} == set(names)
+        trials, reported = part[: 3 * len(names)], part[3 * len(names) :]
+        assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
+        assert [job.seed for job in reported] == sorted(job.seed for job in reported)
+        assert {job.seed for job in reported} == {0, 1, 2}
+        assert {job.rate for job in reported} == {3.0e-3}  # of two equals that with the smaller loss
     longer = [job for job in seen if job.steps == 2]
     assert [(job.variant, job.seed) for job in longer] == [("Mamba-2", seed) for seed in (0, 1, 2)]
     assert 100 not in STUDY["seeds"]
@@ -46,10 +50,11 @@ def test_the_order_of_the_study():
 
 
 def test_a_rate_that_diverged_is_not_chosen():
-    jobs = [fair.Job("flash-order", "GRU", 100, rate) for rate in STUDY["rates"]]
+    jobs = [fair.Job("flash-order-16", "GRU", 100, rate) for rate in STUDY["rates"]]
     rows = [row(jobs[0], 0.6), row(jobs[1], 0.7), row(jobs[2], 0.9, diverged_at=5)]
-    assert fair.chosen_rate(STUDY, rows[:2], "flash-order", "GRU") is None
-    assert fair.chosen_rate(STUDY, rows, "flash-order", "GRU") == 3.0e-3
+    assert fair.chosen_rate(STUDY, rows[:2], "flash-order-16", "GRU") is None
+    for task in ("flash-order-16", "flash-order"):
+        assert fair.chosen_rate(STUDY, rows, task, "GRU") == 3.0e-3
 
 
 def test_layers_have_equal_parameters_and_state(capsys):
@@ -74,6 +79,27 @@ def test_layers_have_equal_parameters_and_state(capsys):
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
+    task = {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 3, "val": 4}
+    task["curriculum"] = [{"steps": 2, "parameters": {"frames": 4}}]
+    own = STUDY | {"tasks": {"order": task}, "lengths": [1]}
+    whole, whole_row = design.fit(own, "order", "GRU", 0)
+    for killed_at in (1, 4):
+        file = tmp_path / f"{killed_at}.unfinished"
+        with monkeypatch.context() as patch:
+            patch.setattr(design.VideoModel, "set_inner_rate", lambda *_, steps=iter(range(killed_at)): next(steps))
+            with pytest.raises(StopIteration):
+                design.fit(own, "order", "GRU", 0, small.Partial(file, "a", seconds=0))
+        assert file.exists()
+        fair.torch.manual_seed(9)
+        again, row = design.fit(own, "order", "GRU", 0, small.Partial(file, "a"))
+        assert row["curve"] == whole_row["curve"]
+        assert all(fair.torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+        assert small.Partial(file, "another's").load(again, None) == ([], 0.0, 0.0)
+        file.write_bytes(file.read_bytes()[:200])
+        assert small.Partial(file, "a").load(again, None) == ([], 0.0, 0.0)
+
+
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     small_study = STUDY | {
         "rates": [1e-3, 2e-3],
@@ -83,6 +109,7 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
         "tasks": {"order": {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 2, "val": 4}},
         "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]},
         "longest": 1,
+        "first": ["GRU"],
     }
     study, rows = tmp_path / "study.yaml", tmp_path / "rows.jsonl"
     study.write_text(yaml.safe_dump(small_study))
@@ -98,6 +125,7 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     lines = rows.read_text().splitlines()
     assert len(lines) == 6
     assert len(json.loads(lines[-1])["measured"]) == 2
+    assert json.loads(lines[-1])["commit"] == small.commit()
     rows.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])  # stopped while it wrote
     assert run("--dry").count("\n") == 1
     run()
