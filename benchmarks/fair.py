@@ -63,7 +63,8 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
-        row = run(study, job, Partial(unfinished, repr(job)))
+        of = repr((job, study["base"], study["tasks"][job.task], study["variants"][job.variant]))
+        row = run(study, job, Partial(unfinished, of))
         append_row(file, row)
         unfinished.unlink(missing_ok=True)
         print(job, [m["top1"] for m in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
@@ -83,7 +84,7 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
-                for steps in range(1, study["longest"] + 1):
+                for steps in study["tasks"][task]["times"]:
                     job = Job(task, variant, seed, rate, steps)
                     if job not in done:
                         yield job
@@ -122,8 +123,10 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether accuracy in training rose by less than the study's share from the last but one part to the last."""
-    return len(row["curve"]) > 1 and row["curve"][-1] - row["curve"][-2] < study["flat"]
+    """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
+    share from the last but one part to the last."""
+    curve = row["curve"]
+    return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 
 def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:

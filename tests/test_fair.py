@@ -2,6 +2,7 @@
 
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from benchmarks.design import list_variants
 STUDY = small.read_study(fair.STUDY)
 
 
-def row(job, top1=0.5, curve=(0.5, 0.5), loss=1.0, diverged_at=None):
+def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
     measured = [{"top1": top1, "loss": loss, "hits": "5", "n": 4}] * len(STUDY["lengths"])
     about = {"state_bytes": 4, "parameters": 9, "cpu_seconds": 6.0, "steps": 3}
     return job._asdict() | {
@@ -30,7 +31,7 @@ def test_the_order_of_the_study():
         seen.append(job)
         top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}[job.rate]
         flat = job.steps == 2 or job.variant != "Mamba-2"
-        rows.append(row(job, top1, (0.5, 0.5 if flat else 0.6), loss=job.rate))
+        rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
     variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
     first, others = seen[: len(STUDY["first"]) * 6 + 3], seen[len(STUDY["first"]) * 6 + 3 :]  # Mamba-2 thrice more
     for part, names in ((first, STUDY["first"]), (others, [v for v in variants if v not in STUDY["first"]])):
@@ -47,6 +48,21 @@ def test_the_order_of_the_study():
     text = fair.table(STUDY, rows)
     assert "## flash-recall" in text
     assert "+0.000 (" in text
+
+
+def test_a_level_without_memory_is_not_flat():
+    """Training that has not begun to remember does not rise either."""
+    job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
+    curves = {(0.7, 0.7): True, (0.7, 0.73): False, (0.55, 0.56): False, (0.9, 0.85): True, (0.7,): False}
+    assert {curve: fair.is_flat(STUDY, row(job, curve=curve)) for curve in curves} == curves
+    rows = [row(fair.Job("flash-order-16", "GRU", 100, rate)) for rate in STUDY["rates"]]
+    rows += [row(job._replace(rate=1.5e-3, steps=n), curve=(0.3, 0.3)) for n in (1, 2)]
+    steps = [
+        j.steps
+        for j in fair.jobs(STUDY, rows, "flash-order")
+        if (j.variant, j.seed, j.task) == ("GRU", 0, "flash-order")
+    ]
+    assert steps == [4]
 
 
 def test_a_rate_that_diverged_is_not_chosen():
@@ -87,7 +103,7 @@ def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
     for killed_at in (1, 4):
         file = tmp_path / f"{killed_at}.unfinished"
         with monkeypatch.context() as patch:
-            patch.setattr(design.VideoModel, "set_inner_rate", lambda *_, steps=iter(range(killed_at)): next(steps))
+            patch.setattr(design.VideoModel, "set_inner_rate", Mock(side_effect=[None] * killed_at))
             with pytest.raises(StopIteration):
                 design.fit(own, "order", "GRU", 0, small.Partial(file, "a", seconds=0))
         assert file.exists()
@@ -106,9 +122,8 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
         "seeds": [0],
         "lengths": [1, 2],
         "choice": {"order": "order"},
-        "tasks": {"order": {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 2, "val": 4}},
+        "tasks": {"order": {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 2, "times": [1], "val": 4}},
         "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]},
-        "longest": 1,
         "first": ["GRU"],
     }
     study, rows = tmp_path / "study.yaml", tmp_path / "rows.jsonl"
