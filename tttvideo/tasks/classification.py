@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class Classification(Task):
     half_life: float | None = None
     dropout: float = 0.0
     label_smoothing: float = 0.0
+
+    classifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.pooling not in ("mean", "attention", "ema"):

@@ -67,7 +67,7 @@ class ScheduleConfig:
     Args:
         epochs: passes over the training videos.
         steps: length of the run in optimizer steps, in place of epochs (to whole epochs): small data want many epochs;
-            null: epochs counts.
+            null: epochs counts, as it does where it is given after steps (on the command line, in a later file).
         patience: ends the run when the best checkpoint is so many epochs old; null: it never does.
         name: cosine falls to min_lr over all epochs; step multiplies by decay_rate every decay_epochs.
         warmup: epochs (a fraction is allowed) of linear rise from warmup_lr; where it is longer than the run, half

@@ -27,9 +27,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     # timm re-exports its functions without an __all__, which pyright takes for private
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # pyright: ignore
 
-    known = list_optimizers()
-    if config.name.lower() not in known:
-        name = nearest(config.name.lower(), known)
+    names = list_optimizers()
+    if config.name.lower() not in names:
+        name = nearest(config.name.lower(), names)
         hint = f"; did you mean {name!r}?" if name else ""
         raise ConfigError(f"optimizer.name: timm has no optimizer {config.name!r}{hint}")
     extra = {}

@@ -58,7 +58,7 @@ def subset(index: Index, count: int, seed: int) -> Index:
     drawn = random.Random(seed).sample(range(total), total)
     drawn.sort(key=lambda i: repr(index.videos[i].label))  # stable: random within a class
     places = sorted(drawn[(2 * k + 1) * total // (2 * count)] for k in range(count))
-    return index._replace(videos=[index.videos[place] for place in places])
+    return index._replace(videos=[index.videos[i] for i in places])
 
 
 def build_index(
@@ -196,8 +196,8 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
         chosen = [row for row in rows if row.split == split]
         if not chosen:
             raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)} (and all)")
-        place = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
-        return chosen, f"{split}: {place}, {len(chosen)} videos"
+        where = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
+        return chosen, f"{split}: {where}, {len(chosen)} videos"
     if split not in ("train", "val"):
         raise DataError(
             f"{source} has no split {split!r}; it has no splits of its own, so there are train and val (made "
@@ -238,12 +238,12 @@ def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tupl
             if not near and len(numbers) > 8:
                 hint += f" and {len(numbers) - 8} more"
             raise DataError(f"{row.where} has the label {name!r}, which is not known ({hint})")
-    found = tuple(sorted(numbers[name] for name in row.labels or ()))
+    labels = tuple(sorted(numbers[name] for name in row.labels or ()))
     if multi_label:
-        return found
-    if not found:
+        return labels
+    if not labels:
         raise DataError(f"{row.where} has no label; write path,label")
-    return found[0]
+    return labels[0]
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

@@ -270,7 +270,7 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
 
 def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bool) -> None:
     several = multi_label or any(row.labels is not None and len(row.labels) > 1 for row in rows)
-    seen: dict[tuple, Row] = {}
+    first_rows: dict[tuple, Row] = {}
     for row in rows:
         # in a multi-label list no label at all is an answer; elsewhere it is an oversight
         if row.labels == () and not several:
@@ -278,14 +278,14 @@ def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bo
         if "split" in columns and row.split is None:
             raise DataError(f"{row.where} has an empty split for {row.key}; write for example train or val")
         span = (os.path.normpath(row.path), row.start, row.end)
-        other = seen.setdefault(span, row)
+        other = first_rows.setdefault(span, row)
         if other is not row and other.labels != row.labels:
             first, second = (";".join(r.labels or ()) or "none" for r in (other, row))
             raise DataError(
                 f"{row.where} labels {row.key} {second!r} but line {_line(other)} labels it {first!r}; keep "
                 "one, or write a;b if both hold"
             )
-        twin = seen.setdefault((*span, row.split), row)
+        twin = first_rows.setdefault((*span, row.split), row)
         if twin is not row:
             raise DataError(f"{row.where} lists {row.key} again (first on line {_line(twin)}); remove one of the two")
     if not any(os.path.exists(row.path) for row in rows):
