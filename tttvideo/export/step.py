@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from ..mixers import Attention
 from ..model import ModelState, VideoModel
-from ..tasks import Prediction
 from .folder import ExportError
 
 SETTLING = 2048
@@ -52,7 +51,7 @@ class Step(nn.Module):
         rows, columns = model.encoder.grid
         tokens = rows * columns
         self.unit = model.encoder.stride * (math.lcm(model.backbone.step_unit(tokens), tokens) // tokens)
-        self.answer = "upcoming" if isinstance(model.config.task, Prediction) else "probabilities"
+        self.answer = "probabilities" if model.head.generated is None else "upcoming"
         leaves, self._tree = pytree.tree_flatten_with_path(_settled(self._read, model, self.frames()))
         self._fixed: dict[int, Any] = {}
         self._varying: list[tuple[int, str]] = []
@@ -155,7 +154,7 @@ def _check(model: VideoModel) -> None:
             raise ExportError(
                 f"{name}{of} sees the end of a video first, so that there is no streaming step; export the folder"
             )
-    if isinstance(model.config.task, Prediction) and model.config.task.space != "pixels":
+    if model.head.reads_features:
         raise ExportError("a model that predicts features has no pictures to put out; export the folder")
 
 

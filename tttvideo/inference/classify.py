@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..evaluation.views import Clips, Views, Whole, expand, parse_views
 from ..model import WHOLE, VideoModel
-from ..tasks import Classification
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
@@ -74,7 +73,7 @@ def classify_videos(
     Raises:
         ValueError: for a model of another task, and settings that do not fit it.
     """
-    if not isinstance(model.config.task, Classification):
+    if not model.config.task.classifies:
         raise ValueError(f"This model was trained for {type(model.config.task).__name__} and knows no classes.")
     how = resolved(how, model)
     views = parse_views(how.views)

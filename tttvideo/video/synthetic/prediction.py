@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encode import read_mp4, write_mp4
+from ..mp4 import read_mp4, write_mp4
 from .suite import Suite
 
 CODEC_VIDEOS = 4
