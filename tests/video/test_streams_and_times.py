@@ -260,4 +260,5 @@ def test_an_edit_list_that_hides_most_frames_is_told(tmp_path):
         cut.write_bytes(data[:at] + (begin + hidden * step).to_bytes(4, "big") + data[at + 4 :])
         frames, _, said = read(cut)
         assert numbers(frames) == list(range(hidden, 60))
-        assert [w.rpartition(": ")[2] for w in said] == ["its edit list shows 20 of its 60 frames; they are used"] * told
+        assert len(said) == told
+        assert all(w.endswith("its edit list shows 20 of its 60 frames; they are used") for w in said)
