@@ -98,6 +98,7 @@ class Checkpoints:
         Raises:
             ConfigError: there is none of that name.
         """
+        self.mend()
         if resume == "auto":
             return self.last()
         name = Path(resume).name

@@ -1,8 +1,8 @@
 """Reads a list of videos (CSV, TSV or space-delimited text) into rows.
 
-Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order and
-unknown ones are ignored; without one they stand in this order. Relative paths are resolved against the list's own
-folder, or from a root that is given beside it.
+Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order, there may be one
+named `fold`, and unknown ones are ignored; without one they stand in this order. Relative paths are resolved against
+the list's own folder, or from a root that is given beside it.
 """
 
 import csv
@@ -29,6 +29,7 @@ _NAMES = {
     "end": (("end",), ("end_time", "end_sec", "t_end")),
     "group": (("group",), ()),
     "split": (("split",), ("subset",)),
+    "fold": (("fold",), ()),
 }
 
 
@@ -47,6 +48,7 @@ class Row(NamedTuple):
     end: float | None = None
     group: str | None = None
     split: str | None = None
+    fold: str | None = None  # of a cross-validation
 
 
 def read_list(
@@ -246,6 +248,7 @@ def _row(where: str, base: Path, cells: dict[str, str], labelled: bool) -> Row:
         end=end,
         group=cells.get("group") or None,
         split=cells.get("split") or None,
+        fold=cells.get("fold") or None,
     )
 
 
