@@ -117,7 +117,7 @@ class Probe:
 
     @property
     def remarks(self) -> list[tuple[str, str]]:
-        """What is unusual but no damage: (kind, sentence)."""
+        """What is unusual, but not damage: (kind, sentence)."""
         remarks = []
         if len(self.streams) > 1:
             listed = ", ".join(f"{i} ({size})" for i, size in enumerate(self.streams))
@@ -168,7 +168,7 @@ _held = _Held()
 
 
 def probe(path: str, stream: int | None = None) -> Probe:
-    """What is known of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
+    """The probe of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
     (one sentence: path and reason) if nothing can be decoded."""
     from . import catalog
     from .scan import scan
@@ -197,7 +197,7 @@ def identity(path: str) -> tuple[str, int, int]:
 
 
 def remember(metadata: Probe) -> None:
-    """Keeps what was learned of a file while it was decoded, here and in the index."""
+    """Keeps a probe that decoding has completed, in this process and in the index."""
     from . import catalog
 
     _held.put((metadata.file, metadata.stream), metadata)
