@@ -224,6 +224,7 @@ def test_what_does_not_go_together_says_so(make, words):
     [
         ({"learning": Learning(direction="ascent")}, "only for the defaults"),
         ({"objective": ResidualL2(eps=1e-8)}, "in kernels it is 1e-06"),
+        ({"objective": ResidualL2(normalize_target=True)}, "no kernel for normalize_target"),
         (
             {"inner": DWConv(), "objective": DotProduct(), "optimizer": SGD(clip=1.0, clip_by="column")},
             "clip_by: column",
