@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.design import CURVE
 from benchmarks.long_clip import train_row
 from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
@@ -125,7 +126,7 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
     share from the last but one part to the last."""
-    curve = row["curve"]
+    curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
     return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 

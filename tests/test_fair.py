@@ -57,6 +57,7 @@ def test_a_level_without_memory_is_not_flat():
     """Training that has not begun to remember does not rise either."""
     job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
     curves = {(0.7, 0.7): True, (0.7, 0.73): False, (0.55, 0.56): False, (0.9, 0.85): True, (0.7,): False}
+    curves |= {(*[0.9] * 8, 0.99): True, (*[0.9] * 7, 0.95, 0.94): False}  # 300 steps are eight parts and 4 steps
     assert {curve: fair.is_flat(STUDY, row(job, curve=curve)) for curve in curves} == curves
     rows = [row(fair.Job("flash-order-16", "GRU", 100, rate)) for rate in STUDY["rates"]]
     rows += [row(job._replace(rate=1.5e-3, steps=n), curve=(0.3, 0.3)) for n in (1, 2)]
