@@ -56,7 +56,11 @@ LAYERS = {
         "pretrained",
     },
     "export": {"files", "printing", "mixers", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
+    "inspection": {
+        *("devices", "files", "printing", "ttt", "tasks", "video", "model", "pretrained", "evaluation", "inference"),
+    },
     "inference": {
+        "inspection",
         "measuring",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),
     },
@@ -66,7 +70,7 @@ LAYERS = {
     "indexing": {"arguments", "printing", "video"},
     "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model", "pretrained"},
+    "__init__": {"inspection", "model", "pretrained"},
 }
 
 

@@ -196,7 +196,11 @@ class AttentionLayer(SequenceLayer):
         if keep == count:
             return state
         if alike and lengths is None:  # real tokens are last already; a sort could not be exported
-            kept = (state.keys[:, :, count - keep :], state.values[:, :, count - keep :], state.slots[:, count - keep :])
+            kept = (
+                state.keys[:, :, count - keep :],
+                state.values[:, :, count - keep :],
+                state.slots[:, count - keep :],
+            )
             return AttentionState(*(t.clone() for t in kept), *state[3:])  # views would keep the whole call alive
         # Real tokens last, in their order: rows that have ended remember what they read last.
         last = (state.slots >= 0).int().argsort(dim=1, stable=True)[:, count - keep :]
