@@ -32,5 +32,5 @@ def test_an_installed_package_is_found_by_name(tmp_path, monkeypatch):
 def test_what_is_not_there_is_a_sentence():
     with pytest.raises(ValueError, match="is not installed"):
         Timm(NET, pretrained=PACKAGE).build((64, 64), 8)
-    with pytest.raises(ValueError, match="set encoder.name to that"):
+    with pytest.raises(ValueError, match=r"set encoder\.name to that"):
         Timm("resnet18", pretrained=PACKAGE).build((64, 64), 8)

@@ -21,8 +21,8 @@ from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.video.decode import open_video
+from tttvideo.video.mp4 import write_mp4
 from tttvideo.video.reading import sampled_rate, usual_rate
-from tttvideo.video.synthetic.encode import write_mp4
 from tttvideo.video.transforms import Preprocessing
 
 

@@ -36,7 +36,8 @@ def leaves_of(tensors, prefix=""):
 
 def loop_of(config, start, norm=None, grid=(1, 1)):
     norm = norm or Norm(torch.ones(()).double(), torch.zeros(()).double())
-    return InnerLoop(config.inner, config.objective, config.optimizer, norm, start, grid, learning=config.learning)
+    optimizer = None if config.optimizer.linear else config.optimizer
+    return InnerLoop(config.inner, config.objective, optimizer, norm, start, grid, learning=config.learning)
 
 
 def state_of(config, weights):

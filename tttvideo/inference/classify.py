@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..evaluation.views import Clips, Views, Whole, expand, parse_views
 from ..model import WHOLE, VideoModel
-from ..tasks import Classification
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
@@ -74,7 +73,7 @@ def classify_videos(
     Raises:
         ValueError: for a model of another task, and settings that do not fit it.
     """
-    if not isinstance(model.config.task, Classification):
+    if not model.config.task.classifies:
         raise ValueError(f"This model was trained for {type(model.config.task).__name__} and knows no classes.")
     how = resolved(how, model)
     views = parse_views(how.views)
@@ -107,8 +106,8 @@ def _classified(
             ]
             owners = block
         else:
-            found = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
-            items, owners = [Span(view.source, view.crop) for view in found], [block[view.video] for view in found]
+            crops = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
+            items, owners = [Span(view.source, view.crop) for view in crops], [block[view.video] for view in crops]
         expected = {video: owners.count(video) for video in block} if not whole else dict.fromkeys(block, 1)
         parts: dict[int, list[Answer]] = {}
         options = {"batch_size": how.batch_size, "workers": how.workers, "timelines": timelines}
@@ -122,8 +121,8 @@ def _classified(
 def _sorted(videos: Sequence[Video | Tensor], window: int) -> list[int]:
     """The videos' places, sorted by size within windows."""
 
-    def size(place: int) -> int:
-        video = videos[place]
+    def size(number: int) -> int:
+        video = videos[number]
         if isinstance(video, Tensor):
             return len(video)
         try:

@@ -98,6 +98,7 @@ class Checkpoints:
         Raises:
             ConfigError: there is none of that name.
         """
+        self.mend()
         if resume == "auto":
             return self.last()
         name = Path(resume).name
@@ -337,17 +338,17 @@ def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | Non
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             below = f"{key}.{name}" if key else str(name)
-            found = first_difference(old.get(name), new.get(name), below)
-            if found:
-                return found
+            difference = first_difference(old.get(name), new.get(name), below)
+            if difference:
+                return difference
         return None
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         if len(old) != len(new):
             return (f"the length of {key}", len(old), len(new))
         for i, (a, b) in enumerate(zip(old, new)):
-            found = first_difference(a, b, f"{key}[{i}]")
-            if found:
-                return found
+            difference = first_difference(a, b, f"{key}[{i}]")
+            if difference:
+                return difference
         return None
     return None if old == new else (key, old, new)
 

@@ -91,7 +91,7 @@ class RunLock:
             now = self.path.read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ConfigError(
-                f"{self.path} is gone: somebody removed it, or the whole run folder, while the run was writing there; "
+                f"{self.path} is gone: another run has ended there, or somebody removed the file or the whole folder; "
                 "start again with --resume auto, or with another --out"
             ) from None
         if now != self._mine:

@@ -4,6 +4,7 @@ R/config.yaml    the whole configuration
 R/labels.json    class names in the order of the model's outputs
 R/log.jsonl      one line per epoch
 R/steps.jsonl    one line per optimizer step
+R/console.log    what the run said, with times; a resumed run goes on below
 R/run.lock       while a run writes here, see lock.py
 R/skipped.csv    videos that could not be read, each once, with the reason
 R/checkpoints/   see checkpoint.py
@@ -22,6 +23,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +31,13 @@ from safetensors import SafetensorError
 
 from .. import strict_yaml
 from ..files import write_text
-from ..printing import cell
+from ..printing import cell, printable
 from ..video.index import Index
 from .config import ConfigError
 from .position import CHECKPOINT_NAME
 
-FILES = ("config.yaml", "labels.json", "log.jsonl", "steps.jsonl", "run.lock", "skipped.csv", "checkpoints/index.json")
+FILES = ("config.yaml", "labels.json", "log.jsonl", "steps.jsonl", "console.log", "run.lock", "skipped.csv")
+FILES += ("checkpoints/index.json",)
 
 
 class StorageError(OSError):
@@ -130,6 +133,30 @@ class JsonLines:
             self._file = None
 
 
+class Console:
+    """What a run says, a line each with its time; kept back until the folder is the run's."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._waiting: list[str] | None = []
+
+    def begin(self) -> None:
+        waiting, self._waiting = self._waiting or (), None
+        for line in waiting:
+            self._write(line)
+
+    def append(self, sentence: str) -> None:
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(sentence)}\n"
+        if self._waiting is None:
+            self._write(line)
+        else:
+            self._waiting.append(line)
+
+    def _write(self, line: str) -> None:
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(line.encode(errors="backslashreplace"))
+
+
 class Skipped(NamedTuple):
     """A video, or the seconds [start, end) of one, that could not be read."""
 
@@ -172,6 +199,7 @@ class RunFolder:
         self.refuse_second()
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
+        self.console = Console(self.path / "console.log")
         self._skipped_file = self.path / "skipped.csv"
         self._skipped: set[tuple[str, str, str]] | None = None
 
@@ -209,6 +237,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         with writing(self.path / "config.yaml"):
             write_text(self.path / "config.yaml", yaml, durable=True)
+        self.console.begin()
         return [note for note in (self.log.cut("epoch", epoch), self.steps.cut("step", step)) if note]
 
     def skip(self, split: str, failures: Iterable[Skipped]) -> list[Skipped]:

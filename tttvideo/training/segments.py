@@ -102,10 +102,10 @@ class SegmentSampler(Sampler[list[FilmPart]]):
         rows = [next(films) for _ in range(self.rows * self.world)]
         while True:
             parts = []
-            for place, row in enumerate(rows):
+            for slot, row in enumerate(rows):
                 stop = row.at + (row.first if row.at == 0 else self.segment)
                 parts.append(FilmPart(*row.film, row.at, stop))
-                rows[place] = next(films) if stop >= row.length else row._replace(at=stop)
+                rows[slot] = next(films) if stop >= row.length else row._replace(at=stop)
             yield parts
 
     def _films(self) -> Iterator[_Row]:

@@ -87,7 +87,7 @@ class TTTLayer(SequenceLayer):
         self.project = Projections(config, dim)
         start = config.inner.init(head_dim, heads)
         self.learns = {config.inner.last or next(iter(start))} if learning.update == "last" else set(start)
-        all_learn = len(self.learns) == len(start)
+        self.all_learn = len(self.learns) == len(start)
         self.zero_start = None
         if learning.start == "zero":
             self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
@@ -109,7 +109,8 @@ class TTTLayer(SequenceLayer):
         at_start = learning.gradient_at == "start"
         constant = at_start or (unmoved and config.objective.constant_gradient)
         self.cumulative = constant and config.optimizer.cumulative and not config.forget
-        self.uses_start = config.forget or not config.optimizer.linear or not all_learn or at_start
+        self.descends = config.optimizer.linear
+        self.uses_start = config.forget or not self.descends or not self.all_learn or at_start
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
 
@@ -322,16 +323,17 @@ class TTTLayer(SequenceLayer):
 
     def _loop(self, tokens: Tokens, layout: Layout) -> InnerLoop:
         config, start = self.config, self._start() if self.uses_start else {}
+        frozen = {} if self.all_learn else {name: map for name, map in start.items() if name not in self.learns}
         return InnerLoop(
             config.inner,
             config.objective,
-            config.optimizer,
+            None if self.descends else config.optimizer,
             self._norm(tokens.q),
             start,
             layout.grid,
             self.rate_warmup,
             self.cumulative,
-            {name: map for name, map in start.items() if name not in self.learns},
+            frozen,
             config.learning,
         )
 

@@ -59,12 +59,12 @@ def _folders(folder: Path) -> list[Path]:
 
 def _videos(folder: Path) -> list[Path]:
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    found = [
+    paths = [
         Path(entry.path)
         for entry in entries
         if (holds_images(entry.path) if entry.is_dir() else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS)
     ]
-    return sorted(found or [Path(entry.path) for entry in entries if entry.name.endswith(FEATURES)])
+    return sorted(paths or [Path(entry.path) for entry in entries if entry.name.endswith(FEATURES)])
 
 
 def _has_classes(folder: Path) -> bool:
@@ -76,9 +76,9 @@ def _nested(folder: Path) -> Path | None:
     themselves."""
     for below in _folders(folder):
         if not holds_images(below):
-            found = below if _videos(below) else _nested(below)
-            if found:
-                return found
+            nested = below if _videos(below) else _nested(below)
+            if nested:
+                return nested
     return None
 
 
@@ -104,8 +104,8 @@ def _warn_of(folder: Path) -> None:
     """A warning and no error: a folder of notes may well lie beside the classes."""
     names = [e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith(".")]
     if names:
-        found = ", ".join(sorted({os.path.splitext(name)[1].lower() or name for name in names})[:5])
-        warnings.warn(f"class {folder.name!r} has no video (its files: {found})", NoVideoWarning, stacklevel=4)
+        endings = ", ".join(sorted({os.path.splitext(name)[1].lower() or name for name in names})[:5])
+        warnings.warn(f"class {folder.name!r} has no video (its files: {endings})", NoVideoWarning, stacklevel=4)
 
 
 def _unlabelled_rows(root: Path, split: str) -> list[Row]:

@@ -43,16 +43,16 @@ class ImageFolderReader(Reader):
         for start in range(0, len(wanted), batch):
             numbers = wanted[start : start + batch]
             out = torch.empty(len(numbers), 3, *self._size, dtype=torch.uint8)
-            for place, number in enumerate(numbers):
+            for count, number in enumerate(numbers):
                 frame = _decode(self._files[number])
                 if frame is None:
                     self._warn(number)
-                    if place:
-                        yield out[:place]
+                    if count:
+                        yield out[:count]
                     return
                 turns = round(frame.rotation / 90) % 4
                 converter = converters.setdefault(turns, Converter(self._size, turns))
-                converter.into(frame, out[place].numpy())
+                converter.into(frame, out[count].numpy())
             yield out
 
     def close(self) -> None:

@@ -151,8 +151,8 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
     if isinstance(inner, Conv | ConvDepthwise) and head_dim not in CONV_DIMS:
         return f"the head dimension is {head_dim}; in kernels of {type(inner).__name__} it is {_either(CONV_DIMS)}"
     if isinstance(inner, Conv) and round(inner.expansion * head_dim) not in (*CONV_DIMS, 128):
-        found = round(inner.expansion * head_dim)
-        return f"{inner} has {found} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
+        hidden = round(inner.expansion * head_dim)
+        return f"{inner} has {hidden} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
     if head_dim not in HEAD_DIMS[mode]:
         return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS[mode])} ({mode} products)"
     if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(kind_of(inner), head_dim, mode)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ...files import replacing
+from ..files import replacing
 
 # Every frame is a key frame at a constant quantiser, so that a decoded frame depends on that frame alone.
 # With predicted frames or rate control a flash leaves faint traces in its neighbours, and a model could then
