@@ -123,12 +123,6 @@ class Momentum(InnerOptimizer):
         return average, Moments((average,), moments.count)
 
 
-def _complement(beta: float, count: Tensor) -> Tensor:
-    """1 - beta^count, without a difference of nearly equal numbers: onnxruntime's powers were 1e-4 off after it."""
-    half = torch.tanh(count * (-0.5 * math.log(beta) if beta else math.inf))
-    return 2 * half / (1 + half)
-
-
 @dataclass(frozen=True)
 class Adam(InnerOptimizer):
     """Adam (arXiv 1412.6980) as the inner optimizer.
@@ -164,7 +158,7 @@ class Adam(InnerOptimizer):
         first = combine(lambda m, g: self.beta1 * m + (1 - self.beta1) * g, first, gradient)
         second = combine(lambda s, g: self.beta2 * s + (1 - self.beta2) * g * g, second, gradient)
         count = moments.count + 1
-        unbias1, unbias2 = _complement(self.beta1, count), _complement(self.beta2, count)
+        unbias1, unbias2 = 1 - self.beta1**count, 1 - self.beta2**count
 
         def update(m: Tensor, s: Tensor) -> Tensor:
             root = torch.sqrt(s / by_row(unbias2, s) + self.eps**2)
