@@ -24,7 +24,7 @@ from .errors import VideoWarning
 from .probe import Probe
 
 BESIDE = ".tttvideo-index"
-_FORMAT = 2  # raise it when a scan finds something else than before
+_FORMAT = 3  # raise it when a scan finds something else than before
 _ARRAYS = ("stamps", "entries", "checks", "keys")
 
 
