@@ -62,7 +62,7 @@ LAYERS = {
         "evaluation",
     },
     "inspection": {
-        *("devices", "files", "printing", "ttt", "tasks", "video", "model", "pretrained", "evaluation", "inference"),
+        *("devices", "files", "printing", "ttt", "video", "model", "pretrained", "evaluation", "inference"),
     },
     "inference": {
         "inspection",

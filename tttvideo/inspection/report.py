@@ -15,7 +15,6 @@ from ..inference.timeline import frame_times
 from ..model import VideoModel
 from ..pretrained import from_pretrained
 from ..printing import json_text, printable
-from ..tasks import Classification
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.reading import damaged_videos_named
@@ -128,7 +127,7 @@ def _regular(count: int, stride: int) -> range:
 
 
 def _answer(model: VideoModel, output: Any) -> list[str]:
-    if not isinstance(model.config.task, Classification):
+    if not model.config.task.classifies:
         return []
     probabilities = model.probabilities(output.logits[0].float())
     best = int(probabilities.argmax())
