@@ -5,7 +5,8 @@
 
 One thread, one training after another: first each layer at each rate on the seed of the choice, then, at the rate that
 was best there, on the reported seeds; where training was not flat at its end, again with more steps. Each finished row
-is appended to a JSONL file at once, and skipped when the study is started again.
+is appended to a JSONL file at once, and skipped when the study is started again; a training that was broken off goes on
+from its last minute.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.design import CURVE
 from benchmarks.long_clip import train_row
-from benchmarks.small import ROOT, append_row, read_rows, read_study
+from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 
 STUDY = ROOT / "configs" / "study" / "fair.yaml"
@@ -55,14 +57,17 @@ def main() -> None:
         options.table.write_text(table(study, read_rows(file)), encoding="utf-8")
         return
     if options.dry:
-        for job in jobs(study, read_rows(file), options.task):
+        for job in dict.fromkeys(jobs(study, read_rows(file), options.task)):
             print(f"{job.task:18} {job.variant:20} seed {job.seed:<4} rate {job.rate:g}, {job.steps} x steps")
         return
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
     while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
-        row = run(study, job)
+        of = repr((job, study["base"], study["tasks"][job.task], study["variants"][job.variant]))
+        row = run(study, job, Partial(unfinished, of))
         append_row(file, row)
+        unfinished.unlink(missing_ok=True)
         print(job, [m["top1"] for m in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
 
 
@@ -70,10 +75,9 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
     """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
     early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
     done = {job_of(row): row for row in rows}
-    for task, trial in study["choice"].items():
+    for task, trial, variants in comparisons(study):
         if only not in (None, task):
             continue
-        variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
         trials = [Job(trial, v, study["choice_seed"], rate) for v in variants for rate in study["rates"]]
         yield from (job for job in trials if job not in done)
         for seed in study["seeds"]:
@@ -81,13 +85,23 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
-                for steps in range(1, study["longest"] + 1):
+                for steps in study["tasks"][task]["times"]:
                     job = Job(task, variant, seed, rate, steps)
                     if job not in done:
                         yield job
                         break
                     if is_flat(study, done[job]):
                         break
+
+
+def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Task, the task on which its rates are chosen, and variants that are compared: of each task those named ``first``,
+    then the others."""
+    for task, trial in study["choice"].items():
+        variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
+        first = [v for v in study["first"] if v in variants]
+        yield task, trial, first
+        yield task, trial, [v for v in variants if v not in first]
 
 
 def job_of(row: dict[str, Any]) -> Job:
@@ -110,11 +124,13 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether accuracy in training rose by less than the study's share from the last but one part to the last."""
-    return len(row["curve"]) > 1 and row["curve"][-1] - row["curve"][-2] < study["flat"]
+    """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
+    share from the last but one part to the last."""
+    curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
+    return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 
-def run(study: dict[str, Any], job: Job) -> dict[str, Any]:
+def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:
     """Trains and measures a row; trials are measured at the length of training only."""
     own = copy.deepcopy(study)
     settings = own["variants"][job.variant].setdefault("settings", {})
@@ -124,16 +140,25 @@ def run(study: dict[str, Any], job: Job) -> dict[str, Any]:
         stage["steps"] *= job.steps
     if job.seed == study["choice_seed"]:
         own["lengths"] = [1]
-    return {"rate": job.rate, "times": job.steps} | train_row(own, job.task, job.variant, job.seed)
+    about = {"rate": job.rate, "times": job.steps, "commit": commit()}
+    return about | train_row(own, job.task, job.variant, job.seed, partial)
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
+HEAD = """# The fair comparison: its rows
+
+Made by `python -m benchmarks.fair --table docs/results/fair.md` from {rows} rows of `{file}` alone,
+by the [protocol](protocol.md). What is not here has not been trained yet; layers are to be compared within a table of
+reported seeds, and only where each has all of them.
+"""
+
+
 def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Markdown: of each task a line per layer, with accuracy by length, the paired difference to the base at the
-    greatest one, and what it cost."""
-    text = []
+    """Markdown: rates that were tried, and of each task a line per layer, with accuracy by length, the paired
+    difference to the base at the greatest one, and what it cost."""
+    text = [HEAD.format(rows=len(rows), file=study["rows"]), *rates(study, rows)]
     for task in study["choice"]:
         best = {variant: reported(study, rows, task, variant) for variant in study["variants"]}
         best = {variant: own for variant, own in best.items() if own}
@@ -142,7 +167,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         frames = study["tasks"][task]["parameters"]["frames"]
         heads = [f"{factor * frames} frames" for factor in study["lengths"]]
         text += [
-            f"## {task}\n",
+            f"## {task}: reported seeds\n",
             f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {heads[-1]} | state, bytes | parameters "
             "| CPU s a step |",
             "|---|---|---|" + "---|" * (len(heads) + 4),
@@ -150,6 +175,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for variant, own in best.items():
             tops = [statistics.mean(row["measured"][i]["top1"] for row in own) for i in range(len(heads))]
             long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
+            long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
             cost = statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
             text.append(
                 f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} | {' | '.join(f'{top:.3f}' for top in tops)} | "
@@ -157,7 +183,32 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                 f"| {cost:.3f} |"
             )
         text.append("")
-    return "\n".join(text) if text else "No rows yet.\n"
+    return "\n".join(text)
+
+
+def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Of each task on which rates are chosen a line per layer: accuracy and loss at each rate."""
+    text = []
+    for trial in dict.fromkeys(study["choice"].values()):
+        task = next(task for task, where in study["choice"].items() if where == trial)
+        lines = []
+        for variant in study["variants"]:
+            own = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
+            if own:
+                best = chosen_rate(study, rows, task, variant)
+                cells = [_trial(own[rate]) if rate in own else "-" for rate in study["rates"]]
+                lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
+        if lines:
+            heads = " | ".join(f"{rate:g}" for rate in study["rates"])
+            text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
+            text += [f"Accuracy (loss). {study['tasks'][trial]['steps']} steps.\n", f"| layer | {heads} | chosen |"]
+            text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
+    return text
+
+
+def _trial(row: dict[str, Any]) -> str:
+    measured, diverged = row["measured"][0], "" if row["diverged_at"] is None else ", diverged"
+    return f"{measured['top1']:.3f} ({measured['loss']:.3f}{diverged})"
 
 
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
@@ -169,9 +220,11 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
 
 
 def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Paired over clips, seeds drawn too, with its 95 % interval."""
-    if not base or own is base:
+    """Paired over clips, seeds that both have drawn too, with its 95 % interval."""
+    both = {row["seed"] for row in own} & {row["seed"] for row in base}
+    if not both or own is base:
         return "-"
+    own, base = ([row for row in rows if row["seed"] in both] for rows in (own, base))
     samples = [Samples(np.array([_hits(row["measured"][-1]) for row in rows])[..., None]) for rows in (own, base)]
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -1,6 +1,7 @@
 """What reading videos costs, against decord, PyAV and torchcodec (those that are installed).
 
-    python -m benchmarks.input [--rounds 5] [--videos 1000] [--minutes 10] [--only PART] [--json FILE]
+    python -m benchmarks.input [--rounds 5] [--videos 1000] [--minutes 10] [--only PART] [--kind WORD]
+                               [--json FILE]
 
 Processor seconds of one thread (user and system), the readers taking turns, so that a drift of the machine's speed
 meets all of them; ratios are medians over the ratios of the same round. Each row is written when it is measured, with
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from benchmarks.decoding_matrix import about, numbers, requests, wrong
 from benchmarks.measure import ratio
-from benchmarks.painted import GOP, KINDS, RATE, can_write, write
+from benchmarks.painted import BITS, GOP, KINDS, RATE, can_write, write
 from tttvideo.video import catalog, probe
 from tttvideo.video.decode import open_video
 
@@ -196,10 +197,11 @@ def clips(folder: Path, rounds: int) -> Iterator[Row]:
 # Late windows of long files
 
 
-def late(folder: Path, rounds: int, minutes: float) -> Iterator[Row]:
-    frames = min(round(minutes * 60 * RATE), 2**16)
+def late(folder: Path, rounds: int, minutes: float, word: str = "") -> Iterator[Row]:
+    frames = round(minutes * 60 * RATE)
     kinds = {(kind.name, kind.container): kind for kind in KINDS}
-    for kind in (kinds[name] for name in LATE if can_write(kinds[name])):
+    chosen = [kinds[name] for name in LATE if word.lower() in " ".join(name).lower()]
+    for kind in filter(can_write, chosen):
         path = write(kind, folder, frames)
         wanted = requests(frames)["late window"]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in installed("pyav", "tttvideo, first")}
@@ -234,7 +236,8 @@ def _late(name: str, path: Path, wanted: Sequence[int]) -> dict[str, Any]:
             done = time.process_time()
     except Exception as error:  # another library's
         return {"open": 0.0, "window": time.process_time() - begun, "wrong": len(wanted), "error": str(error)}
-    return {"open": opened - begun, "window": done - opened, "wrong": wrong(numbers(frames), wanted)}
+    painted = [number % 2**BITS for number in wanted]
+    return {"open": opened - begun, "window": done - opened, "wrong": wrong(numbers(frames), painted)}
 
 
 def _print_late(row: dict[str, Any]) -> None:
@@ -288,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--videos", type=int, default=1000, help="for the memory")
-    parser.add_argument("--minutes", type=float, default=10, help="length of the long files, at most 43")
+    parser.add_argument("--minutes", type=float, default=10, help="length of the long files")
+    parser.add_argument("--kind", default="", help="long files whose codec or container has this word in it")
     parser.add_argument("--only", choices=("clips", "late", "memory"), default=None)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--hold", nargs=2, default=None, help=argparse.SUPPRESS)
@@ -305,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["TTTVIDEO_INDEX"] = str(folder / "index")  # nothing is known, and nothing is left behind
         parts = {
             "clips": lambda: clips(folder, args.rounds),
-            "late": lambda: late(folder, args.rounds, args.minutes),
+            "late": lambda: late(folder, args.rounds, args.minutes, args.kind),
             "memory": lambda: memory(folder, args.videos),
         }
         for part, measured in parts.items():

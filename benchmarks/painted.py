@@ -1,7 +1,8 @@
 """Videos of which every frame says its number, in each codec and container that PyAV writes.
 
 The upper half of a frame is a code of 16 cells, the bits of its number above and their complements below, so that a
-frame that is mixed or torn is no number at all. The lower half moves, for the sake of motion vectors.
+frame that is mixed or torn is no number at all. The lower half moves, for the sake of motion vectors. Numbers begin
+anew after 65,536 frames (43 minutes).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DARK, LIGHT = 40, 210
 
 
 def paint(number: int, height: int = 96, width: int = 128) -> np.ndarray:
-    """Frame uint8 [height, width, 3] of a number below 65,536."""
+    """Frame uint8 [height, width, 3] of a number, modulo 65,536."""
     frame = np.full((height, width, 3), 128, np.uint8)
     bits = number >> np.arange(BITS) & 1
     cells = np.repeat(bits, width // BITS)

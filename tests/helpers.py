@@ -14,6 +14,7 @@ from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import (
     GRU,
     LSTM,
+    RWKV7,
     Attention,
     Bidirectional,
     ConvLSTM,
@@ -129,6 +130,7 @@ OPTIONS = [
     TTT(heads=2, chunk=TokenCausal(100)),
     TTT(heads=2, chunk=TokenCausal(4), short_conv="raster", share_qk=True, gate=True),
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
+    TTT(heads=2, chunk=TokenCausal(3), objective=ResidualL2(normalize_target=True)),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
     TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
     TTT(
@@ -176,6 +178,8 @@ TOKEN_BASELINES = [
     Mamba(heads=2, state_dim=3, short_conv="time"),
     GatedDeltaNet(heads=2, chunk=5),
     GatedDeltaNet(heads=2, expand=1, decay=False, gate=False, negative_eigenvalues=True, short_conv="time"),
+    RWKV7(heads=2, chunk=5),
+    RWKV7(heads=1, token_shift="time"),
     LSTM(),
     GRU(),
     NoMixer(),

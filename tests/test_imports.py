@@ -18,6 +18,7 @@ LAYERS = {
     "files": {"printing"},
     "printing": set(),
     "serialize": {"files"},
+    "origin": {"serialize"},
     "recipes": set(),
     "strict_yaml": set(),
     "plain": set(),
@@ -45,6 +46,7 @@ LAYERS = {
     },
     "evaluation": {
         "measuring",
+        "origin",
         "devices",
         "files",
         "printing",
@@ -55,18 +57,26 @@ LAYERS = {
         "model",
         "pretrained",
     },
-    "export": {"files", "printing", "mixers", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
+    "export": {
+        *("files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
+        "evaluation",
+    },
+    "inspection": {
+        *("devices", "files", "printing", "ttt", "video", "model", "pretrained", "evaluation", "inference"),
+    },
     "inference": {
+        "inspection",
         "measuring",
+        "origin",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),
     },
     "commands": {"arguments", "export", "printing", "recipes", "video"},
-    "evaluating": {"evaluation", "files", "measuring", "printing"},
+    "evaluating": {"evaluation", "files", "measuring", "origin", "printing"},
     "measuring": set(),
     "indexing": {"arguments", "printing", "video"},
     "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model", "pretrained"},
+    "__init__": {"inspection", "model", "pretrained"},
 }
 
 

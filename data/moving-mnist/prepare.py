@@ -11,8 +11,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs where tttvideo is not installed
 
+from tttvideo.video.mp4 import read_mp4, write_mp4
 from tttvideo.video.synthetic import MovingDigits, SuiteError, make
-from tttvideo.video.synthetic.encode import read_mp4, write_mp4
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs where tttvideo is not installed
 
-from tttvideo.video.synthetic.encode import write_mp4
+from tttvideo.video.mp4 import write_mp4
 
 FPS = 30.0  # of the files; the sets have no time
 

@@ -14,15 +14,15 @@ from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation.generating import forecasts, read_clip, shown_horizons
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
-from tttvideo.inference.predicting import mismatches
+from tttvideo.inference.predict import mismatches
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.pretrained import from_pretrained
 from tttvideo.tasks import Prediction, roll_out
 from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.video.decode import open_video
+from tttvideo.video.mp4 import write_mp4
 from tttvideo.video.reading import sampled_rate, usual_rate
-from tttvideo.video.synthetic.encode import write_mp4
 from tttvideo.video.transforms import Preprocessing
 
 

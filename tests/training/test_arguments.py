@@ -181,3 +181,22 @@ def test_a_mapping_may_be_merged_and_overridden(tmp_path):
 def test_strange_words_end_in_one_sentence(words):
     with pytest.raises(ConfigError):
         parse(words)
+
+
+def test_of_epochs_and_steps_the_one_given_last_counts(tmp_path):
+    def length(*words):
+        schedule = parse([*words])[0].schedule
+        return schedule.epochs, schedule.steps
+
+    mine, both = tmp_path / "mine.yaml", tmp_path / "both.yaml"
+    mine.write_text("schedule: {epochs: 3}\n")
+    both.write_text("schedule: {epochs: 3, steps: 5}\n")
+    assert length("--config", "folder") == (10, 720)
+    assert length("--config", "folder", "--schedule.epochs", "1") == (1, None)
+    assert length("--data.root", "x", "--schedule.epochs=1") == (1, None)  # the recipe where none is named
+    assert length("--config", "folder", "--config", str(mine)) == (3, None)
+    assert length("--config", str(mine), "--config", "folder") == (3, 720)
+    assert length("--config", str(both)) == (3, 5)
+    assert length("--config", str(both), "--schedule.epochs", "2") == (2, None)
+    assert length("--config", str(mine), "--schedule.steps", "7") == (3, 7)
+    assert length("--schedule.steps", "7", "--schedule.warmup", "1") == (10, 7)

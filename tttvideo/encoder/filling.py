@@ -69,12 +69,12 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
                 wanted.setdefault((video.path, view), []).append((video.start, video.end, first))
     jobs, bad, changed = [], {}, 0
     for (path, view), spans in wanted.items():
-        seen = replace(reading, view=view)
-        if seen.holds(path, spans):
-            if reason := _refusal(seen, path):
+        of_view = replace(reading, view=view)
+        if of_view.holds(path, spans):
+            if reason := _refusal(of_view, path):
                 bad[path] = reason
             continue
-        changed += seen.file(path).exists()
+        changed += of_view.file(path).exists()
         frames = 0
         with suppress(VideoError, OSError), reading.pixels.open(path) as video:
             frames = len(reading.wanted(video, spans))
@@ -134,14 +134,14 @@ def fill(
     while waiting:
         busy = []
         for job in waiting:
-            seen = replace(reading, view=job.view)
-            if not seen.holds(job.path, job.parts):
-                with writing(seen.file(job.path)) as writer:
+            of_view = replace(reading, view=job.view)
+            if not of_view.holds(job.path, job.parts):
+                with writing(of_view.file(job.path)) as writer:
                     if writer is None:
                         busy.append(job)
                         continue
                     # Another process may have finished it between the look and the lock.
-                    if not seen.holds(job.path, job.parts) and (reason := _write(writer, encoder, seen, job)):
+                    if not of_view.holds(job.path, job.parts) and (reason := _write(writer, encoder, of_view, job)):
                         bad[job.path] = reason
             progress(job)
         if len(busy) == len(waiting):

@@ -96,8 +96,8 @@ class TimmEncoder(FrameEncoder):
         if not config.frozen:
             # What lies behind the last feature map gets no gradient, and several processes would wait for it.
             weights = [p for p in self.model.parameters() if p.requires_grad]
-            found = torch.autograd.grad(features.sum(), weights, allow_unused=True)
-            for weight, gradient in zip(weights, found, strict=True):
+            gradients = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+            for weight, gradient in zip(weights, gradients, strict=True):
                 weight.requires_grad_(gradient is not None)
         self.model.train(not config.frozen)
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
@@ -188,11 +188,11 @@ class TimmEncoder(FrameEncoder):
 
 def digest(weights: Mapping[str, Tensor]) -> str:
     """Of all numbers, by name; the same wherever they lie."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        found.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        sha.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def _valid(lengths: Tensor, count: int) -> Tensor:

@@ -99,14 +99,14 @@ class StemEncoder(FrameEncoder):
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """Zeros: before its first frame a video shows the mean colour."""
         height, width = self.size
-        found = []
+        tails = []
         if self.config.inputs != "frames":
-            found.append(self.mean.new_zeros(batch, 3, self.config.motion_lag, height, width))
+            tails.append(self.mean.new_zeros(batch, 3, self.config.motion_lag, height, width))
         for i, conv in enumerate(self.convs):
             kernel, stride = self.config.time_kernels[i], self.config.time_strides[i]
             weight: Tensor = conv.weight  # type: ignore[assignment]
-            found.append(weight.new_zeros(batch, weight.shape[1], kernel - stride, height >> i, width >> i))
-        return tuple(found)
+            tails.append(weight.new_zeros(batch, weight.shape[1], kernel - stride, height >> i, width >> i))
+        return tuple(tails)
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         tails = state.tails
@@ -147,6 +147,6 @@ def _per_frame(norm: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
         flat = norm(flat)
     else:
         real = (torch.arange(count) < valid[:, None]).flatten().nonzero().squeeze(1).to(x.device)
-        found = norm(flat[real])  # float32 under CUDA's autocast, whatever went in
-        flat = found.new_zeros(flat.shape).index_copy(0, real, found)
+        normalised = norm(flat[real])  # float32 under CUDA's autocast, whatever went in
+        flat = normalised.new_zeros(flat.shape).index_copy(0, real, normalised)
     return flat.unflatten(0, (batch, count)).transpose(1, 2)

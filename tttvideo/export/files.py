@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from ..evaluation.generating import read_clip
 from ..files import check_folder
 from ..model import VideoModel
+from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import printable
 from ..video.folders import read_folder
@@ -65,14 +65,14 @@ def export_files(config: ExportConfig) -> int:
 
 
 def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:
-    found, file = verify(model, out, name, frames), FILES[name]
+    check, file = verify(model, out, name, frames), FILES[name]
     print(
-        f"{len(frames)} frames one after the other: {file} differs from the model by {found.difference:.1e} at most; "
-        f"{found.file_rate:.0f} frames a second, the model {found.model_rate:.0f}"
+        f"{len(frames)} frames one after the other: {file} differs from the model by {check.difference:.1e} at most; "
+        f"{check.file_rate:.0f} frames a second, the model {check.model_rate:.0f}"
     )
-    if not found.difference <= LIMIT:
+    if not check.difference <= LIMIT:
         raise ExportError(
-            f"{out / file} differs from its model by {found.difference:.1e}, more than {LIMIT:.0e}: do not use it"
+            f"{out / file} differs from its model by {check.difference:.1e}, more than {LIMIT:.0e}: do not use it"
         )
 
 

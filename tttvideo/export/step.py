@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from ..mixers import Attention
 from ..model import ModelState, VideoModel
-from ..tasks import Prediction
 from .folder import ExportError
 
 SETTLING = 2048
@@ -52,17 +51,17 @@ class Step(nn.Module):
         rows, columns = model.encoder.grid
         tokens = rows * columns
         self.unit = model.encoder.stride * (math.lcm(model.backbone.step_unit(tokens), tokens) // tokens)
-        self.answer = "upcoming" if isinstance(model.config.task, Prediction) else "probabilities"
+        self.answer = "probabilities" if model.head.generated is None else "upcoming"
         leaves, self._tree = pytree.tree_flatten_with_path(_settled(self._read, model, self.frames()))
         self._fixed: dict[int, Any] = {}
         self._varying: list[tuple[int, str]] = []
         self.initial: list[Tensor] = []
-        for place, (path, leaf) in enumerate(leaves):
+        for number, (path, leaf) in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.numel():
-                self._varying.append((place, _name(path)))
+                self._varying.append((number, _name(path)))
                 self.initial.append(leaf)
             else:
-                self._fixed[place] = leaf
+                self._fixed[number] = leaf
         self._drop_constant()
 
     @property
@@ -79,11 +78,11 @@ class Step(nn.Module):
             frames: uint8 [B, unit, height, width, 3], of the model's own size.
             state: tensors as ``initial`` has them.
         """
-        leaves = dict(self._fixed) | {place: value for (place, _), value in zip(self._varying, state, strict=True)}
-        before = pytree.tree_unflatten([leaves[place] for place in range(len(leaves))], self._tree)
+        leaves = dict(self._fixed) | {number: value for (number, _), value in zip(self._varying, state, strict=True)}
+        before = pytree.tree_unflatten([leaves[number] for number in range(len(leaves))], self._tree)
         answer, after = self._read(frames, before)
         new = pytree.tree_leaves(after)
-        return answer, *(new[place] for place, _ in self._varying)
+        return answer, *(new[number] for number, _ in self._varying)
 
     def _read(self, frames: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """As ``VideoModel.read``, by the steps of its parts."""
@@ -103,11 +102,11 @@ class Step(nn.Module):
             _, *first = self(self.frames() + 99, *self.initial)
             _, *second = self(self.frames() + 30, *first)
         kept = []
-        for (place, name), initial, *later in zip(self._varying, self.initial, first, second, strict=True):
+        for (number, name), initial, *later in zip(self._varying, self.initial, first, second, strict=True):
             if all(torch.equal(initial, value) for value in later):
-                self._fixed[place] = initial
+                self._fixed[number] = initial
             else:
-                kept.append(((place, name), initial))
+                kept.append(((number, name), initial))
         self._varying, self.initial = [pair for pair, _ in kept], [initial for _, initial in kept]
 
 
@@ -155,7 +154,7 @@ def _check(model: VideoModel) -> None:
             raise ExportError(
                 f"{name}{of} sees the end of a video first, so that there is no streaming step; export the folder"
             )
-    if isinstance(model.config.task, Prediction) and model.config.task.space != "pixels":
+    if model.head.reads_features:
         raise ExportError("a model that predicts features has no pictures to put out; export the folder")
 
 

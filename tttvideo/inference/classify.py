@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.views import Clips, Views, Whole, expand, parse_views
 from ..model import WHOLE, VideoModel
-from ..tasks import Classification
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
+from ..video.views import Views, Whole, expand, parse_views, with_length
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
 from .config import How
 from .frames import as_frames
@@ -31,17 +30,7 @@ BLOCK = 256
 
 def resolved(how: How, model: VideoModel) -> How:
     """With what a model fills in, so that two readings of one kind are equal."""
-    views = parse_views(how.views)
-    if isinstance(views, Clips):
-        if views.places > 1 and model.preprocessing.fit != "crop":
-            raise ValueError(
-                f"--views {views} asks for several crops, but this model never crops (fit: "
-                f"{model.preprocessing.fit}); write clips={views.count}"
-            )
-        frames = views.frames or model.provenance.get("clip_frames")
-        if not frames:
-            raise ValueError(f"--views {views} needs a length; write {views}:FRAMES")
-        views = replace(views, frames=frames)
+    views = with_length(parse_views(how.views), model.preprocessing, model.provenance.get("clip_frames"))
     multiple = model.frame_multiple
     if how.segment is not None and not model.streams:
         raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
@@ -74,7 +63,7 @@ def classify_videos(
     Raises:
         ValueError: for a model of another task, and settings that do not fit it.
     """
-    if not isinstance(model.config.task, Classification):
+    if not model.config.task.classifies:
         raise ValueError(f"This model was trained for {type(model.config.task).__name__} and knows no classes.")
     how = resolved(how, model)
     views = parse_views(how.views)
@@ -107,8 +96,8 @@ def _classified(
             ]
             owners = block
         else:
-            found = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
-            items, owners = [Span(view.source, view.crop) for view in found], [block[view.video] for view in found]
+            crops = expand([videos[i] for i in block], views, how.frames, model.preprocessing.stream)  # type: ignore[misc]
+            items, owners = [Span(view.source, view.crop) for view in crops], [block[view.video] for view in crops]
         expected = {video: owners.count(video) for video in block} if not whole else dict.fromkeys(block, 1)
         parts: dict[int, list[Answer]] = {}
         options = {"batch_size": how.batch_size, "workers": how.workers, "timelines": timelines}
@@ -122,8 +111,8 @@ def _classified(
 def _sorted(videos: Sequence[Video | Tensor], window: int) -> list[int]:
     """The videos' places, sorted by size within windows."""
 
-    def size(place: int) -> int:
-        video = videos[place]
+    def size(number: int) -> int:
+        video = videos[number]
         if isinstance(video, Tensor):
             return len(video)
         try:

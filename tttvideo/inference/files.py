@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..devices import best_device, choose_device
-from ..evaluation.checkpoint import inspect_checkpoint
 from ..files import check_folder
 from ..model import VideoModel
+from ..origin import inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import json_text, printable
 from ..video.index import Video
@@ -55,12 +55,12 @@ def classify_files(config: ClassifyConfig) -> int:
 
 def device(name: str | None, local: int) -> torch.device:
     """The device of that name; else the accelerator of this process (the ``local``-th of its machine), or the CPU."""
-    found = choose_device(name)
-    if found is None:
-        found = best_device()
-        if found.type != "cpu":
-            found = torch.device(found.type, local % torch.accelerator.device_count())
-    return found
+    chosen = choose_device(name)
+    if chosen is None:
+        chosen = best_device()
+        if chosen.type != "cpu":
+            chosen = torch.device(chosen.type, local % torch.accelerator.device_count())
+    return chosen
 
 
 def complain(failure: str) -> None:
@@ -73,8 +73,8 @@ def _classify(config: ClassifyConfig, model: VideoModel, videos: list[Video]) ->
     names = stems(videos) if config.timeline else []
     total, failed = len(places), 0
     with _output(config, model, str(how), own.rank) as (has, put):
-        places = [place for place in places if not has(videos[place])]
-        mine = [videos[place] for place in places]
+        places = [number for number in places if not has(videos[number])]
+        mine = [videos[number] for number in places]
         answers = classify_videos(model, mine, how, timelines=bool(config.timeline))
         if not config.out:
             answers = in_order(answers, lambda answer: answer.video)

@@ -13,9 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..files import replacing
 from ..model import VideoModel
-from ..tasks import Prediction
 from ..tasks.classification import PoolState
-from ..tasks.prediction import PredictionHead
 from ..ttt.interface import detach, state_from, state_tensors
 from .classify import ranked
 from .forgetting import Forgetting, Never
@@ -57,7 +55,7 @@ class LiveStream:
         smooth: seconds over which probabilities are averaged (exponentially, this being the time constant); 0: not.
 
     Raises:
-        ValueError: for a model that reads each video whole.
+        ValueError: for a model that reads each video whole, or of a task that neither classifies nor generates frames.
     """
 
     def __init__(self, model: VideoModel, *, rate: float = 25.0, forget: Forgetting | None = None, smooth: float = 0.0):
@@ -65,6 +63,11 @@ class LiveStream:
             raise ValueError(
                 "This model reads each video whole (a bidirectional layer, or a step over the whole video), so it "
                 "cannot read a stream; classify recordings with it."
+            )
+        if model.head.generated is None and not model.config.task.classifies:
+            raise ValueError(
+                f"This model was trained for {type(model.config.task).__name__}; a stream is answered with classes or "
+                "with the frames to come."
             )
         if rate <= 0 or smooth < 0:
             raise ValueError(f"Expected a rate above 0 and a smoothing of 0 or more, got {rate} and {smooth}.")
@@ -182,7 +185,7 @@ class LiveStream:
         share = self.forget.kept(len(self._waiting) / self.rate)
         self._state = detach(state) if share == 1.0 else _faded(state, self.model.init_state(1), share)
         moment = Moment(self._time, self._frame, reset=self._reset)
-        if isinstance(self.model.config.task, Prediction):
+        if self.model.head.generated is not None:
             moment = moment._replace(error=self._error(frames), upcoming=output.upcoming[0].cpu())
             self._upcoming = output.upcoming
         else:
@@ -202,11 +205,10 @@ class LiveStream:
 
     def _error(self, frames: Tensor) -> float | None:
         """Of what was expected of the first time step of these frames."""
-        head = self.model.head
-        if self._upcoming is None or not isinstance(head, PredictionHead):
+        if self._upcoming is None:
             return None
         truth = self.model.truth(frames)[:, : self._upcoming.shape[1]]
-        expected = head.bounded(self._upcoming.to(truth.device))[:, : truth.shape[1]]
+        expected = self.model.head.bounded(self._upcoming.to(truth.device))[:, : truth.shape[1]]
         return float((expected - truth).square().mean())
 
 

@@ -52,8 +52,8 @@ def write_timeline(
     figure = new_figure(9, 3.6)
     curves, strip = figure.subplots(2, 1, height_ratios=(3, 1))
     best = probabilities.max(0).values.topk(min(SHOWN, len(labels))).indices.tolist()
-    for place, colour in zip(best, COLOURS):
-        curves.plot(seconds, probabilities[:, place], label=printable(labels[place]), color=colour)
+    for number, colour in zip(best, COLOURS):
+        curves.plot(seconds, probabilities[:, number], label=printable(labels[number]), color=colour)
     first, last = float(times[0]), float(times[-1])
     curves.set(ylim=(-0.02, 1.02), ylabel="probability so far", xlabel="seconds")
     curves.set_xlim(first, max(last, first + 1e-3))
@@ -73,14 +73,13 @@ def write_timeline(
 
 def stems(videos: Sequence[Video]) -> list[str]:
     """A file name for each video, without ending: its own, and what tells it from others of that name."""
-    names: dict[str, int] = {}
-    found = []
+    uses: dict[str, int] = {}
+    names = []
     for video in videos:
         path = Path(video.path)
         name = printable(path.resolve().name if path.is_dir() else path.stem).replace("/", "_")
         if video.start is not None or video.end is not None:
             name += f"-{video.start or 0:g}s"
-        names[name.lower()] = names.get(name.lower(), 0) + 1
-        count = names[name.lower()]
-        found.append(name if count == 1 else f"{name}-{count}")
-    return found
+        uses[name.lower()] = count = uses.get(name.lower(), 0) + 1
+        names.append(name if count == 1 else f"{name}-{count}")
+    return names

@@ -142,8 +142,8 @@ class AttentionLayer(SequenceLayer):
         config, per_frame = self.config, grid[0] * grid[1]
         if config.rope == "time":
             return tuple(rotate(slots // self.unit(per_frame), config.rope_theta, q, k))  # type: ignore[return-value]
-        place = slots % per_frame
-        axes = ((slots // per_frame, config.rope_theta), (place // grid[1], 100.0), (place % grid[1], 100.0))
+        cell = slots % per_frame
+        axes = ((slots // per_frame, config.rope_theta), (cell // grid[1], 100.0), (cell % grid[1], 100.0))
         sizes = [q.shape[-1] // 2, q.shape[-1] // 4, q.shape[-1] // 4]
         parts = zip(axes, q.split(sizes, -1), k.split(sizes, -1), strict=True)
         turned = [rotate(positions, theta, *part) for (positions, theta), *part in parts]
@@ -178,11 +178,11 @@ class AttentionLayer(SequenceLayer):
         """bool [B or 1, 1, T, S]: a query sees every real token of its own unit and of those before, as far back as
         the window reaches."""
         age = queries[:, :, None] // unit - cached[:, None, :] // unit
-        seen = (age >= 0) & (cached[:, None, :] >= 0)
+        visible = (age >= 0) & (cached[:, None, :] >= 0)
         if self.config.window is not None:
-            seen &= age < self.config.window
+            visible &= age < self.config.window
         # A query that is padding may see nothing at all; softmax over nothing is NaN, so it sees everything.
-        return (seen | ~seen.any(-1, keepdim=True))[:, None]
+        return (visible | ~visible.any(-1, keepdim=True))[:, None]
 
     def _trimmed(self, state: AttentionState, lengths: Tensor | None, unit: int, alike: bool) -> AttentionState:
         """Keeps of each row what the unit after its last can still see, and no more columns than the row that sees

@@ -132,15 +132,15 @@ def _find(module: str, name: str) -> Any | None:
     log says, once, which form serves."""
     package = module.split(".", 1)[0]
     try:
-        found = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except Exception as error:  # a build for another PyTorch, Triton or driver fails in ways of its own
         absent = isinstance(error, ModuleNotFoundError) and error.name == package
         level = logging.INFO if absent else logging.WARNING
         log.log(level, "Plain PyTorch serves in place of %s, which cannot be imported (%s).", name, error)
         return None
-    head_first = inspect.signature(found).parameters.get("head_first")
+    head_first = inspect.signature(function).parameters.get("head_first")
     if head_first is not None and head_first.default is True:  # flash-linear-attention of 2024
         log.warning("Plain PyTorch serves in place of %s, which has its axes as older releases do.", name)
         return None
     log.info("%s of %s serves.", name, package)
-    return found
+    return function

@@ -108,9 +108,11 @@ class Task(ABC):
 
     Attributes:
         labelled: whether videos need labels; otherwise labels are ignored, and videos may lie anywhere.
+        classifies: whether outputs have ``logits``, one for each class: what ``VideoModel.classify`` reads.
     """
 
     labelled: ClassVar[bool] = True
+    classifies: ClassVar[bool] = False
 
     @property
     def least_frames(self) -> int:
@@ -208,8 +210,8 @@ class TaskHead(nn.Module, ABC):
         unit: of ``step_losses``, in words.
         has_timeline: whether ``timeline`` knows the rows at each time step.
         reads_step: whether a time step was read before its ``step_losses``; False: they are of its prediction.
-        generated: [channels, rows, columns] of frames that the head makes and the model reads again; None: it makes
-            none.
+        generated: [channels, rows, columns] of frames that the head makes and the model reads again, the next ones
+            being its output's ``upcoming``; None: it makes none.
         reads_features: what is predicted, and read again, are features of the frozen encoder.
         own_steps: time steps that the end of a training clip is predicted over, each from the prediction before it
             (``rollout.roll_out_end``); 1: all are predicted from what was given.
@@ -293,10 +295,21 @@ class TaskHead(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} generates no frames")
 
+    def bounded(self, predicted: Tensor) -> Tensor:
+        """Generated frames as the model may read them again; pixels lie in 0..1."""
+        return predicted
+
     @property
     def space(self) -> Literal["pixels", "features"]:
         """Of generated frames: pixels lie in 0..1."""
         return "features" if self.reads_features else "pixels"
+
+    def set_class_counts(self, counts: Sequence[int]) -> None:
+        """Tells how many training videos each class has, before training.
+
+        Raises:
+            ValueError: if the loss cannot be weighted by them as it should be.
+        """
 
     def set_progress(self, done: float) -> None:
         """Tells the share of the training's steps that are done, 0..1, before each: schedules follow it."""

@@ -20,11 +20,12 @@ def parse(
         SystemExit: after --help and --print_config.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
-        words += _other_source_off(settings_of(RunConfig, [word for word in words if word != "--print_config"]))
     if prog == "tttvideo train" and _starts_from_data_alone(words):
         say("no --config and no model given: the recipe `folder` is used (`tttvideo configs` lists others)")
         words = ["--config", "folder", *words]
+    if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
+        settings = settings_of(RunConfig, [word for word in words if word != "--print_config"])
+        words += [*_other_source_off(settings), *_other_length_off(settings)]
     return read(RunConfig, words, prog=prog, description=description)
 
 
@@ -50,3 +51,12 @@ def _other_source_off(settings: Sequence[Setting]) -> list[str]:
     if on_command_line == {"data.root"} and "list" in in_files and "root" not in in_files:
         return ["--data.list=null"]
     return []
+
+
+def _other_length_off(settings: Sequence[Setting]) -> list[str]:
+    """What to add to the command line so that epochs given there, or in a later file, replace an earlier file's steps,
+    which would silently count instead."""
+    lengths = [s.value.get("schedule") if s.source else {s.key.removeprefix("schedule."): s.value} for s in settings]
+    given = [{"steps", "epochs"} & set(part) for part in lengths if isinstance(part, dict)]
+    last = next((names for names in reversed(given) if names), set())
+    return ["--schedule.steps=null"] if last == {"epochs"} and {"steps"} < set().union(*given) else []

@@ -102,10 +102,10 @@ class SegmentSampler(Sampler[list[FilmPart]]):
         rows = [next(films) for _ in range(self.rows * self.world)]
         while True:
             parts = []
-            for place, row in enumerate(rows):
+            for slot, row in enumerate(rows):
                 stop = row.at + (row.first if row.at == 0 else self.segment)
                 parts.append(FilmPart(*row.film, row.at, stop))
-                rows[place] = next(films) if stop >= row.length else row._replace(at=stop)
+                rows[slot] = next(films) if stop >= row.length else row._replace(at=stop)
             yield parts
 
     def _films(self) -> Iterator[_Row]:
@@ -222,7 +222,7 @@ def _join(starts: Tensor, begin: Any, carried: Any, straight: bool) -> Any:
 
 
 def _padded(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros before what is there, up to ``shape``."""
+    """``x`` with zeros in front, along every axis, up to ``shape``."""
     pads = [(want - have, 0) for have, want in zip(x.shape, shape, strict=True)]
     return nn.functional.pad(x, [n for pad in reversed(pads) for n in pad])
 

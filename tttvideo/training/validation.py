@@ -86,8 +86,8 @@ def score(
 
     scored_pairs: list[tuple[int, Tensor]] = gather_object(mine)
     failures = [Failure(*failure) for failure in gather_object(failures)]
-    seen = sorted([i for i, _ in scored_pairs] + [failure.index for failure in failures])
-    assert seen == list(range(len(index.videos))), "each validation video must be scored exactly once"
+    accounted = sorted([i for i, _ in scored_pairs] + [failure.index for failure in failures])
+    assert accounted == list(range(len(index.videos))), "each validation video must be scored exactly once"
 
     rows = torch.zeros(len(index.videos), model.head.columns)
     scored = torch.zeros(len(index.videos), dtype=torch.bool)
@@ -100,7 +100,7 @@ def _examine(
     model: VideoModel, pieces: Iterable[Piece], batches: Sequence[Sequence[int]], index: Index
 ) -> tuple[list[tuple[int, Tensor]], list[Failure]]:
     """A row for each video by its place in the index, and those that could not be read to the end."""
-    found: list[tuple[int, Tensor]] = []
+    scored: list[tuple[int, Tensor]] = []
     failures: list[Failure] = []
     open_batches: dict[int, Examiner] = {}
     for piece, output in model.outputs_of_batches(pieces):
@@ -113,10 +113,10 @@ def _examine(
                 open_batches[piece.batch] = examiner
             continue
         rows = None if examiner is None else examiner.rows().cpu()
-        for row, place in enumerate(batches[piece.batch]):
+        for row, number in enumerate(batches[piece.batch]):
             if rows is not None and row not in piece.failures:
-                found.append((place, rows[row]))
+                scored.append((number, rows[row]))
             else:
                 reason = piece.failures.get(row, "no frame could be read")
-                failures.append(Failure(place, printable(index.videos[place].path), reason))
-    return found, failures
+                failures.append(Failure(number, printable(index.videos[number].path), reason))
+    return scored, failures

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .derivatives import affine
+from .derivatives import applied
 from .inner_gradient import InnerLoop, summed, traces
 from .state import TTTState, by_row, combine
 from .step import Steps, ahead_of_update
@@ -46,13 +46,15 @@ def read_side_by_side(
         return torch.where(by_row(ends[:, :, None, None], x), x, 0.0)
 
     moves = combine(lambda g: (steps.last * g).flatten(0, 1), total)
-    moves = combine(lambda g: ended(apart(g)), loop.optimizer.clipped(moves))
+    if loop.optimizer is not None:
+        moves = loop.optimizer.clipped(moves)
+    moves = combine(lambda g: ended(apart(g)), moves)
     # W first, so that the sum is taken in the order of a loop, whatever the groups of checkpointing
     after = combine(lambda w, s: torch.cat((w[:, None], -s), 1).cumsum(1)[:, 1:], state.weights, moves)
     weights = combine(lambda x: x[:, -1].clone(), after)  # a view would keep all of them alive in the state
     if mask is None:
         own, pending = {**loop.frozen, **combine(lambda x: x.flatten(0, 1), after)}, state.pending
-        z = loop.model(rows.q, lambda name, x: affine(own[name], x), loop.grid)
+        z = loop.model(rows.q, applied(own), loop.grid)
     else:
         before = combine(lambda w, x: torch.cat((w[:, None], x[:, :-1]), 1).flatten(0, 1), state.weights, after)
         held = None if state.pending is None else combine(lambda p: _first_of(p, count), state.pending)

@@ -19,6 +19,7 @@ Without all this training takes 1.1 to 1.5 times as long, and up to 1.5 times th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .state import Map
+from .state import Map, Weights
 
 EPS = 1e-6
 """Of the inner LayerNorm."""
@@ -51,6 +52,11 @@ def affine(map: Map, x: Tensor, within: Pass | None = None) -> Tensor:
     if map.weight.shape[:-2] != x.shape[:-2]:
         map = _spread(map, x)
     return _Affine.apply(x, *map, within)
+
+
+def applied(weights: Weights) -> Callable[[str, Tensor], Tensor]:
+    """The maps of ``weights``, as an inner model applies them: by name."""
+    return lambda name, x: affine(weights[name], x)
 
 
 def transposed(map: Map, z: Tensor) -> Tensor:
@@ -84,6 +90,14 @@ def moved(map: Map, inputs: Tensor, gradients: Tensor, step: Tensor) -> Map:
     else:
         gradients = -step * gradients
     return Map((inputs.mT @ gradients).add_(map.weight), bias)
+
+
+def descended(weights: Weights, traces: Mapping[str, tuple[Tensor, Tensor]], step: Tensor) -> Weights:
+    """All maps after one step of size r, from the X and G of each."""
+    after = {}
+    for name, map in weights.items():
+        after[name] = moved(map, *traces[name], step)
+    return after
 
 
 def _spread(map: Map, x: Tensor) -> Map:

@@ -25,7 +25,8 @@ class InnerLoop(NamedTuple):
     """What stays the same over all chunks of a call.
 
     Attributes:
-        model: the inner model g(x; W); ``objective``: its loss; ``optimizer``: what is made of its gradient.
+        model: the inner model g(x; W); ``objective``: its loss.
+        optimizer: what is made of its gradient; None: plain gradient descent, one step a chunk.
         norm: the inner LayerNorm.
         start: W_0, to which a forget gate leads back and whose lengths a weight norm keeps.
         grid: (rows, columns) of a frame's tokens.
@@ -37,7 +38,7 @@ class InnerLoop(NamedTuple):
 
     model: InnerModel
     objective: Objective
-    optimizer: InnerOptimizer
+    optimizer: InnerOptimizer | None
     norm: Norm
     start: Weights
     grid: tuple[int, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .chunk import TokenCausal
 from .config import TTT
 from .inner_gradient import InnerLoop
+from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import merged, mode_of, split, use_kernels
 from .kernels import read as read_fused
@@ -86,7 +88,7 @@ class TTTLayer(SequenceLayer):
         self.project = Projections(config, dim)
         start = config.inner.init(head_dim, heads)
         self.learns = {config.inner.last or next(iter(start))} if learning.update == "last" else set(start)
-        all_learn = len(self.learns) == len(start)
+        self.all_learn = len(self.learns) == len(start)
         self.zero_start = None
         if learning.start == "zero":
             self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
@@ -108,7 +110,8 @@ class TTTLayer(SequenceLayer):
         at_start = learning.gradient_at == "start"
         constant = at_start or (unmoved and config.objective.constant_gradient)
         self.cumulative = constant and config.optimizer.cumulative and not config.forget
-        self.uses_start = config.forget or not config.optimizer.linear or not all_learn or at_start
+        self.descends = config.optimizer.linear
+        self.uses_start = config.forget or not self.descends or not self.all_learn or at_start
         self.rate_warmup = 1.0
         self.checkpoint_group = config.checkpoint_group
 
@@ -179,6 +182,23 @@ class TTTLayer(SequenceLayer):
         if pending is None:  # no chunk is open; all states look alike
             pending = zeros_like(state.weights) if any(ages) else state.pending
         return self._output(x, out, mode is not None), TTTState(after.weights, pending, *after[2:5], tails)
+
+    @torch.no_grad()
+    def chunks(self, x: Tensor, state: TTTState, layout: Layout) -> Iterator[ReadChunk]:
+        """``x`` [B, T, C] chunk by chunk, for those who want to see what the hidden state does with it.
+
+        Args:
+            state: in which no chunk is open; every row of ``x`` is valid to its end.
+        """
+        layout = Layout(layout.grid)
+        size = self.config.chunk.size(layout.tokens_per_frame) or x.shape[1]
+        for piece in x.split(size, dim=1):
+            tokens, _ = self._tokens(piece, state.tails, 0, layout)
+            before = state
+            _, state = self.read(piece, before, layout)
+            rates = torch.sigmoid(at_least_float32(self.project.rate(piece))).mean(-1)
+            closed = self.chunk_is_whole or piece.shape[1] == size
+            yield ReadChunk(self._loop(tokens, layout), tokens, rates, before.weights, state.weights, closed)
 
     def _tokens(
         self, x: Tensor, tails: dict[str, Tensor], age: int | Tensor, layout: Layout, by_kernels: bool = False
@@ -307,16 +327,17 @@ class TTTLayer(SequenceLayer):
 
     def _loop(self, tokens: Tokens, layout: Layout) -> InnerLoop:
         config, start = self.config, self._start() if self.uses_start else {}
+        frozen = {} if self.all_learn else {name: map for name, map in start.items() if name not in self.learns}
         return InnerLoop(
             config.inner,
             config.objective,
-            config.optimizer,
+            None if self.descends else config.optimizer,
             self._norm(tokens.q),
             start,
             layout.grid,
             self.rate_warmup,
             self.cumulative,
-            {name: map for name, map in start.items() if name not in self.learns},
+            frozen,
             config.learning,
         )
 

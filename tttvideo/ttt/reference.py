@@ -53,8 +53,8 @@ def chunk(
             w_t = [
                 w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, w_t)
             ]
-        seen = [gradient for s, gradient in enumerate(gradients) if sees[t, s % tokens]]
-        w_t = [w - scale[t] * sum(steps) for w, *steps in zip(w_t, *seen)]
+        visible = [gradient for s, gradient in enumerate(gradients) if sees[t, s % tokens]]
+        w_t = [w - scale[t] * sum(steps) for w, *steps in zip(w_t, *visible)]
         out.append(read(g(q, w_t), q)[..., t, :])
     return torch.stack(out, -2), w_t
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .derivatives import affine, dual, moved
+from .derivatives import affine, applied, descended, dual
 from .inner.base import Affine
 from .inner_gradient import InnerLoop, Trace, summed, traces
 from .state import Moments, TTTState, Weights, by_row, combine, where, zeros_like
@@ -70,29 +70,30 @@ def update_then_read(
         g(q; W_K) [B, H, K, d], and the state after the chunk.
     """
     weights, pending, fading, moments, position, tails = state
-    for number in range(loop.optimizer.steps):
-        before = weights
-        if number == 0 and tokens.fade is not None:
-            before = faded(loop, weights, tokens.fade.sum(2, keepdim=True))
-        parts = traces(loop, before if loop.learning.forget_first else weights, tokens)
-        if loop.optimizer.linear:
-            weights = {}
-            for name, map in before.items():
-                weights[name] = moved(map, *parts[name], steps.last)
-        else:
-            gradient = combine(lambda g: steps.last * g, summed(weights, parts))
-            weights, moments = loop.optimizer.step(before, gradient, moments, loop.start, loop.warmup)
-
-    maps = {**loop.frozen, **weights}
-
-    def read(name: str, x: Tensor) -> Tensor:
-        return affine(maps[name], x)
-
-    z = loop.model(tokens.q, read, loop.grid)
+    before = weights if tokens.fade is None else faded(loop, weights, tokens.fade.sum(2, keepdim=True))
+    parts = traces(loop, before if loop.learning.forget_first else weights, tokens)
+    if loop.optimizer is None:
+        weights = descended(before, parts, steps.last)
+    else:
+        weights, moments = optimized(loop, before, parts, moments, tokens, steps.last)
+    z = loop.model(tokens.q, applied({**loop.frozen, **weights}), loop.grid)
     if not isinstance(closes, bool):
         weights = where(closes, weights, state.weights)
         moments = _where_moments(closes, moments, state.moments)
     return z, TTTState(weights, pending, fading, moments, position, tails)
+
+
+def optimized(
+    loop: InnerLoop, weights: Weights, parts: dict[str, Trace], moments: Moments, tokens: Tokens, scale: Tensor
+) -> tuple[Weights, Moments]:
+    """The weights after all steps of an inner optimizer, and what it remembers. ``parts``: traces of the first step."""
+    assert loop.optimizer is not None
+    for number in range(loop.optimizer.steps):
+        if number:
+            parts = traces(loop, weights, tokens)
+        gradient = combine(lambda g: scale * g, summed(weights, parts))
+        weights, moments = loop.optimizer.step(weights, gradient, moments, loop.start, loop.warmup)
+    return weights, moments
 
 
 def read_ahead_then_update(
@@ -117,10 +118,7 @@ def read_ahead_then_update(
             weights, fading = faded(loop, weights, fading), torch.zeros_like(fading)
         if pending is not None:
             weights = combine(lambda w, p: w - steps.last * p, weights, pending)
-        after = {}
-        for name, map in weights.items():
-            after[name] = moved(map, *parts[name], steps.last)
-        return z, TTTState(after, None, fading, moments, position, tails)
+        return z, TTTState(descended(weights, parts, steps.last), None, fading, moments, position, tails)
 
     total = summed(weights, parts)
     if pending is not None:

@@ -88,11 +88,11 @@ class Stream:
             )
         self._x.copy_(x)
         key = tuple(_plain(leaf) for leaf in self._host)
-        found = self._recorded.get(key)
-        if found is not None:
-            found.replay()
-            self._host = found.after
-            return found.output
+        recording = self._recorded.get(key)
+        if recording is not None:
+            recording.replay()
+            self._host = recording.after
+            return recording.output
         return self._first(key)
 
     def _first(self, key: Any) -> Any:

@@ -100,10 +100,10 @@ class MemoryCache:
 
     def load(self, index: int) -> Clip | None:
         """The frames, as a view that must not be written to."""
-        place = self._places.get(index)
-        if place is None:
+        slot = self._places.get(index)
+        if slot is None:
             return None
-        block, start, shape, times = place
+        block, start, shape, times = slot
         return Clip(self._blocks[block][start : start + shape.numel()].view(shape), torch.from_numpy(times))
 
     def __len__(self) -> int:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from .errors import VideoError
 
+# What FFmpeg reads from text: play lists, which name other files and addresses to be opened, and text itself.
+_TEXTS = {"concat", "hls", "dash", "imf", "sdp", "tty"}
+
 
 class Broken(Exception):
     """FFmpeg cannot go on with a file. PyAV raises more than FFmpeg's own errors: IndexError for a stream that turns
@@ -39,11 +42,8 @@ def open_film(path: str, number: int | None = None) -> Film:
 
     Raises VideoError.
     """
-    import av
-
     try:
-        # An absolute path cannot be taken for a protocol ("a:b.mp4").
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        container = open_container(path)
     except Exception as error:
         raise VideoError(f"{path}: {_why_not_opened(path, error)}") from error
     try:
@@ -64,6 +64,19 @@ def open_film(path: str, number: int | None = None) -> Film:
         container.close()
         raise
     return Film(container, stream, sizes, chosen)
+
+
+def open_container(path: str) -> Any:
+    """A file, opened by PyAV, which opens nothing else with it. Raises what PyAV raises; ValueError for a play list."""
+    import av
+
+    # An absolute path cannot be taken for a protocol ("a:b.mp4").
+    only_files = {"protocol_whitelist": "file"}
+    container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only_files)
+    if container.format.name in _TEXTS:
+        container.close()
+        raise ValueError("a text")
+    return container
 
 
 def packets(film: Film, all_streams: bool = False) -> Iterator[Any]:

@@ -119,13 +119,13 @@ def _avi(path: str, header: int, reached: Reached) -> bool:
 def _matroska(container: Any, stream: Any, path: str, reached: Reached, rate: float) -> tuple[bool, int]:
     start = _start(container)
     duration = (container.duration or 0) / 1e6
-    told = _duration_tag(stream)  # of this track, counted from time 0; audio can be longer
-    if told is None:
-        cut, told = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
+    tagged = _duration_tag(stream)  # of this track, counted from time 0; audio can be longer
+    if tagged is None:
+        cut, tagged = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
     else:
-        cut = told - reached.film_end > max(0.1, 1.5 * reached.longest)
+        cut = tagged - reached.film_end > max(0.1, 1.5 * reached.longest)
     cut = cut or _segment_end(path) > os.path.getsize(path) or _block_is_cut(path, reached.bytes_end)
-    return cut, max(reached.count, round((told - start) * rate)) if cut else 0
+    return cut, max(reached.count, round((tagged - start) * rate)) if cut else 0
 
 
 def _block_is_cut(path: str, end: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .container import open_container
 from .kinds import IMAGE_EXTENSIONS, choose_frames
 from .pyav_reader import Converter
 from .reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
@@ -43,16 +44,16 @@ class ImageFolderReader(Reader):
         for start in range(0, len(wanted), batch):
             numbers = wanted[start : start + batch]
             out = torch.empty(len(numbers), 3, *self._size, dtype=torch.uint8)
-            for place, number in enumerate(numbers):
+            for count, number in enumerate(numbers):
                 frame = _decode(self._files[number])
                 if frame is None:
                     self._warn(number)
-                    if place:
-                        yield out[:place]
+                    if count:
+                        yield out[:count]
                     return
                 turns = round(frame.rotation / 90) % 4
                 converter = converters.setdefault(turns, Converter(self._size, turns))
-                converter.into(frame, out[place].numpy())
+                converter.into(frame, out[count].numpy())
             yield out
 
     def close(self) -> None:
@@ -71,17 +72,15 @@ def _frames(folder: str) -> list[Path]:
         ) from None
     if frames.left_out and frames.left_out not in _already_said:
         _already_said.add(frames.left_out)
-        message = f"{folder}: {len(frames.names)} images are frames, {frames.left_out} are left out"
+        message = f"{folder}: {len(frames.names)} images are frames; left out: {frames.left_out}"
         warnings.warn(message, VideoWarning, stacklevel=4)
     return [Path(folder, name) for name in frames.names]
 
 
 def _decode(file: Path) -> Any:
     """The picture, or None if the file holds none."""
-    import av
-
     try:
-        with av.open(os.path.abspath(file), metadata_errors="replace") as container:
+        with open_container(str(file)) as container:
             return next(container.decode(video=0), None)
     except Exception:  # whatever FFmpeg makes of bytes that are no picture; nothing of ours runs in there
         return None

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..printing import nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
-from .split import seeded_split
+from .split import balanced_folds, seeded_split
 
-__all__ = ["DataError", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
+__all__ = ["DataError", "Fold", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
 
 
 class Video(NamedTuple):
@@ -40,6 +40,18 @@ class Index(NamedTuple):
     rule: str  # one sentence: how the split was made
 
 
+class Fold(NamedTuple):
+    """One of the parts of a cross-validation over the videos of two splits."""
+
+    number: int  # from 1
+    count: int
+    learned: str  # the split that becomes all folds but this one
+    measured: str  # the split that becomes this fold
+
+    def __str__(self) -> str:
+        return f"fold {self.number} of {self.count}"
+
+
 def label_tensor(index: Index) -> Tensor:
     """The labels of an index: int64 [V] (-1: none), or float 0/1 [V, n_classes] for several labels per video."""
     if not index.multi_label:
@@ -58,7 +70,7 @@ def subset(index: Index, count: int, seed: int) -> Index:
     drawn = random.Random(seed).sample(range(total), total)
     drawn.sort(key=lambda i: repr(index.videos[i].label))  # stable: random within a class
     places = sorted(drawn[(2 * k + 1) * total // (2 * count)] for k in range(count))
-    return index._replace(videos=[index.videos[place] for place in places])
+    return index._replace(videos=[index.videos[i] for i in places])
 
 
 def build_index(
@@ -71,6 +83,7 @@ def build_index(
     val_fraction: float = 0.2,
     seed: int = 0,
     labelled: bool = True,
+    fold: Fold | None = None,
 ) -> Index:
     """The videos of one split of a folder or of a list file.
 
@@ -86,6 +99,7 @@ def build_index(
             labels.
         val_fraction: share of the videos kept for `val` where the split is made here.
         labelled: False: videos at any depth, labels ignored; splits are the folders `source/<split>/` then.
+        fold: what becomes of the two splits that it names; other splits stay as they are.
 
     Raises:
         DataError: nothing there, nothing in it, no such split, one class only, an unknown label, a broken
@@ -101,7 +115,10 @@ def build_index(
         rows = read_folder(source, split, labelled=labelled)
     else:
         rows = read_list(source, root=root, labelled=labelled, multi_label=multi_label)
-    chosen, rule = _choose(source, rows, split, val_fraction, seed)
+    if fold is None:
+        chosen, rule = _choose(source, rows, split, val_fraction, seed)
+    else:
+        chosen, rule = _of_fold(source, rows, split, fold, seed)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
     several = next((row for row in rows if len(row.labels or ()) > 1), None)
@@ -139,7 +156,7 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     labels are not used."""
     if not train.labels:
         return None
-    counts = [_videos_of_each_class(index) for index in (train, val) if index]
+    counts = [videos_of_each_class(index) for index in (train, val) if index]
     absent = [i for i, count in enumerate(counts[0]) if not count]
     if not absent:
         return None
@@ -157,9 +174,10 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     )
 
 
-def _videos_of_each_class(index: Index) -> list[int]:
+def videos_of_each_class(index: Index) -> list[int]:
+    """How many videos each class has, in the order of the class names."""
     counts = [0] * len(index.labels)
-    for video in index.videos:
+    for video in index.videos if counts else ():
         for label in video.label if isinstance(video.label, tuple) else (video.label,):
             counts[label] += 1  # type: ignore[index]
     return counts
@@ -169,7 +187,7 @@ def largest_class(index: Index) -> float | None:
     """The share of the most frequent class: what guessing reaches; None without labels, or with several."""
     if not index.labels or index.multi_label or not index.videos:
         return None
-    return max(_videos_of_each_class(index)) / len(index.videos)
+    return max(videos_of_each_class(index)) / len(index.videos)
 
 
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:
@@ -196,8 +214,8 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
         chosen = [row for row in rows if row.split == split]
         if not chosen:
             raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)} (and all)")
-        place = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
-        return chosen, f"{split}: {place}, {len(chosen)} videos"
+        where = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
+        return chosen, f"{split}: {where}, {len(chosen)} videos"
     if split not in ("train", "val"):
         raise DataError(
             f"{source} has no split {split!r}; it has no splits of its own, so there are train and val (made "
@@ -219,6 +237,32 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
     )
 
 
+def _of_fold(source: Path, rows: list[Row], split: str, fold: Fold, seed: int) -> tuple[list[Row], str]:
+    """The videos of a fold, or of all others, as the split asks."""
+    if any(row.split for row in rows):
+        rows = [row for row in rows if row.split in (fold.learned, fold.measured)]
+        if not rows:
+            raise DataError(f"{source} has neither a split {fold.learned!r} nor {fold.measured!r} to make folds of")
+    named = sorted({row.fold for row in rows if row.fold})
+    if named:
+        if missing := next((row for row in rows if not row.fold), None):
+            raise DataError(f"{missing.where} has an empty fold for {missing.key}; name one on every line")
+        if len(named) != fold.count:
+            raise DataError(f"{source} has {len(named)} folds ({_some(named)}), not {fold.count}; ask for {len(named)}")
+        folds = [named.index(row.fold or "") for row in rows]
+    else:
+        keys = [row.group or row.key for row in rows]
+        if len(set(keys)) < fold.count:
+            what = "groups" if any(row.group for row in rows) else "videos"
+            raise DataError(f"{source} has {len(set(keys))} {what}, too few for {fold.count} folds; ask for fewer")
+        folds = balanced_folds(keys, [row.labels or () for row in rows], fold.count, seed)
+    measured = split == fold.measured
+    chosen = [row for row, number in zip(rows, folds) if (number == fold.number - 1) == measured]
+    by = "by the list's column fold" if named else f"grouped and stratified by class, seed {seed}"
+    what = str(fold) if measured else f"all but {fold}"
+    return chosen, f"{split}: {what}, {len(chosen)} of {len(rows)} videos of {source} ({by})"
+
+
 def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool) -> list[str]:
     names = {name for row in rows for name in row.labels or ()}
     here = {name for row in chosen for name in row.labels or ()}
@@ -238,12 +282,12 @@ def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tupl
             if not near and len(numbers) > 8:
                 hint += f" and {len(numbers) - 8} more"
             raise DataError(f"{row.where} has the label {name!r}, which is not known ({hint})")
-    found = tuple(sorted(numbers[name] for name in row.labels or ()))
+    labels = tuple(sorted(numbers[name] for name in row.labels or ()))
     if multi_label:
-        return found
-    if not found:
+        return labels
+    if not labels:
         raise DataError(f"{row.where} has no label; write path,label")
-    return found[0]
+    return labels[0]
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

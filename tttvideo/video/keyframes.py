@@ -46,11 +46,11 @@ def shows_frames_only(extradata: bytes | None, data: bytes) -> bool:
     return False
 
 
-def _units(data: bytes, extradata: bytes | None, place: int) -> Iterator[bytes]:
-    """NAL units: with lengths before them (MP4, Matroska; `place` of the extradata says how long), or between start
-    codes."""
-    if extradata and extradata[0] == 1 and len(extradata) > place:
-        width, at = (extradata[place] & 3) + 1, 0
+def _units(data: bytes, extradata: bytes | None, offset: int) -> Iterator[bytes]:
+    """NAL units, by the lengths before them (MP4, Matroska; byte `offset` of the extradata gives their width) or by
+    start codes."""
+    if extradata and extradata[0] == 1 and len(extradata) > offset:
+        width, at = (extradata[offset] & 3) + 1, 0
         while at + width < len(data):
             length = int.from_bytes(data[at : at + width], "big")
             yield data[at + width : at + width + min(length, 64)]

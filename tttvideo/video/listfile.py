@@ -1,8 +1,8 @@
 """Reads a list of videos (CSV, TSV or space-delimited text) into rows.
 
-Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order and
-unknown ones are ignored; without one they stand in this order. Relative paths are resolved against the list's own
-folder, or from a root that is given beside it.
+Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order, there may be one
+named `fold`, and unknown ones are ignored; without one they stand in this order. Relative paths are resolved against
+the list's own folder, or from a root that is given beside it.
 """
 
 import csv
@@ -29,6 +29,7 @@ _NAMES = {
     "end": (("end",), ("end_time", "end_sec", "t_end")),
     "group": (("group",), ()),
     "split": (("split",), ("subset",)),
+    "fold": (("fold",), ()),
 }
 
 
@@ -47,6 +48,7 @@ class Row(NamedTuple):
     end: float | None = None
     group: str | None = None
     split: str | None = None
+    fold: str | None = None  # of a cross-validation
 
 
 def read_list(
@@ -56,8 +58,8 @@ def read_list(
 
     Args:
         root: folder against which relative paths are resolved; None: the list's own.
-        multi_label: True where the model is known to be, so that an empty label means none; by default that
-            holds if any row has several labels.
+        multi_label: a video can have any number of labels, so that an empty label means none; None: true if any row
+            has several.
 
     Raises:
         DataError: not text, no rows, no label column, a cell that cannot be read, the same video twice with
@@ -179,7 +181,7 @@ def _is_video(base: Path, cell: str) -> bool:
 
 
 def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> None:
-    """A first line that names no video where others do is a header of names that are not known here."""
+    """Raises DataError if the first line names no video but another does: it is a header with unknown column names."""
     first, *others = rows
     if not _is_video(base, first[0]) and not os.path.exists(os.path.join(base, first[0])):
         there = next((row[0] for row in others if os.path.exists(os.path.join(base, row[0]))), None)
@@ -246,6 +248,7 @@ def _row(where: str, base: Path, cells: dict[str, str], labelled: bool) -> Row:
         end=end,
         group=cells.get("group") or None,
         split=cells.get("split") or None,
+        fold=cells.get("fold") or None,
     )
 
 
@@ -270,7 +273,7 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
 
 def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bool) -> None:
     several = multi_label or any(row.labels is not None and len(row.labels) > 1 for row in rows)
-    seen: dict[tuple, Row] = {}
+    first_rows: dict[tuple, Row] = {}
     for row in rows:
         # in a multi-label list no label at all is an answer; elsewhere it is an oversight
         if row.labels == () and not several:
@@ -278,14 +281,14 @@ def _check(path: Path, rows: list[Row], columns: dict[str, int], multi_label: bo
         if "split" in columns and row.split is None:
             raise DataError(f"{row.where} has an empty split for {row.key}; write for example train or val")
         span = (os.path.normpath(row.path), row.start, row.end)
-        other = seen.setdefault(span, row)
+        other = first_rows.setdefault(span, row)
         if other is not row and other.labels != row.labels:
             first, second = (";".join(r.labels or ()) or "none" for r in (other, row))
             raise DataError(
                 f"{row.where} labels {row.key} {second!r} but line {_line(other)} labels it {first!r}; keep "
                 "one, or write a;b if both hold"
             )
-        twin = seen.setdefault((*span, row.split), row)
+        twin = first_rows.setdefault((*span, row.split), row)
         if twin is not row:
             raise DataError(f"{row.where} lists {row.key} again (first on line {_line(twin)}); remove one of the two")
     if not any(os.path.exists(row.path) for row in rows):

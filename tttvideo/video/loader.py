@@ -124,7 +124,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             return order
         whole = self.batch_size * self.world
         ranked = torch.tensor(self.lengths).argsort(stable=True).tolist()
-        bucket_of = {i: place * self.buckets // self.n for place, i in enumerate(ranked)}
+        bucket_of = {i: rank * self.buckets // self.n for rank, i in enumerate(ranked)}
         members: list[list[int]] = [[] for _ in range(self.buckets)]
         for i in order:
             members[bucket_of[i]].append(i)

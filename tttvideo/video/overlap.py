@@ -36,8 +36,8 @@ def mark_of(video: Video) -> str | None:
 
 def count_seen(videos: Iterable[Video], marks: str | None) -> int:
     """How many of the videos were trained on, by the marks of a checkpoint."""
-    known = set((marks or "").split())
-    return sum(mark_of(video) in known for video in videos) if known else 0
+    fingerprints = set((marks or "").split())
+    return sum(mark_of(video) in fingerprints for video in videos) if fingerprints else 0
 
 
 def _sample(path: Path) -> bytes:

@@ -44,6 +44,7 @@ class Probe:
         damaged: the end is missing, or decoding ended with an error.
         holes: frames that even time stamps leave out, where no table of the container says that all is there, or that
             lie in a part of the file that the demuxer passed over.
+        hidden: frames of an MP4 that its edit list leaves out.
         regular: nothing unusual anywhere: every packet is one frame, counted by the header, in one closed sequence.
         broken: damaged packets.
         decoded: frames that decoded before the first error; None: not all were tried.
@@ -76,6 +77,7 @@ class Probe:
     decoded: int | None = None
     corrupt: int = 0
     agreed: bool = False
+    hidden: int = 0
     checks: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
@@ -114,21 +116,31 @@ class Probe:
         return float((self.frames - 1) / self._seconds[0][-1]) if self.frames > 1 else self.rate
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences on what is unusual but no damage."""
-        notes = []
+    def remarks(self) -> list[tuple[str, str]]:
+        """What is unusual, but not damage: (kind, sentence)."""
+        remarks = []
         if len(self.streams) > 1:
             listed = ", ".join(f"{i} ({size})" for i, size in enumerate(self.streams))
             how = "" if self.stream is not None else "; data.stream chooses another"
-            notes.append(f"holds {len(self.streams)} video streams, {listed}; number {self.number} is read{how}")
+            sentence = f"holds {len(self.streams)} video streams, {listed}; number {self.number} is read{how}"
+            remarks.append(("several streams", sentence))
         far = [(frame, jump) for frame, jump in self.jumps if abs(jump) > clock.GAP]
         if far:
             more = f" (and at {len(far) - 1} more)" if len(far) > 1 else ""
-            notes.append(f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed")
+            sentence = f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed"
+            remarks.append(("clock jumps", sentence))
         if self.holes:
             missing = "1 frame seems" if self.holes == 1 else f"{self.holes} frames seem"
-            notes.append(f"{missing} to be missing: its time stamps leave gaps")
-        return notes
+            remarks.append(("missing frames", f"{missing} to be missing: its time stamps leave gaps"))
+        if self.hidden > self.frames:
+            of = self.frames + self.hidden
+            remarks.append(("edit lists", f"its edit list shows {self.frames} of its {of} frames; they are used"))
+        return remarks
+
+    @property
+    def notes(self) -> list[str]:
+        """The sentences alone."""
+        return [sentence for _, sentence in self.remarks]
 
 
 class _Held:
@@ -156,7 +168,7 @@ _held = _Held()
 
 
 def probe(path: str, stream: int | None = None) -> Probe:
-    """What is known of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
+    """The probe of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
     (one sentence: path and reason) if nothing can be decoded."""
     from . import catalog
     from .scan import scan
@@ -185,7 +197,7 @@ def identity(path: str) -> tuple[str, int, int]:
 
 
 def remember(metadata: Probe) -> None:
-    """Keeps what was learned of a file while it was decoded, here and in the index."""
+    """Keeps a probe that decoding has completed, in this process and in the index."""
     from . import catalog
 
     _held.put((metadata.file, metadata.stream), metadata)

@@ -24,7 +24,7 @@ def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> 
 
 
 def sampled_rate(fps: float, sampling: str) -> float | None:
-    """Frames a second that are left of a video at ``fps`` Hz; None where the rule goes by number."""
+    """Frames per second after sampling a video of ``fps`` Hz; None for rules that take a fixed number of frames."""
     rule = parse_sampling(sampling)
     if not isinstance(rule, Dense | Window):
         return None
@@ -37,8 +37,8 @@ def usual_rate(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5
     for path in paths[:: max(1, len(paths) // most)][:most]:
         with suppress(VideoError, OSError), preprocessing.open(path) as reader:
             rates.append(sampled_rate(reader.info.fps, preprocessing.sampling))
-    known = sorted(rate for rate in rates if rate)
-    return known[len(known) // 2] if known else None
+    rates_in_order = sorted(rate for rate in rates if rate)
+    return rates_in_order[len(rates_in_order) // 2] if rates_in_order else None
 
 
 def usual_length(paths: Sequence[str], preprocessing: Preprocessing, most: int = 5) -> int | None:

@@ -75,16 +75,14 @@ def read_through(file: tuple[str, int, int], stream: int | None = None, *, whole
     path, size, _ = file
     refuse_non_files(path, size)
     with open_film(path, stream) as film:
-        if film.container.format.name == "tty":  # FFmpeg draws any text file as a terminal
-            raise VideoError(f"{path}: is a text file, not a video")
-        seen = _Packets(film, whole)
-        if seen.frame is None:
-            raise VideoError(f"{path}: no frame of it can be decoded ({seen.reason})")
-        decoded = seen.pictures if seen.decoding else None
-        if decoded is None and not seen.one_to_one:
+        packets = _Packets(film, whole)
+        if packets.frame is None:
+            raise VideoError(f"{path}: no frame of it can be decoded ({packets.reason})")
+        decoded = packets.pictures if packets.decoding else None
+        if decoded is None and not packets.one_to_one:
             with open_film(path, stream) as again:
                 decoded = _Packets(again, True).pictures
-        return _conclude(file, stream, film, seen, decoded)
+        return _conclude(file, stream, film, packets, decoded)
 
 
 def checksum(frame: Any) -> int:
@@ -273,62 +271,64 @@ class _Packets:
 
 
 def _conclude(
-    file: tuple[str, int, int], stream: int | None, film: Film, seen: _Packets, decoded: Pictures | None
+    file: tuple[str, int, int], stream: int | None, film: Film, packets: _Packets, decoded: Pictures | None
 ) -> Probe:
-    container, first, kind = film.container, seen.frame, film.container.format.name
+    container, first, kind = film.container, packets.frame, film.container.format.name
     rate, base = _rate(film.stream), float(film.stream.time_base or 0)
-    stamps = np.sort(np.array(seen.pts, np.int64)) if seen.one_to_one else np.array(decoded.stamps, np.int64)  # type: ignore[union-attr]
-    damaged, announced = _damage(film, file[0], seen, stamps, base, rate)
-    if not seen.one_to_one and decoded:
+    stamps = np.sort(np.array(packets.pts, np.int64)) if packets.one_to_one else np.array(decoded.stamps, np.int64)  # type: ignore[union-attr]
+    damaged, announced = _damage(film, file[0], packets, stamps, base, rate)
+    if not packets.one_to_one and decoded:
         damaged = damaged or decoded.failed
     distinct = len(np.unique(stamps)) == len(stamps) and base > 0
     turns = round(first.rotation / 90) % 4
-    plain = seen.one_to_one and distinct and not damaged and turns == 0 and seen.discarded == 0
+    countable = packets.one_to_one and distinct and not packets.discarded
+    plain = countable and not damaged and turns == 0
     metadata = Probe(
         file=file,
         stream=stream,
         streams=film.streams,
         number=film.number,
         container=kind,
-        codec="av1" if seen.codec == "libdav1d" else seen.codec,
+        codec="av1" if packets.codec == "libdav1d" else packets.codec,
         pixels=first.format.name,
         height=first.width if turns % 2 else first.height,
         width=first.height if turns % 2 else first.width,
         turns=turns,
         base=base,
         rate=rate,
-        offset=_offset(film, seen, stamps, base),
+        offset=_offset(film, packets, stamps, base),
         restarts=kind in _RESTARTING,
-        announced=(announced or max(film.stream.frames, seen.count)) if damaged else len(stamps),
+        announced=(announced or max(film.stream.frames, packets.count)) if damaged else len(stamps),
         damaged=damaged,
         regular=plain
         and any(name in kind for name in ("mp4", "matroska"))
         and len(container.streams.video) == 1
-        and film.stream.frames in (0, seen.count),
-        broken=seen.broken_packets,
-        holes=0 if damaged else _holes(film, file[0], seen, stamps),
+        and film.stream.frames in (0, packets.count),
+        broken=packets.broken_packets,
+        holes=0 if damaged else _holes(film, file[0], packets, stamps),
+        hidden=max(0, film.stream.frames - len(stamps)) if "mp4" in kind and not damaged else 0,
         stamps=stamps,
-        entries=seen.entries() if seen.one_to_one and distinct and not seen.discarded else np.empty(0, np.int32),
+        entries=packets.entries() if countable else np.empty(0, np.int32),
     )
     return with_pictures(metadata, decoded, complete=True) if decoded else metadata
 
 
-def _holes(film: Film, path: str, seen: _Packets, stamps: np.ndarray) -> int:
+def _holes(film: Film, path: str, packets: _Packets, stamps: np.ndarray) -> int:
     """Frames that are missing inside or at the end, where the container has no table of its frames."""
     kind = film.container.format.name
     if "mp4" in kind or kind == "avi":
         return 0
     if kind == "ogg":  # its last page says how many frames there are
-        promised = round((film.stream.duration or 0) / seen.step) - len(stamps)
-        lost = max(holes(stamps, round(seen.step)), promised if promised > 1 else 0)
+        promised = round((film.stream.duration or 0) / packets.step) - len(stamps)
+        lost = max(holes(stamps, round(packets.step)), promised if promised > 1 else 0)
         return 0 if lost and cut.ogg_is_whole(path) else lost  # frames can be left out on purpose
-    placed = np.array(seen.pts, np.int64), np.array(seen.unclaimed, np.int64)
-    return max(holes(stamps), passed_over(*placed, seen.bytes_read / max(1, seen.count)))
+    placed = np.array(packets.pts, np.int64), np.array(packets.unclaimed, np.int64)
+    return max(holes(stamps), passed_over(*placed, packets.bytes_read / max(1, packets.count)))
 
 
-def _offset(film: Film, seen: _Packets, stamps: np.ndarray, base: float) -> float:
+def _offset(film: Film, packets: _Packets, stamps: np.ndarray, base: float) -> float:
     """Where packets bear no presentation stamps (AVI), frames are stamped with the decoder's delay."""
-    if seen.unstamped or stamps[0] == MISSING:
+    if packets.unstamped or stamps[0] == MISSING:
         first = film.stream.start_time or 0
     else:
         first = int(stamps[0])
@@ -340,22 +340,22 @@ def _rate(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _damage(film: Film, path: str, seen: _Packets, stamps: np.ndarray, base: float, rate: float) -> tuple[bool, int]:
+def _damage(film: Film, path: str, packets: _Packets, stamps: np.ndarray, base: float, rate: float) -> tuple[bool, int]:
     """Whether the end is missing or the packets could not all be read; frames promised, 0 if that is not known."""
     steps = np.diff(np.sort(stamps[stamps != MISSING]))
     reached = cut.Reached(
-        count=seen.count,
-        empty=seen.empty,
-        corrupt=seen.corrupt,
-        slots=seen.slots,
-        film_end=seen.ends.get(film.stream.index, 0.0),
-        end=max(seen.ends.values(), default=0.0),
+        count=packets.count,
+        empty=packets.empty,
+        corrupt=packets.corrupt,
+        slots=packets.slots,
+        film_end=packets.ends.get(film.stream.index, 0.0),
+        end=max(packets.ends.values(), default=0.0),
         longest=float(steps.max()) * base if len(steps) else 0.0,
-        bytes_end=seen.bytes_end,
+        bytes_end=packets.bytes_end,
     )
     short, announced = cut.announced(film.container, film.stream, path, reached, rate)
-    unfinished = seen.restarts and (any(seen.ends_corrupt.values()) or ends_in_gap(stamps))
-    return short or seen.broken or unfinished, announced
+    unfinished = packets.restarts and (any(packets.ends_corrupt.values()) or ends_in_gap(stamps))
+    return short or packets.broken or unfinished, announced
 
 
 def with_pictures(metadata: Probe, pictures: Pictures, complete: bool) -> Probe:

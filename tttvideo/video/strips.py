@@ -83,7 +83,7 @@ def write_film(path: str | Path, context: Tensor, truth: Tensor, predicted: Tens
     """The same as a film, one frame of it per frame of the video; while the context runs, both halves show it."""
     from PIL import Image
 
-    from .synthetic.encode import write_mp4
+    from .mp4 import write_mp4
 
     count, scale = len(context), _scale(predicted)
     pictures = []

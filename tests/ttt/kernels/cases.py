@@ -106,7 +106,8 @@ def eager(one: Case) -> tuple[Tensor, Weights, Weights]:
     size = one.chunk.size(one.frame)
     device = x["q"].device
     norm = Norm(x["gamma"], x["beta"])
-    loop = InnerLoop(one.model, one.objective, one.optimizer, norm, one.weights, one.grid)
+    optimizer = None if one.optimizer.linear else one.optimizer
+    loop = InnerLoop(one.model, one.objective, optimizer, norm, one.weights, one.grid)
     ends = one.position + one.lengths
     tokens = Tokens(x["q"], x["k"][:, :, None], x["v"][:, :, None], x["rate"][:, :, None, :, None])
     open_ = (one.position > 0).to(device)[:, None, None, None]  # a chunk that has read nothing has no gradients

@@ -151,8 +151,8 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
     if isinstance(inner, Conv | ConvDepthwise) and head_dim not in CONV_DIMS:
         return f"the head dimension is {head_dim}; in kernels of {type(inner).__name__} it is {_either(CONV_DIMS)}"
     if isinstance(inner, Conv) and round(inner.expansion * head_dim) not in (*CONV_DIMS, 128):
-        found = round(inner.expansion * head_dim)
-        return f"{inner} has {found} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
+        hidden = round(inner.expansion * head_dim)
+        return f"{inner} has {hidden} hidden channels; in kernels it has {_either((*CONV_DIMS, 128))}"
     if head_dim not in HEAD_DIMS[mode]:
         return f"the head dimension is {head_dim}; in kernels it is {_either(HEAD_DIMS[mode])} ({mode} products)"
     if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(kind_of(inner), head_dim, mode)):
@@ -172,6 +172,8 @@ def _why_not_learned(config: TTT) -> str | None:
         return f"there is no kernel for {config.learning}, only for the defaults"
     if isinstance(config.objective, ResidualL2) and config.objective.eps != EPS:
         return f"the eps of {config.objective} is {config.objective.eps}; in kernels it is {EPS}"
+    if isinstance(config.objective, ResidualL2) and config.objective.normalize_target:
+        return "there is no kernel for normalize_target"
     if optimizer.clip_by != "head":
         return f"there is no kernel for clip_by: {optimizer.clip_by}, only for head"
     if type(optimizer) is not SGD or not (optimizer.linear or clipped):

@@ -142,8 +142,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, dout: Tensor, dweights: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    found = frame_causal_backward(dout, dweights, *ctx.saved_tensors, *ctx.numbers)
-    return *found, *(None,) * 8
+    gradients = frame_causal_backward(dout, dweights, *ctx.saved_tensors, *ctx.numbers)
+    return *gradients, *(None,) * 8
 
 
 frame_causal.register_autograd(_backward, setup_context=_setup_context)

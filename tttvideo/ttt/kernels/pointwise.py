@@ -133,9 +133,9 @@ def loss_gradient_backward(p, z, target, gamma, beta, D: tl.constexpr):
     h, r = standardised(z, D)
     error = gamma * h + beta - target
     u = gamma * error
-    found = across(u, h, r, D)
+    gradient = across(u, h, r, D)
     du = across(p, h, r, D)
     de = gamma * du
     dh = gamma * de - r * (p * mean(u * h, D) + u * mean(p * h, D))
-    dz = across(dh, h, r, D) - h * r * mean(p * found, D)
+    dz = across(dh, h, r, D) - h * r * mean(p * gradient, D)
     return dz, de, du * error + de * h

@@ -174,8 +174,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, dout: Tensor, dweights: Tensor, dopened: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    found = token_causal_backward(dout, dweights, dopened, *ctx.saved_tensors, ctx.hidden, ctx.carried, ctx.mode)
-    return *found, None, None, None, None, None, None
+    gradients = token_causal_backward(dout, dweights, dopened, *ctx.saved_tensors, ctx.hidden, ctx.carried, ctx.mode)
+    return *gradients, None, None, None, None, None, None
 
 
 token_causal.register_autograd(_backward, setup_context=_setup_context)

@@ -41,8 +41,8 @@ class ClassificationSuite(Suite):
 
     def balanced_label(self, split: str, index: int) -> str:
         """Label of one video: its place in a random order of all classes, drawn per block."""
-        block, place = divmod(index, len(self.classes))
-        return self.classes[self.rng("label", split, block).permutation(len(self.classes))[place]]
+        block, number = divmod(index, len(self.classes))
+        return self.classes[self.rng("label", split, block).permutation(len(self.classes))[number]]
 
     def known(self) -> dict[str, Any]:
         return {

@@ -121,18 +121,18 @@ class FlashRecall(ClassificationSuite):
 
     def pairs_of(self, split: str, index: int) -> int:
         """How many pairs a video has: equally many videos of each label have each number, up to one."""
-        block, place = divmod(index // len(self.classes), len(self.counts))
+        block, number = divmod(index // len(self.classes), len(self.counts))
         # One order for each label, so that number and label are independent.
         label = self.classes.index(self.balanced_label(split, index))
         order = self.rng(f"count of pairs {label}", split, block).permutation(len(self.counts))
-        return self.counts[order[place]]
+        return self.counts[order[number]]
 
     def plan(self, split: str, index: int) -> Plan:
         label = self.balanced_label(split, index)
         rng = self.rng("pairs", split, index)
         pairs = self.pairs_of(split, index)
         places = sorted(rng.choice(self.slots(pairs), pairs, replace=False).tolist())
-        onsets = [place + i * (self.duration - 1) for i, place in enumerate(places)]
+        onsets = [position + i * (self.duration - 1) for i, position in enumerate(places)]
         keys = rng.choice(self.keys, pairs, replace=False).tolist()
         values = [self.classes[i] for i in rng.integers(0, len(COLOURS), pairs).tolist()]
         needle = int(rng.integers(pairs))
@@ -181,8 +181,8 @@ class FlashRecall(ClassificationSuite):
         placements = comb(self.slots(pairs), pairs)
         if self.query_seen(indices):
             needles = placements * pairs
-            seen = sum(self.needles_at(onset, pairs) for onset in np.flatnonzero(seen_at).tolist())
-            return float(Fraction(seen, needles) + Fraction(needles - seen, 8 * needles))
+            in_view = sum(self.needles_at(onset, pairs) for onset in np.flatnonzero(seen_at).tolist())
+            return float(Fraction(in_view, needles) + Fraction(needles - in_view, 8 * needles))
         right = Fraction(0)
         for m, count in enumerate(self.placements_by_seen(seen_at, pairs)):
             expected = commonest(m, len(COLOURS)) + Fraction(pairs - m, len(COLOURS))
@@ -191,12 +191,12 @@ class FlashRecall(ClassificationSuite):
 
     def needles_at(self, onset: int, pairs: int) -> int:
         """In how many of all (placement, which flash is the needle) the needle starts at frame `onset`."""
-        found = 0
+        count = 0
         for earlier in range(pairs):
-            place = onset - earlier * (self.duration - 1)
-            if place >= earlier:
-                found += comb(place, earlier) * comb(max(self.slots(pairs) - 1 - place, 0), pairs - 1 - earlier)
-        return found
+            free = onset - earlier * (self.duration - 1)
+            if free >= earlier:
+                count += comb(free, earlier) * comb(max(self.slots(pairs) - 1 - free, 0), pairs - 1 - earlier)
+        return count
 
     def placements_by_seen(self, seen_at: np.ndarray, pairs: int) -> list[int]:
         """Number of placements of all flashes in which m of them are seen, for m = 0 ... pairs."""

@@ -81,18 +81,18 @@ class MovingDigits(PredictionSuite):
                 np.maximum(under, digit, out=under)
         return np.repeat(video[..., None], 3, axis=-1)
 
-    def trajectory(self, place: float, direction: float) -> np.ndarray:
-        """The digit's first row or column in each frame, int [F]; ``place`` in 0..1 of its room at the start, before
+    def trajectory(self, position: float, direction: float) -> np.ndarray:
+        """The digit's first row or column in each frame, int [F]; ``position`` in 0..1 of its room at the start, before
         the first step."""
-        found = []
+        positions = []
         for _ in range(self.frames):
-            place += direction * STEP
-            if place <= 0.0:
-                place, direction = 0.0, -direction
-            if place >= 1.0:
-                place, direction = 1.0, -direction
-            found.append(place)
-        return ((self.size - SIDE) * np.array(found)).astype(np.int32)
+            position += direction * STEP
+            if position <= 0.0:
+                position, direction = 0.0, -direction
+            if position >= 1.0:
+                position, direction = 1.0, -direction
+            positions.append(position)
+        return ((self.size - SIDE) * np.array(positions)).astype(np.int32)
 
 
 @cache

@@ -61,10 +61,10 @@ class MovingShapes(PredictionSuite):
     def draw(self, plan: Plan, rng: np.random.Generator) -> np.ndarray:
         video = np.full((self.frames, self.size, self.size, 3), BACKGROUND, np.uint8)
         for i in range(1, self.shapes + 1):
-            told = {key: plan.cause[f"{key}_{i}"] for key in ("kind", "radius", "x", "y", "dx", "dy")}
-            x, y = (self._flight(*(float(told[k]) for k in ("radius", axis, f"d{axis}"))) for axis in "xy")
+            shape = {key: plan.cause[f"{key}_{i}"] for key in ("kind", "radius", "x", "y", "dx", "dy")}
+            x, y = (self._flight(*(float(shape[k]) for k in ("radius", axis, f"d{axis}"))) for axis in "xy")
             colour = bytes.fromhex(str(plan.cause[f"colour_{i}"])[1:])
-            video[self._mask(str(told["kind"]), float(told["radius"]), x, y)] = list(colour)
+            video[self._mask(str(shape["kind"]), float(shape["radius"]), x, y)] = list(colour)
         return video
 
     def _flight(self, radius: float, start: float, step: float) -> np.ndarray:

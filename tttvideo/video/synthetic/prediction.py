@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encode import read_mp4, write_mp4
+from ..mp4 import read_mp4, write_mp4
 from .suite import Suite
 
 CODEC_VIDEOS = 4
@@ -69,7 +69,7 @@ class PredictionSuite(Suite):
                 file = Path(folder) / "video.mp4"
                 write_mp4(file, drawn, self.fps, self.quantiser)
                 squared = np.square((read_mp4(file).astype(np.float64) - drawn) / 255)
-                told = self.revealed({key: str(value) for key, value in plan.cause.items()})
-                counted = squared if told is None else squared[told.mask]
+                revealed = self.revealed({key: str(value) for key, value in plan.cause.items()})
+                counted = squared if revealed is None else squared[revealed.mask]
                 total, pixels = total + counted.sum(), pixels + counted.size
         return float(total / pixels)

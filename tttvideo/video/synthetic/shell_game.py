@@ -116,9 +116,9 @@ class ShellGame(ClassificationSuite):
             cause |= {f"onset_{i + 1}": onsets[i], f"corner_{i + 1}": corners[i] + 1, f"turn_{i + 1}": turns[i]}
         return Plan(label, cause)
 
-    def _swapped(self, place: int, corner: int) -> int:
+    def _swapped(self, at: int, corner: int) -> int:
         other = (corner + 1) % self.discs
-        return {corner: other, other: corner}.get(place, place)
+        return {corner: other, other: corner}.get(at, at)
 
     def paths(self, cause: Mapping[str, int | str] | Mapping[str, str]) -> np.ndarray:
         """Where every disc is in every frame: float [F, discs, 2], (x, y) in pixels; disc 0 is the marked one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...files import read_json, write_text
-from .encode import write_mp4
+from ..mp4 import write_mp4
 from .suite import Suite, SuiteError
 
 # suite.json is written last, so that its presence says that the set is complete; before, its text lies here.
