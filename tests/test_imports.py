@@ -17,7 +17,8 @@ LAYERS = {
     "devices": set(),
     "files": {"printing"},
     "printing": set(),
-    "serialize": {"files"},
+    "hub": set(),
+    "serialize": {"files", "hub"},
     "recipes": set(),
     "strict_yaml": set(),
     "plain": set(),
@@ -55,7 +56,7 @@ LAYERS = {
         "model",
         "pretrained",
     },
-    "export": {"files", "printing", "mixers", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
+    "export": {"hub", "files", "printing", "mixers", "tasks", "serialize", "video", "model", "pretrained", "evaluation"},
     "inference": {
         "measuring",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),

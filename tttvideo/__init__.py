@@ -20,3 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(pretrained if name == "from_pretrained" else model, name)
     raise AttributeError(f"module 'tttvideo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
