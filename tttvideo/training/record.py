@@ -75,7 +75,7 @@ class Record:
             self.folder.console.append(sentence)
 
     def open_trackers(self, done_steps: int) -> None:
-        """Hides from TensorBoard what an interrupted run drew beyond `done_steps`. Others are told the settings; a
+        """Hides from TensorBoard what an interrupted run drew beyond `done_steps`. Other trackers get the settings; a
         resumed run is a new one there, of the same group."""
         if not self.config.trackers:
             return
@@ -92,7 +92,7 @@ class Record:
                 tracker.store_init_configuration(settings)
 
     def step(self, number: int, result: StepResult) -> None:
-        """A step's line in steps.jsonl, its points in the trackers, and what is shown of it."""
+        """A step's line in steps.jsonl, its points in the trackers, and the line of progress."""
         totals, step = result.progress.totals, result.progress.step
         figures = {"loss": result.loss, **result.figures, "lr": result.lr}
         if self.leader:
@@ -107,7 +107,7 @@ class Record:
             self.keep(line)
 
     def epoch(self, progress: Progress, lr: float, metrics: dict[str, float] | None) -> None:
-        """An epoch's line in log.jsonl, its points in the trackers, and what is said of it.
+        """An epoch's line in log.jsonl, its points in the trackers, and its line on the console.
 
         Args:
             progress: at the end of the epoch, not yet counted as done.

@@ -386,7 +386,7 @@ class Run:
             self.record.say(f"done: best checkpoint {best} ({self.rule}{value}; {self.rule.split_rule})")
 
     def close(self, error: BaseException | None) -> None:
-        """Put down what is open, and in the folder how the run ended, if not well."""
+        """Close all files and trackers, record an error in the folder, and release the lock."""
         if hasattr(self, "record"):
             self.record.close(error)
         self.lock.release()
@@ -395,6 +395,6 @@ class Run:
         return launch.by_leader(self.accelerator, action)
 
     def _last_words(self, why: str) -> None:
-        """Before the process ends in the middle of whatever it does."""
+        """Called just before the process is ended by force."""
         launch.say(f"stopped: {why}; continue from the last checkpoint with the same command and --resume auto")
         self.lock.release()

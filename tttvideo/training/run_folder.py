@@ -120,8 +120,8 @@ class JsonLines:
             self._file.flush()  # the kernel has it: a killed process loses nothing
 
     def sync(self) -> None:
-        """Make what was written survive a crash of the machine, too (before a checkpoint that relies on
-        it)."""
+        """Flush to disk, so that the lines survive a crash of the machine (before a checkpoint that relies on
+        them)."""
         if self._file is not None:
             with writing(self.path):
                 os.fsync(self._file.fileno())
@@ -173,7 +173,7 @@ class Skipped(NamedTuple):
 
 
 def _json(line: dict[str, Any]) -> str:
-    """One line of JSON; what is not a finite number is null, as JSON has no NaN."""
+    """One line of JSON; NaN and infinities become null, as JSON has none."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
     return json.dumps(finite, allow_nan=False)
 
@@ -232,7 +232,7 @@ class RunFolder:
 
     def begin(self, yaml: str, *, epoch: int, step: int) -> list[str]:
         """Write the settings and cut the logs back to a position: `epoch` epochs and `step` steps are
-        done. Returns what is to be noted: lines that are missing."""
+        done. Returns notes on missing lines."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with writing(self.path / "config.yaml"):
