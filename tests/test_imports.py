@@ -62,7 +62,11 @@ LAYERS = {
         *("hub", "files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
         "evaluation",
     },
+    "inspection": {
+        *("devices", "files", "printing", "ttt", "video", "model", "pretrained", "evaluation", "inference"),
+    },
     "inference": {
+        "inspection",
         "measuring",
         "origin",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),
@@ -73,7 +77,7 @@ LAYERS = {
     "indexing": {"arguments", "printing", "video"},
     "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model", "pretrained"},
+    "__init__": {"inspection", "model", "pretrained"},
 }
 
 
