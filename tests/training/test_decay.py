@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import ALL_ENCODERS, ALL_MIXERS, name, video_model
+from tests.helpers import ALL_ENCODERS, ALL_MIXERS, each_kind, name, video_model
 from tttvideo.encoder import Timm
 from tttvideo.model import VideoModel
 from tttvideo.tasks import Classification, Prediction
@@ -55,7 +55,7 @@ def exempt_before(model: VideoModel) -> set[str]:
     return vectors | (named & learned.keys())
 
 
-@pytest.mark.parametrize("mixer", ALL_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(ALL_MIXERS), ids=name)
 def test_shipped_mixers_decay_what_they_did(mixer):
     model = build(mixer=mixer)
     assert exempt(model) == exempt_before(model)
