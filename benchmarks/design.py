@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from benchmarks.small import (
     ROOT,
     VAL_SEED,
+    Partial,
     configured,
     count,
     drawn,
@@ -164,8 +165,14 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
     return row | about
 
 
-def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[VideoModel, dict[str, Any]]:
-    """Trains one model; returns it and what its row says of the training."""
+def fit(
+    study: dict[str, Any], task: str, variant: str, seed: int, partial: Partial | None = None
+) -> tuple[VideoModel, dict[str, Any]]:
+    """Trains one model; returns it and what its row says of the training.
+
+    Args:
+        partial: where the unfinished training is kept, and gone on with
+    """
     options = study["variants"][variant]
     config = plan(study, task, variant)
     parts = stages(study["tasks"][task])
@@ -177,10 +184,9 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     optimizer = build_optimizer(model, config.optimizer)
     schedule = Schedule(optimizer, config.schedule, steps)
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
-    right: list[float] = []
-    spent, begin = 0.0, time.process_time()
-    for step, (frames, labels) in enumerate(batches(parts, seed, batch, options.get("sampling", "dense"))):
-        start = time.perf_counter()
+    right, spent, cpu = partial.load(model, optimizer) if partial else ([], 0.0, 0.0)
+    for frames, labels in batches(parts, seed, batch, options.get("sampling", "dense"), begin=len(right)):
+        step, start, begin = len(right), time.perf_counter(), time.process_time()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
         output, _ = model(frames)
@@ -193,7 +199,9 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
         optimizer.step()
         spent += time.perf_counter() - start
         right.append(float((output.logits.argmax(1) == labels).float().mean()))
-    cpu = time.process_time() - begin
+        cpu += time.process_time() - begin
+        if partial:
+            partial.save(model, optimizer, right, spent, cpu)
     model.set_inner_rate(1.0)
     model.eval()
     part = max(1, steps // CURVE)
@@ -211,12 +219,16 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     }
 
 
-def batches(parts: list[dict[str, Any]], seed: int, size: int, sampling: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """What each step of a training reads: frames that ``sampling`` shows of ``size`` new clips, and their labels."""
+def batches(
+    parts: list[dict[str, Any]], seed: int, size: int, sampling: str, begin: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each step of a training from step ``begin`` on reads: frames that ``sampling`` shows of ``size`` new clips,
+    and their labels."""
     for part in parts:
         suite = _suite(part, seed)
         seen = suite.sampled(sampling)
-        for step in range(part["steps"]):
+        first, begin = min(begin, part["steps"]), max(0, begin - part["steps"])
+        for step in range(first, part["steps"]):
             frames, labels = clips(suite, "train", range(step * size, (step + 1) * size))
             yield frames if len(seen) == suite.frames else frames[:, seen], labels
 

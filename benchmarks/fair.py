@@ -5,7 +5,8 @@
 
 One thread, one training after another: first each layer at each rate on the seed of the choice, then, at the rate that
 was best there, on the reported seeds; where training was not flat at its end, again with more steps. Each finished row
-is appended to a JSONL file at once, and skipped when the study is started again.
+is appended to a JSONL file at once, and skipped when the study is started again; a training that was broken off goes on
+from its last minute.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.long_clip import train_row
-from benchmarks.small import ROOT, append_row, read_rows, read_study
+from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 
 STUDY = ROOT / "configs" / "study" / "fair.yaml"
@@ -55,14 +56,17 @@ def main() -> None:
         options.table.write_text(table(study, read_rows(file)), encoding="utf-8")
         return
     if options.dry:
-        for job in jobs(study, read_rows(file), options.task):
+        for job in dict.fromkeys(jobs(study, read_rows(file), options.task)):
             print(f"{job.task:18} {job.variant:20} seed {job.seed:<4} rate {job.rate:g}, {job.steps} x steps")
         return
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
     while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
-        row = run(study, job)
+        of = repr((job, study["base"], study["tasks"][job.task], study["variants"][job.variant]))
+        row = run(study, job, Partial(unfinished, of))
         append_row(file, row)
+        unfinished.unlink(missing_ok=True)
         print(job, [m["top1"] for m in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
 
 
@@ -70,10 +74,9 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
     """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
     early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
     done = {job_of(row): row for row in rows}
-    for task, trial in study["choice"].items():
+    for task, trial, variants in comparisons(study):
         if only not in (None, task):
             continue
-        variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
         trials = [Job(trial, v, study["choice_seed"], rate) for v in variants for rate in study["rates"]]
         yield from (job for job in trials if job not in done)
         for seed in study["seeds"]:
@@ -81,13 +84,23 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
-                for steps in range(1, study["longest"] + 1):
+                for steps in study["tasks"][task]["times"]:
                     job = Job(task, variant, seed, rate, steps)
                     if job not in done:
                         yield job
                         break
                     if is_flat(study, done[job]):
                         break
+
+
+def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Task, the task on which its rates are chosen, and variants that are compared: of each task those named ``first``,
+    then the others."""
+    for task, trial in study["choice"].items():
+        variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
+        first = [v for v in study["first"] if v in variants]
+        yield task, trial, first
+        yield task, trial, [v for v in variants if v not in first]
 
 
 def job_of(row: dict[str, Any]) -> Job:
@@ -110,11 +123,13 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether accuracy in training rose by less than the study's share from the last but one part to the last."""
-    return len(row["curve"]) > 1 and row["curve"][-1] - row["curve"][-2] < study["flat"]
+    """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
+    share from the last but one part to the last."""
+    curve = row["curve"]
+    return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 
-def run(study: dict[str, Any], job: Job) -> dict[str, Any]:
+def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:
     """Trains and measures a row; trials are measured at the length of training only."""
     own = copy.deepcopy(study)
     settings = own["variants"][job.variant].setdefault("settings", {})
@@ -124,7 +139,8 @@ def run(study: dict[str, Any], job: Job) -> dict[str, Any]:
         stage["steps"] *= job.steps
     if job.seed == study["choice_seed"]:
         own["lengths"] = [1]
-    return {"rate": job.rate, "times": job.steps} | train_row(own, job.task, job.variant, job.seed)
+    about = {"rate": job.rate, "times": job.steps, "commit": commit()}
+    return about | train_row(own, job.task, job.variant, job.seed, partial)
 
 
 # --- the table ------------------------------------------------------------------------------------

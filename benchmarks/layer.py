@@ -35,7 +35,7 @@ from benchmarks.measure import (
     read_lengths,
     step,
 )
-from tttvideo.mixers import GRU, LSTM, Attention, GatedDeltaNet, LinearAttention, Mamba
+from tttvideo.mixers import GRU, LSTM, RWKV7, Attention, GatedDeltaNet, LinearAttention, Mamba
 from tttvideo.mixers.lstm import LSTMLayer
 from tttvideo.ttt import (
     GLU,
@@ -76,6 +76,7 @@ MIXERS: dict[str, Mixer] = {
     "mamba": Mamba(HEADS),
     "gated_delta_net": GatedDeltaNet(HEADS),
     "delta_net": GatedDeltaNet(HEADS, expand=1, decay=False, gate=False),
+    "rwkv7": RWKV7(HEADS),
     "lstm": LSTM(),
     "gru": GRU(),
 }

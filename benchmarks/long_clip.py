@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.design import clips, fit, run_study, suite_of
 from benchmarks.long_clip_report import ENDING, table
-from benchmarks.small import ROOT, VAL_SEED
+from benchmarks.small import ROOT, VAL_SEED, Partial
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
@@ -40,9 +40,11 @@ def main() -> None:
     run_study(__doc__, STUDY, train_row, table)
 
 
-def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict[str, Any]:
+def train_row(
+    study: dict[str, Any], task: str, variant: str, seed: int, partial: Partial | None = None
+) -> dict[str, Any]:
     """Trains and measures one row."""
-    model, about = fit(study, task, variant, seed)
+    model, about = fit(study, task, variant, seed, partial)
     options, described = study["variants"][variant], study["tasks"][task]
     own = options.get("sampling", "dense")
     suite = suite_of(study, task, VAL_SEED)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from tttvideo.files import replacing
 from tttvideo.model import VideoModel
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import RunConfig
@@ -48,6 +53,50 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
         end = rows.seek(0, os.SEEK_END)
         torn = end > 0 and (rows.seek(end - 1), rows.read(1))[1] != b"\n"
         rows.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
+
+
+def commit() -> str:
+    """The commit of this checkout; with "+" where files differ from it."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+@dataclass
+class Partial:
+    """An unfinished training on disk, so that one that is killed goes on where it was, to the bit.
+
+    Args:
+        file: where it lies
+        name: whose it is; another training's file is not gone on with
+        seconds: from one time that it is kept to the next
+    """
+
+    file: Path
+    name: str
+    seconds: float = 60.0
+
+    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[list[float], float, float]:
+        """Puts model and optimizer where the training was; returns what ``save`` was given of it."""
+        self._saved_at = time.monotonic()
+        try:
+            kept = torch.load(self.file, weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):  # none, or a damaged one
+            return [], 0.0, 0.0
+        if kept["name"] != self.name:
+            return [], 0.0, 0.0
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["random"])
+        return kept["right"], kept["spent"], kept["cpu"]
+
+    def save(self, model: nn.Module, optimizer: Optimizer, right: list[float], spent: float, cpu: float) -> None:
+        if time.monotonic() - self._saved_at < self.seconds:
+            return
+        kept = {"name": self.name, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        kept |= {"random": torch.get_rng_state(), "right": right, "spent": spent, "cpu": cpu}
+        with replacing(self.file) as unfinished:
+            torch.save(kept, unfinished)
+        self._saved_at = time.monotonic()
 
 
 def run_all(

@@ -15,6 +15,7 @@ from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import (
     GRU,
     LSTM,
+    RWKV7,
     Attention,
     Bidirectional,
     ConvLSTM,
@@ -177,6 +178,8 @@ TOKEN_BASELINES = [
     Mamba(heads=2, state_dim=3, short_conv="time"),
     GatedDeltaNet(heads=2, chunk=5),
     GatedDeltaNet(heads=2, expand=1, decay=False, gate=False, negative_eigenvalues=True, short_conv="time"),
+    RWKV7(heads=2, chunk=5),
+    RWKV7(heads=1, token_shift="time"),
     LSTM(),
     GRU(),
     NoMixer(),

@@ -2,17 +2,18 @@
 
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from benchmarks import fair, small
+from benchmarks import design, fair, small
 from benchmarks.design import list_variants
 
 STUDY = small.read_study(fair.STUDY)
 
 
-def row(job, top1=0.5, curve=(0.5, 0.5), loss=1.0, diverged_at=None):
+def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
     measured = [{"top1": top1, "loss": loss, "hits": "5", "n": 4}] * len(STUDY["lengths"])
     about = {"state_bytes": 4, "parameters": 9, "cpu_seconds": 6.0, "steps": 3}
     return job._asdict() | {
@@ -30,12 +31,16 @@ def test_the_order_of_the_study():
         seen.append(job)
         top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}[job.rate]
         flat = job.steps == 2 or job.variant != "Mamba-2"
-        rows.append(row(job, top1, (0.5, 0.5 if flat else 0.6), loss=job.rate))
+        rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
     variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
-    trials = len(variants) * 3
-    assert {(job.task, job.seed) for job in seen[:trials]} == {("flash-recall-four", 100)}
-    assert [job.seed for job in seen[trials:]] == [s for s in (0, 1, 2) for _ in range(len(variants) + 1)]
-    assert {job.rate for job in seen[trials:]} == {3.0e-3}  # of two equals that with the smaller loss
+    first, others = seen[: len(STUDY["first"]) * 6 + 3], seen[len(STUDY["first"]) * 6 + 3 :]  # Mamba-2 thrice more
+    for part, names in ((first, STUDY["first"]), (others, [v for v in variants if v not in STUDY["first"]])):
+        assert {job.variant for job in part} == set(names)
+        trials, reported = part[: 3 * len(names)], part[3 * len(names) :]
+        assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
+        assert [job.seed for job in reported] == sorted(job.seed for job in reported)
+        assert {job.seed for job in reported} == {0, 1, 2}
+        assert {job.rate for job in reported} == {3.0e-3}  # of two equals that with the smaller loss
     longer = [job for job in seen if job.steps == 2]
     assert [(job.variant, job.seed) for job in longer] == [("Mamba-2", seed) for seed in (0, 1, 2)]
     assert 100 not in STUDY["seeds"]
@@ -45,11 +50,27 @@ def test_the_order_of_the_study():
     assert "+0.000 (" in text
 
 
+def test_a_level_without_memory_is_not_flat():
+    """Training that has not begun to remember does not rise either."""
+    job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
+    curves = {(0.7, 0.7): True, (0.7, 0.73): False, (0.55, 0.56): False, (0.9, 0.85): True, (0.7,): False}
+    assert {curve: fair.is_flat(STUDY, row(job, curve=curve)) for curve in curves} == curves
+    rows = [row(fair.Job("flash-order-16", "GRU", 100, rate)) for rate in STUDY["rates"]]
+    rows += [row(job._replace(rate=1.5e-3, steps=n), curve=(0.3, 0.3)) for n in (1, 2)]
+    steps = [
+        j.steps
+        for j in fair.jobs(STUDY, rows, "flash-order")
+        if (j.variant, j.seed, j.task) == ("GRU", 0, "flash-order")
+    ]
+    assert steps == [4]
+
+
 def test_a_rate_that_diverged_is_not_chosen():
-    jobs = [fair.Job("flash-order", "GRU", 100, rate) for rate in STUDY["rates"]]
+    jobs = [fair.Job("flash-order-16", "GRU", 100, rate) for rate in STUDY["rates"]]
     rows = [row(jobs[0], 0.6), row(jobs[1], 0.7), row(jobs[2], 0.9, diverged_at=5)]
-    assert fair.chosen_rate(STUDY, rows[:2], "flash-order", "GRU") is None
-    assert fair.chosen_rate(STUDY, rows, "flash-order", "GRU") == 3.0e-3
+    assert fair.chosen_rate(STUDY, rows[:2], "flash-order-16", "GRU") is None
+    for task in ("flash-order-16", "flash-order"):
+        assert fair.chosen_rate(STUDY, rows, task, "GRU") == 3.0e-3
 
 
 def test_layers_have_equal_parameters_and_state(capsys):
@@ -74,15 +95,36 @@ def test_layers_have_equal_parameters_and_state(capsys):
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
+    task = {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 3, "val": 4}
+    task["curriculum"] = [{"steps": 2, "parameters": {"frames": 4}}]
+    own = STUDY | {"tasks": {"order": task}, "lengths": [1]}
+    whole, whole_row = design.fit(own, "order", "GRU", 0)
+    for killed_at in (1, 4):
+        file = tmp_path / f"{killed_at}.unfinished"
+        with monkeypatch.context() as patch:
+            patch.setattr(design.VideoModel, "set_inner_rate", Mock(side_effect=[None] * killed_at))
+            with pytest.raises(StopIteration):
+                design.fit(own, "order", "GRU", 0, small.Partial(file, "a", seconds=0))
+        assert file.exists()
+        fair.torch.manual_seed(9)
+        again, row = design.fit(own, "order", "GRU", 0, small.Partial(file, "a"))
+        assert row["curve"] == whole_row["curve"]
+        assert all(fair.torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+        assert small.Partial(file, "another's").load(again, None) == ([], 0.0, 0.0)
+        file.write_bytes(file.read_bytes()[:200])
+        assert small.Partial(file, "a").load(again, None) == ([], 0.0, 0.0)
+
+
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     small_study = STUDY | {
         "rates": [1e-3, 2e-3],
         "seeds": [0],
         "lengths": [1, 2],
         "choice": {"order": "order"},
-        "tasks": {"order": {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 2, "val": 4}},
+        "tasks": {"order": {"suite": "flash-order", "parameters": {"frames": 6}, "steps": 2, "times": [1], "val": 4}},
         "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]},
-        "longest": 1,
+        "first": ["GRU"],
     }
     study, rows = tmp_path / "study.yaml", tmp_path / "rows.jsonl"
     study.write_text(yaml.safe_dump(small_study))
@@ -98,6 +140,7 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     lines = rows.read_text().splitlines()
     assert len(lines) == 6
     assert len(json.loads(lines[-1])["measured"]) == 2
+    assert json.loads(lines[-1])["commit"] == small.commit()
     rows.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])  # stopped while it wrote
     assert run("--dry").count("\n") == 1
     run()

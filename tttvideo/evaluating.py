@@ -13,7 +13,7 @@ from .printing import printable
 def evaluate(config: EvaluateConfig) -> int:
     from .evaluation import evaluate as measure
     from .evaluation import print_report, write_report
-    from .evaluation.checkpoint import inspect_checkpoint
+    from .origin import inspect_checkpoint
 
     run = inspect_checkpoint(config.checkpoint).run
     out = Path(config.out) if config.out else run

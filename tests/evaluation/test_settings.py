@@ -8,8 +8,8 @@ from tttvideo.evaluation.settings import (
     parse_samplings,
     passes,
 )
-from tttvideo.evaluation.views import Spans, Whole
 from tttvideo.video.sampling import Dense, Uniform
+from tttvideo.video.views import Spans, Whole
 
 
 def test_frames_are_read_in_order_and_once():

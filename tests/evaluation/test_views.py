@@ -9,12 +9,12 @@ import torch
 from tests.evaluation.small import noise_video, small_model, small_run, small_set
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting, check_lengths
-from tttvideo.evaluation.views import Clips, Spans, View, Whole, expand, parse_views
 from tttvideo.tasks import Classification
 from tttvideo.video.index import Index, Video
 from tttvideo.video.reading import usual_length
 from tttvideo.video.sampling import Dense, parse_sampling
 from tttvideo.video.transforms import Preprocessing
+from tttvideo.video.views import Clips, Spans, View, Whole, expand, parse_views
 
 TIMES = torch.arange(100, dtype=torch.float64) / 25  # 4 s
 

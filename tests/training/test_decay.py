@@ -55,7 +55,10 @@ def exempt_before(model: VideoModel) -> set[str]:
     return vectors | (named & learned.keys())
 
 
-@pytest.mark.parametrize("mixer", each_kind(ALL_MIXERS), ids=name)
+OLDER_MIXERS = [mixer for mixer in ALL_MIXERS if "RWKV7" not in name(mixer)]
+
+
+@pytest.mark.parametrize("mixer", each_kind(OLDER_MIXERS), ids=name)
 def test_shipped_mixers_decay_what_they_did(mixer):
     model = build(mixer=mixer)
     assert exempt(model) == exempt_before(model)

@@ -5,7 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate.utils import LoggerType
 
+from tttvideo.tasks import Classification
+from tttvideo.tasks.base import Sizes
+from tttvideo.tasks.classification import Output
 from tttvideo.training.arguments import parse
 from tttvideo.training.config import ScheduleConfig
 from tttvideo.training.optimizer import Schedule, in_epochs
@@ -19,6 +23,36 @@ def test_steps_make_epochs():
     assert in_epochs(ScheduleConfig(steps=720), 9).epochs == 80
     assert in_epochs(ScheduleConfig(steps=720), 1000).epochs == 1
     assert in_epochs(ScheduleConfig(epochs=7), 9).epochs == 7
+
+
+def test_warm_ups_are_given_in_steps_too():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    config = ScheduleConfig(steps=90, warmup=3, warmup_steps=4, inner_warmup_steps=20, warmup_lr=0.0)
+    schedule = Schedule(optimizer, in_epochs(config, 9), 9)
+    assert [schedule.set(step) for step in range(4)] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert schedule.set(5) > 0.95
+    assert (schedule.inner_scale(10), schedule.inner_scale(20)) == (pytest.approx(0.55), 1.0)
+    same = in_epochs(ScheduleConfig(epochs=7, warmup=0.5), 9)
+    assert (same.warmup, same.inner_warmup) == (0.5, 0.0)
+
+
+def test_class_weights_make_classes_weigh_the_same_together():
+    sizes = Sizes(4, (1, 1), 1, (8, 8), (0.5,) * 3, (0.5,) * 3, True, True, classes=3)
+    head, plain = (Classification(class_weights=weights).build(sizes) for weights in ("balanced", None))
+    for part in (head, plain):
+        part.set_class_counts([6, 3, 0])  # of the third class there is no video
+    targets = torch.tensor([0] * 6 + [1] * 3)
+    output = Output(torch.zeros(9, 3), torch.zeros(9, 1, 3))
+    each = torch.stack(
+        [head.loss(Output(o[None], o[None, None]), t[None]).total for o, t in zip(output.logits, targets)]
+    )
+    assert each[:6].sum().item() == pytest.approx(each[6:].sum().item())
+    assert head.loss(output, targets).total.item() == pytest.approx(plain.loss(output, targets).total.item())
+    soft = torch.nn.functional.one_hot(targets, 3).float()
+    assert torch.allclose(head.loss(output, soft).total, head.loss(output, targets).total)
+    assert not any("class_weight" in name for name in head.state_dict())
+    with pytest.raises(ValueError, match="one class each"):
+        Classification(class_weights="balanced").build(sizes._replace(multi_label=True)).set_class_counts([1, 1, 1])
 
 
 def test_patience_counts_epochs_since_the_best_checkpoint():
@@ -87,3 +121,67 @@ def test_a_run_with_patience_ends_and_stays_ended(arguments, tmp_path):
     assert json.loads(lines[-1])["epoch"] == len(lines)
     assert main([*words, "--resume", "auto"]) == 0
     assert (tmp_path / "run" / "log.jsonl").read_text().splitlines() == lines
+
+
+WANDB = """
+import json, os
+file = os.environ["STUB_WANDB"]
+
+def _write(kind, values, **more):
+    with open(file, "a") as stream:
+        stream.write(json.dumps([kind, values, more]) + "\\n")
+
+class config:
+    update = staticmethod(lambda values, allow_val_change: _write("config", values))
+
+class Run:
+    log = staticmethod(lambda values, step: _write("log", values, step=step))
+    finish = staticmethod(lambda: _write("finish", None))
+
+def init(project, **settings):
+    _write("init", settings, project=project)
+    return Run
+"""
+
+
+def test_other_trackers_get_settings_and_points(arguments, tmp_path, monkeypatch):
+    """A stub in place of wandb, through Accelerate's own tracker; TensorBoard beside it stays in its folder."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB, LoggerType.TENSORBOARD])
+    monkeypatch.setenv("STUB_WANDB", str(tmp_path / "wandb.jsonl"))
+    words = arguments(trackers="wandb,tensorboard", schedule__epochs=1, log_every=2)
+    assert main(words) == 0
+    lines = [json.loads(line) for line in (tmp_path / "wandb.jsonl").read_text().splitlines()]
+    assert [kind for kind, _, _ in lines] == ["init", "config", "log", "log", "log", "finish"]
+    assert lines[0][1:] == [{"name": "run", "group": "run"}, {"project": "tttvideo"}]
+    settings = lines[1][1]
+    assert (settings["optimizer.lr"], settings["model.backbone.width"]) == (0.003, 16)
+    assert settings["model.encoder.class"] == "tttvideo.encoder.Patches"
+    assert [more["step"] for _, _, more in lines[2:5]] == [2, 4, 4]
+    steps = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
+    for key in ("loss", "grad_norm"):
+        assert lines[2][1][f"train/{key}"] == steps[1][key]
+    # batches of 4 videos both
+    assert lines[2][1]["train/mean_loss"] == pytest.approx((steps[0]["loss"] + steps[1]["loss"]) / 2)
+    assert "epoch/val_top1" in lines[4][1]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_what_a_run_says_is_kept_and_a_resumed_run_goes_on_below(arguments, tmp_path, capsys):
+    assert main(arguments(schedule__epochs=1)) == 0
+    said = capsys.readouterr().out.splitlines()
+
+    def kept():
+        lines = (tmp_path / "run" / "console.log").read_text().splitlines()
+        return [line[21:] for line in lines]
+
+    assert kept() == said
+    assert main(arguments("--resume", "auto", "--data.time_limit", "100", out="run")) == 0  # to two epochs
+    again = capsys.readouterr().out.splitlines()
+    assert kept() == said + again
+    assert any(line.startswith("resume step-") for line in again)
+    whole = (tmp_path / "run" / "console.log").read_text()
+    assert main(arguments("--resume", "auto", out="run")) == 0  # which is done
+    assert (tmp_path / "run" / "console.log").read_text() == whole

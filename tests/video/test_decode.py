@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import pickle
+import socket
 import warnings
 from dataclasses import replace
 from fractions import Fraction
@@ -269,6 +270,27 @@ def test_what_is_no_video_is_refused_with_the_reason(tmp_path):
     path = write(tmp_path / "a.mp4", pictures(5))
     with pytest.raises(ValueError, match="at least 1"):
         open_video(path, size=(0, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("concat.mp4", "ffconcat version 1.0\nfile film.mp4\n"),
+        ("list.m3u8", "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:4,\nfilm.ts\n#EXT-X-ENDLIST\n"),
+        ("address.m3u8", "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:4,\nhttp://127.0.0.1:{port}/film.ts\n#EXT-X-ENDLIST\n"),
+        ("stream.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5000 RTP/AVP 96\n"),
+    ],
+)
+def test_a_file_that_names_other_files_or_addresses_is_no_video(tmp_path, name, text):
+    for film in ("film.mp4", "film.ts"):
+        write(tmp_path / film, pictures(10))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        (tmp_path / name).write_text(text.format(port=server.getsockname()[1]))
+        with pytest.raises(VideoError, match=r"is a text file, not a video$"):
+            open_video(tmp_path / name)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_a_late_frame_of_a_long_video_is_reached_by_seeking(tmp_path, monkeypatch):

@@ -49,6 +49,12 @@ def test_one_kind_is_taken_whole_in_natural_order(names):
     assert chosen.left_out == ""
 
 
+def test_a_picture_without_a_number_beside_numbered_ones_is_no_frame():
+    frames = numbered("img_{:05}.jpg")
+    assert choose_frames([*frames, "cover.jpg"]) == (frames, "cover.jpg")
+    assert choose_frames([*frames, "cover.jpg", *numbered("flow_{:05}.jpg")]) == (frames, "cover.jpg, flow_*.jpg")
+
+
 @pytest.mark.parametrize(
     "patterns",
     [
@@ -72,7 +78,7 @@ def test_folders_with_flow_say_what_they_take_once_and_stereo_is_refused(tmp_pat
     for i in range(3):
         picture(f"img_{i}.png", 10 * i)
         picture(f"flow_x_{i}.png", 200)
-    with pytest.warns(VideoWarning, match=r"3 images are frames, flow_x_\*\.png are left out") as said:
+    with pytest.warns(VideoWarning, match=r"3 images are frames; left out: flow_x_\*\.png") as said:
         assert open_video(tmp_path).read().amax((1, 2, 3)).tolist() == [0, 10, 20]
     assert len(said) == 1
     with warnings.catch_warnings():

@@ -248,3 +248,18 @@ def test_what_is_no_sign_of_data_that_were_passed_over():
     assert clock.passed_over(pause, junk, 2500.0) == 0
     junk[100] = 10**7
     assert clock.passed_over(pause, junk, 2500.0) == 300
+
+
+def test_an_edit_list_that_hides_most_frames_is_told(tmp_path):
+    path = write(tmp_path / "a.mp4", numbered(60), options={"bf": "2", "g": "10"})
+    data = path.read_bytes()
+    at = data.index(b"elst") + 16  # behind version, count and duration: where the film begins, in its own unit
+    begin, step = int.from_bytes(data[at : at + 4], "big"), 512
+    for hidden, told in ((10, 0), (40, 1)):
+        cut = tmp_path / f"{hidden}.mp4"
+        cut.write_bytes(data[:at] + (begin + hidden * step).to_bytes(4, "big") + data[at + 4 :])
+        frames, _, said = read(cut)
+        assert numbers(frames) == list(range(hidden, 60))
+        assert [w.rpartition(": ")[2] for w in said] == [
+            "its edit list shows 20 of its 60 frames; they are used"
+        ] * told

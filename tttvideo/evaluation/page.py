@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .checkpoint import selection_sentence
+from ..origin import selection_sentence
 from .figures import Figure, has_ceiling, horizon_figures, same_length, score_of, settings_figures, way, words
 from .generating import shown_horizons
 from .samples import is_right, main_row

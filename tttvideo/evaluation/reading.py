@@ -4,7 +4,6 @@ says of these rows."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from ..model import VideoModel
 from ..tasks import Score
 from ..video.index import Index, label_tensor
 from ..video.sampling import parse_sampling
-from .checkpoint import Checkpoint
+from ..video.views import with_length
 from .controls import applicable
 from .samples import read_samples
 from .scoring import NOT_FINITE, Answer, Answers, score_videos
@@ -34,7 +33,6 @@ from .strata import Column, Stratum, choose_columns, read_columns, strata
 from .streaming import compare_streaming
 from .suites import GeneratedSet, generated_set
 from .table import Result
-from .views import Clips, Views
 
 SAMPLES = 6
 COLUMNS = ("path", "start", "end", "frames", "sampling", "views", "control")
@@ -96,9 +94,10 @@ def read_videos(session: Session, config: EvaluateConfig, progress: bool = False
 
 def _plan(session: Session, config: EvaluateConfig) -> tuple[Plan, list[str]]:
     model, index = session.model, session.index
-    cuts = parse_frames(config.frames or "all", session.source.provenance.get("clip_frames"))
     samplings = parse_samplings(config.sampling) or [parse_sampling(model.preprocessing.sampling)]
-    views = [_with_length(way, session.source, model) for way in parse_all_views(config.views or ["whole"])]
+    trained = session.source.provenance.get("clip_frames")
+    cuts = parse_frames(config.frames or "all", trained)
+    views = [with_length(way, model.preprocessing, trained) for way in parse_all_views(config.views or ["whole"])]
     settings = all_settings(cuts, samplings, views, parse_controls(config.controls, applicable(model)))
     notes = check_lengths(index, cuts, samplings, views, model.preprocessing.stream)
     suite = generated_set(session.data, index)
@@ -107,25 +106,6 @@ def _plan(session: Session, config: EvaluateConfig) -> tuple[Plan, list[str]]:
         rows = read_columns(session.data, session.root, index)
     columns = choose_columns(config.by or (suite.strata(rows) if suite else []), rows)
     return Plan(settings, columns, rows, suite), [*session.notes, *notes]
-
-
-def _with_length(views: Views, source: Checkpoint, model: VideoModel) -> Views:
-    """Clips without a length get that of a training clip. Raises ValueError where views cannot be made."""
-    if not isinstance(views, Clips):
-        return views
-    if views.places > 1 and model.preprocessing.fit != "crop":
-        raise ValueError(
-            f"--views {views} asks for several crops, but this model never crops (fit: {model.preprocessing.fit}); "
-            f"write clips={views.count}"
-        )
-    if views.frames is None:
-        if not (trained := source.provenance.get("clip_frames")):
-            raise ValueError(
-                f"--views {views} needs a length, as this checkpoint does not say how long its training clips were; "
-                f"write {views}:FRAMES"
-            )
-        views = replace(views, frames=trained)
-    return views
 
 
 def fill(

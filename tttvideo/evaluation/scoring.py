@@ -13,10 +13,10 @@ from ..video.index import Video
 from ..video.sampling import Sampling
 from ..video.segments import Piece, SegmentedBatches, video_pieces
 from ..video.transforms import Preprocessing
+from ..video.views import View, Whole, expand
 from ..video.workers import WorkerLoader
 from .controls import without
 from .settings import Setting, passes
-from .views import View, Whole, expand
 
 NOT_FINITE = "the model's output is not finite"
 """An ``Answer.failure``."""

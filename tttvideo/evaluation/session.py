@@ -11,10 +11,10 @@ import torch
 
 from ..devices import best_device, choose_device, join_processes, started_processes
 from ..model import VideoModel
+from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..video.index import Index, Video, build_index, split_names
 from ..video.overlap import count_seen
-from .checkpoint import Checkpoint, inspect_checkpoint
 
 
 class Session(NamedTuple):

@@ -8,8 +8,8 @@ from ..video.index import Index
 from ..video.reader import VideoError
 from ..video.reading import within
 from ..video.sampling import Dense, Last, Sampling, Window, parse_sampling
+from ..video.views import Clips, Spans, Views, Whole, parse_views
 from .controls import CONTROLS
-from .views import Clips, Spans, Views, Whole, parse_views
 
 
 class Setting(NamedTuple):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..video.index import Index
+from ..video.views import Whole
 from .settings import Setting
 from .strata import Column
-from .views import Whole
 
 if TYPE_CHECKING:
     from ..model import VideoModel

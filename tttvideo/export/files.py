@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint
 from ..evaluation.generating import read_clip
 from ..files import check_folder
 from ..model import VideoModel
+from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import printable
 from ..video.folders import read_folder

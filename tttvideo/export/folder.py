@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..evaluation.checkpoint import Checkpoint, inspect_checkpoint, selection_sentence
 from ..evaluation.page import page_of, score_of, way
 from ..evaluation.report import as_markdown
 from ..files import read_json
 from ..model import VideoModel
+from ..origin import Checkpoint, inspect_checkpoint, selection_sentence
 from ..pretrained import from_pretrained
 from ..printing import markdown, markdown_code, printable
 from ..video.index import save_labels

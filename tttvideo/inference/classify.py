@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.views import Clips, Views, Whole, expand, parse_views
 from ..model import WHOLE, VideoModel
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
+from ..video.views import Views, Whole, expand, parse_views, with_length
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
 from .config import How
 from .frames import as_frames
@@ -30,17 +30,7 @@ BLOCK = 256
 
 def resolved(how: How, model: VideoModel) -> How:
     """With what a model fills in, so that two readings of one kind are equal."""
-    views = parse_views(how.views)
-    if isinstance(views, Clips):
-        if views.places > 1 and model.preprocessing.fit != "crop":
-            raise ValueError(
-                f"--views {views} asks for several crops, but this model never crops (fit: "
-                f"{model.preprocessing.fit}); write clips={views.count}"
-            )
-        frames = views.frames or model.provenance.get("clip_frames")
-        if not frames:
-            raise ValueError(f"--views {views} needs a length; write {views}:FRAMES")
-        views = replace(views, frames=frames)
+    views = with_length(parse_views(how.views), model.preprocessing, model.provenance.get("clip_frames"))
     multiple = model.frame_multiple
     if how.segment is not None and not model.streams:
         raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")

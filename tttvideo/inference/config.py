@@ -37,8 +37,8 @@ class How:
         ):
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be {f'at least {least}' if least else '0 or more'}, got {value}")
-        from ..evaluation.views import parse_views
         from ..video.sampling import parse_sampling
+        from ..video.views import parse_views
 
         parse_views(self.views)
         if self.sampling is not None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..devices import best_device, choose_device
-from ..evaluation.checkpoint import inspect_checkpoint
 from ..files import check_folder
 from ..model import VideoModel
+from ..origin import inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import json_text, printable
 from ..video.index import Video

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.checkpoint import inspect_checkpoint
 from ..files import check_folder
 from ..measuring import PredictConfig
+from ..origin import inspect_checkpoint
 from ..printing import printable
 from ..video.index import Video
 from ..video.reading import damaged_videos_named

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..devices import best_device, choose_device
-from ..evaluation.checkpoint import inspect_checkpoint
 from ..evaluation.generating import check_lengths, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
 from ..evaluation.revealing import METHODS
 from ..files import replacing
 from ..measuring import PredictConfig
 from ..model import VideoModel
+from ..origin import inspect_checkpoint
 from ..tasks.frame_metrics import FrameMetrics
 from ..tasks.prediction import in_unit
 from ..video.decode import open_video

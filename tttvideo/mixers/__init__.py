@@ -11,10 +11,12 @@ from .linear_attention import LinearAttention
 from .lstm import LSTM
 from .mamba import Mamba
 from .none import NoMixer
+from .rwkv7 import RWKV7
 
 __all__ = [
     "GRU",
     "LSTM",
+    "RWKV7",
     "TTT",
     "Attention",
     "Bidirectional",

@@ -304,5 +304,12 @@ class TaskHead(nn.Module, ABC):
         """Of generated frames: pixels lie in 0..1."""
         return "features" if self.reads_features else "pixels"
 
+    def set_class_counts(self, counts: Sequence[int]) -> None:
+        """Tells how many training videos each class has, before training.
+
+        Raises:
+            ValueError: if the loss cannot be weighted by them as it should be.
+        """
+
     def set_progress(self, done: float) -> None:
         """Tells the share of the training's steps that are done, 0..1, before each: schedules follow it."""

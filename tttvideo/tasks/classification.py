@@ -25,16 +25,22 @@ class Classification(Task):
         half_life: of ``ema``: time steps after which a token counts half; null: 16.
         dropout: before the classifier.
         label_smoothing: of the one-label loss.
+        class_weights: ``balanced``: in the training loss a video weighs videos / (classes * videos of its class), so
+            that all classes weigh the same together; null: all videos weigh the same. (``data.balance`` shows rare
+            classes more often instead.)
     """
 
     pooling: Literal["mean", "attention", "ema"] = "mean"
     half_life: float | None = None
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | None = None
 
     classifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.class_weights not in (None, "balanced"):
+            raise ValueError(f"Classification.class_weights is {self.class_weights!r}; it must be balanced or null.")
         if self.pooling not in ("mean", "attention", "ema"):
             raise ValueError(f"Classification.pooling is {self.pooling!r}; it must be mean, attention or ema.")
         if self.half_life is not None and self.pooling != "ema":
@@ -176,12 +182,24 @@ class ClassificationHead(TaskHead):
     def __init__(self, config: Classification, sizes: Sizes):
         super().__init__()
         self.label_smoothing = config.label_smoothing
+        self.balanced = config.class_weights == "balanced"
+        self.class_weight: Tensor | None  # float [classes], of the training loss
+        self.register_buffer("class_weight", None, persistent=False)
         self.multi_label = sizes.multi_label
         self.columns = sizes.classes
         self.score = nn.Linear(sizes.width, 1) if config.pooling == "attention" else None
         self.decay = 0.5 ** (1 / (config.half_life or HALF_LIFE)) if config.pooling == "ema" else 1.0
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(sizes.width, sizes.classes)
+
+    def set_class_counts(self, counts: Sequence[int]) -> None:
+        if not self.balanced:
+            return
+        if self.multi_label:
+            raise ValueError("Classification.class_weights serves videos of one class each; leave it out.")
+        videos = torch.tensor(counts, dtype=torch.float32)
+        share = videos.sum() / ((videos > 0).sum() * videos.clamp_min(1))
+        self.class_weight = share.to(self.classifier.weight)
 
     def init_state(self, batch: int) -> PoolState:
         weight = self.classifier.weight
@@ -208,7 +226,8 @@ class ClassificationHead(TaskHead):
             each = F.binary_cross_entropy_with_logits(output.logits, target.to(output.logits.dtype), reduction="none")
             total = each.mean(1).sum()
         else:
-            total = F.cross_entropy(output.logits, target, label_smoothing=self.label_smoothing, reduction="sum")
+            how = {"label_smoothing": self.label_smoothing, "reduction": "sum"}
+            total = F.cross_entropy(output.logits, target, self.class_weight, **how)  # pyright: ignore
         return Loss(total, torch.full((), len(target), device=total.device))
 
     def figures(self, output: Output, target: Tensor) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@
         training_state/                      trained weights, optimizer, loss scale (state.py)
 
 A checkpoint is complete or absent: it is written beside its place under a name that starts with a dot,
-flushed to disk and renamed. A kill leaves at worst such a dotted folder, which the next start removes. What a disk
-did to it since is found by the checksums before anything is read from it.
+flushed to disk and renamed. A kill leaves at worst such a dotted folder, which the next start removes. Checksums
+are compared before anything is read, so that damage by the disk is noticed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rule:
         metric: key of the validation metrics; None where nothing is validated.
         split: name of the split that decides.
         split_rule: the sentence that says how the split was made.
-        part: what of the split decides, such as "the first 64 frames of 20 of 200 videos"; "": all of it.
+        part: the part of the split that decides, such as "the first 64 frames of 20 of 200 videos"; "": all of it.
     """
 
     metric: str | None
@@ -65,8 +65,8 @@ class Checkpoints:
         folder: R/checkpoints.
         keep: how many of the latest stay.
         rule: how the best is chosen.
-        trained_on: marks of the training videos (`training_marks`); evaluation knows them again by these.
-        frame_rate: at which those were read, in Hz, where that is known.
+        trained_on: fingerprints of the training videos (`training_marks`), by which evaluation recognises them.
+        frame_rate: median frame rate of the training videos as read, in Hz; None: unknown.
         clip_frames: frames of a usual training clip; evaluation counts lengths in it.
     """
 
@@ -98,6 +98,7 @@ class Checkpoints:
         Raises:
             ConfigError: there is none of that name.
         """
+        self.mend()
         if resume == "auto":
             return self.last()
         name = Path(resume).name
@@ -112,8 +113,8 @@ class Checkpoints:
         return self.folder / name
 
     def clean(self, resumed: Path | None, progress: Progress) -> list[str]:
-        """Remove what a killed write or a killed removal left, and set aside what is later than `resumed`, which
-        would be taken for the end of the run; returns the new names of those.
+        """Remove the remains of interrupted writes and removals, and set aside checkpoints later than `resumed`, or the
+        next resume would begin at those; returns their new names.
 
         Args:
             resumed: the checkpoint that the run goes on from, whose position is `progress`; None: it begins.
@@ -325,7 +326,7 @@ def describe(model: ModelConfig, preprocessing: Preprocessing, labels: list[str]
 
 
 def _completed(saved: Any) -> Any:
-    """A description with the fields that were added to its classes since, at their defaults: what it meant."""
+    """A description completed with the defaults of fields that its classes gained later."""
     try:
         return to_plain(from_plain(saved))
     except (ValueError, TypeError):  # of a user's own class, or of another version: as it stands

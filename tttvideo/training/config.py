@@ -72,6 +72,7 @@ class ScheduleConfig:
         name: cosine falls to min_lr over all epochs; step multiplies by decay_rate every decay_epochs.
         warmup: epochs (a fraction is allowed) of linear rise from warmup_lr; where it is longer than the run, half
             of the run.
+        warmup_steps: the same in optimizer steps, in place of warmup; null: warmup counts.
         warmup_lr: learning rate of the first step of the warm-up.
         min_lr: learning rate at the end of the cosine.
         decay_epochs: length of one stair (step schedule).
@@ -79,6 +80,7 @@ class ScheduleConfig:
         inner_warmup: epochs (a fraction is allowed) over which the inner learning rates of the TTT layers
             rise linearly from a tenth of their configured value; where it is longer than the run, half of the run;
             0 starts at the full value.
+        inner_warmup_steps: the same in optimizer steps, in place of inner_warmup; null: inner_warmup counts.
     """
 
     epochs: int = 10
@@ -86,17 +88,22 @@ class ScheduleConfig:
     patience: int | None = None
     name: Literal["cosine", "step"] = "cosine"
     warmup: float = 0.0
+    warmup_steps: int | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
     decay_epochs: float = 10.0
     decay_rate: float = 0.1
     inner_warmup: float = 0.0
+    inner_warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs must be at least 1, not {self.epochs}")
         for name in ("steps", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"schedule.{name} must be at least 1 (or null), not {value}")
+        for name in ("warmup_steps", "inner_warmup_steps"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"schedule.{name} must not be negative, not {value}")
         _require(
             0 <= self.warmup < math.inf, f"schedule.warmup must be a number of epochs, 0 or more, not {self.warmup}"
         )
@@ -230,6 +237,9 @@ class RunConfig:
         training: how long videos are read in training.
         validation: how much of the validation split is measured during training.
         checkpoint: when checkpoints are written.
+        folds: cross-validation: trains so many models in out/fold-1, out/fold-2 ..., each on all videos of
+            data.split_train and data.split_val but one fold, on which it is measured (data.fold), and ends with a table
+            of means and intervals; null: one model.
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
             whatever that was trained for (prediction of frames, say, before classification).
         precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
@@ -257,6 +267,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    folds: int | None = None
     init_from: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1
@@ -291,6 +302,7 @@ class RunConfig:
         )
         self._check_features()
         self._check_segments()
+        self._check_folds()
         _require(
             self.schedule.patience is None or self.evaluate_every > 0,
             "schedule.patience waits for a better validation, and evaluate_every is 0; set that to 1, or leave it out",
@@ -338,6 +350,19 @@ class RunConfig:
             bool(changes) or views == 1,
             f"model.encoder.cache_views is {views}, but data.augment changes nothing between them; set what it shall "
             "change, or leave cache_views out",
+        )
+
+    def _check_folds(self) -> None:
+        if self.folds is None:
+            return
+        _require(self.folds >= 2, f"folds must be at least 2 (or null for one model), not {self.folds}")
+        _require(
+            self.data.fold is None, "folds trains on every fold and data.fold on one of them; leave out one of both"
+        )
+        _require(self.evaluate_every > 0, "folds compares validations, and evaluate_every is 0; set that to 1 or more")
+        _require(
+            self.resume in (None, "auto"),
+            f"resume is {self.resume!r}, a checkpoint of one run, and folds has several runs; give auto",
         )
 
     def _check_segments(self) -> None:

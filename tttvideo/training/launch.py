@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 
 CPU_HINT = "on CPU start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py ..."
 
+TENSORBOARD = "tensorboard"
+
 LOST = (
     "another process of this run ended; what it says, or its exit code, is the reason; continue with the same command "
     "and --resume auto"
@@ -32,7 +34,7 @@ def start(config: RunConfig) -> Accelerator:
             have; a tracker that is unknown or not installed.
     """
     from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
+    from accelerate.tracking import TensorBoardTracker, get_available_trackers
     from accelerate.utils import GradientAccumulationPlugin
 
     available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
@@ -41,13 +43,17 @@ def start(config: RunConfig) -> Accelerator:
             raise ConfigError(
                 f"trackers: {tracker!r} is not available here; installed are {', '.join(available) or 'none'}"
             )
+    # by itself: its name is that of a folder of the run, where other trackers take that of a project
+    trackers = [
+        TensorBoardTracker(TENSORBOARD, str(config.out)) if name == TENSORBOARD else name for name in config.trackers
+    ]
     try:
         accelerator = Accelerator(
             mixed_precision="no" if config.precision == "fp32" else config.precision,
             # the loop groups batches itself (exact resume); an explicit plugin also keeps accelerate from
             # dividing the loss by a number found in the environment
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=list(config.trackers) or None,
+            log_with=trackers or None,
             project_dir=config.out,
         )
     except (ValueError, ImportError) as error:
@@ -74,6 +80,14 @@ def say(sentence: str, every_process: bool = False) -> None:
     """A line on stderr, of the first process alone if all would say the same."""
     if every_process or os.environ.get("RANK", "0") == "0":
         print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def leave() -> None:
+    """Ends what the processes of a run exchange their numbers by."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def by_leader(accelerator: Accelerator, action: Callable[[], Result]) -> Result:

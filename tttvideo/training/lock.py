@@ -24,7 +24,7 @@ NAME = "run.lock"
 
 
 class RunLock:
-    """The lock of a run folder. The folder is made if need be, and removed again if it stays empty.
+    """The lock of a run folder. The folder is created if necessary, and removed again if it stays empty.
 
     Times are those of files written in the folder: hosts that share it may have other clocks.
 
@@ -71,7 +71,7 @@ class RunLock:
         return note
 
     def release(self) -> None:
-        """Remove the lock, if it is ours still; and the folders that were made for it, if nothing else is in them."""
+        """Remove the lock, if it is still ours, and the folders created for it, if they are otherwise empty."""
         self._released.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -111,7 +111,7 @@ class RunLock:
                 self.check()
 
     def while_ours(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with `check_before_writing` after each is made."""
+        """The items; `check_before_writing` runs before each is handed on."""
         for item in items:
             self.check_before_writing()
             yield item
@@ -152,7 +152,7 @@ class RunLock:
             probe.unlink()
 
     def _create(self, mine: bytes) -> bool:
-        """Whether the lock was made with this content; whole and never over another."""
+        """Creates the lock with this content, atomically; False if there is one already."""
         whole = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}")
         whole.write_bytes(mine)
         try:
@@ -183,7 +183,7 @@ class RunLock:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Starts take turns, where the file system has such locks; they fall with the process."""
+    """Runs that start at the same time take turns, where the file system has locks; a lock ends with its process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):
@@ -225,7 +225,7 @@ def _owner(content: bytes) -> dict[str, Any]:
 
 
 def _has_ended(owner: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to have ended: it was of this machine, and is no more."""
+    """Whether a lock's process has certainly ended: it ran on this machine and no longer exists."""
     here, pid = _process(os.getpid()), owner.get("pid")
     if here is None or owner.get("machine") != here.machine or type(pid) is not int or pid < 1:
         return False

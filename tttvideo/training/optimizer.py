@@ -48,8 +48,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def in_epochs(config: ScheduleConfig, steps_per_epoch: int) -> ScheduleConfig:
-    """The same in epochs, of a run whose length is given in steps."""
-    return config if config.steps is None else replace(config, epochs=max(1, round(config.steps / steps_per_epoch)))
+    """The same with all lengths in epochs, also those that are given in steps."""
+    if config.steps is not None:
+        config = replace(config, epochs=max(1, round(config.steps / steps_per_epoch)))
+    if config.warmup_steps is not None:
+        config = replace(config, warmup=config.warmup_steps / steps_per_epoch)
+    if config.inner_warmup_steps is not None:
+        config = replace(config, inner_warmup=config.inner_warmup_steps / steps_per_epoch)
+    return config
 
 
 class Schedule:

@@ -38,7 +38,7 @@ class Progress:
 
 
 def read_position(checkpoint: Path) -> Progress:
-    """The position that a checkpoint holds, after comparing all its files with what was written.
+    """The position that a checkpoint holds, after verifying the checksums of all its files.
 
     Raises:
         OSError, ValueError, TypeError, RecursionError: the checkpoint is damaged; why.

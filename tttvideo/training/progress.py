@@ -36,10 +36,11 @@ class Display:
             self._task = self._bar.add_task("", total=total_steps, completed=done_steps, figures="")
             self._bar.start()
 
-    def step(self, epoch: int, epochs: int, step: int, figures: dict[str, float], rate: float) -> None:
-        """Show optimizer step `step` (steps done). figures: means so far. rate: frames per second."""
+    def step(self, epoch: int, epochs: int, step: int, figures: dict[str, float], rate: float) -> str | None:
+        """Show optimizer step `step` (steps done). figures: means so far. rate: frames per second. Returns the line, if
+        it is one that stays."""
         if not self.main:
-            return
+            return None
         now = time.monotonic()
         done = max(step - self._start_step, 1)
         left = (now - self._start - self._paused) / done * (self.total_steps - step)
@@ -49,7 +50,10 @@ class Display:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", figures=text)
         elif now - self._last_line >= PLAIN_SECONDS:
             self._last_line = now
-            print(f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}  {text}", flush=True)
+            line = f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}  {text}"
+            print(line, flush=True)
+            return line
+        return None
 
     def pause(self, seconds: float) -> None:
         """Time that belongs to no training step (validation, checkpoints): kept out of the estimate."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from ..plain import to_plain
 from ..video.dataset import Failure
 from ..video.index import Index
 from . import memory
 from .checkpoint import Progress
 from .config import RunConfig
+from .launch import TENSORBOARD
 from .loop import StepResult
 from .progress import Display, clock
 from .run_folder import RunFolder, Skipped, writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
+
+PROJECT = "tttvideo"
+"""Of the runs in trackers that keep projects."""
 
 CHANCE_AFTER = 300
 """Optimizer steps after which a training accuracy at chance is said."""
@@ -60,30 +67,47 @@ class Record:
 
     def say(self, sentence: str) -> None:
         self.display.say(sentence)
+        self.keep(sentence)
+
+    def keep(self, sentence: str) -> None:
+        """A line for the run folder alone."""
+        if self.leader:
+            self.folder.console.append(sentence)
 
     def open_trackers(self, done_steps: int) -> None:
-        """Hides from TensorBoard what an interrupted run drew beyond `done_steps`."""
-        if self.config.trackers:
-            threading.excepthook = self._failed_thread
-            with writing(self.folder.path / "tensorboard"):
-                self.accelerator.init_trackers(
-                    "tensorboard", init_kwargs={"tensorboard": {"purge_step": done_steps + 1}}
-                )
+        """Hides from TensorBoard what an interrupted run drew beyond `done_steps`. Other trackers get the settings; a
+        resumed run is a new one there, of the same group."""
+        if not self.config.trackers:
+            return
+        threading.excepthook = self._failed_thread
+        for tracker in self.accelerator.log_with:
+            if getattr(tracker, "name", None) == TENSORBOARD:
+                tracker.init_kwargs = {"purge_step": done_steps + 1}  # type: ignore[attr-defined]
+        name = self.folder.path.resolve().name
+        with writing(self.folder.path / TENSORBOARD):
+            self.accelerator.init_trackers(PROJECT, init_kwargs={"wandb": {"name": name, "group": name}})
+        settings = _flat(to_plain(self.config))
+        for tracker in self.accelerator.trackers:
+            if tracker.name != TENSORBOARD:
+                tracker.store_init_configuration(settings)
 
     def step(self, number: int, result: StepResult) -> None:
-        """A step's line in steps.jsonl, its points in the trackers, and what is shown of it."""
+        """A step's line in steps.jsonl, its points in the trackers, and the line of progress."""
         totals, step = result.progress.totals, result.progress.step
         figures = {"loss": result.loss, **result.figures, "lr": result.lr}
         if self.leader:
             norm = {"grad_norm": result.grad_norm, "frames": result.frames}
             self.folder.steps.append({"step": step, "epoch": number, **figures, **norm})
+        means = self._means(totals)
         if step % self.config.log_every == 0:
-            self._track({f"train/{k}": v for k, v in figures.items()}, step)
+            points = {**figures, "grad_norm": result.grad_norm} | {f"mean_{k}": v for k, v in means.items()}
+            self._track({f"train/{k}": v for k, v in points.items()}, step)
         rate = totals["frames"] / totals["seconds"]
-        self.display.step(number, self.config.schedule.epochs, step, self._means(totals), rate)
+        if line := self.display.step(number, self.config.schedule.epochs, step, means, rate):
+            self.keep(line)
 
     def epoch(self, progress: Progress, lr: float, metrics: dict[str, float] | None) -> None:
-        """An epoch's line in log.jsonl, its points in the trackers, and what is said of it.
+        """An epoch's line in log.jsonl, its points in the trackers, and its line on the console.
 
         Args:
             progress: at the end of the epoch, not yet counted as done.
@@ -154,10 +178,14 @@ class Record:
         raise ValueError(f"none of the {count} training videos could be read (first: {first.path}: {first.reason})")
 
     def close_trackers(self) -> None:
-        with writing(self.folder.path / "tensorboard"):
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            with self._writing(tracker):
+                tracker.finish()
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
+        if error is not None:
+            with suppress(OSError):
+                self.keep(f"ended by {type(error).__name__}: {' '.join(str(error).split())}")
         threading.excepthook = self._excepthook
         self.display.close()
         self.folder.close()
@@ -168,9 +196,24 @@ class Record:
             self._excepthook(failure)
 
     def _track(self, figures: dict[str, float], step: int) -> None:
-        with writing(self.folder.path / "tensorboard"):
-            self.accelerator.log(figures, step=step)
+        for tracker in self.accelerator.trackers:
+            with self._writing(tracker):
+                tracker.log(figures, step=step)
+
+    def _writing(self, tracker: GeneralTracker) -> AbstractContextManager[None]:
+        return writing(self.folder.path / TENSORBOARD) if tracker.name == TENSORBOARD else nullcontext()
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
         """Loss and the task's figures, per video (or what else counts) so far."""
         return {name: totals[name] / max(totals["counted"], 1) for name in ("loss", *self.logged)}
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Plain settings by dotted key, a class by its name."""
+    if isinstance(value, dict) and set(value) == {"class_path", "init_args"}:
+        name = {f"{key}.class": value["class_path"]} if key else {}
+        return name | _flat(value["init_args"], key)
+    if isinstance(value, dict):
+        parts = (_flat(item, f"{key}.{name}" if key else name) for name, item in value.items())
+        return {name: item for part in parts for name, item in part.items()}
+    return {key: value if value is None or isinstance(value, (bool, int, float, str)) else str(value)}

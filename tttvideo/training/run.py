@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from ..model import VideoModel
 from ..serialize import load_weights, resolve_checkpoint
 from ..video.features import CachedFeatures
-from ..video.index import Index, largest_class, save_labels
+from ..video.index import Index, largest_class, save_labels, videos_of_each_class
 from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
 from ..video.overlap import training_marks
 from ..video.reading import damaged_videos_named, usual_length, usual_rate
@@ -23,6 +24,7 @@ from .arguments import parse
 from .checkpoint import STATE, Checkpoints, Progress, Rule, describe
 from .config import RunConfig
 from .features import fill_cache
+from .folds import cross_validate
 from .introduction import introduction
 from .lock import RunLock
 from .loop import NonFinite, Trainer
@@ -48,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         with damaged_videos_named():
-            train(*parse(argv))
+            config, yaml = parse(argv)
+            train(config, yaml) if config.folds is None else cross_validate(config, train)
+        launch.leave()
     except NonFinite as error:
         launch.say(f"stopped: {error}")
         return 1
@@ -95,7 +99,7 @@ def train(config: RunConfig, yaml: str) -> None:
             end_soon(stop.exit_code)
             raise
         finally:
-            run.close()
+            run.close(sys.exception())
 
 
 class Run:
@@ -189,7 +193,7 @@ class Run:
     def resume(self) -> None:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
         config, folder = self.config, self.folder
-        last = self._by_leader(lambda: self._find_checkpoint(str(config.resume))) if config.resume else None
+        last = self._by_leader(lambda: self.checkpoints.chosen(str(config.resume))) if config.resume else None
         fixed = {
             "processes": self.accelerator.num_processes,
             "data.batch_size": config.data.batch_size,
@@ -252,10 +256,6 @@ class Run:
             segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
             self.val_batches = val_loader(data, self.val, segment=segment, first=first, reading=reading, **self._share)
 
-    def _find_checkpoint(self, resume: str) -> Path | None:
-        self.checkpoints.mend()
-        return self.checkpoints.chosen(resume)
-
     def _load(self, last: Path) -> None:
         """The weights and the optimizer of a checkpoint. Whatever damage makes the libraries raise is one sentence."""
         try:
@@ -280,6 +280,7 @@ class Run:
             multi_label=self.train.multi_label,
             load=last is None and not config.init_from,  # pretrained weights are in the checkpoint already
         ).to(self.accelerator.device)
+        self.model.head.set_class_counts(videos_of_each_class(self.train))
         if config.init_from and last is None:
             load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
         if config.activation_checkpointing:
@@ -379,22 +380,21 @@ class Run:
     def finish(self) -> None:
         """End the trackers and say which checkpoint is the best."""
         self.record.close_trackers()
-        progress = self.progress
-        if self.leader and progress.best:
+        if self.leader and (progress := self.progress).best:
             value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"
             best = self.folder.checkpoints / progress.best
-            print(f"done: best checkpoint {best} ({self.rule}{value}; {self.rule.split_rule})")
+            self.record.say(f"done: best checkpoint {best} ({self.rule}{value}; {self.rule.split_rule})")
 
-    def close(self) -> None:
-        """Put down what is open, however the run ended."""
+    def close(self, error: BaseException | None) -> None:
+        """Close all files and trackers, record an error in the folder, and release the lock."""
         if hasattr(self, "record"):
-            self.record.close()
+            self.record.close(error)
         self.lock.release()
 
     def _by_leader(self, action: Callable[[], Any]) -> Any:
         return launch.by_leader(self.accelerator, action)
 
     def _last_words(self, why: str) -> None:
-        """Before the process ends in the middle of whatever it does."""
+        """Called just before the process is ended by force."""
         launch.say(f"stopped: {why}; continue from the last checkpoint with the same command and --resume auto")
         self.lock.release()

@@ -4,6 +4,7 @@ R/config.yaml    the whole configuration
 R/labels.json    class names in the order of the model's outputs
 R/log.jsonl      one line per epoch
 R/steps.jsonl    one line per optimizer step
+R/console.log    what the run said, with times; a resumed run goes on below
 R/run.lock       while a run writes here, see lock.py
 R/skipped.csv    videos that could not be read, each once, with the reason
 R/checkpoints/   see checkpoint.py
@@ -22,6 +23,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +31,13 @@ from safetensors import SafetensorError
 
 from .. import strict_yaml
 from ..files import write_text
-from ..printing import cell
+from ..printing import cell, printable
 from ..video.index import Index
 from .config import ConfigError
 from .position import CHECKPOINT_NAME
 
-FILES = ("config.yaml", "labels.json", "log.jsonl", "steps.jsonl", "run.lock", "skipped.csv", "checkpoints/index.json")
+FILES = ("config.yaml", "labels.json", "log.jsonl", "steps.jsonl", "console.log", "run.lock", "skipped.csv")
+FILES += ("checkpoints/index.json",)
 
 
 class StorageError(OSError):
@@ -117,8 +120,8 @@ class JsonLines:
             self._file.flush()  # the kernel has it: a killed process loses nothing
 
     def sync(self) -> None:
-        """Make what was written survive a crash of the machine, too (before a checkpoint that relies on
-        it)."""
+        """Flush to disk, so that the lines survive a crash of the machine (before a checkpoint that relies on
+        them)."""
         if self._file is not None:
             with writing(self.path):
                 os.fsync(self._file.fileno())
@@ -128,6 +131,30 @@ class JsonLines:
             with suppress(OSError):  # of a full disk, which append has told
                 self._file.close()
             self._file = None
+
+
+class Console:
+    """What a run says, a line each with its time; kept back until the folder is the run's."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._waiting: list[str] | None = []
+
+    def begin(self) -> None:
+        waiting, self._waiting = self._waiting or (), None
+        for line in waiting:
+            self._write(line)
+
+    def append(self, sentence: str) -> None:
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(sentence)}\n"
+        if self._waiting is None:
+            self._write(line)
+        else:
+            self._waiting.append(line)
+
+    def _write(self, line: str) -> None:
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(line.encode(errors="backslashreplace"))
 
 
 class Skipped(NamedTuple):
@@ -146,7 +173,7 @@ class Skipped(NamedTuple):
 
 
 def _json(line: dict[str, Any]) -> str:
-    """One line of JSON; what is not a finite number is null, as JSON has no NaN."""
+    """One line of JSON; NaN and infinities become null, as JSON has none."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
     return json.dumps(finite, allow_nan=False)
 
@@ -172,6 +199,7 @@ class RunFolder:
         self.refuse_second()
         self.log = JsonLines(self.path / "log.jsonl")
         self.steps = JsonLines(self.path / "steps.jsonl")
+        self.console = Console(self.path / "console.log")
         self._skipped_file = self.path / "skipped.csv"
         self._skipped: set[tuple[str, str, str]] | None = None
 
@@ -204,11 +232,12 @@ class RunFolder:
 
     def begin(self, yaml: str, *, epoch: int, step: int) -> list[str]:
         """Write the settings and cut the logs back to a position: `epoch` epochs and `step` steps are
-        done. Returns what is to be noted: lines that are missing."""
+        done. Returns notes on missing lines."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with writing(self.path / "config.yaml"):
             write_text(self.path / "config.yaml", yaml, durable=True)
+        self.console.begin()
         return [note for note in (self.log.cut("epoch", epoch), self.steps.cut("step", step)) if note]
 
     def skip(self, split: str, failures: Iterable[Skipped]) -> list[Skipped]:

@@ -222,7 +222,7 @@ def _join(starts: Tensor, begin: Any, carried: Any, straight: bool) -> Any:
 
 
 def _padded(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros before what is there, up to ``shape``."""
+    """``x`` with zeros in front, along every axis, up to ``shape``."""
     pads = [(want - have, 0) for have, want in zip(x.shape, shape, strict=True)]
     return nn.functional.pad(x, [n for pad in reversed(pads) for n in pad])
 

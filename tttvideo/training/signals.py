@@ -35,9 +35,9 @@ class Stopped(BaseException):
 class Signals:
     """Listens to ``STOP_SIGNALS`` while it is entered, in the main thread; elsewhere they keep their meaning.
 
-    A signal raises `Stopped` wherever the program is; within `deferred` it only is remembered. A second one ends the
-    process at once, and so does the end of ``PATIENCE``, whatever the program waits for: a thread of its own listens,
-    as Python's handlers run only between two operations.
+    A signal raises `Stopped` in the running code; within `deferred` it is only noted. A second signal ends the process
+    at once, and so does the end of ``PATIENCE``. A separate thread listens, as Python's own handlers run only between
+    two operations and would wait for a blocked one.
 
     Args:
         last_words: called before such an end with a sentence on why, in that thread.

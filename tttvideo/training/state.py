@@ -47,7 +47,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
     """Read what `save_state` wrote, or accelerate in earlier versions.
 
     Raises:
-        Exception: whatever a damaged file makes the libraries raise.
+        Exception: any that the libraries raise for a damaged file.
     """
     from safetensors.torch import load_file
 

@@ -24,7 +24,7 @@ from .errors import VideoWarning
 from .probe import Probe
 
 BESIDE = ".tttvideo-index"
-_FORMAT = 2  # raise it when a scan finds something else than before
+_FORMAT = 3  # raise it when a scan finds something else than before
 _ARRAYS = ("stamps", "entries", "checks", "keys")
 
 
@@ -32,11 +32,11 @@ _said: set[str] = set()  # folders of which it was said that they cannot be writ
 
 
 class Refused(Exception):
-    """A file is known to be no usable video; the text says why, without the path."""
+    """The index records that a file is not a usable video; the text says why, without the path."""
 
 
 def folder_of(path: str) -> str | None:
-    """The folder that keeps what is known of a video; None if nothing is kept."""
+    """The folder of the index that covers a video; None if indexing is off."""
     chosen = os.environ.get("TTTVIDEO_INDEX")
     if chosen == "off":
         return None
@@ -85,7 +85,7 @@ def load(file: tuple[str, int, int], stream: int | None) -> Probe | None:
 
 
 def store(metadata: Probe) -> None:
-    """Keeps what is known of a file, if it can be kept."""
+    """Writes a probe to the index, if the index can be written."""
     numbers: dict[str, Any] = {
         field.name: getattr(metadata, field.name) for field in fields(metadata) if field.name not in (*_ARRAYS, "file")
     }

@@ -96,8 +96,8 @@ def ends_in_gap(stamps: np.ndarray) -> bool:
 
 
 def _even(times: np.ndarray) -> np.ndarray | None:
-    """Sorted times of a constant rate of which some were guessed wrongly, so that one comes twice and another is left
-    out: the even ones; None if it is not so.
+    """Replaces sorted times by evenly spaced ones, where a constant rate was stamped with a few errors (one time
+    twice, another missing); None where the rate is not constant.
     """
     grid = (times - times[0]) * ((len(times) - 1) / max(times[-1] - times[0], 1e-9))
     near, number = np.round(grid), np.arange(len(times))

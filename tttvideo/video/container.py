@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from .errors import VideoError
 
+# What FFmpeg reads from text: play lists, which name other files and addresses to be opened, and text itself.
+_TEXTS = {"concat", "hls", "dash", "imf", "sdp", "tty"}
+
 
 class Broken(Exception):
     """FFmpeg cannot go on with a file. PyAV raises more than FFmpeg's own errors: IndexError for a stream that turns
@@ -42,11 +45,14 @@ def open_film(path: str, number: int | None = None) -> Film:
     import av
 
     try:
-        # An absolute path cannot be taken for a protocol ("a:b.mp4").
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        # An absolute path cannot be taken for a protocol ("a:b.mp4"), and a file cannot send us into the network.
+        only_files = {"protocol_whitelist": "file"}
+        container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only_files)
     except Exception as error:
         raise VideoError(f"{path}: {_why_not_opened(path, error)}") from error
     try:
+        if container.format.name in _TEXTS:
+            raise VideoError(f"{path}: is a text file, not a video")
         films = [stream for stream in container.streams.video if not _is_picture(stream) and stream.codec_context]
         if not films:
             only = " (audio only)" if container.streams.audio else ""

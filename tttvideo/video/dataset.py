@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ..printing import printable
 from .cache import Clip, DiskCache, MemoryCache
-from .index import DataError, Index, Video, build_index
+from .index import DataError, Fold, Index, Video, build_index
 from .reader import PartialVideoWarning, VideoError, VideoWarning
 from .reading import Notes, catch_damage, open_sized, within
 from .sampling import Dense, Uniform, parse_sampling
@@ -40,6 +40,9 @@ class DataConfig:
         val_fraction: share of the videos kept for `val` if the data have no splits of their own.
         split_seed: seed of that division; apart from the run's seed, so that runs with other seeds stay
             comparable.
+        fold: [k, n]: the videos of split_train and split_val are divided into n folds; the k-th is measured on and the
+            others are learned from. Folds are grouped and stratified by class (split_seed), or those of the list's
+            column `fold`; null: no folds.
         size: height and width of the frames, in pixels.
         fit: crop, pad or stretch frames of another shape.
         sampling: which frames are used: dense, fps=R, uniform=N, segments=N, window=SECONDS or last=N.
@@ -67,6 +70,7 @@ class DataConfig:
     split_val: str = "val"
     val_fraction: float = 0.2
     split_seed: int = 0
+    fold: tuple[int, int] | None = None
     size: tuple[int, int] = (64, 64)
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
@@ -93,6 +97,8 @@ class DataConfig:
                 f"data.length_schedule is {[list(pair) for pair in self.length_schedule]}; it must be a list of "
                 "[epoch, frames], epochs rising from 0, such as [[0, 64], [5, 256]]"
             )
+        if self.fold is not None and not 1 <= self.fold[0] <= self.fold[1] >= 2:
+            raise DataError(f"data.fold is {list(self.fold)}; it must be [k, n], k from 1 to n, n at least 2")
         if not 0 < self.time_limit < math.inf:
             raise DataError(f"data.time_limit is {self.time_limit:g}; it must be a positive number of seconds")
         if self.cache not in ("none", "memory", "disk"):
@@ -123,6 +129,8 @@ class DataConfig:
         """`build_index` of the source with this configuration's rule for making splits."""
         if self.root and not self.list and os.path.isfile(self.root):
             raise DataError(f"data.root {self.root} is a file; give a list file as data.list")
+        parts = (self.split_train, self.split_val)
+        fold = None if self.fold is None or split not in parts else Fold(*self.fold, *parts)
         return build_index(
             self.source,
             split,
@@ -132,6 +140,7 @@ class DataConfig:
             val_fraction=self.val_fraction,
             seed=self.split_seed,
             labelled=labelled,
+            fold=fold,
         )
 
 

@@ -142,9 +142,7 @@ class DecordReader(Reader):
             self._rewind()
 
     def _agrees(self, picture: np.ndarray, number: int) -> bool:
-        """Whether PyAV sees the same first picture [H,W,3]: catches whatever the packets do not tell of the
-        pixels.
-        """
+        """Whether PyAV decodes the same picture [H,W,3]: a check of what the packets do not show."""
         if not self._pyav.probe.agreed:
             expected = next(self._pyav._stream([number], batch=1), None)
             if expected is None or not np.array_equal(picture, expected[0].permute(1, 2, 0)):

@@ -14,7 +14,7 @@ from .listfile import SPLIT_NAMES, DataError, Row
 
 
 class NoVideoWarning(PartialVideoWarning):
-    """A class folder is left out as nothing in it is known to be a video; shown like other gaps in the data."""
+    """A class folder is skipped, as none of its files has a video's ending; shown like other gaps in the data."""
 
 
 def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[Row]:

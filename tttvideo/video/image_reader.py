@@ -71,7 +71,7 @@ def _frames(folder: str) -> list[Path]:
         ) from None
     if frames.left_out and frames.left_out not in _already_said:
         _already_said.add(frames.left_out)
-        message = f"{folder}: {len(frames.names)} images are frames, {frames.left_out} are left out"
+        message = f"{folder}: {len(frames.names)} images are frames; left out: {frames.left_out}"
         warnings.warn(message, VideoWarning, stacklevel=4)
     return [Path(folder, name) for name in frames.names]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..printing import nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
-from .split import seeded_split
+from .split import balanced_folds, seeded_split
 
-__all__ = ["DataError", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
+__all__ = ["DataError", "Fold", "Index", "Video", "build_index", "load_labels", "save_labels", "split_names"]
 
 
 class Video(NamedTuple):
@@ -38,6 +38,18 @@ class Index(NamedTuple):
     multi_label: bool
     split: str
     rule: str  # one sentence: how the split was made
+
+
+class Fold(NamedTuple):
+    """One of the parts of a cross-validation over the videos of two splits."""
+
+    number: int  # from 1
+    count: int
+    learned: str  # the split that becomes all folds but this one
+    measured: str  # the split that becomes this fold
+
+    def __str__(self) -> str:
+        return f"fold {self.number} of {self.count}"
 
 
 def label_tensor(index: Index) -> Tensor:
@@ -71,6 +83,7 @@ def build_index(
     val_fraction: float = 0.2,
     seed: int = 0,
     labelled: bool = True,
+    fold: Fold | None = None,
 ) -> Index:
     """The videos of one split of a folder or of a list file.
 
@@ -86,6 +99,7 @@ def build_index(
             labels.
         val_fraction: share of the videos kept for `val` where the split is made here.
         labelled: False: videos at any depth, labels ignored; splits are the folders `source/<split>/` then.
+        fold: what becomes of the two splits that it names; other splits stay as they are.
 
     Raises:
         DataError: nothing there, nothing in it, no such split, one class only, an unknown label, a broken
@@ -101,7 +115,10 @@ def build_index(
         rows = read_folder(source, split, labelled=labelled)
     else:
         rows = read_list(source, root=root, labelled=labelled, multi_label=multi_label)
-    chosen, rule = _choose(source, rows, split, val_fraction, seed)
+    if fold is None:
+        chosen, rule = _choose(source, rows, split, val_fraction, seed)
+    else:
+        chosen, rule = _of_fold(source, rows, split, fold, seed)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
     several = next((row for row in rows if len(row.labels or ()) > 1), None)
@@ -139,7 +156,7 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     labels are not used."""
     if not train.labels:
         return None
-    counts = [_videos_of_each_class(index) for index in (train, val) if index]
+    counts = [videos_of_each_class(index) for index in (train, val) if index]
     absent = [i for i, count in enumerate(counts[0]) if not count]
     if not absent:
         return None
@@ -157,9 +174,10 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     )
 
 
-def _videos_of_each_class(index: Index) -> list[int]:
+def videos_of_each_class(index: Index) -> list[int]:
+    """How many videos each class has, in the order of the class names."""
     counts = [0] * len(index.labels)
-    for video in index.videos:
+    for video in index.videos if counts else ():
         for label in video.label if isinstance(video.label, tuple) else (video.label,):
             counts[label] += 1  # type: ignore[index]
     return counts
@@ -169,7 +187,7 @@ def largest_class(index: Index) -> float | None:
     """The share of the most frequent class: what guessing reaches; None without labels, or with several."""
     if not index.labels or index.multi_label or not index.videos:
         return None
-    return max(_videos_of_each_class(index)) / len(index.videos)
+    return max(videos_of_each_class(index)) / len(index.videos)
 
 
 def save_labels(path: str | Path, labels: Sequence[str]) -> None:
@@ -217,6 +235,32 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
         f"{split}: {len(chosen)} of the {len(rows)} videos of {source}, which has no splits of its own "
         f"(made here: {grouped}seed {seed}, {val_fraction:g} for val)"
     )
+
+
+def _of_fold(source: Path, rows: list[Row], split: str, fold: Fold, seed: int) -> tuple[list[Row], str]:
+    """The videos of a fold, or of all others, as the split asks."""
+    if any(row.split for row in rows):
+        rows = [row for row in rows if row.split in (fold.learned, fold.measured)]
+        if not rows:
+            raise DataError(f"{source} has neither a split {fold.learned!r} nor {fold.measured!r} to make folds of")
+    named = sorted({row.fold for row in rows if row.fold})
+    if named:
+        if missing := next((row for row in rows if not row.fold), None):
+            raise DataError(f"{missing.where} has an empty fold for {missing.key}; name one on every line")
+        if len(named) != fold.count:
+            raise DataError(f"{source} has {len(named)} folds ({_some(named)}), not {fold.count}; ask for {len(named)}")
+        folds = [named.index(row.fold or "") for row in rows]
+    else:
+        keys = [row.group or row.key for row in rows]
+        if len(set(keys)) < fold.count:
+            what = "groups" if any(row.group for row in rows) else "videos"
+            raise DataError(f"{source} has {len(set(keys))} {what}, too few for {fold.count} folds; ask for fewer")
+        folds = balanced_folds(keys, [row.labels or () for row in rows], fold.count, seed)
+    measured = split == fold.measured
+    chosen = [row for row, number in zip(rows, folds) if (number == fold.number - 1) == measured]
+    by = "by the list's column fold" if named else f"grouped and stratified by class, seed {seed}"
+    what = str(fold) if measured else f"all but {fold}"
+    return chosen, f"{split}: {what}, {len(chosen)} of {len(rows)} videos of {source} ({by})"
 
 
 def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool) -> list[str]:

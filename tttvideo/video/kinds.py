@@ -27,7 +27,7 @@ class Frames(NamedTuple):
     """The images of a folder that are its frames, in natural order (2.jpg before 10.jpg)."""
 
     names: list[str]
-    left_out: str  # what else was there, "flow_x_*.jpg, flow_y_*.jpg"; "" if nothing
+    left_out: str  # what else was there, "cover.jpg, flow_x_*.jpg"; "" if nothing
 
 
 def choose_frames(names: Iterable[str]) -> Frames:
@@ -41,13 +41,14 @@ def choose_frames(names: Iterable[str]) -> Frames:
     kinds: dict[str, list[str]] = defaultdict(list)
     for name in ordered:
         kinds[_kind(name)].append(name)
-    if not _overlap(kinds.values()):
-        return Frames(ordered, "")
-    derived = [kind for kind in kinds if _is_derived(kind)]
-    frames = {kind: own for kind, own in kinds.items() if kind not in derived}
-    if not frames or _overlap(frames.values()):
+    unnumbered = [kind for kind in kinds if not re.search(r"\d", kinds[kind][0])]
+    left_out = unnumbered if 2 * len(unnumbered) < len(ordered) else []  # cover.jpg, or all names are words
+    if _overlap(kinds.values()):
+        left_out = left_out + [kind for kind in kinds if _is_derived(kind)]
+    frames = {kind: own for kind, own in kinds.items() if kind not in left_out}
+    if (kinds and not frames) or _overlap(frames.values()):
         raise ValueError(", ".join(f"{kind} ({len(own)})" for kind, own in kinds.items()))
-    return Frames([name for name in ordered if _kind(name) in frames], ", ".join(derived))
+    return Frames([name for name in ordered if _kind(name) in frames], ", ".join(dict.fromkeys(left_out)))
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -1,8 +1,8 @@
 """Reads a list of videos (CSV, TSV or space-delimited text) into rows.
 
-Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order and
-unknown ones are ignored; without one they stand in this order. Relative paths are resolved against the list's own
-folder, or from a root that is given beside it.
+Columns: `path,label[,start,end][,group][,split]`. With a header the columns may stand in any order, there may be one
+named `fold`, and unknown ones are ignored; without one they stand in this order. Relative paths are resolved against
+the list's own folder, or from a root that is given beside it.
 """
 
 import csv
@@ -29,6 +29,7 @@ _NAMES = {
     "end": (("end",), ("end_time", "end_sec", "t_end")),
     "group": (("group",), ()),
     "split": (("split",), ("subset",)),
+    "fold": (("fold",), ()),
 }
 
 
@@ -47,6 +48,7 @@ class Row(NamedTuple):
     end: float | None = None
     group: str | None = None
     split: str | None = None
+    fold: str | None = None  # of a cross-validation
 
 
 def read_list(
@@ -56,8 +58,8 @@ def read_list(
 
     Args:
         root: folder against which relative paths are resolved; None: the list's own.
-        multi_label: True where the model is known to be, so that an empty label means none; by default that
-            holds if any row has several labels.
+        multi_label: a video can have any number of labels, so that an empty label means none; None: true if any row
+            has several.
 
     Raises:
         DataError: not text, no rows, no label column, a cell that cannot be read, the same video twice with
@@ -179,7 +181,7 @@ def _is_video(base: Path, cell: str) -> bool:
 
 
 def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> None:
-    """A first line that names no video where others do is a header of names that are not known here."""
+    """Raises DataError if the first line names no video but another does: it is a header with unknown column names."""
     first, *others = rows
     if not _is_video(base, first[0]) and not os.path.exists(os.path.join(base, first[0])):
         there = next((row[0] for row in others if os.path.exists(os.path.join(base, row[0]))), None)
@@ -246,6 +248,7 @@ def _row(where: str, base: Path, cells: dict[str, str], labelled: bool) -> Row:
         end=end,
         group=cells.get("group") or None,
         split=cells.get("split") or None,
+        fold=cells.get("fold") or None,
     )
 
 

@@ -20,8 +20,8 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quantiser: int =
     nothing is lost but by the conversion to YUV with halved colour planes.
 
     The file appears under its name only when it is complete. The same frames give the same bytes as long as
-    PyAV and its FFmpeg stay the same (one encoder thread, no time stamps of the making). Raises OSError when
-    the folder cannot be written, ValueError when frames or quantiser are not such.
+    PyAV and its FFmpeg stay the same (one encoder thread, no creation time). Raises OSError when
+    the folder cannot be written, ValueError for frames or a quantiser that H.264 does not take.
     """
     count, height, width, _ = frames.shape
     if not count or not height or not width or height % 2 or width % 2:

@@ -44,6 +44,7 @@ class Probe:
         damaged: the end is missing, or decoding ended with an error.
         holes: frames that even time stamps leave out, where no table of the container says that all is there, or that
             lie in a part of the file that the demuxer passed over.
+        hidden: frames of an MP4 that its edit list leaves out.
         regular: nothing unusual anywhere: every packet is one frame, counted by the header, in one closed sequence.
         broken: damaged packets.
         decoded: frames that decoded before the first error; None: not all were tried.
@@ -76,6 +77,7 @@ class Probe:
     decoded: int | None = None
     corrupt: int = 0
     agreed: bool = False
+    hidden: int = 0
     checks: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
@@ -115,7 +117,7 @@ class Probe:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what is unusual but no damage."""
+        """Sentences about what is unusual, but not damage."""
         notes = []
         if len(self.streams) > 1:
             listed = ", ".join(f"{i} ({size})" for i, size in enumerate(self.streams))
@@ -128,6 +130,8 @@ class Probe:
         if self.holes:
             missing = "1 frame seems" if self.holes == 1 else f"{self.holes} frames seem"
             notes.append(f"{missing} to be missing: its time stamps leave gaps")
+        if self.hidden > self.frames:
+            notes.append(f"its edit list shows {self.frames} of its {self.frames + self.hidden} frames; they are used")
         return notes
 
 
@@ -156,7 +160,7 @@ _held = _Held()
 
 
 def probe(path: str, stream: int | None = None) -> Probe:
-    """What is known of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
+    """The probe of a file: from this process, from the index on disk, or by reading it through. Raises VideoError
     (one sentence: path and reason) if nothing can be decoded."""
     from . import catalog
     from .scan import scan
@@ -185,7 +189,7 @@ def identity(path: str) -> tuple[str, int, int]:
 
 
 def remember(metadata: Probe) -> None:
-    """Keeps what was learned of a file while it was decoded, here and in the index."""
+    """Keeps a probe that decoding has completed, in this process and in the index."""
     from . import catalog
 
     _held.put((metadata.file, metadata.stream), metadata)

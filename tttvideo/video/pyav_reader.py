@@ -247,7 +247,7 @@ class PyAVReader(Reader):
         remember(self.probe)
 
     def _forget_entry(self, start: int) -> None:
-        """Of a place that did not keep what it promised."""
+        """Never seeks to this frame again: decoding from it gave other frames than expected."""
         entries, keys = self.probe.entries, self.probe.keys
         self.probe = replace(self.probe, entries=entries[entries != start], keys=keys[keys != start])
         remember(self.probe)

@@ -17,7 +17,7 @@ __all__ = ["PartialVideoWarning", "Reader", "VideoError", "VideoInfo", "VideoWar
 
 
 class VideoInfo(NamedTuple):
-    """What is known of a video before its frames are wanted.
+    """Properties of a video, known before any frame is read.
 
     `height` and `width` are as displayed (rotation applied, before any resizing asked for). `frames` is the
     number of frames expected from the container; a damaged file can stop before it. `fps` is the average

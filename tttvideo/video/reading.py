@@ -24,7 +24,7 @@ def open_sized(path: str, preprocessing: Preprocessing, margin: float = 1.0) -> 
 
 
 def sampled_rate(fps: float, sampling: str) -> float | None:
-    """Frames a second that are left of a video at ``fps`` Hz; None where the rule goes by number."""
+    """Frames per second after sampling a video of ``fps`` Hz; None for rules that take a fixed number of frames."""
     rule = parse_sampling(sampling)
     if not isinstance(rule, Dense | Window):
         return None

@@ -36,7 +36,7 @@ class Rows:
     """An opened file.
 
     Attributes:
-        about: what was said of the rows when they were written.
+        about: metadata stored with the rows.
         numbers: int64 [T], increasing: the frame that each row is of.
         times: float64 [F], seconds, of all frames of the video.
         shape: of one row.

@@ -75,8 +75,6 @@ def read_through(file: tuple[str, int, int], stream: int | None = None, *, whole
     path, size, _ = file
     refuse_non_files(path, size)
     with open_film(path, stream) as film:
-        if film.container.format.name == "tty":  # FFmpeg draws any text file as a terminal
-            raise VideoError(f"{path}: is a text file, not a video")
         packets = _Packets(film, whole)
         if packets.frame is None:
             raise VideoError(f"{path}: no frame of it can be decoded ({packets.reason})")
@@ -308,6 +306,7 @@ def _conclude(
         and film.stream.frames in (0, packets.count),
         broken=packets.broken_packets,
         holes=0 if damaged else _holes(film, file[0], packets, stamps),
+        hidden=max(0, film.stream.frames - len(stamps)) if "mp4" in kind and not damaged else 0,
         stamps=stamps,
         entries=packets.entries() if countable else np.empty(0, np.int32),
     )

@@ -201,8 +201,8 @@ def _lockstep(rows: Sequence[Iterator[Tensor]], frame: tuple[tuple[int, int, int
 
 
 def ahead(segments: Iterator[Any]) -> Iterator[Any]:
-    """The same items, with the next one being made by a thread. Readers are opened, used and closed in that
-    thread."""
+    """The same items, each prepared by a thread while its predecessor is used. Readers are opened, used and closed
+    in that thread."""
     ready: queue.Queue = queue.Queue(maxsize=1)
     stop = threading.Event()
 

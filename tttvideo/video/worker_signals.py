@@ -1,4 +1,4 @@
-"""Data workers live as long as the process that they read for, whatever the process group is sent."""
+"""Data workers ignore the signals of their process group and end with the process that they read for."""
 
 import ctypes
 import os

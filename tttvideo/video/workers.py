@@ -49,13 +49,13 @@ class DataNote(UserWarning):
 class WorkerLoader(DataLoader):
     """A DataLoader that cannot hang, and whose items need no more of /dev/shm than there is.
 
-    An item, whatever `collate` gives, reaches the training process through shared memory where there is room for
-    (workers x (PREFETCH + 1) + 1) of its size in half of /dev/shm, else as arrays through a pipe, which is said once.
-    Tensors are found in (named) tuples only.
+    An item (the result of `collate`) reaches the training process through shared memory if half of /dev/shm holds
+    (workers x (PREFETCH + 1) + 1) of its size, else as arrays through a pipe; a note says so once. Only tensors in
+    (named) tuples are moved this way.
 
     Args:
-        dataset: has ``name(item)``, what an item is called in messages. An iterable one has ``reading``, a function
-            that it calls with the name of what it reads next (None where no workers read).
+        dataset: has ``name(item)``, the name of an item in messages. An iterable one has ``reading``, a function that
+            it calls with the name of the file it reads next (None without workers).
         workers: processes that read; 0: read in this one, where nothing watches over time. Where /dev/shm has no room
             even for the locks of so many, none are made, and that is said.
         collate: of the items of a batch; without `batch_sampler`, of the one item.

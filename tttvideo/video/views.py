@@ -4,16 +4,17 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..video.decode import open_video
-from ..video.index import Video
-from ..video.reader import VideoError
-from ..video.reading import within
+from .decode import open_video
+from .index import Video
+from .reader import VideoError
+from .reading import within
+from .transforms import Preprocessing
 
 
 class View(NamedTuple):
@@ -112,6 +113,27 @@ def parse_views(text: str) -> Views:
         if seconds > 0 and step > 0:
             return Spans(seconds, step)
     raise ValueError(f"--views takes {_RULES}, e.g. clips=4x3:64; got {text!r}")
+
+
+def with_length(views: Views, preprocessing: Preprocessing, clip_frames: int | None) -> Views:
+    """Clips without a length get that of a training clip, ``clip_frames`` (None: it was not recorded).
+
+    Raises:
+        ValueError: if these views cannot be made.
+    """
+    if not isinstance(views, Clips):
+        return views
+    if views.places > 1 and preprocessing.fit != "crop":
+        raise ValueError(
+            f"--views {views} asks for several crops, but this model never crops (fit: {preprocessing.fit}); write "
+            f"clips={views.count}"
+        )
+    if not (frames := views.frames or clip_frames):
+        raise ValueError(
+            f"--views {views} needs a length, as this checkpoint does not say how long its training clips were; write "
+            f"{views}:FRAMES"
+        )
+    return replace(views, frames=frames)
 
 
 def expand(videos: Sequence[Video], views: Views, frames: int | None, stream: int | None = None) -> list[View]:

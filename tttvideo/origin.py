@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..serialize import read_description, resolve_checkpoint
+from .serialize import read_description, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):

@@ -1,0 +1,87 @@
+"""Cross-validation: a run for each fold of the videos, and what they have in common as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..arguments import to_yaml
+from ..files import write_text
+from .config import ConfigError, RunConfig
+from .run_folder import JsonLines, writing
+
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % of Student's t with 1, 2, ... degrees of freedom; with more than these it is taken as 2.12."""
+
+
+def cross_validate(config: RunConfig, train: Callable[[RunConfig, str], Any]) -> None:
+    """Trains a model for each fold in out/fold-1, out/fold-2, ... and leaves out/folds.json.
+
+    Raises:
+        ConfigError, DataError: before anything is written, where the folds cannot be made of these videos.
+    """
+    assert config.folds is not None
+    if config.out is None:
+        raise ConfigError("say where the runs go: --out FOLDER")
+    out = Path(config.out)
+    if (out / "config.yaml").exists():
+        raise ConfigError(f"{out} already holds a run; give another --out, in which each fold gets a folder")
+    runs = [
+        replace(config, folds=None, out=str(out / f"fold-{k}"), data=replace(config.data, fold=(k, config.folds)))
+        for k in range(1, config.folds + 1)
+    ]
+    for run in runs:
+        run.data.index(run.data.split_train, labelled=run.model.task.labelled)
+    for run in runs:
+        train(run, to_yaml(run))
+    if os.environ.get("RANK", "0") == "0":
+        rows = [last_validation(Path(str(run.out))) for run in runs]
+        with writing(out / "folds.json"):
+            write_text(out / "folds.json", json.dumps({"folds": rows, "mean": summary(rows)}, indent=1))
+        print("\n".join(["", *table(rows)]), flush=True)
+
+
+def last_validation(run: Path) -> dict[str, float]:
+    """The figures of a run's last validation: nothing was chosen on them."""
+    lines = [line for line in JsonLines(run / "log.jsonl").read("epoch") if "val_n" in line]
+    return {key.removeprefix("val_"): value for key, value in lines[-1].items() if key.startswith("val_")}
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each figure that all folds have: their mean, and the interval (95 %) in which Student's t over the folds puts
+    it."""
+    figures = [
+        name for name in rows[0] if name not in ("n", "failed") and all(_is_number(row.get(name)) for row in rows)
+    ]
+    found = {}
+    for name in figures:
+        values = [row[name] for row in rows]
+        mean = sum(values) / len(values)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        half = [*T_QUANTILES, 2.12][min(len(values) - 2, len(T_QUANTILES))] * spread / math.sqrt(len(values))
+        found[name] = {"mean": mean, "low": mean - half, "high": mean + half}
+    return found
+
+
+def table(rows: Sequence[dict[str, float]]) -> list[str]:
+    """The folds, their mean and its interval, a line each."""
+    means = summary(rows)
+    lines = [["fold", "videos", *means]]
+    lines += [[str(k), f"{row['n']:.0f}", *(f"{row[name]:.3f}" for name in means)] for k, row in enumerate(rows, 1)]
+    lines.append(["mean", f"{sum(row['n'] for row in rows):.0f}", *(f"{m['mean']:.3f}" for m in means.values())])
+    lines.append(["95 %", "", *(f"{m['low']:.3f} to {m['high']:.3f}" for m in means.values())])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
+    text.append(
+        "Figures of each last validation, on which nothing was chosen; the interval is Student's t over the folds."
+    )
+    return text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
