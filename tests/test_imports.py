@@ -61,7 +61,11 @@ LAYERS = {
         *("files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
         "evaluation",
     },
+    "inspection": {
+        *("devices", "files", "printing", "ttt", "video", "model", "pretrained", "evaluation", "inference"),
+    },
     "inference": {
+        "inspection",
         "measuring",
         "origin",
         *("devices", "files", "printing", "ttt", "encoder", "tasks", "video", "model", "pretrained", "evaluation"),
@@ -72,7 +76,7 @@ LAYERS = {
     "indexing": {"arguments", "printing", "video"},
     "cli": {"arguments", "printing"},
     "__main__": {"cli"},
-    "__init__": {"model", "pretrained"},
+    "__init__": {"inspection", "model", "pretrained"},
 }
 
 

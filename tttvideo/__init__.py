@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .inspection.recording import inner_loss
     from .model import ModelConfig, VideoModel
     from .pretrained import from_pretrained
 
-__all__ = ["ModelConfig", "VideoModel", "__version__", "from_pretrained"]
+__all__ = ["ModelConfig", "VideoModel", "__version__", "from_pretrained", "inner_loss"]
+
+
+_MODULES = {
+    "ModelConfig": ".model",
+    "VideoModel": ".model",
+    "from_pretrained": ".pretrained",
+    "inner_loss": ".inspection.recording",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Deferred, so that `import tttvideo` stays cheap and `tttvideo.ttt` can be used without video or timm.
-    if name in ("ModelConfig", "VideoModel", "from_pretrained"):
-        from . import model, pretrained
-
-        return getattr(pretrained if name == "from_pretrained" else model, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module 'tttvideo' has no attribute {name!r}")

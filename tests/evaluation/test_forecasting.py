@@ -14,7 +14,7 @@ from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation.generating import forecasts, read_clip, shown_horizons
 from tttvideo.evaluation.revealing import METHODS
 from tttvideo.export import export
-from tttvideo.inference.predicting import mismatches
+from tttvideo.inference.predict import mismatches
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.pretrained import from_pretrained

@@ -21,7 +21,7 @@ from tttvideo.export.step import Step, solve_unit_lower
 from tttvideo.mixers import TTT, Attention, Bidirectional, LinearAttention
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Classification, Prediction
-from tttvideo.ttt import Adam, FrameCausal, Momentum, Muon, TokenCausal, Whole
+from tttvideo.ttt import Adam, FrameCausal, Momentum, Muon, ResidualL2, TokenCausal, Whole
 from tttvideo.video.transforms import Preprocessing
 
 SIZE = (16, 32)
@@ -31,6 +31,7 @@ MIXERS = [
     *(TTT(inner=inner, heads=2) for inner in ALL_INNER),
     *(TTT(heads=2, chunk=chunk) for chunk in (FrameCausal(3), TokenCausal(4), Whole(2))),
     *(TTT(optimizer=optimizer, heads=2) for optimizer in (Momentum(), Adam(), Muon())),
+    TTT(heads=2, normalize_qk=True, objective=ResidualL2(eps=1e-8)),
     TTT(heads=2, forget=True, gate=True, share_qk=True, short_conv="time", normalize_qk=True),
     *(mixer for mixer in BASELINES if not (isinstance(mixer, Attention) and mixer.window is None)),
 ]

@@ -289,6 +289,10 @@ def test_a_file_that_names_other_files_or_addresses_is_no_video(tmp_path, name, 
         (tmp_path / name).write_text(text.format(port=server.getsockname()[1]))
         with pytest.raises(VideoError, match=r"is a text file, not a video$"):
             open_video(tmp_path / name)
+        (tmp_path / "images").mkdir()
+        (tmp_path / name).rename(tmp_path / "images" / "1.jpg")
+        with pytest.raises(VideoError, match=r"its first image, 1\.jpg, cannot be decoded"):
+            open_video(tmp_path / "images")
         with pytest.raises(TimeoutError):
             server.accept()
 

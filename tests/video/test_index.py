@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tttvideo.video.dataset import Failure, VideoDataset
+from tttvideo.video.decode import VideoError, open_video
 from tttvideo.video.folders import NoVideoWarning
 from tttvideo.video.index import (
     DataError,
@@ -317,3 +318,14 @@ def test_classes_that_cannot_be_learned_are_named(tmp_path):
     touch(tmp_path, "a.mp4")
     train = build_index(lists, "train")
     assert unlearnable_classes(train, None) == "a class has no video in train and cannot be learned: 'r'"
+
+
+def test_a_link_that_leads_to_itself_is_one_video_that_cannot_be_read(tmp_path):
+    root = touch(tmp_path / "set", "a/1.mp4", "b/1.mp4")
+    (root / "a" / "loop.mp4").symlink_to("loop.mp4")
+    (root / "loop").symlink_to("loop")
+    for labelled in (True, False):
+        videos = build_index(root, "all", labelled=labelled).videos
+        assert [Path(video.path).name for video in videos] == ["1.mp4", "loop.mp4", "1.mp4"]
+    with pytest.raises(VideoError, match="symbolic links"):
+        open_video(root / "a" / "loop.mp4")

@@ -21,6 +21,7 @@ from .position import position_protocol
 from .table import Result
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -57,10 +58,28 @@ def write_report(result: Result, out: str | Path) -> None:
 
 def html(result: Result, figures: dict[str, bytes]) -> str:
     """One file that needs no network; ``figures``: caption -> PNG. What comes from users is no markup."""
+    worst_pictures = [] if any(sample.thumbnail for sample in result.worst) else result.worst
+    return (
+        templates(Path(__file__).parent)
+        .get_template("report.html.jinja")
+        .render(
+            metrics=result.metrics,
+            page=page_of(result.metrics),
+            figures=figures,
+            worst=worst_of(result),
+            samples=result.samples,
+            worst_pictures=worst_pictures,
+            located=located,
+        )
+    )
+
+
+def templates(folder: Path) -> Environment:
+    """The templates of pages in a folder. What comes from users is no markup; the filter ``uri`` is for PNG bytes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,  # markup is of another type
@@ -68,16 +87,7 @@ def html(result: Result, figures: dict[str, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")}
-    worst_pictures = [] if any(sample.thumbnail for sample in result.worst) else result.worst
-    return environment.get_template("report.html.jinja").render(
-        metrics=result.metrics,
-        page=page_of(result.metrics),
-        figures=figures,
-        worst=worst_of(result),
-        samples=result.samples,
-        worst_pictures=worst_pictures,
-        located=located,
-    )
+    return environment
 
 
 def print_report(result: Result, console: Console | None = None) -> None:

@@ -1,7 +1,8 @@
-"""The commands that use a model on videos: classify, predict, stream."""
+"""The commands that use a model on videos: classify, predict, stream, inspect."""
 
 from __future__ import annotations
 
+from ..inspection.config import InspectConfig
 from ..measuring import PredictConfig
 from .config import ClassifyConfig, StreamConfig
 
@@ -22,3 +23,9 @@ def stream(config: StreamConfig) -> int:
     from .watch import watch
 
     return watch(config)
+
+
+def inspect(config: InspectConfig) -> int:
+    from ..inspection.report import inspect
+
+    return inspect(config)

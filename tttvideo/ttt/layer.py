@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .chunk import TokenCausal
 from .config import TTT
 from .inner_gradient import InnerLoop
+from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, use_kernels
 from .kernels import read as read_fused
@@ -179,6 +181,23 @@ class TTTLayer(SequenceLayer):
         if pending is None:  # no chunk is open; all states look alike
             pending = zeros_like(state.weights) if any(ages) else state.pending
         return self._output(x, out), TTTState(after.weights, pending, *after[2:5], tails)
+
+    @torch.no_grad()
+    def chunks(self, x: Tensor, state: TTTState, layout: Layout) -> Iterator[ReadChunk]:
+        """``x`` [B, T, C] chunk by chunk, for those who want to see what the hidden state does with it.
+
+        Args:
+            state: in which no chunk is open; every row of ``x`` is valid to its end.
+        """
+        layout = Layout(layout.grid)
+        size = self.config.chunk.size(layout.tokens_per_frame) or x.shape[1]
+        for piece in x.split(size, dim=1):
+            tokens, _ = self._tokens(piece, state.tails, 0, layout)
+            before = state
+            _, state = self.read(piece, before, layout)
+            rates = torch.sigmoid(at_least_float32(self.project.rate(piece))).mean(-1)
+            closed = self.chunk_is_whole or piece.shape[1] == size
+            yield ReadChunk(self._loop(tokens, layout), tokens, rates, before.weights, state.weights, closed)
 
     def _tokens(
         self, x: Tensor, tails: dict[str, Tensor], age: int | Tensor, layout: Layout

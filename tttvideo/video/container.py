@@ -42,17 +42,11 @@ def open_film(path: str, number: int | None = None) -> Film:
 
     Raises VideoError.
     """
-    import av
-
     try:
-        # An absolute path cannot be taken for a protocol ("a:b.mp4"), and a file cannot send us into the network.
-        only_files = {"protocol_whitelist": "file"}
-        container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only_files)
+        container = open_container(path)
     except Exception as error:
         raise VideoError(f"{path}: {_why_not_opened(path, error)}") from error
     try:
-        if container.format.name in _TEXTS:
-            raise VideoError(f"{path}: is a text file, not a video")
         films = [stream for stream in container.streams.video if not _is_picture(stream) and stream.codec_context]
         if not films:
             only = " (audio only)" if container.streams.audio else ""
@@ -70,6 +64,19 @@ def open_film(path: str, number: int | None = None) -> Film:
         container.close()
         raise
     return Film(container, stream, sizes, chosen)
+
+
+def open_container(path: str) -> Any:
+    """A file, opened by PyAV, which opens nothing else with it. Raises what PyAV raises; ValueError for a play list."""
+    import av
+
+    # An absolute path cannot be taken for a protocol ("a:b.mp4").
+    only_files = {"protocol_whitelist": "file"}
+    container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only_files)
+    if container.format.name in _TEXTS:
+        container.close()
+        raise ValueError("a text")
+    return container
 
 
 def packets(film: Film, all_streams: bool = False) -> Iterator[Any]:

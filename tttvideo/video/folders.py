@@ -54,17 +54,26 @@ def read_folder(root: str | Path, split: str, *, labelled: bool = True) -> list[
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(Path(e.path) for e in os.scandir(folder) if _is_folder(e) and not e.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: reading it says so
+        return False
 
 
 def _videos(folder: Path) -> list[Path]:
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    paths = [
-        Path(entry.path)
-        for entry in entries
-        if (holds_images(entry.path) if entry.is_dir() else os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS)
-    ]
+    paths = [Path(entry.path) for entry in entries if _is_video(entry)]
     return sorted(paths or [Path(entry.path) for entry in entries if entry.name.endswith(FEATURES)])
+
+
+def _is_video(entry: os.DirEntry) -> bool:
+    if _is_folder(entry):
+        return holds_images(entry.path)
+    return os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS
 
 
 def _has_classes(folder: Path) -> bool:
@@ -102,7 +111,7 @@ def _class_rows(root: Path, classes: list[Path], split: str | None) -> list[Row]
 
 def _warn_of(folder: Path) -> None:
     """A warning and no error: a folder of notes may well lie beside the classes."""
-    names = [e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith(".")]
+    names = [e.name for e in os.scandir(folder) if not _is_folder(e) and not e.name.startswith(".")]
     if names:
         endings = ", ".join(sorted({os.path.splitext(name)[1].lower() or name for name in names})[:5])
         warnings.warn(f"class {folder.name!r} has no video (its files: {endings})", NoVideoWarning, stacklevel=4)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .container import open_container
 from .kinds import IMAGE_EXTENSIONS, choose_frames
 from .pyav_reader import Converter
 from .reader import Reader, VideoError, VideoInfo, VideoWarning, checked_size
@@ -78,10 +79,8 @@ def _frames(folder: str) -> list[Path]:
 
 def _decode(file: Path) -> Any:
     """The picture, or None if the file holds none."""
-    import av
-
     try:
-        with av.open(os.path.abspath(file), metadata_errors="replace") as container:
+        with open_container(str(file)) as container:
             return next(container.decode(video=0), None)
     except Exception:  # whatever FFmpeg makes of bytes that are no picture; nothing of ours runs in there
         return None

@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "missing frames": (False, "a damaged file, or a recorder that left them out"),
     "several streams": (False, "the default one is read: data.stream chooses another"),
     "clock jumps": (False, "gaps are closed: check start and end in lists"),
+    "edit lists": (False, "what they hide is not read: cut the file anew to have it"),
     "irregular stamps": (False, "repeated or missing time stamps lie between their neighbours"),
     "late windows": (False, "decoded from far before: `tttvideo index --decode` mends most, else re-encode"),
 }
@@ -97,12 +98,7 @@ def look(metadata: Probe, fresh: bool) -> Finding:
         )
     elif (broken := metadata.broken - metadata.damaged) > 0:  # the end of a cut file goes through a packet
         problems.append(("damaged packets", f"{broken} {'packet is' if broken == 1 else 'packets are'} damaged"))
-    notes = metadata.notes
-    if len(metadata.streams) > 1:
-        problems.append(("several streams", notes.pop(0)))
-    if metadata.holes:
-        problems.append(("missing frames", notes.pop()))
-    problems += [("clock jumps", note) for note in notes]
+    problems += metadata.remarks
     if metadata.base > 0 and n > 1:
         missing = int((metadata.stamps == MISSING).sum())
         repeated = n - missing - len(np.unique(metadata.stamps[metadata.stamps != MISSING]))

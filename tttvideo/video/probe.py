@@ -116,23 +116,31 @@ class Probe:
         return float((self.frames - 1) / self._seconds[0][-1]) if self.frames > 1 else self.rate
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences about what is unusual, but not damage."""
-        notes = []
+    def remarks(self) -> list[tuple[str, str]]:
+        """What is unusual, but not damage: (kind, sentence)."""
+        remarks = []
         if len(self.streams) > 1:
             listed = ", ".join(f"{i} ({size})" for i, size in enumerate(self.streams))
             how = "" if self.stream is not None else "; data.stream chooses another"
-            notes.append(f"holds {len(self.streams)} video streams, {listed}; number {self.number} is read{how}")
+            sentence = f"holds {len(self.streams)} video streams, {listed}; number {self.number} is read{how}"
+            remarks.append(("several streams", sentence))
         far = [(frame, jump) for frame, jump in self.jumps if abs(jump) > clock.GAP]
         if far:
             more = f" (and at {len(far) - 1} more)" if len(far) > 1 else ""
-            notes.append(f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed")
+            sentence = f"its time stamps jump by {far[0][1]:.0f} s at frame {far[0][0]}{more}; the gap is closed"
+            remarks.append(("clock jumps", sentence))
         if self.holes:
             missing = "1 frame seems" if self.holes == 1 else f"{self.holes} frames seem"
-            notes.append(f"{missing} to be missing: its time stamps leave gaps")
+            remarks.append(("missing frames", f"{missing} to be missing: its time stamps leave gaps"))
         if self.hidden > self.frames:
-            notes.append(f"its edit list shows {self.frames} of its {self.frames + self.hidden} frames; they are used")
-        return notes
+            of = self.frames + self.hidden
+            remarks.append(("edit lists", f"its edit list shows {self.frames} of its {of} frames; they are used"))
+        return remarks
+
+    @property
+    def notes(self) -> list[str]:
+        """The sentences alone."""
+        return [sentence for _, sentence in self.remarks]
 
 
 class _Held:
