@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.design import CURVE
 from benchmarks.long_clip import train_row
 from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
@@ -125,7 +126,7 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
     share from the last but one part to the last."""
-    curve = row["curve"]
+    curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
     return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 
@@ -146,10 +147,18 @@ def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict
 # --- the table ------------------------------------------------------------------------------------
 
 
+HEAD = """# The fair comparison: its rows
+
+Made by `python -m benchmarks.fair --table docs/results/fair.md` from {rows} rows of `{file}` alone,
+by the [protocol](protocol.md). What is not here has not been trained yet; layers are to be compared within a table of
+reported seeds, and only where each has all of them.
+"""
+
+
 def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Markdown: of each task a line per layer, with accuracy by length, the paired difference to the base at the
-    greatest one, and what it cost."""
-    text = []
+    """Markdown: rates that were tried, and of each task a line per layer, with accuracy by length, the paired
+    difference to the base at the greatest one, and what it cost."""
+    text = [HEAD.format(rows=len(rows), file=study["rows"]), *rates(study, rows)]
     for task in study["choice"]:
         best = {variant: reported(study, rows, task, variant) for variant in study["variants"]}
         best = {variant: own for variant, own in best.items() if own}
@@ -158,7 +167,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         frames = study["tasks"][task]["parameters"]["frames"]
         heads = [f"{factor * frames} frames" for factor in study["lengths"]]
         text += [
-            f"## {task}\n",
+            f"## {task}: reported seeds\n",
             f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {heads[-1]} | state, bytes | parameters "
             "| CPU s a step |",
             "|---|---|---|" + "---|" * (len(heads) + 4),
@@ -166,6 +175,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for variant, own in best.items():
             tops = [statistics.mean(row["measured"][i]["top1"] for row in own) for i in range(len(heads))]
             long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
+            long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
             cost = statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
             text.append(
                 f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} | {' | '.join(f'{top:.3f}' for top in tops)} | "
@@ -173,7 +183,32 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                 f"| {cost:.3f} |"
             )
         text.append("")
-    return "\n".join(text) if text else "No rows yet.\n"
+    return "\n".join(text)
+
+
+def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Of each task on which rates are chosen a line per layer: accuracy and loss at each rate."""
+    text = []
+    for trial in dict.fromkeys(study["choice"].values()):
+        task = next(task for task, where in study["choice"].items() if where == trial)
+        lines = []
+        for variant in study["variants"]:
+            own = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
+            if own:
+                best = chosen_rate(study, rows, task, variant)
+                cells = [_trial(own[rate]) if rate in own else "-" for rate in study["rates"]]
+                lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
+        if lines:
+            heads = " | ".join(f"{rate:g}" for rate in study["rates"])
+            text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
+            text += [f"Accuracy (loss). {study['tasks'][trial]['steps']} steps.\n", f"| layer | {heads} | chosen |"]
+            text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
+    return text
+
+
+def _trial(row: dict[str, Any]) -> str:
+    measured, diverged = row["measured"][0], "" if row["diverged_at"] is None else ", diverged"
+    return f"{measured['top1']:.3f} ({measured['loss']:.3f}{diverged})"
 
 
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
@@ -185,9 +220,11 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
 
 
 def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Paired over clips, seeds drawn too, with its 95 % interval."""
-    if not base or own is base:
+    """Paired over clips, seeds that both have drawn too, with its 95 % interval."""
+    both = {row["seed"] for row in own} & {row["seed"] for row in base}
+    if not both or own is base:
         return "-"
+    own, base = ([row for row in rows if row["seed"] in both] for rows in (own, base))
     samples = [Samples(np.array([_hits(row["measured"][-1]) for row in rows])[..., None]) for rows in (own, base)]
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

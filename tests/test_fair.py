@@ -46,14 +46,18 @@ def test_the_order_of_the_study():
     assert 100 not in STUDY["seeds"]
     assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
     text = fair.table(STUDY, rows)
-    assert "## flash-recall" in text
+    assert "## flash-recall: reported seeds" in text
+    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.003 |" in text
     assert "+0.000 (" in text
+    fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
+    assert "| GRU | 0.003 | 2 |" in fair.table(STUDY, fewer)
 
 
 def test_a_level_without_memory_is_not_flat():
     """Training that has not begun to remember does not rise either."""
     job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
     curves = {(0.7, 0.7): True, (0.7, 0.73): False, (0.55, 0.56): False, (0.9, 0.85): True, (0.7,): False}
+    curves |= {(*[0.9] * 8, 0.99): True, (*[0.9] * 7, 0.95, 0.94): False}  # 300 steps are eight parts and 4 steps
     assert {curve: fair.is_flat(STUDY, row(job, curve=curve)) for curve in curves} == curves
     rows = [row(fair.Job("flash-order-16", "GRU", 100, rate)) for rate in STUDY["rates"]]
     rows += [row(job._replace(rate=1.5e-3, steps=n), curve=(0.3, 0.3)) for n in (1, 2)]
@@ -93,6 +97,19 @@ def test_layers_have_equal_parameters_and_state(capsys):
     assert len(sizes) == len(counts) - 2 - 3
     list_variants(STUDY, ["flash-order"], ["GRU"])
     assert "parameters" in capsys.readouterr().out
+
+
+def test_the_published_table_is_that_of_the_rows():
+    page = small.ROOT / "docs" / "results" / "fair.md"
+    rows = small.read_rows(small.ROOT / STUDY["rows"])
+    assert page.read_text() == fair.table(STUDY, rows), "run python -m benchmarks.fair --table docs/results/fair.md"
+    assert rows
+    assert all(len(row["commit"]) == 12 and row["torch"] for row in rows)
+    assert len({fair.job_of(row) for row in rows}) == len(rows)
+    for row in rows:  # what is not in the table, but made of the same bits
+        assert sum(fair._hits(row["measured"][0])) / row["measured"][0]["n"] == pytest.approx(
+            row["measured"][0]["top1"], abs=5e-5
+        )
 
 
 def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):

@@ -185,6 +185,9 @@ def test_newton_schulz_brings_singular_values_to_one(coefficients, low, high):
     assert values.max() <= high
 
 
+UNSCALED = {"normalize_qk": True, "objective": L2(), "learning": Learning(rate_scale=None)}
+
+
 def ttt(**options):
     return TTT(heads=2, **options)
 
@@ -204,6 +207,9 @@ def ttt(**options):
         (lambda: ttt(optimizer=SGD(steps=2), learning=Learning(gradient_at="start")), "use steps: 1"),
         (lambda: ttt(inner=Conv(), learning=Learning(rate_per_map=True)), "Conv mixes the tokens"),
         (lambda: ttt(base_rate=2.0, normalize_qk=True, learning=Learning(rate_scale=None)), "up to 0.015 only"),
+        (lambda: ttt(inner=DWConv(), **UNSCALED, base_rate=2.1), "DWConv with L2 is known to train up to 2.0"),
+        (lambda: ttt(inner=Conv(), **UNSCALED, base_rate=1.1), "Conv with L2 is known to train up to 1.0"),
+        (lambda: ttt(inner=MLP(), **UNSCALED, base_rate=0.4), "MLP with L2 is known to train up to 0.3"),
         (lambda: ttt(learning={}), "must be a Learning"),
         (lambda: ttt(base_rate=0.01, learning=Learning(rate_scale=None)), "set normalize_qk: true"),
         (lambda: ttt(normalize_qk=True, learning=Learning(rate_scale=None)), "base_rate is null"),
@@ -224,6 +230,7 @@ def test_what_does_not_go_together_says_so(make, words):
     [
         ({"learning": Learning(direction="ascent")}, "only for the defaults"),
         ({"objective": ResidualL2(eps=1e-8)}, "in kernels it is 1e-06"),
+        ({"objective": ResidualL2(normalize_target=True)}, "no kernel for normalize_target"),
         (
             {"inner": DWConv(), "objective": DotProduct(), "optimizer": SGD(clip=1.0, clip_by="column")},
             "clip_by: column",

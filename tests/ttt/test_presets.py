@@ -119,8 +119,11 @@ def test_vit3_gated():
 
 
 def test_ttt_video():
-    """Their op; 1e-7 is what they cut off of GELU's constants. With eps 1e-6 the outputs would be off by a fifth."""
+    """Their op, which is handed its targets; 1e-7 is what they cut off of GELU's constants. With eps 1e-6 the outputs
+    would be off by a fifth."""
     config, tensors = preset("ttt-video"), recorded("ttt_video")
+    assert config.objective.normalize_target
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, normalize_target=False))
     assert (config.normalize_qk, config.tanh_gate, config.base_rate) == (True, 0.1, 0.1)
     leaves = leaves_of(tensors)
     start = {i: Map(leaves[f"W{i}"], leaves[f"b{i}"]) for i in "12"}
@@ -136,6 +139,23 @@ def test_ttt_video():
         assert low <= distance(out, tensors["o"]) <= high
         if eps == config.objective.eps:
             gradients_agree(leaves, (out * tensors["weight_o"]).sum(), tensors, "", 1e-6)
+
+
+def test_the_target_of_ttt_video():
+    """Theirs is made before the op: k + LN(v - k)."""
+    config, tensors = preset("ttt-video"), recorded("ttt_video")
+    leaves = {key: tensors[key].requires_grad_() for key in ("XK", "XV", "norm_weight", "norm_bias")}
+    norm = Norm(*(leaves[f"norm_{name}"][:, None] for name in ("weight", "bias")))
+    k, v, z = leaves["XK"].flatten(2, 3), leaves["XV"].flatten(2, 3), tensors["XQ"].flatten(2, 3)
+    target = k + config.objective.target(k, v, norm)
+    assert distance(target, tensors["target"].flatten(2, 3)) <= 1e-14
+    gradients_agree(leaves, (target.unflatten(2, (3, 6)) * tensors["target.weight"]).sum(), tensors, "target.", 1e-12)
+    plain = dataclasses.replace(config.objective, normalize_target=False)
+    given = config.objective.gradient(z, k, v, norm)
+    assert distance(given, plain.gradient(z, k, tensors["target"].flatten(2, 3), norm)) <= 1e-13
+    z = z.clone().requires_grad_()
+    (by_definition,) = torch.autograd.grad(config.objective.loss(z, k, v, norm).sum(), z)
+    assert distance(given, by_definition) <= 1e-13
 
 
 def test_ttt_lm():

@@ -94,9 +94,11 @@ def _check_unscaled_rate(config: TTT) -> None:
     """Raises ValueError for a ``base_rate`` with which, not divided by the head dimension, training diverges.
 
     Measured on unit q and k, 25 outer steps over 12 frames of 4 tokens, then 300 frames. L2: Linear trains to its
-    theoretical bound, 2; MLP to 1, GLU to 0.3 (NaN above). DotProduct: the step of a model that is not linear in its
-    weights grows with them, beyond 1e15 at 0.1. With the inner LayerNorm nothing became infinite, but a whole model's
-    loss was 5.4 at once with 1.0 / 32 (docs/layers.md refuses 0.5 / d and more for the same reason).
+    theoretical bound, 2; MLP to 1, GLU to 0.3 (NaN above); DWConv, Conv and ConvDepthwise to 2, also on a still scene
+    (at 4 the first has weights of 1e6 there, the others NaN; their learned factor is about 1/2, hence 1). DotProduct:
+    the step of a model that is not linear in its weights grows with them, beyond 1e15 at 0.1. With the inner LayerNorm
+    nothing became infinite, but a whole model's loss was 5.4 at once with 1.0 / 32 (docs/layers.md refuses 0.5 / d and
+    more for the same reason).
     """
     inner, objective, optimizer = config.inner, config.objective, config.optimizer
     if not optimizer.follows_length or optimizer.clip is not None or optimizer.weight_norm:
@@ -111,7 +113,7 @@ def _check_unscaled_rate(config: TTT) -> None:
     elif objective.uses_norm:
         most = 0.015
     else:
-        most = 2.0 if inner.linear else 0.3
+        most = inner.largest_rate
     if config.base_rate is None or config.base_rate > most:
         raise ValueError(
             f"TTT.base_rate is {config.base_rate or 'null'}, but with learning.rate_scale: null {type(inner).__name__} "

@@ -52,9 +52,12 @@ class ResidualL2(Objective):
     Attributes:
         eps: of LN, added to the variance of z. The paper has 1e-6, which is as large as that variance at W_0 where |k|
             = 1 (``normalize_qk``); ttt-video has 1e-8.
+        normalize_target: LN(g(k)) learns LN(v - k) in place of v - k, by the same scale and shift (ttt-video, with the
+            sample's standard deviation).
     """
 
     eps: float = EPS
+    normalize_target: bool = False
 
     uses_norm: ClassVar[bool] = True
 
@@ -63,10 +66,18 @@ class ResidualL2(Objective):
             raise ValueError(f"ResidualL2.eps is {self.eps}; it must be above 0 (the paper: 1e-6).")
 
     def loss(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
-        return 0.5 * (self.read(z, k, norm) - v).square().sum(-1)
+        return 0.5 * (self.read(z, k, norm) - k - self.target(k, v, norm)).square().sum(-1)
 
     def gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
-        return residual_gradient(z, v - k, *norm, self.eps)
+        return residual_gradient(z, self.target(k, v, norm), *norm, self.eps)
+
+    def target(self, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
+        """What LN(g(k)) learns, [B, H, T, d]."""
+        change = v - k
+        if not self.normalize_target:
+            return change
+        deviation, mean = torch.std_mean(change, dim=-1, keepdim=True)
+        return torch.addcmul(norm.shift, norm.scale, (change - mean) / (deviation + self.eps))
 
     def read(self, z: Tensor, q: Tensor, norm: Norm) -> Tensor:
         return torch.addcmul(q + norm.shift, norm.scale, F.layer_norm(z, z.shape[-1:], eps=self.eps))

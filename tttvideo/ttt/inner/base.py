@@ -54,6 +54,9 @@ class InnerModel(ABC):
     base_rate: ClassVar[float] = 0.1
     """Inner learning rate where the layer's configuration names none (paper, section 2.7 and appendix C)."""
 
+    largest_rate: ClassVar[float] = 0.3
+    """Largest ``base_rate`` with L2 on keys of unit length and ``Learning.rate_scale: null``, as far as measured."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__call__" in cls.__dict__ and "backward" not in cls.__dict__:

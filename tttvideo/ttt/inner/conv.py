@@ -29,6 +29,7 @@ class Conv(InnerModel):
     mixes_tokens: ClassVar[bool] = True
     sees_positions: ClassVar[bool] = True
     last: ClassVar[str] = "2"
+    largest_rate: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_expansion(self, self.expansion)

@@ -24,6 +24,7 @@ class ConvDepthwise(InnerModel):
     mixes_tokens: ClassVar[bool] = True
     sees_positions: ClassVar[bool] = True
     last: ClassVar[str] = "2"
+    largest_rate: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_time(self, self.time)

@@ -26,6 +26,7 @@ class DWConv(InnerModel):
     sees_positions: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     base_rate: ClassVar[float] = 1.0
+    largest_rate: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         check_time(self, self.time)

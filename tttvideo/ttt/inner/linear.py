@@ -20,6 +20,7 @@ class Linear(InnerModel):
 
     linear: ClassVar[bool] = True
     base_rate: ClassVar[float] = 1.0
+    largest_rate: ClassVar[float] = 2.0
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         return {"1": MapShape(dim, dim, self.bias)}

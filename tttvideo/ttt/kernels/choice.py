@@ -172,6 +172,8 @@ def _why_not_learned(config: TTT) -> str | None:
         return f"there is no kernel for {config.learning}, only for the defaults"
     if isinstance(config.objective, ResidualL2) and config.objective.eps != EPS:
         return f"the eps of {config.objective} is {config.objective.eps}; in kernels it is {EPS}"
+    if isinstance(config.objective, ResidualL2) and config.objective.normalize_target:
+        return "there is no kernel for normalize_target"
     if optimizer.clip_by != "head":
         return f"there is no kernel for clip_by: {optimizer.clip_by}, only for head"
     if type(optimizer) is not SGD or not (optimizer.linear or clipped):
