@@ -1,6 +1,7 @@
 """A stream's answers are those of one call over everything, whatever way its frames come."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -49,14 +50,17 @@ def test_frames_of_any_kind_and_size_and_times():
     kinds = (
         list(frames),
         list(array),
+        [np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.shape) for picture in array],  # read-only
         [Image.fromarray(picture) for picture in array],
         [picture.astype(np.float32) / 255 for picture in array],
         [frame.double() / 255 for frame in frames],
         [[frame] for frame in frames],
     )
-    for kind in kinds:
-        stream = model.stream()
-        answers.append([moment.probabilities for frame in kind for moment in stream(frame)][-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in kinds:
+            stream = model.stream()
+            answers.append([moment.probabilities for frame in kind for moment in stream(frame)][-1])
     for answer in answers[1:]:
         torch.testing.assert_close(answer, answers[0], rtol=0, atol=1e-6)
     stream = model.stream(rate=2)

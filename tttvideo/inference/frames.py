@@ -36,10 +36,10 @@ def as_frames(pictures: Any) -> Tensor:
     if isinstance(pictures, np.ndarray):
         if pictures.dtype.kind not in "fu" or pictures.dtype in (np.uint16, np.uint32, np.uint64):
             raise ValueError(f"Expected frames of uint8, or of floating point in 0..1, got {pictures.dtype}; convert.")
-        pictures = torch.from_numpy(np.ascontiguousarray(pictures))
+        pictures = torch.from_numpy(np.require(pictures, requirements="CWE"))  # of a pipe they are read-only
     if not isinstance(pictures, Tensor):
         raise ValueError(f"Expected frames (numpy, torch or PIL), got a {type(pictures).__name__}; convert them.")
-    x = pictures.detach()
+    x = pictures.detach().to_dense()
     if x.dim() == 2 and channels_last:
         x = x[..., None]
     if x.dim() not in (3, 4) or not x.numel():
