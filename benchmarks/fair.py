@@ -6,7 +6,7 @@
 One thread, one training after another: first each layer at each rate on the seed of the choice, then, at the rate that
 was best there, on the reported seeds; where training was not flat at its end, again with more steps. Each finished row
 is appended to a JSONL file at once, and skipped when the study is started again; a training that was broken off goes on
-from its last minute.
+from its last minute, at the same commit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
-        of = repr((job, study["base"], study["tasks"][job.task], study["variants"][job.variant]))
+        of = repr((job, commit(), study["base"], study["tasks"][job.task], study["variants"][job.variant]))
         row = run(study, job, Partial(unfinished, of))
         append_row(file, row)
         unfinished.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
@@ -225,6 +226,27 @@ def name(component: object) -> str:
         if value != default:
             said.append(f"{field.name}={name(value)}")
     return f"{type(component).__name__}({','.join(said)})"
+
+
+def kinds(component) -> set[str]:
+    """The classes of a component and of those in it, and their settings that are not defaults."""
+    found = {type(component).__name__}
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= kinds(value)
+        elif value != field.default:
+            found.add(f"{type(component).__name__}.{field.name}={value}")
+    return found
+
+
+def each_kind(components) -> list:
+    """Parameters of a test: few components, in which every class and every setting occurs; the others are `slow`."""
+    left, chosen = set().union(*map(kinds, components)), []
+    while left:
+        chosen.append(max(components, key=lambda component: len(kinds(component) & left)))
+        left -= kinds(chosen[-1])
+    return [c if c in chosen else pytest.param(c, marks=pytest.mark.slow) for c in components]
 
 
 def build(config, seed=0, dim=DIM):

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 SMALL = [
-    "--data.size", "32,32", "--data.max_frames", "16", "--data.batch_size", "4", "--schedule.epochs", "1",
+    "--data.size", "48,48", "--data.max_frames", "16", "--data.batch_size", "4", "--schedule.epochs", "1",
     "--schedule.warmup", "0", "--schedule.inner_warmup", "0", "--model.backbone.width", "32",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tttvideo
-from tests.evaluation.small import noise_video, small_model, small_run, small_set
+from tests.evaluation.small import noise_video, small_model, small_run, small_set, undrawn
 from tttvideo.cli import main
 
 
@@ -137,7 +137,8 @@ def test_make_data(tmp_path, capsys):
 
 def test_evaluate_writes_into_the_run_folder_by_default(run, data, capsys):
     words = ["evaluate", str(run), "--data", str(data), "--workers", "0"]
-    assert main([*words, "--frames", "4,all", "--sampling", "dense", "fps=10", "--sampling", "uniform=2"]) == 0
+    with undrawn():
+        assert main([*words, "--frames", "4,all", "--sampling", "dense", "fps=10", "--sampling", "uniform=2"]) == 0
     shown = capsys.readouterr().out
     assert f"written to {run}" in shown
     rows = json.loads((run / "metrics.json").read_text())["results"]

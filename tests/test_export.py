@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import tttvideo
-from tests.evaluation.small import evaluate, noise_video, small_model, small_run, small_set
+from tests.evaluation.small import evaluate, noise_video, small_model, small_run, small_set, undrawn
 from tttvideo.evaluation import write_report
 from tttvideo.export import EXPORTED, ExportError, export
 
@@ -23,7 +23,8 @@ def run(tmp_path_factory):
 def evaluated(run, tmp_path_factory):
     """The run with its figures: metrics.json of its own in the run folder."""
     data = small_set(tmp_path_factory.mktemp("data") / "flashes", count=6)
-    write_report(evaluate(run, data, frames="8,all"), run)
+    with undrawn():
+        write_report(evaluate(run, data, frames="8,all"), run)
     config = run / "config.yaml"
     config.write_text(f"data:\n  root: {data}\n  val_fraction: 0.2\n")
     index = run / "checkpoints" / "index.json"

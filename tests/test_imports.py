@@ -17,7 +17,8 @@ LAYERS = {
     "devices": set(),
     "files": {"printing"},
     "printing": set(),
-    "serialize": {"files"},
+    "hub": set(),
+    "serialize": {"files", "hub"},
     "origin": {"serialize"},
     "recipes": set(),
     "strict_yaml": set(),
@@ -58,7 +59,7 @@ LAYERS = {
         "pretrained",
     },
     "export": {
-        *("files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
+        *("hub", "files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
         "evaluation",
     },
     "inspection": {

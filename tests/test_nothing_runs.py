@@ -74,7 +74,7 @@ if (grown := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) > 100_
 """
 
 
-def test_sizes_are_compared_before_memory_is_asked_for(downloaded, tmp_path):
+def test_sizes_are_compared_before_memory_is_asked_for(run_script, tmp_path):
     small_model(["a", "b"]).save_pretrained(tmp_path / "model")
     backbone = ["model", "init_args", "backbone", "init_args"]
     mixer = [*backbone, "mixer", "init_args"]
@@ -91,12 +91,5 @@ def test_sizes_are_compared_before_memory_is_asked_for(downloaded, tmp_path):
         ["preprocessing", "init_args", "size", [1 << 20, 1 << 20]],
         ["labels", [str(i) for i in range(1000)]],
     ]
-    ran = subprocess.run(
-        [sys.executable, "-c", HOSTILE, json.dumps(changes)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    ran = run_script(HOSTILE, [json.dumps(changes)])
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr

@@ -10,7 +10,8 @@ from .plain import from_plain
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
-    """The model of a run folder (its best checkpoint), a checkpoint in one, or an exported folder.
+    """The model of a run folder (its best checkpoint), a checkpoint in one, an exported folder, or ``owner/name`` on
+    the Hugging Face Hub.
 
     Args:
         trust: allow classes outside ``tttvideo`` that the configuration names (importing them runs their code).

@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from . import hub
 from .files import read_json
 
 FORMAT = "tttvideo-1"
@@ -182,12 +183,15 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The folder with ``config.json`` and ``model.safetensors`` that ``path`` means.
+    """The folder with ``config.json`` and ``model.safetensors`` that ``path`` means; ``owner/name`` is fetched from the
+    Hub where no such folder is here.
 
     Raises:
         ValueError: if there is none.
     """
-    path = Path(path)
+    given, path = path, Path(path)
+    if not path.exists() and hub.is_name(given):
+        path = hub.fetch(str(given))
     if not path.exists():
         raise ValueError(f"The checkpoint {path} does not exist.")
     if _is_model(path):

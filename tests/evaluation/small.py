@@ -1,9 +1,11 @@
 """A small generated set, a small model and a small run folder, made in a second or two."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tests.video.clips import write
@@ -52,6 +54,16 @@ def small_run(folder: Path, model: VideoModel, value: float = 0.25) -> Path:
     }
     (folder / "checkpoints" / "index.json").write_text(json.dumps(index))
     return folder
+
+
+@contextlib.contextmanager
+def undrawn():
+    """Figures are empty files: for tests of the numbers, as drawing takes a second each."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, out, **_: isinstance(out, Path) and out.write_bytes(b""))
+        yield
 
 
 def noise_video(path: Path, frames: int, seed: int = 0, size: int = 32) -> Path:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.evaluation.small import evaluate, small_model, small_run, small_set
+from tests.evaluation.small import evaluate, small_model, small_run, small_set, undrawn
 from tttvideo.cli import main
 from tttvideo.evaluation import CompareConfig, bootstrap, compare, write_report
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
@@ -31,12 +31,14 @@ def evaluated(tmp_path_factory):
             found = evaluate(
                 run,
                 data,
+                workers=0,
                 frames="8,all" if long else "all",
                 sampling=["dense", "uniform=4", "last=4"] if long else ["dense"],
                 controls=["all"] if long else [],
                 by=["first_colour"] if long else None,
             )
-            write_report(found, base / "eval" / name / str(frames))
+            with undrawn():
+                write_report(found, base / "eval" / name / str(frames))
     other = base / "eval" / "ttt-seed1"
     shutil.copytree(base / "eval" / "ttt", other)
     file = other / "20" / "predictions.csv"
@@ -69,7 +71,8 @@ def test_strata_are_those_of_the_evaluation(tmp_path):
         writer.writerow(["path", "label", "tie"])
         writer.writerows([data / row["path"], row["label"], max(0, i - 11)] for i, row in enumerate(rows))
     found = evaluate(small_run(tmp_path / "run", small_model()), tmp_path / "list.csv", by=["tie"], split="all")
-    write_report(found, tmp_path / "eval")
+    with undrawn():
+        write_report(found, tmp_path / "eval")
     protocols = compared(str(tmp_path / "eval"))
     stated = [stratum["value"] for stratum in found.metrics["results"][0]["by"]["tie"]]
     assert len(stated) == 3

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.evaluation.small import LABELS, evaluate, small_model, small_run, small_set
+from tests.evaluation.small import LABELS, evaluate, small_model, small_run, small_set, undrawn
 from tttvideo.cli import main
 from tttvideo.evaluation import print_report, write_report
 from tttvideo.evaluation.plots import plot_confusion
 from tttvideo.evaluation.strata import WRITTEN
 from tttvideo.video.synthetic import FlashRecall, ceiling_for, make
 
-SETTINGS = {"frames": "8,all", "sampling": ["dense", "uniform=4"]}
+SETTINGS = {"workers": 0, "frames": "8,all", "sampling": ["dense", "uniform=4"]}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,8 @@ def test_files_and_figures(run, data, tmp_path, capsys):
 
 def test_failures_count_as_wrong_and_are_listed(run, damaged, tmp_path, capsys):
     evaluation = evaluate(run, damaged, **SETTINGS)
-    write_report(evaluation, tmp_path)
+    with undrawn():
+        write_report(evaluation, tmp_path)
     print_report(evaluation)
     metrics, predictions = read(tmp_path)
     assert (metrics["n_videos"], metrics["n_failed"]) == (12, 2)
@@ -149,7 +150,8 @@ def test_several_labels(data, tmp_path):
     listing.write_text("path,label\n" + "".join(lines))
     run = small_run(tmp_path / "run", small_model(["blue", "green", "red"], multi_label=True))
     evaluation = evaluate(run, listing, split="all", frames="8,all")
-    write_report(evaluation, tmp_path / "out")
+    with undrawn():
+        write_report(evaluation, tmp_path / "out")
     metrics, predictions = read(tmp_path / "out")
     assert metrics["chance"] == pytest.approx(2 / 3)
     assert all(0 < row["map"] <= 1 for row in metrics["results"])
@@ -211,7 +213,8 @@ def test_cuts_of_one_file_are_told_apart(run, data, tmp_path, capsys):
     listing = tmp_path / "list.csv"
     listing.write_text("path,label,start,end\n" + "\n".join(rows) + "\n")
     evaluation = evaluate(run, listing, split="all")
-    write_report(evaluation, tmp_path / "out")
+    with undrawn():
+        write_report(evaluation, tmp_path / "out")
     print_report(evaluation)
     metrics, predictions = read(tmp_path / "out")
     assert [(row["start"], row["end"]) for row in predictions] == [("0.0", "0.2"), ("0.2", "0.4"), ("1.0", "2.5")]
@@ -278,8 +281,9 @@ def test_frames_in_a_random_order_have_no_ceiling(run, data, tmp_path):
 
 
 def _written(run, data, out, **options):
-    found = evaluate(run, data, by=["first_onset:3"], **options)
-    write_report(found, out)
+    found = evaluate(run, data, by=["first_onset:3"], workers=0, **options)
+    with undrawn():
+        write_report(found, out)
     return read(out)
 
 

@@ -32,7 +32,7 @@ def listing(tmp_path_factory):
 
 def test_one_file_with_everything(listing, tmp_path):
     run = small_run(tmp_path / "run", small_model(["a<b>&x", "c$1$"]))
-    found = evaluate(run, listing, split="all", frames="8,all", samples=3)
+    found = evaluate(run, listing, split="all", frames="8,all", samples=3, workers=0)
     write_report(found, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "a&lt;b&gt;&amp;x" in page
@@ -52,7 +52,7 @@ def test_one_file_with_everything(listing, tmp_path):
 def test_a_sample_ends_at_the_answer_of_the_evaluation(listing, tmp_path):
     model = small_model(["a<b>&x", "c$1$"])
     run = small_run(tmp_path / "run", model)
-    result = evaluate(run, listing, split="all", frames="8", samples=4)
+    result = evaluate(run, listing, split="all", frames="8", samples=4, workers=0)
     assert len(result.samples) == 4
     for sample in result.samples:
         assert sample.picture.startswith(b"\x89PNG")

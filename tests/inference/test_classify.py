@@ -251,15 +251,14 @@ def test_several_processes_share_the_work_and_the_file_is_whole(run, folder, tmp
             assert float(row["probability_1"]) == pytest.approx(float(alone(model, row["path"]).max()), abs=1e-5)
 
 
-def test_two_calls_on_one_file_are_refused(tmp_path):
+def test_two_calls_on_one_file_are_refused(run_script, tmp_path):
     first = Results(tmp_path / "r.jsonl", ["path"], {})
     code = (
         "import sys; from tttvideo.inference.results import Results\n"
-        "try: Results(sys.argv[1], ['path'], {})\n"
+        "try: Results(sys.argv[1], ['path'], {{}})\n"
         "except ValueError as error: print(error)"
     )
-    words = [sys.executable, "-c", code, str(tmp_path / "r.jsonl")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = run_script(code, [str(tmp_path / "r.jsonl")])
     assert "is being written to by another call" in done.stdout
     first.close()
 

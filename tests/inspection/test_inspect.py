@@ -109,9 +109,9 @@ def test_the_command(tmp_path, capsys):
     assert main(["inspect", str(run), str(video), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "block 1: an update takes the inner loss of its chunk from" in said
-    assert {file.name for file in out.iterdir()} == {"report.html", "inspection.json", *FIGURES}
+    assert {file.name for file in out.iterdir()} == {"inspection.html", "inspection.json", *FIGURES}
     assert all((out / figure).read_bytes().startswith(b"\x89PNG") for figure in FIGURES)
-    page = (out / "report.html").read_text()
+    page = (out / "inspection.html").read_text()
     assert page.count("data:image/png") == len(FIGURES)
     assert "a&lt;b&gt;.mp4, 40 frames" in page
     numbers = json.loads((out / "inspection.json").read_text())["layers"]["block 1"]
@@ -123,8 +123,16 @@ def test_the_command(tmp_path, capsys):
         assert main(["inspect", str(run), *map(str, words)]) == 2
         return capsys.readouterr().err
 
+    def refused_by(model):
+        other = small_run(tmp_path / "other", model)
+        assert main(["inspect", str(other), str(video), "--out", str(out)]) == 2
+        return capsys.readouterr().err
+
     assert "looks at one video, got 2" in refused(video, video)
     assert "give one: tttvideo inspect MODEL VIDEO" in refused("--frames", "3")
+    assert "its 40 frames do not fill a chunk of this model" in refused_by(
+        small_model(mixer=TTT(chunk=FrameCausal(41)))
+    )
     (tmp_path / "text.mp4").write_text("no video")
     assert "text.mp4" in refused(tmp_path / "text.mp4", "--out", out)
     assert json.loads((out / "inspection.json").read_text())["layers"]["block 1"] == numbers

@@ -33,7 +33,7 @@ def test_bidirectional_is_a_flip_by_hand(mixer):
         assert difference(y[b : b + 1, :length], expected) <= 1e-12
 
 
-@pytest.mark.parametrize("mixer", BIDIRECTIONAL, ids=name)
+@pytest.mark.parametrize("mixer", BIDIRECTIONAL[:4], ids=name)
 def test_bidirectional_does_not_stream(mixer):
     layer = build(mixer)
     _, state = layer(tokens(2 * N), None, Layout(GRID, torch.tensor([2, 0]) * N))

@@ -228,7 +228,7 @@ def test_the_plain_form_serves_where_the_kernel_cannot(calls):
     assert calls == []
 
 
-@pytest.mark.parametrize("mixer", [MAMBA, LINEAR, DELTA])
+@pytest.mark.parametrize("mixer", [MAMBA, *(pytest.param(m, marks=pytest.mark.slow) for m in (LINEAR, DELTA))])
 def test_what_is_compiled_is_the_plain_form(mixer, calls):
     layer, x = build(mixer), torch.randn(2, 4 * N, DIM)
     expected, _ = layer(x)

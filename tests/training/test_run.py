@@ -122,10 +122,10 @@ def test_the_saved_model_is_the_moving_average(whole, arguments, monkeypatch):
         ("run_folder.JsonLines.append", 1),  # before the first checkpoint
         ("run_folder.JsonLines.append", 4),  # a step after one in mid-epoch
         ("checkpoint.Checkpoints._write_index", 1),  # the checkpoint is there, the index not yet
-        ("run_folder.JsonLines.append", 5),  # before the line of the epoch
         ("checkpoint.Checkpoints._prune", 2),  # at the end of the epoch, not yet validated
-        ("checkpoint.Checkpoints._prune", 3),  # validated, the log has its line
-        ("run_folder.JsonLines.append", 9),  # late in the second epoch
+        pytest.param("run_folder.JsonLines.append", 5, marks=pytest.mark.slow),  # before the line of the epoch
+        pytest.param("checkpoint.Checkpoints._prune", 3, marks=pytest.mark.slow),  # validated, the log has its line
+        pytest.param("run_folder.JsonLines.append", 9, marks=pytest.mark.slow),  # late in the second epoch
     ],
 )
 def test_killed_and_resumed_is_the_same_run(whole, arguments, monkeypatch, capsys, method, count):

@@ -13,7 +13,7 @@ from tttvideo.ttt.step import read_ahead_then_update, steps_of
 N = GRID[0] * GRID[1]
 
 
-@pytest.mark.parametrize("inner", [MLP(), Conv(time=2)], ids=name)
+@pytest.mark.parametrize("inner", [pytest.param(MLP(), marks=pytest.mark.slow), Conv(time=2)], ids=name)
 def test_a_chunk_is_one_graph(inner):
     loop, state, tokens = case(inner, ResidualL2())
     mask = FrameCausal(2).mask(N // 2, N, torch.device("cpu"))

@@ -16,9 +16,8 @@ def leaf(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("lead", [(2, 2), (2, 1, 3)], ids=["plain", "grouped"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-def test_maps(bias, lead):
+@pytest.mark.parametrize(("lead", "bias"), [((2, 2), True), ((2, 1, 3), False)], ids=["plain", "grouped"])
+def test_maps(lead, bias):
     """Of an affine map twice, since inner gradients pass through it; of its dual form and its step once."""
     torch.manual_seed(0)
     x, inputs, gradients = leaf(*lead, 4, 2), leaf(*lead, 5, 2), leaf(*lead, 5, 3)

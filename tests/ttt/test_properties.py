@@ -19,6 +19,7 @@ from tests.helpers import (
     N,
     build,
     distance,
+    each_kind,
     name,
 )
 from tttvideo.mixers import NoMixer
@@ -27,7 +28,7 @@ from tttvideo.ttt import GLU, TTT, Conv, DotProduct, FrameCausal, Layout, SelfAt
 STREAMING = [mixer for mixer in SOME_MIXERS if mixer.build(DIM).streams]
 
 
-@pytest.mark.parametrize("mixer", STREAMING, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(STREAMING), ids=name)
 def test_streamed_is_whole(mixer):
     """Outputs and final state do not depend on how a sequence is cut into calls: 4 ways, and every smallest piece."""
     layer = build(mixer)
@@ -47,7 +48,7 @@ def test_streamed_is_whole(mixer):
             assert distance(state, last) <= 1e-12
 
 
-@pytest.mark.parametrize("mixer", SOME_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_MIXERS), ids=name)
 def test_padding_and_neighbours_are_invisible(mixer):
     """Rows of different lengths in one batch, over two calls, give what each gives alone; NaN in padding stays."""
     layer = build(mixer)
@@ -79,7 +80,7 @@ def test_padding_and_neighbours_are_invisible(mixer):
         assert (out2[b, c:] == 0).all()
 
 
-@pytest.mark.parametrize("mixer", SOME_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_MIXERS), ids=name)
 def test_packed_is_separate(mixer):
     """Sequences packed into one row by cu_seqlens, one of them empty, give what each gives alone; then read on."""
     layer = build(mixer)
@@ -99,7 +100,7 @@ def test_packed_is_separate(mixer):
             assert (next_packed[:, s * 2 * N : (s + 1) * 2 * N] - further).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("mixer", SOME_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_MIXERS), ids=name)
 def test_gradients_ignore_padding(mixer):
     """Parameter gradients of a padded row are those of the row alone, even where the padding is NaN."""
     layer = build(mixer)
@@ -118,7 +119,7 @@ def test_gradients_ignore_padding(mixer):
             assert (p.grad - together[key]).abs().max() <= 1e-10 * max(1.0, float(p.grad.abs().max())), key
 
 
-@pytest.mark.parametrize("mixer", STREAMING, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(STREAMING), ids=name)
 def test_the_future_does_not_change_the_past(mixer):
     """To the bit; with chunks of several frames that see each other, from one such chunk to the next."""
     layer = build(mixer)
@@ -135,7 +136,7 @@ def test_the_future_does_not_change_the_past(mixer):
             assert not torch.equal(before[:, cut:], after[:, cut:])
 
 
-@pytest.mark.parametrize("mixer", [*ALL_TTT, *BASELINES, *BIDIRECTIONAL[:2]], ids=name)
+@pytest.mark.parametrize("mixer", each_kind([*ALL_TTT, *BASELINES, *BIDIRECTIONAL[:2]]), ids=name)
 def test_outer_gradients(mixer):
     """Every outer parameter, W_0 and the rates included, against finite differences: all at once, along a random
     direction in which each counts alike."""
@@ -158,7 +159,7 @@ def test_outer_gradients(mixer):
     assert ((ahead - behind) / 2e-6 - expected).abs() <= 1e-6
 
 
-@pytest.mark.parametrize("mixer", SOME_TTT, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_TTT), ids=name)
 def test_checkpointing_changes_nothing(mixer):
     layer = build(mixer)
     x = torch.randn(1, 7 * N, DIM).double()
@@ -178,7 +179,7 @@ def test_checkpointing_changes_nothing(mixer):
             assert (a - b).abs().max() <= 1e-12 * max(1.0, float(a.abs().max()))
 
 
-@pytest.mark.parametrize("mixer", SOME_TTT, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_TTT), ids=name)
 def test_no_grad_gives_the_same(mixer):
     layer = build(mixer)
     x = torch.randn(1, 3 * N, DIM).double()
@@ -194,7 +195,7 @@ def test_no_grad_gives_the_same(mixer):
     assert not any(t.requires_grad for t in pytree.tree_leaves(state) if t is not None)
 
 
-@pytest.mark.parametrize("mixer", SOME_TTT, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_TTT), ids=name)
 def test_every_parameter_has_a_gradient(mixer):
     """Also where no chunk is full: several processes would wait for a parameter that has none."""
     layer = build(mixer)
@@ -203,7 +204,7 @@ def test_every_parameter_has_a_gradient(mixer):
     assert [key for key, p in layer.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("mixer", [m for m in STREAMING if m in SOME_TTT], ids=name)
+@pytest.mark.parametrize("mixer", each_kind([m for m in STREAMING if m in SOME_TTT]), ids=name)
 def test_gradients_flow_through_the_state(mixer):
     """Read in two calls, with the state between them: the gradients of one call, with checkpointing too."""
     layer = build(mixer)
@@ -233,7 +234,7 @@ def test_bf16_keeps_its_state_in_float32():
     assert torch.isfinite(y.float()).all()
 
 
-@pytest.mark.parametrize("mixer", STREAMING, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(STREAMING), ids=name)
 def test_steps_are_the_whole(mixer):
     """``step`` after ``step`` gives what ``forward`` gives, the state included."""
     layer = build(mixer)

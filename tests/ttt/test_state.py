@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from tests.helpers import GRID, SOME_MIXERS, N, name
+from tests.helpers import GRID, SOME_MIXERS, N, each_kind, name
 from tttvideo.mixers import Attention
 from tttvideo.ttt import SGD, TTT, DotProduct, Layout, Linear, TokenCausal, detach, state_from, state_tensors
 
 
-@pytest.mark.parametrize("mixer", [m for m in SOME_MIXERS if m.build(8).streams], ids=name)
+@pytest.mark.parametrize("mixer", each_kind([m for m in SOME_MIXERS if m.build(8).streams]), ids=name)
 def test_a_stream_goes_on_from_a_file(mixer, tmp_path):
     torch.manual_seed(0)
     layer = mixer.build(8).double()
@@ -46,7 +46,7 @@ def test_detach_truncates_backpropagation():
     assert (x.grad[:, :10] != 0).any()
 
 
-@pytest.mark.parametrize("mixer", SOME_MIXERS, ids=name)
+@pytest.mark.parametrize("mixer", each_kind(SOME_MIXERS), ids=name)
 def test_the_state_does_not_grow(mixer):
     """What its tensors hold in memory, not only what they show: a view keeps the whole of what it was cut from."""
     layer = mixer.build(8)
@@ -110,9 +110,13 @@ def test_a_hundred_thousand_updates_stay_bounded(config, bf16):
     assert largest_weight(config, 100_000, bf16) < 100
 
 
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
-    "config", [TTT(heads=2, chunk=TokenCausal(1)), TTT(inner=Linear(), objective=DotProduct(), heads=2, forget=True)]
+    ("config", "bf16"),
+    [
+        (TTT(heads=2, chunk=TokenCausal(1)), True),
+        (TTT(inner=Linear(), objective=DotProduct(), heads=2, forget=True), False),
+    ],
+    ids=name,
 )
 def test_a_thousand_updates_stay_bounded(config, bf16):
     assert largest_weight(config, 1_000, bf16) < 100

@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from tests.video.suites import decoded, rows_of
+from tests.video.suites import decoded, oracle_accuracy, rows_of
 from tttvideo.video.synthetic import CountEvents, SuiteError, ceiling_for, find_suite, make
 from tttvideo.video.synthetic.count_events import COLOURS
 
@@ -49,13 +49,9 @@ def test_ceiling_is_that_of_the_definition(suite):
 @pytest.mark.parametrize(("sampling", "cut"), [("dense", None), ("fps=10", None), ("uniform=16", None), ("dense", 50)])
 def test_oracle_reaches_the_ceiling(sampling, cut):
     suite, n = CountEvents(), 800
-    indices = suite.sampled(sampling, cut)
     ceiling = suite.ceiling_under(sampling, cut)
-    right = 0
-    for index in range(n):
-        label, cause = suite.plan("val", index)
-        right += suite.oracle({key: str(value) for key, value in cause.items()}, indices) == label
-    assert abs(right / n - ceiling) <= 3.5 * math.sqrt(ceiling * (1 - ceiling) / n)
+    accuracy = oracle_accuracy(suite, suite.sampled(sampling, cut), n)
+    assert abs(accuracy - ceiling) <= 3.5 * math.sqrt(ceiling * (1 - ceiling) / n)
 
 
 def test_ceilings_to_compare_with():

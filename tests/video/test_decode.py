@@ -22,6 +22,13 @@ ODD = VIDEOS / "odd"
 ODD_FILES = list(csv.DictReader((ODD / "odd.csv").open())) if (ODD / "odd.csv").exists() else []
 
 
+def odd_files():
+    """Large files without damage are `slow`."""
+    for row in ODD_FILES:
+        large = row["verdict"] == "ok" and (ODD / row["path"]).stat().st_size > 60_000
+        yield pytest.param(row, marks=pytest.mark.slow if large else ())
+
+
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     reader._already_warned.clear()
@@ -61,7 +68,7 @@ def read_all(path, size=None, batch=64):
 
 
 @pytest.mark.skipif(not ODD_FILES, reason="shared/videos/odd is not here")
-@pytest.mark.parametrize("row", ODD_FILES, ids=lambda row: row["path"])
+@pytest.mark.parametrize("row", odd_files(), ids=lambda row: row["path"])
 def test_odd_files_decode_as_their_table_says(row):
     path = str(ODD / row["path"])
     if row["verdict"] == "refused":
@@ -110,7 +117,13 @@ def test_frames_behind_the_damage_are_refused_and_those_before_it_given():
 
 
 @pytest.mark.skipif(not ODD_FILES, reason="shared/videos is not here")
-@pytest.mark.parametrize("pattern", ["ut6/train/*/*.avi", "order3/train/*/*.mp4", "fightpair2/val/*/*.mp4"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "fightpair2/val/*/*.mp4",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("ut6/train/*/*.avi", "order3/train/*/*.mp4")),
+    ],
+)
 def test_real_clips_are_exact(pattern):
     for path in sorted(VIDEOS.glob(pattern))[::15][:3]:
         frames, info, _, warned = read_all(path)

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.video.suites import oracle_accuracy
 from tttvideo.video.decode import open_video
 from tttvideo.video.mp4 import write_mp4
 from tttvideo.video.sampling import parse_sampling
@@ -223,16 +224,10 @@ def test_ceilings_are_for_the_frames_that_evaluation_will_see(fps, tmp_path):
 @pytest.mark.parametrize("sampling", ["dense", "fps=1", "fps=10", "uniform=16", "uniform=8", "segments=5"])
 @pytest.mark.parametrize("cut", [None, 20])
 def test_oracle_reaches_the_ceiling(sampling, cut):
-    suite = FlashOrder()
-    n = 3000
-    indices = suite.sampled(sampling, cut)
+    suite, n = FlashOrder(), 3000
     ceiling = suite.ceiling_under(sampling, cut)
-    right = 0
-    for index in range(n):
-        label, cause = suite.plan("val", index)
-        row = {key: str(value) for key, value in cause.items()}  # as it comes back from meta.csv
-        right += suite.oracle(row, indices) == label
-    assert abs(right / n - ceiling) <= 3.5 * math.sqrt(ceiling * (1 - ceiling) / n)
+    accuracy = oracle_accuracy(suite, suite.sampled(sampling, cut), n)
+    assert abs(accuracy - ceiling) <= 3.5 * math.sqrt(ceiling * (1 - ceiling) / n)
 
 
 def test_stated_ceilings(small):

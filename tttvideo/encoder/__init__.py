@@ -1,9 +1,20 @@
-"""Encoders: frames to tokens. Light ones for training from scratch, and every timm model."""
+"""Encoders: frames to tokens. Light ones for training from scratch, every timm model, and those of transformers."""
 
 from .base import Encoder, EncoderState, FrameEncoder
 from .features import Features
+from .hugging_face import Transformers
 from .patches import Patches, Tubelets
 from .pretrained import Timm
 from .stem import ConvStem
 
-__all__ = ["ConvStem", "Encoder", "EncoderState", "Features", "FrameEncoder", "Patches", "Timm", "Tubelets"]
+__all__ = [
+    "ConvStem",
+    "Encoder",
+    "EncoderState",
+    "Features",
+    "FrameEncoder",
+    "Patches",
+    "Timm",
+    "Transformers",
+    "Tubelets",
+]

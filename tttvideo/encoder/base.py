@@ -27,6 +27,11 @@ class Encoder(ABC):
         """The folder that a list's paths count from, where the data name none."""
         return None
 
+    @property
+    def base_model(self) -> str | None:
+        """The Hub's name of the model whose weights it begins with, where that is known for certain."""
+        return None
+
     def resolved(self, paths: Sequence[str]) -> Encoder:
         """With what the data say of it: ``paths`` are those of the training videos."""
         return self
@@ -121,11 +126,7 @@ class FrameEncoder(nn.Module, ABC):
         """
         batch, count = frames.shape[:2]
         given = torch.full((batch,), count) if lengths is None else lengths
-        if bool((state.ended & (given > 0)).any()):
-            raise ValueError(
-                f"A video continues after a segment that was no multiple of {self.stride} frames (one time step "
-                "of this encoder); cut streams at multiples of that."
-            )
+        self._refuse_continued(state, given)
         ended = state.ended | (given % self.stride != 0)
         if count % self.stride or bool((given % self.stride != 0).any()):
             frames = self._complete(frames, given)
@@ -133,6 +134,13 @@ class FrameEncoder(nn.Module, ABC):
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
         tokens, tails = self.encode(x, steps, state)
         return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
+
+    def _refuse_continued(self, state: EncoderState, given: Tensor) -> None:
+        if bool((state.ended & (given > 0)).any()):
+            raise ValueError(
+                f"A video continues after a segment that was no multiple of {self.stride} frames (one time step "
+                "of this encoder); cut streams at multiples of that."
+            )
 
     def reading(self, preprocessing: Preprocessing) -> Preprocessing:
         """How videos are read for this encoder with its weights: by default as frames, else as their features."""

@@ -73,6 +73,10 @@ class Timm(Encoder):
         return replace(self, cache=None, cache_views=1)
 
     @property
+    def base_model(self) -> str | None:
+        return f"timm/{self.name}" if self.pretrained.lower() == "true" else None
+
+    @property
     def views(self) -> int:
         return 0 if self.cache is None else self.cache_views
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..hub import NAME
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -18,6 +20,8 @@ class ExportConfig:
         format: folder (config.json, model.safetensors, labels.json and a model card, for tttvideo.from_pretrained and
             the Hugging Face Hub), torch (step.pt2: one streaming step by torch.export), onnx (step.onnx: the same), or
             all of them.
+        push: owner/name on the Hugging Face Hub, where the folder is put too; a new repository there is private.
+        license: of the model, as the Hub calls it (apache-2.0, mit, ...), for the card.
         metrics: metrics.json of evaluations of these weights, for the card (default: the run folder's).
         batch: streams side by side in a step.
         verify: run the step over a video beside the model and compare the answers.
@@ -31,6 +35,8 @@ class ExportConfig:
     checkpoint: str
     out: str
     format: Literal["folder", "torch", "onnx", "all"] = "folder"
+    push: str | None = None
+    license: str | None = None
     metrics: tuple[str, ...] = ()
     batch: int = 1
     verify: bool = False
@@ -44,5 +50,9 @@ class ExportConfig:
             raise ValueError(f"--batch must be at least 1, got {self.batch}")
         if self.verify and self.format == "folder":
             raise ValueError("--verify is of a step (--format torch, onnx or all); a folder is always read back")
+        if self.push is not None and (self.format not in ("folder", "all") or not NAME.fullmatch(self.push)):
+            raise ValueError(f"--push puts a folder (--format folder or all) at owner/name, got {self.push!r}")
+        if self.license is not None and self.format not in ("folder", "all"):
+            raise ValueError("--license is of the card of a folder (--format folder or all); leave it out")
         if self.video is not None and not self.verify:
             raise ValueError("--video is for --verify; give both or neither")

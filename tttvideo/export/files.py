@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import hub
 from ..evaluation.generating import read_clip
 from ..files import check_folder
 from ..model import VideoModel
@@ -42,9 +43,11 @@ def export_files(config: ExportConfig) -> int:
     check_folder(out)
     source = inspect_checkpoint(config.checkpoint)
     if config.format in ("folder", "all"):
-        export(config.checkpoint, out, metrics=config.metrics, trust=config.trust)
+        export(config.checkpoint, out, metrics=config.metrics, trust=config.trust, license=config.license)
         trusted = ", trust=True" if config.trust else ""
         print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
+        if config.push is not None:
+            print(printable(f'{hub.push(out, config.push)}: tttvideo.from_pretrained("{config.push}"{trusted})'))
     if not formats:
         return 0
     model = from_pretrained(source.folder, trust=config.trust).cpu().eval()

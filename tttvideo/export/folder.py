@@ -13,20 +13,28 @@ import torch
 from ..evaluation.page import page_of, score_of, way
 from ..evaluation.report import as_markdown
 from ..files import read_json
+from ..hub import FILES
 from ..model import VideoModel
 from ..origin import Checkpoint, inspect_checkpoint, selection_sentence
 from ..pretrained import from_pretrained
 from ..printing import markdown, markdown_code, printable
 from ..video.index import save_labels
 
-EXPORTED = ("config.json", "model.safetensors", "labels.json", "README.md")
+EXPORTED = FILES
 
 
 class ExportError(ValueError):
     """An export that cannot be written, or that does not do what the checkpoint does."""
 
 
-def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | Path] = (), trust: bool = False) -> Path:
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    metrics: Sequence[str | Path] = (),
+    trust: bool = False,
+    license: str | None = None,
+) -> Path:
     """Write config.json, model.safetensors, labels.json and a model card into the folder `out`.
 
     Args:
@@ -35,6 +43,7 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
         metrics: metrics.json files of `tttvideo evaluate` for the card; by default the run folder's own.
             Only figures of these very weights are taken.
         trust: also build models from classes outside this package.
+        license: of the model, for the card.
 
     The export is complete before it appears, and read back: its outputs on random frames must equal the
     checkpoint's to the bit. Raises ExportError (a ValueError) with one sentence.
@@ -56,9 +65,8 @@ def export(checkpoint: str | Path, out: str | Path, *, metrics: Sequence[str | P
         model.config = replace(model.config, encoder=model.config.encoder.portable())
         model.save_pretrained(unfinished, provenance=source.provenance)
         save_labels(unfinished / "labels.json", model.labels)
-        (unfinished / "README.md").write_text(
-            model_card(model, title, out.name, source, measured, trust=trust), encoding="utf-8", newline="\n"
-        )
+        card = model_card(model, title, out.name, source, measured, trust=trust, license=license)
+        (unfinished / "README.md").write_text(card, encoding="utf-8", newline="\n")
         _verify(model, from_pretrained(unfinished, trust=trust).eval(), out)
         out.mkdir(exist_ok=True)
         out.chmod(0o777 & ~_umask())
@@ -148,7 +156,14 @@ def _umask() -> int:
 
 
 def model_card(
-    model, name: str, folder: str, source: Checkpoint, measured: Sequence[dict[str, Any]], *, trust: bool = False
+    model,
+    name: str,
+    folder: str,
+    source: Checkpoint,
+    measured: Sequence[dict[str, Any]],
+    *,
+    trust: bool = False,
+    license: str | None = None,
 ) -> str:
     """The README.md of an export: YAML front matter for the Hub, then what a user must know. With ``trust`` it has
     classes of the user's own."""
@@ -157,10 +172,11 @@ def model_card(
     name, task, p = printable(name), model.config.task, model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = task.card(_python(folder, trust), _shell(folder, trust), parameters, model.labels, model.multi_label)
-    pipeline = {"pipeline_tag": card.pipeline} if card.pipeline else {}
+    optional = {"pipeline_tag": card.pipeline, "license": license, "base_model": model.config.encoder.base_model}
+    optional = {key: value for key, value in optional.items() if value}
     results = _eval_results(measured, card.tag) or None
     tags = [card.tag, "test-time-training"]
-    data = ModelCardData(library_name="tttvideo", tags=tags, model_name=name, eval_results=results, **pipeline)
+    data = ModelCardData(library_name="tttvideo", tags=tags, model_name=name, eval_results=results, **optional)
     figures = "\n\n".join(map(_figures, measured))
     return f"""---
 {data.to_yaml()}

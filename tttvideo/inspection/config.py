@@ -10,7 +10,7 @@ from typing import ClassVar
 class InspectConfig:
     """Look inside a model: what each part costs; and over a video what its hidden states learn: inner loss before and
     after each update, how far weights move, what the layers choose to learn from (a heat map on the frames), and what
-    is still there at the end. Writes report.html, inspection.json and figures.
+    is still there at the end. Writes inspection.html, inspection.json and figures.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.

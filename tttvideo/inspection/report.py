@@ -65,14 +65,14 @@ def inspect(config: InspectConfig) -> int:
     if not config.json:
         for sentence in sentences:
             print(printable(sentence))
-        print(printable(f"written to {out}: report.html, inspection.json and {len(FIGURES)} figures"))
+        print(printable(f"written to {out}: inspection.html, inspection.json and {len(FIGURES)} figures"))
     return 0
 
 
 def write_inspection(
     model: VideoModel, name: str, video: str, out: Path, parts: list[Part], first: int | None = None
 ) -> list[str]:
-    """Reads the ``first`` frames of a video (None: all) and writes report.html, inspection.json and the figures.
+    """Reads the ``first`` frames of a video (None: all) and writes inspection.html, inspection.json and the figures.
 
     Returns:
         sentences on what was found.
@@ -90,7 +90,7 @@ def write_inspection(
     sentences = [*_answer(model, output), *(_sentence(own) for own in records)]
     regular = _regular(count, stride)
     even = [regular[i] for i in np.linspace(0, len(regular) - 1, min(COLUMNS, len(regular))).round().astype(int)]
-    with result_set(out, ["inspection.json"], ["report.html", "inspection.json", *FIGURES]) as folder:
+    with result_set(out, ["inspection.json"], ["inspection.html", "inspection.json", *FIGURES]) as folder:
         figures = _numbers(records, times, parts)
         with replacing(folder / "inspection.json") as path:
             path.write_text(as_json(figures), encoding="utf-8")
@@ -103,7 +103,7 @@ def write_inspection(
         shown = {caption: (folder / file).read_bytes() for file, caption in FIGURES.items()}
         page = templates(Path(__file__).parent).get_template("report.html.jinja")
         facts = [("model", name), ("video", f"{video}, {count} frames")]
-        with replacing(folder / "report.html") as path:
+        with replacing(folder / "inspection.html") as path:
             html = page.render(facts=facts, sentences=sentences, rows=_rows(parts), figures=shown)
             path.write_text(html, encoding="utf-8")
     return sentences
@@ -142,8 +142,8 @@ def _sentence(own: LayerRecord) -> str:
     return (
         f"{own.name}: an update takes the inner loss of its chunk from {was:.3g} to {now:.3g} "
         f"({100 * (now - was) / abs(was or 1):+.1f} %, mean of {len(before)}); at the end the weights are {share} away "
-        f"from W_0; learned rates from {float(rates.min()):.3f} to {float(rates.max()):.3f}; the last state's read-out "
-        f"of the first chunk is {float(own.probes.similarity[0]):.2f} similar to what it was"
+        f"from W_0; learned rates from {float(rates.min()):.3f} to {float(rates.max()):.3f}; read-out of the first "
+        f"chunk, at the end against right after it: cosine {float(own.probes.similarity[0]):.2f}"
     )
 
 

@@ -62,18 +62,18 @@ def test_a_part_that_hangs_or_breaks_costs_its_own_rows(tmp_path, monkeypatch, c
         subprocess, "Popen", lambda command, **given: popen([sys.executable, "-c", WORK, *command[3:]], **given)
     )
     monkeypatch.setattr(first_gpu, "LEAST", 0.0)
-    stages = (("a", 4, 2, 5.0, 4), ("b", 3, 3, 600.0, 3), ("c", 1, 1, 9.0, 1))
+    stages = (("a", 4, 2, 3.0, 4), ("b", 3, 3, 600.0, 3), ("c", 1, 1, 9.0, 1))
     monkeypatch.setattr(first_gpu, "STAGES", tuple(first_gpu.Stage(*one) for one in stages))
-    assert first_gpu.main(["--budget", "18", "--out", str(tmp_path)]) == 0
+    assert first_gpu.main(["--budget", "10", "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path)
     assert {row["part"] for row in rows if row["stage"] == "a" and "why" not in row} == {0, 1, 2, 3}
     why = {(row["stage"], row["part"]): row["why"] for row in rows if "why" in row and "part" in row}
     assert why["a", 1] == why["b", 1] == "its process ended with exit code 3; see log.txt"
-    assert why["a", 2] == "ended after 5 seconds, its limit"
+    assert why["a", 2] == "ended after 3 seconds, its limit"
     assert why["b", 2].startswith("ended after ")
     assert [row["why"] for row in rows if row["stage"] == "c"] == ["the time was up before it was begun"]
     said = capfd.readouterr().out
-    assert f"the rest: python -m benchmarks.first_gpu --budget 18 --out {tmp_path} --only b,c" in said
+    assert f"the rest: python -m benchmarks.first_gpu --budget 10 --out {tmp_path} --only b,c" in said
 
 
 def test_an_unknown_stage_is_one_sentence(tmp_path, capsys):

@@ -35,8 +35,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("mode", BOUNDS)
-@pytest.mark.parametrize(("model", "chunk", "frame", "lengths"), CASES, ids=name)
+def with_modes():
+    """Each mode and each of the quick cases once in the quick suite."""
+    for number, some in enumerate(CASES):
+        arguments, marks = (some.values, some.marks) if hasattr(some, "values") else (some, ())
+        for other, mode in enumerate(BOUNDS):
+            quick = not marks and (other % 2 == number)
+            yield pytest.param(*arguments, mode, marks=() if quick else pytest.mark.kernels)
+
+
+@pytest.mark.parametrize(("model", "chunk", "frame", "lengths", "mode"), list(with_modes()), ids=name)
 def test_every_mode_keeps_to_its_bound(model, chunk, frame, lengths, mode):
     one = case(model, chunk, lengths=lengths, frame=frame, heads=1)
     exact = gradients(eager, one)

@@ -1,0 +1,150 @@
+"""Encoders of the transformers library, tiny and random, from a local folder."""
+
+import json
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="needs the extra transformers")
+
+from tttvideo.backbone import Backbone  # noqa: E402
+from tttvideo.encoder import Transformers  # noqa: E402
+from tttvideo.mixers import TTT  # noqa: E402
+from tttvideo.model import ModelConfig, VideoModel  # noqa: E402
+from tttvideo.pretrained import from_pretrained  # noqa: E402
+from tttvideo.tasks import Classification  # noqa: E402
+from tttvideo.ttt import FrameCausal  # noqa: E402
+from tttvideo.video.transforms import Preprocessing  # noqa: E402
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+IMAGE = {**TINY, "image_size": 32, "patch_size": 8, "intermediate_size": 32}
+KINDS = {
+    "V-JEPA 2": lambda t: t.VJEPA2Model(
+        t.VJEPA2Config(
+            **TINY, patch_size=8, crop_size=32, frames_per_clip=4, pred_hidden_size=16, pred_num_attention_heads=2,
+            pred_num_hidden_layers=1,
+        )
+    ),
+    "VideoMAE": lambda t: t.VideoMAEModel(t.VideoMAEConfig(**IMAGE, num_frames=4)),
+    "VideoPrism": lambda t: t.VideoPrismVisionModel(
+        t.VideoPrismVisionConfig(
+            hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=32, num_frames=4,
+            tubelet_size=[1, 8, 8], num_spatial_layers=1, num_temporal_layers=1, num_auxiliary_layers=0,
+        )
+    ),
+    "DINOv3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**IMAGE, num_register_tokens=3)),
+    "SigLIP": lambda t: t.SiglipVisionModel(t.SiglipVisionConfig(**IMAGE)),
+}  # fmt: skip
+VIDEO = ("V-JEPA 2", "VideoMAE", "VideoPrism")
+MEAN, STD = [0.2, 0.3, 0.4], [0.5, 0.25, 0.2]
+
+
+def folder(kind, path):
+    torch.manual_seed(0)
+    KINDS[kind](transformers).save_pretrained(path)
+    name = "video_preprocessor_config.json" if kind in VIDEO else "preprocessor_config.json"
+    (path / name).write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    return str(path)
+
+
+def model_of(encoder):
+    torch.manual_seed(1)
+    backbone = Backbone(width=16, depth=1, mixer=TTT(heads=2, chunk=FrameCausal(frames=1)))
+    config = ModelConfig(encoder.resolved(()), backbone, Classification())
+    return VideoModel(config, preprocessing=Preprocessing(size=(32, 32)), labels=["a", "b"]).double().eval()
+
+
+def clip(frames, batch=1):
+    return torch.randint(
+        0, 256, (batch, frames, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@torch.no_grad()
+def test_tokens_are_those_of_the_model_in_its_own_preprocessing(kind, tmp_path):
+    name = folder(kind, tmp_path)
+    encoder = model_of(Transformers(name, grid=(4, 4))).encoder
+    window = 4 if kind in VIDEO else 1
+    assert encoder.stride == window
+    frames = clip(2 * window)
+    got, _, _ = encoder(frames, None, encoder.init_state(1))
+    own = KINDS[kind](transformers)  # another seed: the weights must come from the folder
+    own = type(own).from_pretrained(name).double().eval()
+    x = (frames / 255.0 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    for step in range(2):
+        part = x[:, step * window : (step + 1) * window].double()
+        if kind == "V-JEPA 2":
+            tokens = own.get_vision_features(part)
+        else:
+            tokens = own(part if kind in VIDEO else part[:, 0]).last_hidden_state
+        tokens = tokens[:, -(tokens.shape[1] // 16) * 16 :].unflatten(1, (-1, 16)).mean(1)
+        expected = encoder.projection(tokens) + encoder.position
+        assert torch.allclose(got[:, step], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_streamed_is_whole_and_the_last_window_is_moved_back(kind, tmp_path):
+    model = model_of(Transformers(folder(kind, tmp_path)))
+    frames = clip(11)
+    whole, _ = model(frames)
+    state, at = None, 0
+    for count in (4, 4, 3):
+        streamed, state = model(frames[:, at : at + count], state=state)
+        at += count
+    assert torch.allclose(streamed.logits, whole.logits, atol=1e-12)
+    padded, _ = model(torch.cat([frames, clip(11)]), torch.tensor([11, 2]))
+    assert torch.allclose(padded.logits[:1], whole.logits, atol=1e-12)
+    if kind in VIDEO:
+        encoder = model.encoder
+        last = encoder(frames, None, encoder.init_state(1))[0][:, -1]
+        moved = encoder(frames[:, -4:], None, encoder.init_state(1))[0][:, 0]
+        assert torch.allclose(last, moved, atol=1e-12)
+        short = encoder(frames[:, :2], None, encoder.init_state(1))[0]
+        again = encoder(frames[:, [0, 1, 1, 1]], None, encoder.init_state(1))[0]
+        assert torch.allclose(short, again, atol=1e-12)
+        with pytest.raises(ValueError, match="cut streams at multiples"):
+            model(frames[:, :4], state=state)
+
+
+def test_a_checkpoint_does_not_need_the_folder(kind, tmp_path):
+    model = model_of(Transformers(folder(kind, tmp_path / "model"))).float()
+    model.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "model").rename(tmp_path / "gone")
+    copy = from_pretrained(tmp_path / "checkpoint")
+    with torch.no_grad():
+        assert torch.equal(copy(clip(8))[0].logits, model(clip(8))[0].logits)
+
+
+def test_frozen_and_trained(kind, tmp_path):
+    name = folder(kind, tmp_path)
+    frozen, trained = (model_of(Transformers(name, frozen=frozen)).train() for frozen in (True, False))
+    assert not any(p.requires_grad for p in frozen.encoder.model.parameters())
+    assert not frozen.encoder.model.training
+    trained.loss(trained(clip(8))[0], torch.tensor([1])).backward()
+    weights = [p for p in trained.encoder.model.parameters() if p.requires_grad]
+    assert len(weights) > 10
+    assert all(p.grad is not None for p in weights)
+
+
+def test_wrong_input_is_one_sentence(tmp_path):
+    name = folder("VideoMAE", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"divides into patches of 8 x 8.*set data\.size"):
+        Transformers(name).build((30, 32), 16)
+    with pytest.raises(ValueError, match=r"set data\.size to the model's \(32\)"):
+        Transformers(name).build((64, 64), 16)
+    image = folder("DINOv3", tmp_path / "b")
+    with pytest.raises(ValueError, match=r"reads images, so encoder\.window is 4 in vain"):
+        Transformers(image, window=4).build((32, 32), 16)
+    (tmp_path / "b" / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json with image_mean"):
+        Transformers(image).build((32, 32), 16)
+    with pytest.raises(ValueError, match="cannot be had"):
+        Transformers(str(tmp_path / "none")).build((32, 32), 16)
+    transformers.BertModel(transformers.BertConfig(**TINY, intermediate_size=16)).save_pretrained(tmp_path / "c")
+    with pytest.raises(ValueError, match="of type bert"):
+        Transformers(str(tmp_path / "c")).build((32, 32), 16)

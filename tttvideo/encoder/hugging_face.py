@@ -1,0 +1,275 @@
+"""Image and video encoders of the transformers library: frames, or windows of frames, to tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ttt.interface import exempt_from_decay
+from .base import Encoder, EncoderState, FrameEncoder
+
+
+class Kind(NamedTuple):
+    """How a type of model is called: its class, its input, the setting with its number of frames (None: images), and
+    further arguments."""
+
+    model: str
+    input: str
+    frames: str | None = None
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+KINDS = {
+    "vjepa2": Kind("VJEPA2Model", "pixel_values_videos", "frames_per_clip", MappingProxyType({"skip_predictor": True})),
+    "videomae": Kind("VideoMAEModel", "pixel_values", "num_frames"),
+    "videoprism_vision_model": Kind("VideoPrismVisionModel", "pixel_values_videos", "num_frames"),
+    "dinov2": Kind("Dinov2Model", "pixel_values"),
+    "dinov3_vit": Kind("DINOv3ViTModel", "pixel_values"),
+    "siglip_vision_model": Kind("SiglipVisionModel", "pixel_values"),
+}
+"""By ``model_type`` of the configuration; of models with a text half (SigLIP, VideoPrism) that of the vision half."""
+
+
+@dataclass(frozen=True)
+class Transformers(Encoder):
+    """Patch tokens of a pre-trained model of the transformers library, pooled to a grid, then mapped to the width.
+
+    Models of images (DINOv2, DINOv3, SigLIP 2 of fixed size) read each frame. Models of videos (V-JEPA 2, VideoMAE,
+    VideoPrism) read windows of frames that follow one another: a window is one time step, whose tokens are averaged
+    over time. All its frames see each other, so an answer comes once a window. A last window that is not full is moved
+    back over frames that were read before; of a video shorter than one the last frame is repeated.
+
+    Attributes:
+        name: a local folder with config.json, weights and the processor's settings, or a name on the Hugging Face Hub.
+        window: frames of a window of a video model; null: as it was trained.
+        grid: rows and columns of tokens a time step after pooling.
+        frozen: do not train the model (it then runs without a graph and in evaluation mode).
+        at_once: frames that a frozen model encodes in one call, which bounds its memory.
+        architecture: the model's configuration as JSON, with the mean and standard deviation of its processor; read
+            from ``name`` when a training begins, so that checkpoints do not need it. Leave it out.
+    """
+
+    name: str
+    window: int | None = None
+    grid: tuple[int, int] = (2, 2)
+    frozen: bool = True
+    at_once: int = 64
+    architecture: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or self.at_once < 1 or (self.window or 1) < 1:
+            raise ValueError(
+                f"Expected Transformers.grid, window and at_once of at least 1, got {list(self.grid)}, {self.window} "
+                f"and {self.at_once}; change them."
+            )
+
+    @property
+    def base_model(self) -> str | None:
+        return self.name if self.name.count("/") == 1 and not self.name.startswith((".", "~")) else None
+
+    def resolved(self, paths: Sequence[str]) -> Transformers:
+        return self if self.architecture else replace(self, architecture=json.dumps(_read(self.name)))
+
+    def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TransformersEncoder:
+        return TransformersEncoder(self.resolved(()), size, dim, load)  # type: ignore[arg-type]
+
+
+class TransformersEncoder(FrameEncoder):
+    """See ``Transformers``. ``source`` says where the weights came from, and how far it looks ahead."""
+
+    def __init__(self, config: Transformers, size: tuple[int, int], dim: int, load: bool) -> None:
+        assert config.architecture is not None
+        settings = json.loads(config.architecture)
+        mean, std = settings.pop("image_mean"), settings.pop("image_std")
+        self.kind = KINDS[settings["model_type"]]
+        of_model = settings[self.kind.frames] if self.kind.frames else 1
+        window = of_model if config.window is None else config.window
+        if self.kind.frames is None and window != 1:
+            raise ValueError(f"{config.name} reads images, so encoder.window is {window} in vain; leave it out.")
+        super().__init__(config.grid, window, tuple(mean), tuple(std))
+        self.config = config
+        model = _model(config.name, settings, load)
+        self.model = model.requires_grad_(not config.frozen).eval()
+        with torch.set_grad_enabled(not config.frozen):
+            maps = self._first_map(size)
+        if not config.frozen:  # what lies behind the last tokens gets no gradient: several processes would wait for it
+            weights = [p for p in self.model.parameters() if p.requires_grad]
+            for weight, gradient in zip(weights, torch.autograd.grad(maps.sum(), weights, allow_unused=True)):
+                weight.requires_grad_(gradient is not None)
+        self.train(True)
+        self.source = f"{config.name} of the transformers library"
+        if window > 1:
+            self.source += f", in windows of {window} frames: an answer comes once in {window} frames, and the first "
+            self.source += f"frame of each looks {window - 1} frames ahead"
+        self.projection = nn.Linear(maps.shape[1], dim)
+        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
+        exempt_from_decay(self.position)
+
+    def train(self, mode: bool = True) -> TransformersEncoder:
+        super().train(mode)
+        self.model.train(mode and not self.config.frozen)
+        return self
+
+    def tails(self, batch: int) -> tuple[Tensor, ...]:
+        """The last frames before this call, of which a last window that is not full takes some."""
+        if self.stride == 1:
+            return ()
+        return (self.mean.new_zeros(batch, 3, self.stride - 1, *self._size),)
+
+    def forward(
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        if self.stride == 1:
+            return super().forward(frames, lengths, state)
+        batch, count = frames.shape[:2]
+        given = torch.full((batch,), count) if lengths is None else lengths.cpu()
+        self._refuse_continued(state, given)
+        moved, tail = self._moved_back(self._normalised(frames), given, state)
+        steps = None if lengths is None else (given + self.stride - 1) // self.stride
+        tokens, _ = self.encode(moved, steps, state)
+        ended = state.ended | (given % self.stride != 0)
+        return tokens, steps, EncoderState((tail,), state.begun | (given > 0), ended)
+
+    def _moved_back(self, x: Tensor, given: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
+        """Whole windows [B, S*W, 3, H, W] of normalised frames, and the tail that follows them."""
+        window, (batch, count) = self.stride, x.shape[:2]
+        before = state.tails[0].to(x.dtype).transpose(1, 2)
+        full = torch.cat([before, x], 1)
+        kept = before.shape[1]
+        index = torch.arange(-(-count // window) * window).expand(batch, -1).clone()
+        for row, (n, begun) in enumerate(zip(given.tolist(), state.begun.tolist())):
+            if rest := n % window:
+                back = n - window if begun or n >= window else 0
+                index[row, n - rest : n - rest + window] = torch.arange(back, back + window).clamp_max(n - 1)
+        index = (index + kept).clamp_max(full.shape[1] - 1).to(x.device)
+        rows = torch.arange(batch, device=x.device)[:, None]
+        last = (torch.arange(kept) + given[:, None]).to(x.device)
+        return full[rows, index], full[rows, last].transpose(1, 2)
+
+    def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``frames`` are whole windows; what is left over of the last frames is the caller's."""
+        batch, steps = frames.shape[0], frames.shape[1] // self.stride
+        valid = torch.full((batch,), steps) if lengths is None else lengths
+        chosen = (torch.arange(steps) < valid[:, None]).flatten().nonzero().squeeze(1).to(frames.device)
+        tokens = self.position.expand(batch * steps, *self.position.shape)
+        if len(chosen):
+            maps = self._maps(frames.unflatten(1, (steps, self.stride)).flatten(0, 1)[chosen])
+            found = self.projection(maps.flatten(-2).mT) + self.position
+            tokens = torch.zeros_like(tokens).to(found.dtype).index_copy(0, chosen, found)
+        tail = (frames[:, 1 - self.stride :].transpose(1, 2),) if self.stride > 1 else ()
+        return tokens.unflatten(0, (batch, steps)), tail
+
+    def _maps(self, windows: Tensor) -> Tensor:
+        """[n, W, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
+        if not self.config.frozen:
+            return self._pooled(windows)
+        with torch.no_grad():
+            return torch.cat([self._pooled(part) for part in windows.split(max(1, self.config.at_once // self.stride))])
+
+    def _pooled(self, windows: Tensor) -> Tensor:
+        x = windows if self.kind.frames else windows[:, 0]
+        tokens = self.model(**{self.kind.input: x}, **self.kind.more).last_hidden_state
+        rows, columns = (side // patch for side, patch in zip(self._size, self._patch))
+        steps = max(1, tokens.shape[1] // (rows * columns)) if self.kind.frames else 1
+        tokens = tokens[:, tokens.shape[1] - steps * rows * columns :]  # class and register tokens come first
+        maps = tokens.unflatten(1, (steps, rows, columns)).mean(1).movedim(-1, 1)
+        return F.adaptive_avg_pool2d(maps, self.config.grid)
+
+    def _first_map(self, size: tuple[int, int]) -> Tensor:
+        """The map of a grey window.
+
+        Raises:
+            ValueError: the model cannot read frames of this size, windows of this length, or has fewer tokens than the
+                grid.
+        """
+        settings, name = self.model.config, self.config.name
+        patch = getattr(settings, "patch_size", None) or settings.tubelet_size[-2:]
+        self._size, self._patch = tuple(size), (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+        cells = tuple(side // p for side, p in zip(size, self._patch))
+        own = getattr(settings, "crop_size", None) or getattr(settings, "image_size", None)
+        if any(side % p for side, p in zip(size, self._patch)) or any(c < g for c, g in zip(cells, self.config.grid)):
+            raise ValueError(
+                f"Expected frames that {name} divides into patches of {self._patch[0]} x {self._patch[1]}, "
+                f"{self.config.grid[0]} x {self.config.grid[1]} of them at least, got {size[0]} x {size[1]} pixels; "
+                f"set data.size (the model was trained with {own}) or lower encoder.grid."
+            )
+        try:
+            return self._pooled(torch.zeros(1, self.stride, 3, *size))
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{name} cannot read windows of {self.stride} frames of {size[0]} x {size[1]} pixels ({reason}); set "
+                f"data.size to the model's ({own}), and leave encoder.window out."
+            ) from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    """The configuration of a model's vision half, and its processor's mean and standard deviation.
+
+    Raises:
+        ValueError: there is no such model, it is of another type, or says nothing of mean and standard deviation.
+    """
+    transformers = _library()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        config = getattr(config, "vision_config", config)
+        settings = json.loads(config.to_json_string(use_diff=False))
+    except Exception as error:  # each cause has a class of its own
+        raise ValueError(f"The model {name} cannot be had ({_reason(error)}); give a local folder.") from error
+    kind = settings.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(f"Expected a model of type {', '.join(KINDS)}, got {name} of type {kind}; use one of those.")
+    readers = (transformers.ImageProcessingMixin.get_image_processor_dict,)
+    if video := getattr(transformers, "AutoVideoProcessor", None):
+        from transformers.video_processing_utils import BaseVideoProcessor
+
+        assert video is not None
+        readers = (BaseVideoProcessor.get_video_processor_dict, *readers)
+    for read in readers:
+        try:
+            processor, _ = read(name)
+        except Exception:  # it has the other kind
+            continue
+        if {"image_mean", "image_std"} <= set(processor):
+            return settings | {key: processor[key] for key in ("image_mean", "image_std")}
+    raise ValueError(
+        f"{name} has no preprocessor_config.json with image_mean and image_std; add the processor's settings."
+    )
+
+
+def _model(name: str, settings: dict[str, Any], load: bool) -> nn.Module:
+    """Raises ValueError if the weights cannot be had, or are not all there."""
+    transformers = _library()
+    cls = getattr(transformers, KINDS[settings["model_type"]].model)
+    config = cls.config_class.from_dict(settings)
+    if not load:
+        return cls(config)
+    try:
+        model, about = cls.from_pretrained(name, config=config, output_loading_info=True)
+    except Exception as error:
+        raise ValueError(f"The weights of {name} cannot be had ({_reason(error)}); give a local folder.") from error
+    missing = sorted(key for key in about["missing_keys"] if "predictor" not in key and "pooler" not in key)
+    if missing:
+        raise ValueError(
+            f"{name} does not hold all weights of {cls.__name__} (first: {missing[0]}); give another folder."
+        )
+    return model
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("The encoder Transformers needs the library: pip install 'tttvideo[transformers]'.") from error
+    return transformers
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
