@@ -101,6 +101,14 @@ class RunLock:
             )
         self._looked = time.monotonic()
 
+    def is_ours(self) -> bool:
+        """Whether the folder is still this run's; read anew."""
+        try:
+            self.check()
+        except (ConfigError, OSError):
+            return False
+        return True
+
     def check_before_writing(self) -> None:
         """`check`, unless the lock was ours within the last ``REFRESH`` seconds: cheap enough for every line.
 

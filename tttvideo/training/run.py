@@ -388,7 +388,7 @@ class Run:
     def close(self, error: BaseException | None) -> None:
         """Close all files and trackers, record an error in the folder, and release the lock."""
         if hasattr(self, "record"):
-            self.record.close(error)
+            self.record.close(error if self.lock.is_ours() else None)  # nothing is written into another run's folder
         self.lock.release()
 
     def _by_leader(self, action: Callable[[], Any]) -> Any:
