@@ -29,14 +29,16 @@ def test_the_order_of_the_study():
     rows, seen = [], []
     while (job := next(fair.jobs(STUDY, rows, "flash-recall"), None)) is not None:
         seen.append(job)
-        top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}[job.rate]
+        top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9, 1.2e-2: 0.4}[job.rate]
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
     variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
-    first, others = seen[: len(STUDY["first"]) * 6 + 3], seen[len(STUDY["first"]) * 6 + 3 :]  # Mamba-2 thrice more
+    rates = len(STUDY["rates"])
+    many = len(STUDY["first"]) * (rates + 3) + 3  # three seeds; Mamba-2 thrice more
+    first, others = seen[:many], seen[many:]
     for part, names in ((first, STUDY["first"]), (others, [v for v in variants if v not in STUDY["first"]])):
         assert {job.variant for job in part} == set(names)
-        trials, reported = part[: 3 * len(names)], part[3 * len(names) :]
+        trials, reported = part[: rates * len(names)], part[rates * len(names) :]
         assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
         assert [job.seed for job in reported] == sorted(job.seed for job in reported)
         assert {job.seed for job in reported} == {0, 1, 2}
@@ -47,7 +49,7 @@ def test_the_order_of_the_study():
     assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
     text = fair.table(STUDY, rows)
     assert "## flash-recall: reported seeds" in text
-    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.003 |" in text
+    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.400 (0.012) | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
     assert "| GRU | 0.003 | 2 |" in fair.table(STUDY, fewer)
@@ -71,7 +73,7 @@ def test_a_level_without_memory_is_not_flat():
 
 def test_a_rate_that_diverged_is_not_chosen():
     jobs = [fair.Job("flash-order-16", "GRU", 100, rate) for rate in STUDY["rates"]]
-    rows = [row(jobs[0], 0.6), row(jobs[1], 0.7), row(jobs[2], 0.9, diverged_at=5)]
+    rows = [row(jobs[0], 0.6), row(jobs[1], 0.7), *(row(job, 0.9, diverged_at=5) for job in jobs[2:])]
     assert fair.chosen_rate(STUDY, rows[:2], "flash-order-16", "GRU") is None
     for task in ("flash-order-16", "flash-order"):
         assert fair.chosen_rate(STUDY, rows, task, "GRU") == 3.0e-3
