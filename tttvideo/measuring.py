@@ -45,8 +45,8 @@ class EvaluateConfig:
         workers: processes that read ahead; 0 for none (default: 2).
         context: frames that are read (default: 10).
         horizon: frames that are predicted (default: 10).
-        write: what the hidden state learns from: all frames, its own predictions too, or the context alone (default:
-            all).
+        write: what the hidden state learns from. all: the context and the frames that it predicts; context: the context
+            alone (default: all).
         grey: measure predictions in grey, one channel, as tables of Moving MNIST and KTH do.
         lpips: measure LPIPS too: file of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1.
         fvd: measure the Fréchet video distance too: file of I3D as TorchScript, which is a program and so needs
@@ -182,7 +182,8 @@ class PredictConfig:
         out: folder for the films and pictures, and for predictions.jsonl where there are several videos.
         context: frames that are read.
         horizon: frames that are predicted.
-        write: what the hidden state learns from: all frames, its own predictions too, or the context alone.
+        write: what the hidden state learns from. all: the context and the frames that it predicts; context: the context
+            alone.
         device: cpu, cuda, cuda:1, ... (default: a GPU if available).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
     """

@@ -51,7 +51,7 @@ def losses_by_position(
     batch_size: int = 8,
     segment: int | None = None,
 ) -> Losses:
-    """Losses of a model over the videos of a split, each cut to its first ``frames``; of what, the task says.
+    """Losses of a model over the videos of a split, each cut to its first ``frames``; the task says which loss.
 
     Raises:
         ValueError: for a model that does not stream, as what it says of a position has seen later ones, and for a

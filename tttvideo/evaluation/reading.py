@@ -223,7 +223,7 @@ def _short_first(row: dict[str, Any]) -> dict[str, Any]:
 def _prediction(
     index: Index, setting: Setting, answer: Answer, cells: dict[str, Any], columns: Sequence[Column]
 ) -> dict[str, Any]:
-    """One row of predictions.csv; ``own`` is what the task says."""
+    """One row of predictions.csv; ``cells`` are the task's own columns."""
     return {
         **where(index.videos[answer.video]),
         "frames": setting.frames_name,

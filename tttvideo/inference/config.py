@@ -99,8 +99,8 @@ class StreamConfig:
         size: WIDTHxHEIGHT of raw rgb24 frames on standard input.
         rate: frames a second of what comes without times.
         fps: read at most so many frames a second (default: as in training).
-        forget: what is forgotten: never; every=SECONDS and cut (or cut=CHANGE, the mean change of a pixel, of 1):
-            everything; decay=SECONDS: half of it in so many seconds.
+        forget: when the state is forgotten: never; every=SECONDS; cut, or cut=CHANGE: at a scene cut (mean change of a
+            pixel, of 1); decay=SECONDS: half of it in that time.
         smooth: seconds over which probabilities are averaged.
         every: seconds between two answers at least; 0: an answer after each unit of frames.
         topk: number of classes that are named.

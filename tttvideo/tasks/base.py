@@ -209,7 +209,7 @@ class TaskHead(nn.Module, ABC):
         columns: length of a row of an ``examiner``.
         unit: of ``step_losses``, in words.
         has_timeline: whether ``timeline`` knows the rows at each time step.
-        reads_step: whether a time step was read before its ``step_losses``; False: they are of its prediction.
+        reads_step: True if a time step's loss is taken after the model has read it; False: before, of its prediction.
         generated: [channels, rows, columns] of frames that the head makes and the model reads again, the next ones
             being its output's ``upcoming``; None: it makes none.
         reads_features: what is predicted, and read again, are features of the frozen encoder.

@@ -193,8 +193,8 @@ class TrainingConfig:
         detach_every: 1: the state is carried from segment to segment without its graph; 0: one step for a whole film,
             whose segments are computed again in the backward pass: the gradient of whole training, in the memory of one
             segment.
-        start_gradient: of W_0, what states begin with. stop: where a film begins; straight: in every segment, as if
-            its state were W_0 (the values are those carried).
+        start_gradient: which segments give W_0, the initial weights, a gradient. stop: the first of each film;
+            straight: every one, as if its state were W_0 (values are those carried).
         restart: probability that a segment in the middle of a film begins with W_0.
     """
 

@@ -70,8 +70,8 @@ def score(
 
     Args:
         model: not wrapped for several processes; its mode is restored afterwards.
-        pieces: this process's share, and
-        batches: the places in the index of the videos in each of its batches; as `val_loader` gives both.
+        pieces: this process's share of the split, from `val_loader`.
+        batches: for each of its batches the positions of its videos in ``index``, from `val_loader`.
         index: the split.
     """
     from accelerate.utils import gather_object

@@ -23,8 +23,8 @@ class Chunk(ABC):
 
     @property
     def whole(self) -> bool:
-        """True if all of a chunk is read by all of it: then the update may be applied before reading, the K x K
-        products vanish, and any inner optimizer serves."""
+        """True if every token of a chunk may use the gradients of all its tokens: then the update is applied before
+        reading, the K x K products vanish, and any inner optimizer serves."""
         return False
 
     @property

@@ -5,8 +5,8 @@ chunk's start; with e[t, s] = scale[t] * mask[t, s] and grad_s the gradient of s
 
     W_t = W - sum_s e[t, s] grad_s          out_t = read(g(q_t; W_t))          W <- W_K at the chunk's end.
 
-Where all of a chunk is read by all of it there is no mask, and all W_t are the same (the default, ``FrameCausal(1)``):
-update, then read. Then any inner optimizer serves.
+If every token of a chunk may use the gradients of all its tokens, there is no mask and all W_t are the same (the
+default, ``FrameCausal(1)``): update, then read. Then any inner optimizer serves.
 
 Under a mask every token has weights of its own. The dual form (section 2.5) never forms them. For an affine map
 z = x A + b inside g, with X_s its inputs and G_s the gradient at its outputs on the keys,
