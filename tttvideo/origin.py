@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .serialize import read_description, resolve_checkpoint
+from .serialize import read_description, read_provenance, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -29,9 +29,7 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = Path(resolve_checkpoint(path))
     description = read_description(folder)
-    provenance = description.get("provenance") or {}
-    if not isinstance(provenance, dict):
-        raise ValueError(f"{folder / 'config.json'} is damaged: its provenance is no mapping")
+    provenance = read_provenance(description, folder / "config.json")
     with (folder / "model.safetensors").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:

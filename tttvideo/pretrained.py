@@ -22,6 +22,7 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     folder = serialize.resolve_checkpoint(folder)
     where = str(folder / "config.json")
     description, shapes = serialize.read_description(folder), serialize.read_shapes(folder)
+    provenance = serialize.read_provenance(description, folder / "config.json")
     try:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
@@ -41,6 +42,6 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     except serialize.DAMAGES as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{where} is damaged or of another version ({type(error).__name__}: {reason}).") from error
-    model.provenance = description.get("provenance") or {}
+    model.provenance = provenance
     serialize.load_weights(model, folder)
     return model.eval()

@@ -18,6 +18,8 @@ from torch import nn
 from . import hub
 from .files import read_json
 
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a user's copy, such as step-00000012-best, is none of ours
+
 FORMAT = "tttvideo-1"
 DEEPEST = 64
 """Levels of lists and mappings in a configuration; ours have about a dozen."""
@@ -35,6 +37,29 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
     _check_values(description, where)
     return description
+
+
+def read_provenance(description: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What a checkpoint says of its training: an empty mapping where it says nothing.
+
+    Raises:
+        ValueError: if a value is of another kind than what training writes.
+    """
+    given = description.get("provenance") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} is damaged: its provenance is no mapping.")
+    kinds = {"trained_on": str, "data": str, "name": str, "drawn": dict, "selection": dict}
+    for key, kind in kinds.items():
+        if not (given.get(key) is None or isinstance(given[key], kind)):
+            raise ValueError(f"{where} is damaged: provenance.{key} cannot be {given[key]!r:.50}.")
+    for key, kind, least in (("clip_frames", int, 1), ("frame_rate", int | float, 1e-6)):
+        value = given.get(key)
+        if not (value is None or (isinstance(value, kind) and not isinstance(value, bool) and least <= value <= 1e9)):
+            raise ValueError(f"{where} is damaged: provenance.{key} cannot be {value!r:.50}.")
+    drawn = given.get("drawn") or {}
+    if not all(isinstance(drawn.get(key, 0), int | float) for key in ("val_fraction", "seed")):
+        raise ValueError(f"{where} is damaged: provenance.drawn cannot be {drawn!r:.50}.")
+    return given
 
 
 def _check_values(description: dict[str, Any], where: Path) -> None:
@@ -199,9 +224,16 @@ def resolve_checkpoint(path: str | Path) -> Path:
     index = path / "checkpoints" / "index.json"
     if index.is_file():
         entries = read_json(index, "name a checkpoint of the run instead")
-        for key in ("best", "last"):
-            if isinstance(entries.get(key), str) and _is_model(path / "checkpoints" / entries[key]):
-                return path / "checkpoints" / entries[key]
+        name = entries.get("best") or entries.get("last")
+        if name is not None and not (isinstance(name, str) and CHECKPOINT_NAME.fullmatch(name)):
+            raise ValueError(f"{index} is damaged: it names no checkpoint; name one of {index.parent} instead.")
+        if name is not None and not _is_model(index.parent / name):
+            raise ValueError(
+                f"{index.parent / name}, the checkpoint that {index.name} names, is missing or not whole; "
+                f"name another one of {index.parent} instead."
+            )
+        if name is not None:
+            return index.parent / name
     # of a run that was killed before its first index, or whose folders were moved: the latest
     latest = [step for step in (path / "checkpoints").glob("step-*") if _is_model(step)]
     if latest:

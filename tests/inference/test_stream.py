@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.evaluation.small import small_model
 from tests.evaluation.test_forecasting import predictor
@@ -101,6 +103,37 @@ def test_saved_and_loaded_it_goes_on(tmp_path):
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match="is no stream of this model"):
         stream.load(tmp_path / "junk")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("smoothed", torch.full((3,), torch.nan), "holds NaN"),
+        ("smoothed", torch.ones(7), "not of 3 classes"),
+        ("waiting", torch.zeros(2, 5), "frames that wait"),
+        ("waiting", torch.zeros(9, 3, 32, 32, dtype=torch.uint8), "fewer than 1"),
+    ],
+)
+def test_a_state_that_no_stream_can_have_is_refused(tmp_path, name, value, sentence):
+    model = small_model(labels=list("abc"))
+    stream = model.stream(smooth=1.0)
+    stream(clip(3))
+    stream.save(tmp_path / "state")
+    with safe_open(str(tmp_path / "state"), "pt") as file:
+        tensors, about = {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata()
+    save_file(tensors | {name: value}, tmp_path / "other", about)
+    with pytest.raises(ValueError, match=sentence):
+        stream.load(tmp_path / "other")
+    assert stream.frames == 3
+
+
+def test_settings_and_times_are_finite():
+    model = small_model()
+    for settings in ({"rate": float("nan")}, {"rate": float("inf")}, {"smooth": float("nan")}):
+        with pytest.raises(ValueError, match="Expected a rate above 0"):
+            model.stream(**settings)
+    with pytest.raises(ValueError, match="Expected a time in seconds"):
+        model.stream()(clip(1), time=float("nan"))
 
 
 def test_forgetting():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tttvideo.model import ModelConfig
 from tttvideo.plain import to_plain
@@ -11,6 +12,7 @@ from tttvideo.serialize import resolve_checkpoint
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
 from tttvideo.training.config import ConfigError
 from tttvideo.training.position import read_position
+from tttvideo.training.state import load_state, save_state
 
 RULE = Rule(metric="top1", split="val", split_rule="val: 3 videos")
 MODEL = {"model": {"class_path": "M", "init_args": {"width": 8}}, "preprocessing": {}, "labels": ["a", "b"]}
@@ -155,6 +157,44 @@ def test_another_number_of_processes_is_one_sentence(tmp_path):
     save(checkpoints, 7)
     with pytest.raises(ConfigError, match=r"saved with processes = 1 and this start has 2"):
         checkpoints.read(checkpoints.last(), {**FIXED, "processes": 2}, MODEL)
+
+
+def test_another_optimizer_is_one_sentence(tmp_path):
+    checkpoints, now = Checkpoints(tmp_path, keep=1, rule=RULE), {"optimizer.name": "adamw"}
+    save(checkpoints, 7)
+    checkpoints.read(checkpoints.last(), FIXED | now, MODEL)  # of a version that did not keep it
+    assert "optimizer.name" not in read_position(checkpoints.last()).fixed
+    save(checkpoints, 8, replace(START, fixed=FIXED | now))
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw and this start has sgd, so its optimizer's state"):
+        checkpoints.read(checkpoints.last(), FIXED | {"optimizer.name": "sgd"}, MODEL)
+
+
+def test_changed_weight_decay_counts(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    before, after = (
+        torch.optim.AdamW(model.parameters(), weight_decay=decay, betas=(0.5, 0.5)) for decay in (0.1, 0.2)
+    )
+    model(torch.ones(1, 2)).sum().backward()
+    before.step()
+    save_state(tmp_path, model, before, None)
+    load_state(tmp_path, model, after, None)
+    assert after.param_groups[0]["weight_decay"] == 0.2
+    assert torch.equal(after.state[model.weight]["exp_avg"], before.state[model.weight]["exp_avg"])
+
+
+def test_the_best_is_not_replaced_by_another_in_silence(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, rule=RULE)
+    save(checkpoints, 7)
+    save(checkpoints, 8)
+    index = checkpoints.folder / "index.json"
+    for best, sentence in (
+        ("step-00000001", "is missing or not whole"),
+        ("../../x1", "names no checkpoint"),
+        (5, "names no"),
+    ):
+        index.write_text(json.dumps({"best": best, "last": "step-00000008"}))
+        with pytest.raises(ValueError, match=sentence):
+            resolve_checkpoint(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):

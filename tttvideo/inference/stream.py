@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class LiveStream:
                 f"This model was trained for {type(model.config.task).__name__}; a stream is answered with classes or "
                 "with the frames to come."
             )
-        if rate <= 0 or smooth < 0:
+        if not (1e-6 <= rate <= 1e9 and 0 <= smooth < math.inf):
             raise ValueError(f"Expected a rate above 0 and a smoothing of 0 or more, got {rate} and {smooth}.")
         self.model, self.rate, self.smooth = model.eval(), rate, smooth
         self.forget = forget or Never()
@@ -99,6 +100,8 @@ class LiveStream:
         Raises:
             ValueError: for what are no frames; the stream is then as it was.
         """
+        if time is not None and not math.isfinite(time):
+            raise ValueError(f"Expected a time in seconds, got {time}.")
         own = self.model.preprocessing.apply(as_frames(frames))
         moments = []
         for number, frame in enumerate(own):
@@ -154,8 +157,9 @@ class LiveStream:
             names = {name.removeprefix("state"): value for name, value in tensors.items() if name.startswith("state")}
             state = state_from(names, self.model.init_state(1))
             frame, time, since = int(about["frame"]), float(about["time"]), int(about["since"])
-            self.forget.restore(about["forget"])
             waiting = list(tensors["waiting"])
+            self._check(tensors, waiting, frame, time, since)
+            self.forget.restore(about["forget"])
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; give the file of LiveStream.save.") from None
         except Exception as error:  # safetensors' own, and whatever a file of somebody else brings about
@@ -164,6 +168,18 @@ class LiveStream:
         self._state, self._frame, self._time, self._since, self._waiting = state, frame, time, since, waiting
         self._smoothed, self._upcoming = tensors.get("smoothed"), tensors.get("upcoming")
         self._reset = ""
+
+    def _check(self, tensors: dict[str, Tensor], waiting: list[Tensor], frame: int, time: float, since: int) -> None:
+        """Raises ValueError for what no stream of this model can have saved."""
+        smoothed, size = tensors.get("smoothed"), (3, *self.model.preprocessing.size)
+        if any(bool(tensor.isnan().any()) for tensor in tensors.values()):
+            raise ValueError("it holds NaN")
+        if len(waiting) >= self.unit or any(picture.shape != size for picture in waiting):
+            raise ValueError(f"frames that wait must be fewer than {self.unit}, each {size}")
+        if smoothed is not None and smoothed.shape != (len(self.model.labels),):
+            raise ValueError(f"its answer is not of {len(self.model.labels)} classes")
+        if not math.isfinite(time) or frame < 0 or not 0 <= since <= frame:
+            raise ValueError("its clock is impossible")
 
     def _clear(self) -> None:
         """The memory is thrown away, clock and smoothing are not."""

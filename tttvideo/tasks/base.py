@@ -149,7 +149,9 @@ class Task(ABC):
         """Figures of a split for metrics.json, one setting of an evaluation.
 
         Args:
-            rows, labels, scored: as for ``summary``.
+            rows: [V, columns], as for ``summary``.
+            labels: as for ``summary``.
+            scored: as for ``summary``.
             names: the classes.
         """
         return dict(self.summary(rows, labels, scored))

@@ -235,12 +235,18 @@ class Checkpoints:
                     f"cannot resume from {checkpoint}, which holds another model: {key} is {old} there and "
                     f"{new} now; resume with the settings in the run's config.yaml, or give another --out"
                 )
-        difference = first_difference(progress.fixed, fixed, "")
+        optimizer = {key: value for key, value in fixed.items() if key.startswith("optimizer.")}
+        difference = first_difference(optimizer | progress.fixed, fixed, "")  # earlier versions did not keep these
         if difference:
             key, old, new = difference
+            why = (
+                "its optimizer's state would not fit"
+                if key in optimizer
+                else "its position would not mean the same samples"
+            )
             raise ConfigError(
                 f"cannot resume from {checkpoint}: it was saved with {key} = {old} and this start has {new}, "
-                "so its position would not mean the same samples; start as before, or give another --out"
+                f"so {why}; start as before, or give another --out"
             )
         if self.forgets():
             progress = replace(progress, best=None, best_value=None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..serialize import CHECKPOINT_NAME
+
 PROGRESS = "progress.json"
-CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a user's copy, such as step-00000012-best, is none of ours
 
 
 @dataclass(frozen=True)

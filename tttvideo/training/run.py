@@ -197,10 +197,10 @@ class Run:
         fixed = {
             "processes": self.accelerator.num_processes,
             "data.batch_size": config.data.batch_size,
-            "accumulate": config.accumulate,
-            "seed": config.seed,
+            **{name: getattr(config, name) for name in ("accumulate", "seed")},
             "batches per epoch": self.n_batches,
             "the training videos' fingerprint": fingerprint(self.train),
+            **{f"optimizer.{name}": getattr(config.optimizer, name) for name in ("name", "layer_decay")},
         }
         if config.training.carries:
             fixed |= {"training.segment_frames": config.training.segment_frames}
