@@ -225,12 +225,12 @@ def test_a_file_without_the_weights_is_refused(tmp_path):
 
 def test_saved_model_is_the_model(tmp_path):
     model = build(ConvStem((4, 8), (3, 2), (2, 1), pool=(2, 2)), MIXERS[1], multi_label=True).eval()
-    model.save_pretrained(tmp_path, {"selection": "best"})
+    model.save_pretrained(tmp_path, {"selection": {"step": 3, "rule": "best"}})
     loaded = from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert loaded.preprocessing == model.preprocessing
     assert (loaded.labels, loaded.multi_label) == (model.labels, True)
-    assert loaded.provenance == {"selection": "best"}
+    assert loaded.provenance == {"selection": {"step": 3, "rule": "best"}}
     frames = clips([6])
     assert torch.equal(loaded(frames)[0].logits, model(frames)[0].logits)
 
@@ -277,6 +277,8 @@ def test_foreign_classes_are_refused_before_import(tmp_path, monkeypatch):
         lambda d: d.pop("model"),
         lambda d: d.update(model=None),
         lambda d: d.update(labels="abc"),
+        lambda d: d.update(labels=[d["labels"][0]] * len(d["labels"])),
+        lambda d: d.update(labels=[""] * len(d["labels"])),
         lambda d: d.update(preprocessing=None),
         lambda d: d.update(provenance="abc"),
         lambda d: d.update(provenance={"trained_on": [1]}),

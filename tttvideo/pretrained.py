@@ -27,6 +27,8 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
             raise TypeError("labels are not a list of names")
+        if len(set(labels)) < len(labels) or not all(labels):
+            raise TypeError("labels are not names, each once")
         if not isinstance(description["multi_label"], bool):
             raise TypeError("multi_label is neither true nor false")
         config = from_plain(description["model"], trust=trust, where=where)
