@@ -17,7 +17,7 @@ LAYERS = {
     "devices": set(),
     "files": {"printing"},
     "printing": set(),
-    "hub": set(),
+    "hub": {"printing"},
     "serialize": {"files", "hub"},
     "origin": {"serialize"},
     "recipes": set(),

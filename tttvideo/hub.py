@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .printing import cause
+
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("config.json", "model.safetensors", "labels.json", "README.md")
 """What is fetched and pushed, whatever else a repository holds: data, and nothing that runs."""
@@ -28,7 +30,7 @@ def fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(FILES), library_name="tttvideo"))
     except Exception as error:  # every cause has a class of its own, some of the library below
         raise ValueError(
-            f"{name} is no folder here, and the Hub gives no model of that name ({_reason(error)}); give a run folder, "
+            f"{name} is no folder here, and the Hub gives no model of that name ({cause(error)}); give a run folder, "
             "a checkpoint, an export, or the owner/name of a model on the Hub."
         ) from error
 
@@ -47,12 +49,7 @@ def push(folder: Path, name: str) -> str:
         api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=list(FILES))
     except Exception as error:
         raise ValueError(
-            f"{folder} is written, but the Hub did not take it as {name} ({_reason(error)}); log in with "
+            f"{folder} is written, but the Hub did not take it as {name} ({cause(error)}); log in with "
             "`hf auth login` where that is the cause, and run the same command again."
         ) from error
     return address
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -26,6 +26,12 @@ def printable(text: str) -> str:
     return _UNSHOWN.sub(lambda match: _escape(match[0]), text)
 
 
+def cause(error: BaseException) -> str:
+    """The class of a library's error and the beginning of its message, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
 def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte of a file's name

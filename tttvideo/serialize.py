@@ -45,21 +45,21 @@ def read_provenance(description: Mapping[str, Any], where: Path) -> dict[str, An
     Raises:
         ValueError: if a value is of another kind than what training writes.
     """
-    given = description.get("provenance") or {}
-    if not isinstance(given, dict):
+    provenance = description.get("provenance") or {}
+    if not isinstance(provenance, dict):
         raise ValueError(f"{where} is damaged: its provenance is no mapping.")
     kinds = {"trained_on": str, "data": str, "name": str, "drawn": dict, "selection": dict}
     for key, kind in kinds.items():
-        if not (given.get(key) is None or isinstance(given[key], kind)):
-            raise ValueError(f"{where} is damaged: provenance.{key} cannot be {given[key]!r:.50}.")
+        if not (provenance.get(key) is None or isinstance(provenance[key], kind)):
+            raise ValueError(f"{where} is damaged: provenance.{key} cannot be {provenance[key]!r:.50}.")
     for key, kind, least in (("clip_frames", int, 1), ("frame_rate", int | float, 1e-6)):
-        value = given.get(key)
+        value = provenance.get(key)
         if not (value is None or (isinstance(value, kind) and not isinstance(value, bool) and least <= value <= 1e9)):
             raise ValueError(f"{where} is damaged: provenance.{key} cannot be {value!r:.50}.")
-    drawn = given.get("drawn") or {}
+    drawn = provenance.get("drawn") or {}
     if not all(isinstance(drawn.get(key, 0), int | float) for key in ("val_fraction", "seed")):
         raise ValueError(f"{where} is damaged: provenance.drawn cannot be {drawn!r:.50}.")
-    return given
+    return provenance
 
 
 def _check_values(description: dict[str, Any], where: Path) -> None:
@@ -214,9 +214,9 @@ def resolve_checkpoint(path: str | Path) -> Path:
     Raises:
         ValueError: if there is none.
     """
-    given, path = path, Path(path)
-    if not path.exists() and hub.is_name(given):
-        path = hub.fetch(str(given))
+    if hub.is_name(path) and not Path(path).exists():
+        path = hub.fetch(str(path))
+    path = Path(path)
     if not path.exists():
         raise ValueError(f"The checkpoint {path} does not exist.")
     if _is_model(path):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..printing import cause
 from ..ttt.interface import exempt_from_decay
 from .base import Encoder, EncoderState, FrameEncoder
 
@@ -129,28 +130,28 @@ class TransformersEncoder(FrameEncoder):
         if self.stride == 1:
             return super().forward(frames, lengths, state)
         batch, count = frames.shape[:2]
-        given = torch.full((batch,), count) if lengths is None else lengths.cpu()
-        self._refuse_continued(state, given)
-        moved, tail = self._moved_back(self._normalised(frames), given, state)
-        steps = None if lengths is None else (given + self.stride - 1) // self.stride
+        counts = torch.full((batch,), count) if lengths is None else lengths.cpu()
+        self._refuse_continued(state, counts)
+        moved, tail = self._moved_back(self._normalised(frames), counts, state)
+        steps = None if lengths is None else (counts + self.stride - 1) // self.stride
         tokens, _ = self.encode(moved, steps, state)
-        ended = state.ended | (given % self.stride != 0)
-        return tokens, steps, EncoderState((tail,), state.begun | (given > 0), ended)
+        ended = state.ended | (counts % self.stride != 0)
+        return tokens, steps, EncoderState((tail,), state.begun | (counts > 0), ended)
 
-    def _moved_back(self, x: Tensor, given: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
+    def _moved_back(self, x: Tensor, counts: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
         """Whole windows [B, S*W, 3, H, W] of normalised frames, and the tail that follows them."""
         window, (batch, count) = self.stride, x.shape[:2]
         before = state.tails[0].to(x.dtype).transpose(1, 2)
         full = torch.cat([before, x], 1)
         kept = before.shape[1]
         index = torch.arange(-(-count // window) * window).expand(batch, -1).clone()
-        for row, (n, begun) in enumerate(zip(given.tolist(), state.begun.tolist())):
+        for row, (n, begun) in enumerate(zip(counts.tolist(), state.begun.tolist())):
             if rest := n % window:
                 back = n - window if begun or n >= window else 0
                 index[row, n - rest : n - rest + window] = torch.arange(back, back + window).clamp_max(n - 1)
         index = (index + kept).clamp_max(full.shape[1] - 1).to(x.device)
         rows = torch.arange(batch, device=x.device)[:, None]
-        last = (torch.arange(kept) + given[:, None]).to(x.device)
+        last = (torch.arange(kept) + counts[:, None]).to(x.device)
         return full[rows, index], full[rows, last].transpose(1, 2)
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -161,8 +162,8 @@ class TransformersEncoder(FrameEncoder):
         tokens = self.position.expand(batch * steps, *self.position.shape)
         if len(chosen):
             maps = self._maps(frames.unflatten(1, (steps, self.stride)).flatten(0, 1)[chosen])
-            found = self.projection(maps.flatten(-2).mT) + self.position
-            tokens = torch.zeros_like(tokens).to(found.dtype).index_copy(0, chosen, found)
+            embedded = self.projection(maps.flatten(-2).mT) + self.position
+            tokens = torch.zeros_like(tokens).to(embedded.dtype).index_copy(0, chosen, embedded)
         tail = (frames[:, 1 - self.stride :].transpose(1, 2),) if self.stride > 1 else ()
         return tokens.unflatten(0, (batch, steps)), tail
 
@@ -193,12 +194,12 @@ class TransformersEncoder(FrameEncoder):
         patch = getattr(settings, "patch_size", None) or settings.tubelet_size[-2:]
         self._size, self._patch = tuple(size), (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
         cells = tuple(side // p for side, p in zip(size, self._patch))
-        own = getattr(settings, "crop_size", None) or getattr(settings, "image_size", None)
+        trained_size = getattr(settings, "crop_size", None) or getattr(settings, "image_size", None)
         if any(side % p for side, p in zip(size, self._patch)) or any(c < g for c, g in zip(cells, self.config.grid)):
             raise ValueError(
                 f"Expected frames that {name} divides into patches of {self._patch[0]} x {self._patch[1]}, "
                 f"{self.config.grid[0]} x {self.config.grid[1]} of them at least, got {size[0]} x {size[1]} pixels; "
-                f"set data.size (the model was trained with {own}) or lower encoder.grid."
+                f"set data.size (the model was trained with {trained_size}) or lower encoder.grid."
             )
         try:
             return self._pooled(torch.zeros(1, self.stride, 3, *size))
@@ -206,7 +207,7 @@ class TransformersEncoder(FrameEncoder):
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{name} cannot read windows of {self.stride} frames of {size[0]} x {size[1]} pixels ({reason}); set "
-                f"data.size to the model's ({own}), and leave encoder.window out."
+                f"data.size to the model's ({trained_size}), and leave encoder.window out."
             ) from error
 
 
@@ -222,7 +223,7 @@ def _read(name: str) -> dict[str, Any]:
         config = getattr(config, "vision_config", config)
         settings = json.loads(config.to_json_string(use_diff=False))
     except Exception as error:  # each cause has a class of its own
-        raise ValueError(f"The model {name} cannot be had ({_reason(error)}); give a local folder.") from error
+        raise ValueError(f"The model {name} cannot be had ({cause(error)}); give a local folder.") from error
     kind = settings.get("model_type")
     if kind not in KINDS:
         raise ValueError(f"Expected a model of type {', '.join(KINDS)}, got {name} of type {kind}; use one of those.")
@@ -254,7 +255,7 @@ def _model(name: str, settings: dict[str, Any], load: bool) -> nn.Module:
     try:
         model, about = cls.from_pretrained(name, config=config, output_loading_info=True)
     except Exception as error:
-        raise ValueError(f"The weights of {name} cannot be had ({_reason(error)}); give a local folder.") from error
+        raise ValueError(f"The weights of {name} cannot be had ({cause(error)}); give a local folder.") from error
     missing = sorted(key for key in about["missing_keys"] if "predictor" not in key and "pooler" not in key)
     if missing:
         raise ValueError(
@@ -269,7 +270,3 @@ def _library() -> Any:
     except ImportError as error:
         raise ValueError("The encoder Transformers needs the library: pip install 'tttvideo[transformers]'.") from error
     return transformers
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -145,7 +145,7 @@ def recorded(model: VideoModel) -> Iterator[list[LayerRecord]]:
         def record(layer: TTTLayer, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             x, state, layout = (*args, *(kwargs.get(key) for key in ("x", "state", "layout")[len(args) :]))
             if state is None or name not in open_records:  # Bidirectional begins anew, from the other end
-                again = sum(own.name.startswith(name) for own in records)
+                again = sum(earlier.name.startswith(name) for earlier in records)
                 open_records[name] = LayerRecord(
                     f"{name}, from the end" if again else name, layer, model.encoder.stride
                 )
@@ -166,13 +166,13 @@ def recorded(model: VideoModel) -> Iterator[list[LayerRecord]]:
 
 def layers_of(model: VideoModel) -> list[tuple[str, TTTLayer]]:
     """The TTT layers, each with where it is ("block 1")."""
-    found = []
+    layers = []
     for path, module in model.backbone.named_modules():
         if isinstance(module, TTTLayer):
             _, number, *rest = path.split(".")
             within = " ".join(part for part in rest if part not in ("mixer", "forwards"))
-            found.append((f"block {int(number) + 1} {within.replace('backwards', 'from the end')}".strip(), module))
-    return found
+            layers.append((f"block {int(number) + 1} {within.replace('backwards', 'from the end')}".strip(), module))
+    return layers
 
 
 def inspection_unit(model: VideoModel) -> int:
@@ -220,7 +220,7 @@ def inner_loss(model: VideoModel, frames: Any) -> dict[str, InnerLoss]:
     records: list[LayerRecord] = []
     for _, _, records in record(model, pieces_of(model, frames)):  # noqa: B007
         pass
-    return {own.name: own.inner_loss for own in records}
+    return {layer.name: layer.inner_loss for layer in records}
 
 
 def pieces_of(model: VideoModel, frames: Any, first: int | None = None) -> Iterator[Tensor]:

@@ -87,7 +87,7 @@ def write_inspection(
         pictures = {number: picture for number, picture in pictures.items() if number in kept}
     if not records or not len(records[0].steps):
         raise VideoError(f"{video}: its {count} frames do not fill a chunk of this model; give a longer one")
-    sentences = [*_answer(model, output), *(_sentence(own) for own in records)]
+    sentences = [*_answer(model, output), *(_sentence(layer) for layer in records)]
     regular = _regular(count, stride)
     even = [regular[i] for i in np.linspace(0, len(regular) - 1, min(COLUMNS, len(regular))).round().astype(int)]
     with result_set(out, ["inspection.json"], ["inspection.html", "inspection.json", *FIGURES]) as folder:
@@ -100,22 +100,22 @@ def write_inspection(
         plot_heat(folder / "rates_highest.png", records, _highest(records, stride), pictures, stride)
         plot_weights(folder / "weights.png", records, times)
         plot_memory(folder / "memory.png", records, times)
-        shown = {caption: (folder / file).read_bytes() for file, caption in FIGURES.items()}
+        images = {caption: (folder / file).read_bytes() for file, caption in FIGURES.items()}
         page = templates(Path(__file__).parent).get_template("report.html.jinja")
         facts = [("model", name), ("video", f"{video}, {count} frames")]
         with replacing(folder / "inspection.html") as path:
-            html = page.render(facts=facts, sentences=sentences, rows=_rows(parts), figures=shown)
+            html = page.render(facts=facts, sentences=sentences, rows=_rows(parts), figures=images)
             path.write_text(html, encoding="utf-8")
     return sentences
 
 
 def _highest(records: list[LayerRecord], stride: int) -> list[list[int]]:
     """For each layer the frames that it learns most from, in their order."""
-    found = []
-    for own in records:
-        rates = own.rates.flatten(1).mean(1)
-        found.append(sorted((rates.topk(min(COLUMNS, len(rates))).indices * stride).tolist()))
-    return found
+    highest = []
+    for layer in records:
+        rates = layer.rates.flatten(1).mean(1)
+        highest.append(sorted((rates.topk(min(COLUMNS, len(rates))).indices * stride).tolist()))
+    return highest
 
 
 def _regular(count: int, stride: int) -> range:
@@ -134,33 +134,33 @@ def _answer(model: VideoModel, output: Any) -> list[str]:
     return [f"answer: {model.labels[best]} ({float(probabilities[best]):.3f})"]
 
 
-def _sentence(own: LayerRecord) -> str:
-    _, before, after = own.inner_loss
-    was, now, rates = float(before.mean()), float(after.mean()), own.rates
-    moved, start = float(own.distances[-1].mean()), float(own.start.mean())
+def _sentence(layer: LayerRecord) -> str:
+    _, before, after = layer.inner_loss
+    was, now, rates = float(before.mean()), float(after.mean()), layer.rates
+    moved, start = float(layer.distances[-1].mean()), float(layer.start.mean())
     share = f"{moved / start:.2g} |W_0|" if start else f"{moved:.2g}"
     return (
-        f"{own.name}: an update takes the inner loss of its chunk from {was:.3g} to {now:.3g} "
+        f"{layer.name}: an update takes the inner loss of its chunk from {was:.3g} to {now:.3g} "
         f"({100 * (now - was) / abs(was or 1):+.1f} %, mean of {len(before)}); at the end the weights are {share} away "
         f"from W_0; learned rates from {float(rates.min()):.3f} to {float(rates.max()):.3f}; read-out of the first "
-        f"chunk, at the end against right after it: cosine {float(own.probes.similarity[0]):.2f}"
+        f"chunk, at the end against right after it: cosine {float(layer.probes.similarity[0]):.2f}"
     )
 
 
 def _numbers(records: list[LayerRecord], times: np.ndarray, parts: list[Part]) -> dict[str, Any]:
     layers = {}
-    for own in records:
-        frames, before, after = own.inner_loss
-        layers[own.name] = {
+    for layer in records:
+        frames, before, after = layer.inner_loss
+        layers[layer.name] = {
             "frames": frames.tolist(),
             "seconds": [float(times[min(n, len(times)) - 1]) for n in frames.tolist()],
             "loss_before": before.mean(1).tolist(),
             "loss_after": after.mean(1).tolist(),
-            "step": own.steps.mean(1).tolist(),
-            "distance": own.distances.mean(1).tolist(),
-            "length_of_w0": float(own.start.mean()),
-            "rate_of_time_step": own.rates.flatten(1).mean(1).tolist(),
-            "probes": {key: value.tolist() for key, value in own.probes._asdict().items()},
+            "step": layer.steps.mean(1).tolist(),
+            "distance": layer.distances.mean(1).tolist(),
+            "length_of_w0": float(layer.start.mean()),
+            "rate_of_time_step": layer.rates.flatten(1).mean(1).tolist(),
+            "probes": {key: value.tolist() for key, value in layer.probes._asdict().items()},
         }
     return {"costs": [part._asdict() for part in [*parts, total(parts)]], "layers": layers}
 

@@ -99,9 +99,9 @@ class RWKV7Layer(SequenceLayer):
                 f"RWKV7 cannot divide {dim} channels into {heads} heads of at least 2; change heads or the width."
             )
         self.config = config
-        place = torch.arange(dim) / dim
+        channel = torch.arange(dim) / dim
         powers = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None]
-        self.shift = nn.Parameter(1 - place**powers)  # of r, w, k, v, a, g towards the token before
+        self.shift = nn.Parameter(1 - channel**powers)  # of r, w, k, v, a, g towards the token before
         line = torch.arange(dim) / (dim - 1) - 0.5
         zigzag = (2 * torch.arange(dim).remainder(d) - (d - 1)) / (d - 1)
         zigzag = zigzag * zigzag.abs()

@@ -57,6 +57,6 @@ def _other_length_off(settings: Sequence[Setting]) -> list[str]:
     """What to add to the command line so that epochs given there, or in a later file, replace an earlier file's steps,
     which would silently count instead."""
     lengths = [s.value.get("schedule") if s.source else {s.key.removeprefix("schedule."): s.value} for s in settings]
-    given = [{"steps", "epochs"} & set(part) for part in lengths if isinstance(part, dict)]
-    last = next((names for names in reversed(given) if names), set())
-    return ["--schedule.steps=null"] if last == {"epochs"} and {"steps"} < set().union(*given) else []
+    named = [{"steps", "epochs"} & set(part) for part in lengths if isinstance(part, dict)]
+    last = next((names for names in reversed(named) if names), set())
+    return ["--schedule.steps=null"] if last == {"epochs"} and {"steps"} < set().union(*named) else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,14 +59,13 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     figures = [
         name for name in rows[0] if name not in ("n", "failed") and all(_is_number(row.get(name)) for row in rows)
     ]
-    found = {}
+    intervals = {}
     for name in figures:
         values = [row[name] for row in rows]
-        mean = sum(values) / len(values)
-        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        mean, spread = statistics.mean(values), statistics.stdev(values)
         half = [*T_QUANTILES, 2.12][min(len(values) - 2, len(T_QUANTILES))] * spread / math.sqrt(len(values))
-        found[name] = {"mean": mean, "low": mean - half, "high": mean + half}
-    return found
+        intervals[name] = {"mean": mean, "low": mean - half, "high": mean + half}
+    return intervals
 
 
 def table(rows: Sequence[dict[str, float]]) -> list[str]:

@@ -54,10 +54,12 @@ def load_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
     # accelerate wrote the names of a wrapped model on several processes
     weights = {name.removeprefix("module."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     model.load_state_dict(weights)
-    own = [{key: group[key] for key in ("weight_decay", "betas") if key in group} for group in optimizer.param_groups]
+    settings = [
+        {key: group[key] for key in ("weight_decay", "betas") if key in group} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(_plain(folder / OPTIMIZER))
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)  # changed settings count; the learning rate is the schedule's
+    for group, present in zip(optimizer.param_groups, settings, strict=True):
+        group.update(present)  # changed settings count; the learning rate is the schedule's
     if scaler is not None:
         scaler.load_state_dict(_plain(folder / SCALER))
 
