@@ -185,7 +185,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How training reads long videos.
+    """How training reads long videos, and what its steps are made of.
 
     Args:
         segment_frames: reads films of any length in segments of so many frames, batch_size films side by side, with a
@@ -196,14 +196,22 @@ class TrainingConfig:
         start_gradient: which segments give W_0, the initial weights, a gradient. stop: the first of each film;
             straight: every one, as if its state were W_0 (values are those carried).
         restart: probability that a segment in the middle of a film begins with W_0.
+        compile: modules: torch.compile of encoder, blocks and head; graph: forward and backward pass as one CUDA graph.
+            Both for whole clips of the first few lengths, whatever else comes is computed as without them; null:
+            neither.
     """
 
     segment_frames: int | None = None
     detach_every: int = 1
     start_gradient: Literal["stop", "straight"] = "stop"
     restart: float = 0.0
+    compile: Literal["modules", "graph"] | None = None
 
     def __post_init__(self) -> None:
+        _require(
+            self.segment_frames is None or self.compile is None,
+            "training.compile serves whole clips, and training.segment_frames carries states; leave out one of both",
+        )
         _require(
             self.segment_frames is None or self.segment_frames >= 1,
             f"training.segment_frames must be at least 1 (or null for whole clips), not {self.segment_frames}",
@@ -311,6 +319,11 @@ class RunConfig:
         _require(
             self.activation_checkpointing >= 0,
             f"activation_checkpointing must be 0 (off) or a number of chunks, not {self.activation_checkpointing}",
+        )
+        _require(
+            self.training.compile != "graph" or not self.activation_checkpointing,
+            "training.compile: graph records each pass once, and activation_checkpointing computes again in the "
+            "backward pass; leave out one of both",
         )
         _require(
             self.schedule.name != "cosine" or self.schedule.min_lr <= self.optimizer.lr,
