@@ -43,10 +43,10 @@ class Literals(TorchFunctionMode):
     """Refuses tensors that are made of Python's numbers on the device: a copy that the host waits for."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
+        tensor = function(*args, **(kwargs or {}))
         if function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor):
-            assert not made.is_meta, f"{function.__name__} copies {args} to the device"
-        return made
+            assert not tensor.is_meta, f"{function.__name__} copies {args} to the device"
+        return tensor
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(steps, "model_of", lambda kind: build(kind).to("meta"))
     monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("meta")))
     # torch.autocast knows no "meta"
-    known = lambda kind, *args, **settings: autocast("cpu" if kind == "meta" else kind, *args, **settings)  # noqa: E731
-    monkeypatch.setattr(torch, "autocast", known)
+    on_cpu = lambda kind, *args, **settings: autocast("cpu" if kind == "meta" else kind, *args, **settings)  # noqa: E731
+    monkeypatch.setattr(torch, "autocast", on_cpu)
     return readings, copies
 
 
