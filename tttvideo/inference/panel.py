@@ -48,10 +48,10 @@ class Answer(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines over time, by their colour: points "x,y x,y ..." in 0..100."""
+    """Lines over time: colour, and points "x,y x,y ..." in 0..100."""
 
     title: str
-    lines: dict[str, str]
+    lines: list[tuple[str, str]]
     top: str
     first: str
     last: str
@@ -142,7 +142,7 @@ class Panel(ABC):
     @property
     def memory(self) -> Chart:
         seconds, sizes = np.array(self._memory).T
-        return self.lines("memory of its state, kB", seconds, {COLOURS[6]: sizes})
+        return self.lines("memory of its state, kB", seconds, [("currentColor", sizes)])
 
     @property
     def sentences(self) -> list[str]:
@@ -152,22 +152,25 @@ class Panel(ABC):
         read = f"{self.frames} of {len(self.times)} frames read, {rate:,.0f} a second; the state {held}."
         return [read, *self.notes]
 
-    def lines(self, title: str, seconds: np.ndarray, lines: dict[str, np.ndarray], top: float = 0.0) -> Chart:
+    def lines(self, title: str, seconds: np.ndarray, lines: list[tuple[str, np.ndarray]], top: float = 0.0) -> Chart:
         """A chart from 0 to ``top``; by default to a little above the highest point."""
-        top = top or 1.2 * max((float(line.max(initial=0)) for line in lines.values()), default=0) or 1.0
+        top = top or 1.2 * max((float(line.max(initial=0)) for _, line in lines), default=0) or 1.0
         first, last = float(self.times[0]), float(self.times[-1])
         xs = 100 * (seconds - first) / max(last - first, 1e-9)
-        points = {c: " ".join(f"{x:.2f},{100 - 100 * y / top:.2f}" for x, y in zip(xs, ys)) for c, ys in lines.items()}
+        points = [(c, " ".join(f"{x:.2f},{100 - 100 * y / top:.2f}" for x, y in zip(xs, ys))) for c, ys in lines]
         return Chart(title, points, f"{top:.3g}", f"{first:.3g} s", f"{last:.3g} s")
 
 
 class Classes(Panel):
-    """Of a classifier: probabilities of all frames so far."""
+    """Of a classifier: probabilities of all frames so far.
 
-    def __init__(self, name: str, model: VideoModel, path: str, longest: float):
+    Args:
+        colours: by label, for all panels of a page; those of further classes are added.
+    """
+
+    def __init__(self, name: str, model: VideoModel, path: str, longest: float, colours: dict[str, str]):
         super().__init__(name, model, path, longest)
-        self._growing = Growing()
-        self._colours: dict[int, str] = {}
+        self._growing, self._colours = Growing(), colours
 
     def _add(self, frames: Tensor) -> None:
         self._growing.add(self._run(frames).timeline[0].float().cpu(), frames)
@@ -175,17 +178,20 @@ class Classes(Panel):
         if not bool(self._probabilities.isfinite().all()):
             raise ValueError(f"{self.name} answers with NaN: its weights are damaged; use an earlier checkpoint")
         labels, now = self.model.labels, self._probabilities[-1].tolist()
-        best = self._probabilities.max(0).values.topk(min(SHOWN, len(labels))).indices.tolist()
-        for number in best:  # a class keeps its colour
-            self._colours.setdefault(number, COLOURS[len(self._colours) % len(COLOURS)])
+        highest = self._probabilities.max(0).values
+        highest[int(np.argmax(now))] = 2  # the answer is always shown
+        best = highest.topk(min(SHOWN, len(labels))).indices.tolist()
+        for number in best:
+            self._colours.setdefault(labels[number], COLOURS[len(self._colours) % len(COLOURS)])
         self._best = sorted(best, key=lambda number: -now[number])
-        self.answers = [Answer(labels[number], now[number], self._colours[number]) for number in self._best]
+        self.answers = [Answer(labels[i], now[i], self._colours[labels[i]]) for i in self._best]
 
     @property
     def chart(self) -> Chart:
         ends = (np.arange(len(self._probabilities)) + 1) * self.model.encoder.stride
         seconds = self.times[np.minimum(ends, len(self.times)) - 1]
-        lines = {self._colours[number]: self._probabilities[:, number].numpy() for number in self._best}
+        shown = zip(self.answers, self._best, strict=True)
+        lines = [(answer.colour, self._probabilities[:, number].numpy()) for answer, number in shown]
         return self.lines("probability so far", seconds, lines, 1.0)
 
     @property
@@ -256,7 +262,7 @@ class Forecasts(Panel):
     @property
     def chart(self) -> Chart:
         seconds, own, copied = np.array(self._errors).reshape(-1, 3).T
-        lines = {"#777777": copied, COLOURS[0]: own}
+        lines = [("#777777", copied), (COLOURS[0], own)]
         return self.lines("squared error of the next frame (grey: of the last frame again)", seconds, lines)
 
     @property
@@ -286,8 +292,13 @@ def check_model(name: str, model: VideoModel) -> None:
 
 
 def panels_of(models: dict[str, VideoModel], path: str, longest: float) -> list[Panel]:
-    kinds = {True: Classes, False: Forecasts}
-    return [kinds[model.config.task.classifies](name, model, path, longest) for name, model in models.items()]
+    colours: dict[str, str] = {}
+    return [
+        Classes(name, model, path, longest, colours)
+        if model.config.task.classifies
+        else Forecasts(name, model, path, longest)
+        for name, model in models.items()
+    ]
 
 
 def read_side_by_side(panels: Sequence[Panel], decoding: threading.Lock) -> Iterator[None]:
