@@ -39,6 +39,10 @@ RECENT = 8
 """Frames in a strip."""
 
 
+POINTS = 400
+"""Points of a line, at most."""
+
+
 class Answer(NamedTuple):
     """A class; ``share`` in 0..1; ``colour`` of its line."""
 
@@ -157,7 +161,8 @@ class Panel(ABC):
         top = top or 1.2 * max((float(line.max(initial=0)) for _, line in lines), default=0) or 1.0
         first, last = float(self.times[0]), float(self.times[-1])
         xs = 100 * (seconds - first) / max(last - first, 1e-9)
-        points = [(c, " ".join(f"{x:.2f},{100 - 100 * y / top:.2f}" for x, y in zip(xs, ys))) for c, ys in lines]
+        chosen = np.unique(np.linspace(0, len(xs) - 1, min(POINTS, len(xs))).astype(int))
+        points = [(c, " ".join(f"{xs[i]:.2f},{100 - 100 * ys[i] / top:.2f}" for i in chosen)) for c, ys in lines]
         return Chart(title, points, f"{top:.3g}", f"{first:.3g} s", f"{last:.3g} s")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,22 @@ class Answers:
         self._decoding = threading.Lock()
         self._template = templates(Path(__file__).parent).get_template("panels.html.jinja")
 
-    def of(self, path: str | None) -> Iterator[str]:
+    @staticmethod
+    def want(path: str | None, wanted: list[str | None]) -> None:
+        """Notes what a visitor wants now: ``of`` stops reading anything else."""
+        wanted[:] = [path]
+
+    def of(self, path: str | None, wanted: Sequence[str | None] = ()) -> Iterator[str]:
         """The page's HTML as it grows; of a file that cannot be used, one sentence."""
         if path is None:
             yield self.html()
             return
         try:
-            yield from ahead(self._read(path))
+            with closing(ahead(self._read(path))) as pages:  # type: ignore[type-var]  # generators
+                for page in pages:
+                    yield page
+                    if wanted and wanted[0] != path:
+                        return
         except (ValueError, OSError) as error:
             print(printable(f"refused: {sentence(error)}"), file=sys.stderr)
             # its sender does not know the folder that it lies in
@@ -136,16 +146,18 @@ def build(gradio: Any, config: ServeConfig, answers: Answers) -> Any:
             with gradio.Column(scale=3, min_width=300):
                 said = gradio.HTML(answers.html())
         if examples:  # last: on a phone the answers are right below the video
-            offered = gradio.Examples(examples, video, examples_per_page=EXAMPLES)
-        read = video.change(
+            gradio.Examples(examples, video, examples_per_page=EXAMPLES)
+        wanted = gradio.State([])
+        change = video.change(
+            answers.want, [video, wanted], None, queue=False, trigger_mode="multiple", api_visibility="private"
+        )
+        change.then(
             answers.of,
-            video,
+            [video, wanted],
             said,
             concurrency_limit=config.concurrency,
+            trigger_mode="multiple",
             show_progress="hidden",
             api_visibility="private",
         )
-        video.clear(None, cancels=[read])
-        if examples:
-            offered.dataset.click(None, cancels=[read])
     return page.queue(max_size=config.queue, api_open=False)
