@@ -76,6 +76,14 @@ def test_answers_are_those_of_classify_and_grow(tmp_path, monkeypatch):
     assert float(best[2]) == pytest.approx(panels[0].answers[0].share, abs=1e-3)
     assert "appear here" in next(answers.of(None))
 
+    monkeypatch.setattr("tttvideo.inference.serve.PAUSE", 0)
+    wanted = []
+    answers.want(str(video), wanted)
+    growing = answers.of(str(video), wanted)
+    assert ['data-done="False"' in next(growing) for _ in range(2)] == [True, True]
+    answers.want("another", wanted)
+    assert list(growing) == []  # 40 frames are three segments, and a last page
+
 
 def test_forecasts_are_those_of_predict(tmp_path):
     video, model = noise_video(tmp_path / "v.mp4", 40), prediction_model()
