@@ -153,7 +153,7 @@ class Run:
         if note := self._by_leader(self.lock.take):
             launch.say(f"note: {note}")
         self.folder.refuse_second()  # one may have begun and ended since
-        self._index()
+        self.index()
         self.criterion = self.task.criterion(self.train.multi_label)
         self.rule = Rule(
             metric=self.criterion.metric if self.val else None,
@@ -177,7 +177,8 @@ class Run:
             clip_frames=length,
         )
 
-    def _index(self) -> None:
+    def index(self) -> None:
+        """The videos, and what they say of the settings."""
         data, task = self.config.data, self.task
         if data.list and not data.root and self.config.model.encoder.root:
             data = replace(data, root=self.config.model.encoder.root)
@@ -186,7 +187,7 @@ class Run:
         self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
         reading = encoder.reading(data.preprocessing)
         self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
-        self.train_batches = self._training_videos(reading)
+        self.train_batches = self.training_videos(reading)
         self.val, self._part = validation_videos(self.config, self.train)
         self.config = replace(self.config, schedule=in_epochs(self.config.schedule, self.steps_per_epoch))
 
@@ -209,7 +210,7 @@ class Run:
         if last:
             self.progress = self._by_leader(lambda: self.checkpoints.read(last, fixed, described))
             self._saved = (self.progress.epoch, self.progress.batch)
-        self._build(last)
+        self.build(last)
         if last:
             self._load(last)
         self._open_videos()
@@ -238,7 +239,8 @@ class Run:
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
 
-    def _training_videos(self, reading: Preprocessing) -> Loader:
+    def training_videos(self, reading: Preprocessing) -> Loader:
+        """This process's training batches, read in this way."""
         unit = self.model.frame_multiple if hasattr(self, "model") else 1
         return training_loader(self.config, self.train, self._lengths, reading, self._share, unit)
 
@@ -250,7 +252,7 @@ class Run:
             fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
             self.accelerator.wait_for_everyone()
         if isinstance(reading, CachedFeatures) or self.config.training.carries:
-            self.train_batches = self._training_videos(reading)
+            self.train_batches = self.training_videos(reading)
         self.val_batches = None
         if self.val:
             segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
@@ -267,7 +269,7 @@ class Run:
         except Exception as error:
             raise self.checkpoints.damaged(last, error) from error
 
-    def _build(self, last: Path | None) -> None:
+    def build(self, last: Path | None) -> None:
         """The model, its moving average, the optimizer and the schedule, with the weights of a start from nothing."""
         from timm.utils import ModelEmaV3  # pyright: ignore
 
