@@ -45,6 +45,7 @@ LAYERS = {
         "video",
         "model",
     },
+    "planning": {"encoder", "inspection", "printing", "training", "video"},
     "evaluation": {
         "measuring",
         "origin",

@@ -36,7 +36,7 @@ COMMANDS = {
     "inspect": Command(".inference.commands", "inspect", "what a model costs, and what it learns while it reads"),
     "make-data": Command(".commands", "make_data", "generated videos with known best possible accuracy or error"),
     "configs": Command(".commands", "configs", "list the recipes that `train --config NAME` takes"),
-    "plan": Command(".training.plan", "plan", "what a run costs in memory and time, before it is begun"),
+    "plan": Command(".planning.plan", "plan", "what a run costs in memory and time, before it is begun"),
     "cache": Command(".training.features", "cache", "encode videos with a frozen encoder ahead of training"),
     "index": Command(".indexing", "index", "read every video through once, so that training starts at once"),
     "check": Command(".indexing", "check", "what is wrong with the videos of a folder or list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -336,8 +337,14 @@ class VideoModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, TTTLayer)]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Depth of every parameter, for timm's layer-wise learning-rate decay."""
+        """Depth of every parameter, for timm's layer-wise learning-rate decay. Of an encoder some of whose blocks are
+        trained each is a layer, the embedding is one with the last."""
+        below = {
+            f"encoder block {number}": [(rf"^encoder\.model\.{re.escape(name)}$", None) for name in block]
+            for number, block in enumerate(self.encoder.trained_blocks[:-1])
+        }
         return {
+            **below,
             "stem": r"^encoder",
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.norm|^head", (99999,))],
         }

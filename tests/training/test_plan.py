@@ -12,8 +12,8 @@ import torch
 
 from tests.video.clips import write
 from tttvideo import cli
-from tttvideo.training.allocated import peak_beyond
-from tttvideo.training.trial import Point, extrapolated
+from tttvideo.planning.allocated import peak_beyond
+from tttvideo.planning.trial import Point, extrapolated
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -178,7 +178,6 @@ class Run:
         )
 
     def index(self) -> None:
-        """The videos, and what they say of the settings."""
         data, task = self.config.data, self.task
         if data.list and not data.root and self.config.model.encoder.root:
             data = replace(data, root=self.config.model.encoder.root)
@@ -240,7 +239,6 @@ class Run:
         memory.reset(self.accelerator.device)
 
     def training_videos(self, reading: Preprocessing) -> Loader:
-        """This process's training batches, read in this way."""
         unit = self.model.frame_multiple if hasattr(self, "model") else 1
         return training_loader(self.config, self.train, self._lengths, reading, self._share, unit)
 

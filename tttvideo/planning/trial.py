@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from ..training.position import Progress
+from ..training.run import Run
 from ..video.dataset import FilmPart, FilmSegment, Sample, VideoDataset
 from ..video.loader import Batch, Collate, SegmentBatch, SegmentCollate
 from ..video.transforms import Preprocessing
 from .allocated import bytes_of, peak_beyond
-from .position import Progress
-from .run import Run
 
 VIDEOS, DRAWS = 64, 4
 """Videos whose lengths are looked at, at most, and how often each is drawn."""

@@ -16,14 +16,14 @@ from ..encoder.filling import size_of
 from ..encoder.filling import trial as encoding_rate
 from ..inspection.costs import Part, costs, total
 from ..printing import json_text, printable
+from ..training.arguments import parse
+from ..training.config import ConfigError, RunConfig
+from ..training.progress import clock
+from ..training.run import Run
 from ..video.features import CachedFeatures
 from ..video.loader import EpochSampler
 from ..video.reading import damaged_videos_named, usual_rate
 from ..video.transforms import Preprocessing
-from .arguments import parse
-from .config import ConfigError, RunConfig
-from .progress import clock
-from .run import Run
 from .trial import (
     Pace,
     Point,
