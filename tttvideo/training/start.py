@@ -93,7 +93,7 @@ def start_from(model: VideoModel, init_from: str | None) -> Start:
         start.unused += language.left
     else:
         tensors = read_weights(folder)
-        size = from_plain(read_description(folder).get("preprocessing")).size
+        size = getattr(from_plain(read_description(folder).get("preprocessing")), "size", None)
     expected = model.state_dict()
     _resize(start, tensors, expected, size, model.encoder.grid)
     for part in PARTS:
