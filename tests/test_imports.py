@@ -29,7 +29,10 @@ LAYERS = {
     "arguments": {"help", "settings", "recipes", "strict_yaml"},
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "video", "inference"},
+    "model": {
+        *("ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "synonyms", "video", "inference"),
+        "pretrained",
+    },
     "pretrained": {"model", "plain", "serialize"},
     "training": {
         "arguments",
@@ -77,9 +80,10 @@ LAYERS = {
     "evaluating": {"evaluation", "files", "measuring", "origin", "printing"},
     "measuring": set(),
     "indexing": {"arguments", "printing", "video"},
-    "cli": {"arguments", "printing"},
+    "synonyms": set(),
+    "cli": {"arguments", "printing", "synonyms"},
     "__main__": {"cli"},
-    "__init__": {"inspection", "model", "pretrained"},
+    "__init__": {"inference", "inspection", "model", "pretrained", "synonyms"},
 }
 
 
