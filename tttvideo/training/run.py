@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..model import VideoModel
-from ..serialize import load_weights, resolve_checkpoint
+from ..serialize import load_weights
 from ..video.features import CachedFeatures
 from ..video.index import Index, largest_class, save_labels, videos_of_each_class
 from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
@@ -34,6 +34,7 @@ from .record import Record
 from .run_folder import RunFolder, fingerprint, writing
 from .segments import prepare_model, trainer_of, training_loader
 from .signals import Signals, Stopped, end_soon
+from .start import brings_encoder, start_from
 from .state import load_rows, load_state, save_state
 from .validation import SEGMENT, score, validation_videos
 
@@ -235,6 +236,7 @@ class Run:
                     save_labels(folder.path / "labels.json", self.train.labels)
             for name in self.checkpoints.clean(last, self.progress):
                 self.record.say(f"note: a later checkpoint is set aside as {folder.checkpoints / name}")
+            self.start.write(folder.path)
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
 
@@ -278,11 +280,10 @@ class Run:
             preprocessing=config.data.preprocessing,
             labels=self.train.labels,
             multi_label=self.train.multi_label,
-            load=last is None and not config.init_from,  # pretrained weights are in the checkpoint already
+            load=last is None and not brings_encoder(config.init_from),
         ).to(self.accelerator.device)
         self.model.head.set_class_counts(videos_of_each_class(self.train))
-        if config.init_from and last is None:
-            load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
+        self.start = start_from(self.model, config.init_from if last is None else None)
         if config.activation_checkpointing:
             self.model.set_checkpointing(config.activation_checkpointing)
         prepare_model(self.model, config.training)
@@ -312,8 +313,7 @@ class Run:
             ConfigError: the folder was taken over by another run; nothing more is written.
         """
         config, number, every = self.config, self.progress.epoch + 1, self.config.checkpoint.every
-        order = cast(EpochSampler, self.train_batches.batch_sampler)
-        order.start_at(self.progress.epoch, self.progress.batch)
+        cast(EpochSampler, self.train_batches.batch_sampler).start_at(self.progress.epoch, self.progress.batch)
         for result in self.lock.while_ours(self.trainer.epoch(self.train_batches, self.n_batches, self.progress)):
             self.progress = result.progress
             self.record.skip(self.train, result.failures)
