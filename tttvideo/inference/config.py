@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from ..printing import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,18 @@ class How:
     def __str__(self) -> str:
         cut = "all frames" if self.frames is None else f"{self.frames} frames"
         return f"{cut}, {self.sampling}" + ("" if self.views == "whole" else f", {self.views}")
+
+
+def how_of(**settings: Any) -> How:
+    """``How(**settings)``.
+
+    Raises:
+        TypeError: for one that there is not, with the nearest one.
+    """
+    for name in settings:
+        if name not in (names := [field.name for field in fields(How)]):
+            raise TypeError(f"unexpected argument {name!r}{did_you_mean(name, [*names, 'topk'])}")
+    return How(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
