@@ -5,6 +5,7 @@ import difflib
 import errno
 import json
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,13 @@ def cause(error: BaseException) -> str:
     """The class of a library's error and the beginning of its message, in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def shortened(value: Any) -> str:
+    """A value as a message can hold it: aliases of a YAML file can make it longer than the memory."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 4, 200, 200, 8
+    return "null" if value is None else short.repr(value)
 
 
 def _escape(character: str) -> str:

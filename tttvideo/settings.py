@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import reprlib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Literal
 
 from . import strict_yaml
 from .plain import public_name, search_working_directory
-from .printing import nearest
+from .printing import nearest, shortened
 
 FLAG = object()
 """The value of a setting that was named without one."""
@@ -260,13 +259,6 @@ def kinds_of(hint: Any) -> str:
         else:
             kinds.append(getattr(option, "__name__", str(option)))
     return " or ".join(kinds)
-
-
-def shortened(value: Any) -> str:
-    """A value as a message can hold it: aliases of a YAML file can make it longer than the memory."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 4, 200, 200, 8
-    return "null" if value is None else short.repr(value)
 
 
 def _one_line(message: object) -> str:

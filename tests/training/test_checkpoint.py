@@ -187,22 +187,34 @@ def test_the_best_is_not_replaced_by_another_in_silence(tmp_path):
     save(checkpoints, 7)
     save(checkpoints, 8)
     index = checkpoints.folder / "index.json"
-    for best, sentence in (
-        ("step-00000001", "is missing or not whole"),
-        ("../../x1", "names no checkpoint"),
-        (5, "names no"),
+    whole = json.loads(index.read_text())
+    for key, value, sentence in (
+        ("best", "step-00000001", "is missing or not whole"),
+        ("best", "../../x1", "names no checkpoint"),
+        ("best", 5, "best cannot be 5"),
+        ("best_value", "9" * 5000, "best_value cannot be"),
+        *((key, ..., f"has no '{key}'") for key in ("best", "best_value", "last", "rule", "split", "split_rule")),
     ):
-        index.write_text(json.dumps({"best": best, "last": "step-00000008"}))
+        index.write_text(json.dumps({name: v for name, v in {**whole, key: value}.items() if v is not ...}))
         with pytest.raises(ValueError, match=sentence):
             resolve_checkpoint(tmp_path)
+    index.write_text(index.read_text().replace("{", '{"a": ' + "9" * 5000 + ", ", 1))
+    with pytest.raises(ValueError, match=r"a number of 5,000 digits\)"):
+        resolve_checkpoint(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
     save(checkpoints, 7)
-    (checkpoints.last() / "progress.json").write_text("{")
+    file = checkpoints.last() / "progress.json"
+    whole = json.loads(file.read_text())
+    file.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         checkpoints.read(checkpoints.last(), FIXED, MODEL)
+    for key in ("epoch", "batch", "step", "totals", "best", "best_value", "fixed"):
+        file.write_text(json.dumps({name: v for name, v in whole.items() if name not in (key, "checksum")}))
+        with pytest.raises(ConfigError, match=f"progress.json has no '{key}'"):
+            checkpoints.read(checkpoints.last(), FIXED, MODEL)
 
 
 def test_first_difference():
@@ -235,7 +247,7 @@ def test_a_position_inside_an_epoch_has_the_sums_of_it(tmp_path):
     """Of a version without checksums; it was a KeyError at the end of the epoch."""
     checkpoint = tmp_path / "step-00000002"
     checkpoint.mkdir()
-    content = {"epoch": 0, "batch": 2, "step": 2, "totals": {}, "fixed": {}}
+    content = {"epoch": 0, "batch": 2, "step": 2, "totals": {}, "best": None, "best_value": None, "fixed": {}}
     (checkpoint / "progress.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"lacks the sums"):
         read_position(checkpoint)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ..files import parse_json
 from .config import ConfigError
 from .run_folder import writing
 
@@ -226,8 +227,8 @@ def _process(pid: int) -> _Process | None:
 def _owner(content: bytes) -> dict[str, Any]:
     """What a lock says; empty if it is damaged."""
     try:
-        owner = json.loads(content)
-    except (ValueError, RecursionError):
+        owner = parse_json(content)
+    except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
 

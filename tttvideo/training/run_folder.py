@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from .. import strict_yaml
-from ..files import write_text
+from ..files import parse_json, write_text
 from ..printing import cell, printable
 from ..video.index import Index
 from .config import ConfigError
@@ -90,9 +90,9 @@ class JsonLines:
         *texts, _torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         for number, text in enumerate(texts, start=1):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 whole = isinstance(line, dict) and type(line.get(key)) is int
-            except (ValueError, RecursionError):
+            except ValueError:
                 whole = False
             if not whole:
                 raise ConfigError(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import parse_json
 from ..printing import nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
@@ -198,8 +199,8 @@ def save_labels(path: str | Path, labels: Sequence[str]) -> None:
 def load_labels(path: str | Path) -> list[str]:
     """The class names that `save_labels` wrote. Raises DataError if the file holds anything else."""
     try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        labels = parse_json(Path(path).read_bytes())
+    except ValueError:
         labels = None
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise DataError(f"{path} is not a JSON list of class names")
