@@ -19,8 +19,8 @@ _IGNORED = (
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
 # Four more kinds belong to the spelling of words, and are shown as they are where they do: joiners between letters from
-# Arabic to Mongolian (Persian and Hindi words are other words without them) and between emoji (a family), selectors of a
-# variant after a symbol, an ideograph or a Mongolian letter. Elsewhere, in a Latin name above all, they only hide.
+# Arabic to Mongolian (Persian and Hindi words are other words without them) and between emoji (a family), selectors of
+# a variant after a symbol, an ideograph or a Mongolian letter. Elsewhere, in a Latin name above all, they only hide.
 _LETTERS = "\u0620-\u109f\u1780-\u17b3\u17b6-\u180a\u1810-\u18af\u1900-\u1cff\ua800-\uabff\U00010a00-\U00011fff"
 _EMOJI = "\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _VARIED = "\u00a9\u00ae\u203c-\u205e\u2070-\u3163\u3165-\ud7ff\ue000-\ufaff\U0001f000-\U0001faff"
@@ -36,7 +36,7 @@ _UNSHOWN_IN_JSON = re.compile(_UNSHOWN.pattern.replace("\x00-\x1f", "\x00-\x09\x
 _INVISIBLE = re.compile(f"[{_IGNORED}{_SPELLS}]")
 _RUN = re.compile(r"(^|;)(?='*[=+\-@＝＋－＠])")
 _QUOTED = re.compile(r"(^|;)'(?='*[=+\-@＝＋－＠])")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -74,6 +74,17 @@ def appearance(name: str) -> str:
 def is_unicode(text: str) -> bool:
     """False for a name with bytes that are not UTF-8, which neither FFmpeg nor a list file takes."""
     return not re.search("[\ud800-\udfff]", text)
+
+
+def as_number(text: str) -> float:
+    """A number as files and commands write it. Python's own float also takes 1_0, nan and the digits of all scripts.
+
+    Raises:
+        ValueError: for any other text.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
 
 
 def cell(value: Any) -> Any:

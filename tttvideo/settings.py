@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -104,7 +105,8 @@ def _value(hint: Any, old: Any, value: Any, key: str) -> Any:
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"{key} must be {kinds_of(hint)}, not {shortened(value)}")
+        kinds = kinds_of(hint) if exchangeable(base) else f"settings, such as {dataclasses.fields(base)[0].name}: ..."
+        raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}")
     if "class_path" not in value:
         part = old if isinstance(old, Part) else defaults_of(base)
         fill(part, value, key)
@@ -145,6 +147,9 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
             kinds += " or null" * (type(None) in options)
             example = "; write " + ",".join([{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2))
         raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}{example}")
+    for number in converted if isinstance(converted, (list, tuple)) else [converted]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{key} must be a finite number, not {number}")
     return converted
 
 

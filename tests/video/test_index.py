@@ -336,8 +336,8 @@ def test_names_that_look_equal_are_named_once():
     assert classes_that_look_equal(["cat", "cut", "Zürich", "1", "10"]) is None
     names = ["Cat", "caf\u00e9", "cafe\u0301", "ca\u00adt", "cat ", "dog", "do\u200dg"]
     assert classes_that_look_equal(names) == (
-        r"classes whose names look equal are learned apart: 'Cat' and 'ca\xadt' and 'cat ', 'caf\xe9' and 'cafe\u0301', "
-        r"'dog' and 'do\u200dg'; rename those that are the same"
+        r"classes whose names look equal are learned apart: 'Cat' and 'ca\xadt' and 'cat ', 'caf\xe9' and "
+        r"'cafe\u0301', 'dog' and 'do\u200dg'; rename those that are the same"
     )
 
 
