@@ -227,6 +227,17 @@ def test_the_best_is_not_replaced_by_another_in_silence(tmp_path):
         resolve_checkpoint(tmp_path)
 
 
+def test_links_among_the_remains_of_a_write_are_removed_and_not_followed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, rule=RULE)
+    save(checkpoints, 7)
+    (tmp_path / "mine").mkdir()
+    for name, target in ((".step-00000008", tmp_path / "mine"), (".step-00000009", "nowhere"), (".step-1.old", ".")):
+        (checkpoints.folder / name).symlink_to(target)
+    assert checkpoints.clean(checkpoints.last(), START) == []
+    assert names(checkpoints.folder) == ["index.json", "step-00000007"]
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
     save(checkpoints, 7)

@@ -122,7 +122,7 @@ class Checkpoints:
         """
         with writing(self.folder):
             for leftover in self.folder.glob(".*"):
-                if leftover.is_dir():
+                if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()

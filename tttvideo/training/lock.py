@@ -130,6 +130,8 @@ class RunLock:
         try:
             content, changed = self.path.read_bytes(), self.path.stat().st_mtime
         except FileNotFoundError:
+            if self.path.is_symlink():
+                raise ConfigError(f"{self.path} is a link that leads nowhere; move it away, and start again") from None
             return None
         owner, age = _owner(content), self._now() - changed
         if _has_ended(owner):

@@ -7,10 +7,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import file_checksum, parse_json
 from ..serialize import CHECKPOINT_NAME
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 PROGRESS = "progress.json"
 
@@ -36,6 +39,29 @@ class Progress:
     best: str | None = None
     best_value: float | None = None
     fixed: dict[str, Any] = field(default_factory=dict)
+
+
+def depends_on(config: RunConfig, processes: int, batches: int, videos: str) -> dict[str, Any]:
+    """`Progress.fixed` of a run: what must stay for a position to mean the same samples, and for the optimizer's state
+    beside it to fit (keys with "optimizer.").
+
+    Args:
+        batches: of an epoch, of each process.
+        videos: fingerprint of the training videos.
+    """
+    fixed = {
+        "processes": processes,
+        "data.batch_size": config.data.batch_size,
+        "accumulate": config.accumulate,
+        "seed": config.seed,
+        "batches per epoch": batches,
+        "the training videos' fingerprint": videos,
+        "optimizer.name": config.optimizer.name,
+        "optimizer.layer_decay": config.optimizer.layer_decay,
+    }
+    if config.training.carries:
+        fixed["training.segment_frames"] = config.training.segment_frames
+    return fixed
 
 
 def read_position(checkpoint: Path) -> Progress:
