@@ -180,6 +180,8 @@ REFUSED = {
     "meta": lambda: (FLOATS.to("meta"), "got a meta tensor"),
     "nested": lambda: (torch.nested.nested_tensor([FLOATS[0], FLOATS[0, :, :2]]), "got a nested tensor"),
     "float4": lambda: (torch.zeros(1, 3, 4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "no such form"),
+    "bool tensor": lambda: (FLOATS > 0.5, "got bool"),
+    "small integers": lambda: (FLOATS.to(torch.int8), "got int8"),
     "complex tensor": lambda: (FLOATS.to(torch.complex64), "got complex64"),
     "NaN": lambda: (FLOATS * torch.nan, "got NaN or infinite pixels; give finite ones.$"),
     "PIL of 16 bits": lambda: (Image.new("I;16", (4, 4)), "mode I;16"),

@@ -94,7 +94,7 @@ def _dense(x: Tensor) -> Tensor:
     try:
         x = x.detach().to_dense()
         x = x.dequantize() if x.is_quantized else x
-        return x if x.dtype == torch.uint8 or x.dtype.itemsize > 1 else x.float()  # 8 bits have no arithmetic
+        return x.float() if x.is_floating_point() and x.dtype.itemsize == 1 else x  # 8 bits have no arithmetic
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"Expected frames in a dense tensor, got one that has no such form ({cause(error)})."
