@@ -312,7 +312,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_change_that_no_shape_shows_is_refused(tmp_path, change):
-    build().save_pretrained(tmp_path)
+    build(ConvStem((4, 8), (3, 2), (2, 1), pool=(2, 2))).save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     change(description)
     (tmp_path / "config.json").write_text(json.dumps(description))

@@ -135,8 +135,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
     """Raises ValueError if the weights file ``path``, which holds ``shapes``, is not one of ``expected``."""
-    if difference := _difference(expected, shapes):
-        raise ValueError(f"{path} is of another architecture than its configuration says: {difference}.")
+    if reason := difference(expected, shapes):
+        raise ValueError(f"{path} is of another architecture than its configuration says: {reason}.")
 
 
 DAMAGES = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError)
@@ -187,7 +187,8 @@ def check_sizes(outline: nn.Module, state: Any, shapes: Mapping[str, Sequence[in
         )
 
 
-def _difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> str:
+def difference(expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> str:
+    """How the tensors of one model differ from another's, by names and shapes; "" where they do not."""
     missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
     other = [n for n in sorted(set(expected) & set(shapes)) if tuple(expected[n]) != tuple(shapes[n])]
     if not (missing or unknown or other):
@@ -227,15 +228,11 @@ def _check_unchanged(folder: Path) -> None:
         )
 
 
-def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) -> None:
-    """Loads ``folder/model.safetensors`` strictly.
-
-    Args:
-        parts: load these children of the model only, each of them whole; none: all there is.
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors in ``folder/model.safetensors``.
 
     Raises:
-        ValueError: if the file is damaged or of another architecture than ``model``, or if it or config.json was
-            changed since they were written.
+        ValueError: if the file is damaged, or if it or config.json was changed since they were written.
     """
     from safetensors.torch import load_file
 
@@ -244,20 +241,20 @@ def load_weights(model: nn.Module, folder: Path, parts: tuple[str, ...] = ()) ->
         tensors = load_file(path)
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
-    expected = model.state_dict()
-    if parts:
-        tensors, expected = (
-            {name: t for name, t in all_of.items() if name.split(".")[0] in parts} for all_of in (tensors, expected)
-        )
-    shapes, expected_shapes = ({name: t.shape for name, t in one.items()} for one in (tensors, expected))
-    if parts and (difference := _difference(expected_shapes, shapes)):
-        raise ValueError(
-            f"{path} does not fit this model's {' and '.join(parts)}, which have another architecture: {difference}. "
-            f"Give them the settings in {folder / 'config.json'}."
-        )
-    check_shapes(path, expected_shapes, shapes)
     _check_unchanged(folder)
-    model.load_state_dict(tensors, strict=not parts)
+    return tensors
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Loads ``folder/model.safetensors`` strictly.
+
+    Raises:
+        ValueError: if the file is damaged or of another architecture than ``model``.
+    """
+    tensors = read_weights(folder)
+    expected, shapes = ({name: t.shape for name, t in one.items()} for one in (model.state_dict(), tensors))
+    check_shapes(folder / "model.safetensors", expected, shapes)
+    model.load_state_dict(tensors)
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

@@ -227,12 +227,12 @@ def test_how_many_labels():
 
 def test_sources(folder, tmp_path, monkeypatch):
     listing = tmp_path / "list.csv"
-    listing.write_text("a.mp4,1,2.5\nb.mp4,0,3\n")
+    listing.write_text("a.mp4,1,2.5\nb.mp4,0,3\nc.mp4\n")  # a span, or the whole
     (tmp_path / "a.mp4").write_text("")
     found = find_videos([str(listing), "-", str(folder / "**" / "*.mp4")], ["x y.mp4\n", "\n", str(listing)])
     spans = [(os.path.basename(v.path), v.start, v.end) for v in found]
-    assert spans[:3] == [("a.mp4", 1, 2.5), ("b.mp4", 0, 3), ("x y.mp4", None, None)]
-    assert len(spans) == 3 + 7
+    assert spans[:3] == [("a.mp4", 1, 2.5), ("b.mp4", 0, 3), ("c.mp4", None, None)]
+    assert len(spans) == 4 + 7
     with pytest.raises(DataError, match="no file is called like"):
         find_videos([str(tmp_path / "*.mkv")])
     with pytest.raises(DataError, match="tttvideo stream MODEL ADDRESS"):

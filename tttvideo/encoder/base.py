@@ -79,6 +79,7 @@ class FrameEncoder(nn.Module, ABC):
     """
 
     feature_shape: tuple[int, int, int] | None = None
+    trained_blocks: Sequence[Sequence[str]] = ()  # of `model`, those parameters that are trained though it is frozen
     reads_pixels = True  # False where videos come as features
 
     def __init__(

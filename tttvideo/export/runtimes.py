@@ -33,7 +33,7 @@ def write_step(step: Step, out: Path, formats: Sequence[str]) -> None:
         ExportError: where an exporter gives up, or the packages that ONNX needs are not there.
     """
     if "onnx" in formats:
-        _need_onnx()
+        need_onnx()
     out.mkdir(parents=True, exist_ok=True)
     inputs = (step.frames(), *step.initial)
     with warnings.catch_warnings(), _plain_operators():
@@ -74,9 +74,11 @@ def about(step: Step) -> dict[str, Any]:
     }
 
 
-def _need_onnx() -> None:
+def need_onnx() -> None:
+    """Raises ExportError where a package of the extra is not there."""
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"--format onnx needs the package {error.name}; pip install 'tttvideo[onnx]'") from None

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..serialize import resolve_checkpoint
 from ..video.index import classes_that_look_equal, unlearnable_classes
 from .run_folder import changed_settings
 from .segments import SegmentSampler
+from .start import brings_encoder
 
 if TYPE_CHECKING:
     from .run import Run
@@ -39,9 +39,9 @@ def introduction(run: Run, last: Path | None) -> Iterator[str]:
             f"by side, padding {sampler.padding():.1%} of them"
         )
     if source := getattr(run.model.encoder, "source", None):
-        yield f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}"
-    if config.init_from and last is None:
-        yield f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}"
+        fresh = last is None and not brings_encoder(config.init_from)
+        yield f"encoder {source if fresh else 'weights from the checkpoint'}"
+    yield from run.start.lines()
     for note in run.trainer.schedule.notes:
         yield f"note: {note}"
     if last:

@@ -6,6 +6,7 @@ R/log.jsonl      one line per epoch
 R/steps.jsonl    one line per optimizer step
 R/console.log    what the run said, with times; a resumed run goes on below
 R/run.lock       while a run writes here, see lock.py
+R/start.json     of a run with --init_from: which tensors were loaded, resized and left
 R/skipped.csv    videos that could not be read, each once, with the reason
 R/checkpoints/   see checkpoint.py
 R/tensorboard/   event files

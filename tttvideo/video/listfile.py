@@ -195,14 +195,15 @@ def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> Non
 
 def _positional_columns(path: Path, rows: list[list[str]], labelled: bool) -> dict[str, int]:
     """Which column is what in a list without a header, from its contents; refused where two readings fit."""
-    width = len(rows[0])
-    if any(len(row) != width for row in rows):
+    width, widths = len(rows[0]), {len(row) for row in rows}
+    numbers = all(_is_number(cell) for row in rows for cell in row[1:])
+    if not labelled and numbers and widths in ({3}, {1, 3}):  # path[,start,end]
+        return {"path": 0, "start": 1, "end": 2}
+    if len(widths) > 1:
         raise DataError(
-            f"{path} has lines of {min(map(len, rows))} to {max(map(len, rows))} columns; separate them by "
+            f"{path} has lines of {min(widths)} to {max(widths)} columns; separate them by "
             "commas or tabs, and put quotes around a value that contains the separator"
         )
-    if not labelled and width == 3 and all(_is_number(cell) for row in rows for cell in row[1:]):
-        return {"path": 0, "start": 1, "end": 2}
     names = ["path", "label"][:width]
     if width >= 4 and all(_is_number(cell) for row in rows for cell in row[2:4]):
         names += ["start", "end"]
