@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..printing import as_number
 from .kinds import FEATURES, VIDEO_EXTENSIONS, holds_images
 
 # What a split may be called where nothing else says that a name is a split.
@@ -224,7 +225,7 @@ def _positional_columns(path: Path, rows: list[list[str]], labelled: bool) -> di
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell or "0")
+        as_number(cell or "0")
     except ValueError:
         return False
     return True
@@ -264,7 +265,7 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
     if not cell:
         return None
     try:
-        value = float(cell)
+        value = as_number(cell)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
