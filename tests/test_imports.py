@@ -12,6 +12,7 @@ LAYERS = {
     "ttt": set(),
     "mixers": {"ttt"},
     "backbone": {"ttt", "mixers"},
+    "ttt_lm": {"ttt", "backbone", "files", "printing"},
     "encoder": {"ttt", "files", "video", "printing"},
     "tasks": set(),
     "devices": set(),
@@ -19,7 +20,7 @@ LAYERS = {
     "printing": set(),
     "hub": {"printing"},
     "serialize": {"files", "hub"},
-    "origin": {"serialize"},
+    "origin": {"files", "serialize"},
     "recipes": set(),
     "strict_yaml": set(),
     "plain": set(),
@@ -28,7 +29,10 @@ LAYERS = {
     "arguments": {"help", "settings", "recipes", "strict_yaml"},
     "video": {"files", "printing"},
     # inference: within VideoModel's own methods, so that people find it there
-    "model": {"ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "video", "inference"},
+    "model": {
+        *("ttt", "mixers", "backbone", "encoder", "tasks", "plain", "serialize", "synonyms", "video", "inference"),
+        "pretrained",
+    },
     "pretrained": {"model", "plain", "serialize"},
     "training": {
         "arguments",
@@ -42,9 +46,11 @@ LAYERS = {
         "serialize",
         "printing",
         "strict_yaml",
+        "ttt_lm",
         "video",
         "model",
     },
+    "planning": {"encoder", "inspection", "printing", "training", "video"},
     "evaluation": {
         "measuring",
         "origin",
@@ -75,9 +81,10 @@ LAYERS = {
     "evaluating": {"evaluation", "files", "measuring", "origin", "printing"},
     "measuring": set(),
     "indexing": {"arguments", "printing", "video"},
-    "cli": {"arguments", "printing"},
+    "synonyms": set(),
+    "cli": {"arguments", "printing", "synonyms"},
     "__main__": {"cli"},
-    "__init__": {"inspection", "model", "pretrained"},
+    "__init__": {"inference", "inspection", "model", "pretrained", "synonyms"},
 }
 
 

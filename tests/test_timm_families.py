@@ -6,7 +6,10 @@ import pytest
 import timm
 import torch
 
+from tests.helpers import video_model
 from tttvideo.encoder import Timm
+from tttvideo.training.config import OptimizerConfig
+from tttvideo.training.optimizer import build_optimizer
 
 QUICK = ["test_vit", "test_convnext", "test_efficientnet", "test_byobnet", "test_resnet"]
 """timm's own tiny test models: tokens, maps with the channels last within, and a last convolution that counts."""
@@ -82,3 +85,68 @@ def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
     with pytest.raises(ValueError, match="holds Python objects, which would run its code"):
         Timm("test_vit", pretrained=str(tmp_path / "weights.pth"), grid=(2, 2)).build((160, 160), 8)
     assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_last_blocks_of_a_frozen_encoder_learn(name):
+    """The others have no gradient, no graph, and stay in evaluation mode: their statistics do not move."""
+    encoder = Timm(name=name, pretrained="false", grid=(1, 1), trainable=1).build((64, 64), 8).train()
+    net = encoder.model
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    saved = []
+    frames = torch.rand(2, 3, 3, 64, 64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        tokens = encoder(frames, None, encoder.init_state(2))[0]
+    torch.manual_seed(0)
+    (tokens * torch.randn_like(tokens)).sum().backward()  # a plain sum has no gradient through a norm
+    learned = {key for key, weight in net.named_parameters() if weight.grad is not None and weight.grad.any()}
+    (block,) = encoder.trained_blocks
+    assert learned
+    assert learned <= set(block)
+    assert set(block) < {key for key, _ in net.named_parameters()}
+    assert {key for key, weight in net.named_parameters() if weight.requires_grad} <= set(block)
+    moved = {key.rpartition(".")[0] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved <= {key.rpartition(".")[0] for key in block}
+    if name == "test_efficientnet":
+        assert moved, "the trained block's own statistics follow"
+    whole = []
+    everything = Timm(name=name, pretrained="false", grid=(1, 1), frozen=False).build((64, 64), 8).train()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: whole.append(x.numel()) or x, lambda x: x):
+        everything(frames, None, everything.init_state(2))
+    assert len(saved) < 0.7 * len(whole)
+    assert encoder.feature_shape is None  # what is trained is no target, and is not kept
+
+
+def test_each_trained_block_is_a_layer_of_its_own():
+    model = video_model(
+        encoder=Timm(name="test_vit", pretrained="false", grid=(2, 2), trainable=2), size=(64, 64), depth=2
+    )
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1.0, layer_decay=0.5))
+    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: scale[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert rates["head.classifier.weight"] == rates["backbone.norm.weight"] == 1
+    assert rates["backbone.blocks.0.mlp.up.weight"] == 0.5
+    first, second = model.encoder.trained_blocks
+    assert {rates[f"encoder.model.{name}"] for name in first} == {0.125}
+    assert {rates[f"encoder.model.{name}"] for name in second} == {0.25} == {rates["encoder.projection.weight"]}
+    assert "norm.weight" in second  # what follows the last block
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"trainable": 99}, r"encoder.trainable is 99, and test_vit has \d+ blocks; lower it, or train all of it"),
+        ({"trainable": -1}, "encoder.trainable must be 0"),
+        ({"trainable": 1, "frozen": False}, "encoder.frozen: false trains all blocks"),
+        ({"trainable": 1, "cache": "features"}, "set encoder.frozen: true and encoder.trainable: 0, or"),
+    ],
+)
+def test_blocks_that_cannot_be_trained(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Timm(name="test_vit", pretrained="false", grid=(1, 1), **settings).build((64, 64), 8)
+
+
+def test_a_net_whose_blocks_timm_does_not_tell_apart(monkeypatch):
+    monkeypatch.delattr(timm.models.VisionTransformer, "group_matcher")
+    with pytest.raises(ValueError, match="timm does not tell the blocks of test_vit apart"):
+        Timm(name="test_vit", pretrained="false", grid=(1, 1), trainable=1).build((64, 64), 8)

@@ -1,6 +1,7 @@
 """Encoders of the transformers library, tiny and random, from a local folder."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -148,3 +149,15 @@ def test_wrong_input_is_one_sentence(tmp_path):
     transformers.BertModel(transformers.BertConfig(**TINY, intermediate_size=16)).save_pretrained(tmp_path / "c")
     with pytest.raises(ValueError, match="of type bert"):
         Transformers(str(tmp_path / "c")).build((32, 32), 16)
+
+
+def test_the_last_blocks_of_a_frozen_model_learn(kind, tmp_path):
+    model = model_of(Transformers(folder(kind, tmp_path), trainable=1)).train()
+    model.loss(model(clip(8))[0], torch.tensor([1])).backward()
+    net, (block,) = model.encoder.model, model.encoder.trained_blocks
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(block)
+    assert len({re.match(r".*?\.\d+\.", name)[0] for name in block}) == 1, "one item of one list"
+    assert not any("predictor" in name for name in block)
+    assert {module.training for module in net.modules()} == {False, True}
+    with pytest.raises(ValueError, match=r"encoder.trainable is 9, and .* has \d blocks"):
+        model_of(Transformers(folder(kind, tmp_path), trainable=9))

@@ -125,6 +125,11 @@ def _flag(cls: type, key: str) -> tuple[str, Any]:
 
 def _positional(cls: type, words: Sequence[str]) -> Iterator[Setting]:
     names = list(getattr(cls, "positional", ()))
+    for word in words:
+        key, equals, value = word.partition("=")
+        if names and equals and key.isidentifier() and not Path(word).exists():
+            first = "".join(f"{name.upper()} " for name in names)
+            raise ConfigError(f"unexpected argument {word!r}: write {first}--key value ..., such as --{key} {value}")
     single = [name for name in names if hints_of(cls)[name] is str]
     yield from (Setting(name, word) for name, word in zip(single, words))
     further = words[len(single) :]

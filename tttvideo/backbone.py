@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .mixers import TTT, FrameAttention, Mixer
 from .ttt.interface import Layout, SequenceLayer, State
 from .ttt.primitives import CausalConv
+
+RMS_EPS = 1e-6
+"""Added to the mean square in RMS norms (ttt-lm's)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Backbone:
         frame_attention: heads of a self-attention among the tokens of each frame, which each block then begins
             with; 0: none.
         mlp_ratio: hidden width of the SwiGLU feed-forward half as a multiple of ``width``.
+        norm: before each half of a block and at the end: ``layer`` norm, or ``rms`` norm without a shift (ttt-lm).
         pre_conv: residual causal depthwise convolution of length 4 before the mixer.
         dropout: on the output of each half of a block.
         drop_path: chance to skip a half per sample, growing linearly with depth up to this.
@@ -44,6 +48,7 @@ class Backbone:
     pattern: list[Mixer] = field(default_factory=list)
     frame_attention: int = 0
     mlp_ratio: float = 2.0
+    norm: Literal["layer", "rms"] = "layer"
     pre_conv: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -54,6 +59,8 @@ class Backbone:
         object.__setattr__(self, "pattern", list(self.pattern))  # plain data come back as tuples
         if wrong := [item for item in self.pattern if not isinstance(item, Mixer)]:
             raise ValueError(f"Backbone.pattern holds {wrong[0]!r}; name a sequence layer such as TTT for each block.")
+        if self.norm not in ("layer", "rms"):
+            raise ValueError(f"Backbone.norm is {self.norm!r}; it must be layer or rms.")
         if self.frame_attention < 0:
             raise ValueError(
                 f"Backbone.frame_attention is {self.frame_attention} heads; give at least 1, or 0 for none."
@@ -70,6 +77,9 @@ class Backbone:
 
     def build(self) -> BackboneStack:
         return BackboneStack(self)
+
+    def build_norm(self) -> nn.Module:
+        return nn.LayerNorm(self.width) if self.norm == "layer" else nn.RMSNorm(self.width, eps=RMS_EPS)
 
 
 class BlockState(NamedTuple):
@@ -99,13 +109,13 @@ class Block(nn.Module):
     def __init__(self, config: Backbone, mixer: Mixer, drop_path: float):
         super().__init__()
         width, heads = config.width, config.frame_attention
-        self.frame_norm = nn.LayerNorm(width) if heads else None
+        self.frame_norm = config.build_norm() if heads else None
         self.frame_attention = FrameAttention(heads).build(width) if heads else None
-        self.pre_norm = nn.LayerNorm(width) if config.pre_conv else None
+        self.pre_norm = config.build_norm() if config.pre_conv else None
         self.pre_conv = CausalConv(width) if config.pre_conv else None
-        self.mixer_norm = nn.LayerNorm(width)
+        self.mixer_norm = config.build_norm()
         self.mixer: SequenceLayer = mixer.build(width)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = config.build_norm()
         self.mlp = SwiGLU(width, max(1, int(config.mlp_ratio * width)), config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = DropPath(drop_path)
@@ -156,7 +166,7 @@ class BackboneStack(SequenceLayer):
         self.streams = all(block.mixer.streams for block in blocks)
         self.causal = all(block.mixer.causal for block in blocks)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = config.build_norm()
 
     @property
     def whole_frames(self) -> bool:

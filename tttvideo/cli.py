@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .printing import did_you_mean, printable, sentence
+from .synonyms import COMMANDS as SYNONYMS
 
 
 class Command(NamedTuple):
@@ -33,9 +34,11 @@ COMMANDS = {
     "export": Command(".commands", "export", "a checkpoint for others: a folder, or a streaming step (ONNX)"),
     "classify": Command(".inference.commands", "classify", "name the classes of videos: files, folders, lists"),
     "stream": Command(".inference.commands", "stream", "answer while a video comes: files, pipes, cameras, addresses"),
+    "serve": Command(".inference.commands", "serve", "a page in the browser: drop a video, see answers as it is read"),
     "inspect": Command(".inference.commands", "inspect", "what a model costs, and what it learns while it reads"),
     "make-data": Command(".commands", "make_data", "generated videos with known best possible accuracy or error"),
     "configs": Command(".commands", "configs", "list the recipes that `train --config NAME` takes"),
+    "plan": Command(".planning.plan", "plan", "what a run costs in memory and time, before it is begun"),
     "cache": Command(".training.features", "cache", "encode videos with a frozen encoder ahead of training"),
     "index": Command(".indexing", "index", "read every video through once, so that training starts at once"),
     "check": Command(".indexing", "check", "what is wrong with the videos of a folder or list"),
@@ -65,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0].startswith("-"):
+    if not words or words[0].startswith("-") or words[0] in ("help", "version"):
         return _without_command(words)
     name, *rest = words
     if name not in COMMANDS:
-        raise ValueError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+        meant = f"; did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, COMMANDS)
+        raise ValueError(f"there is no command {name!r}{meant}")
     function = command_function(name)
     settings = settings_class(function)
     if settings is None:
@@ -92,10 +96,10 @@ def settings_class(function: Any) -> type | None:
 def _without_command(words: Sequence[str]) -> int:
     from . import __version__
 
-    if words and words[0] == "--version":
+    if words and words[0] in ("--version", "-V", "version"):
         print(f"tttvideo {__version__}")
         return 0
-    if words and words[0] not in ("-h", "--help"):
+    if words and words[0] not in ("-h", "--help", "help"):
         raise ValueError(f"unknown option {words[0]} of tttvideo{did_you_mean(words[0], ['--help', '--version'])}")
     commands = "\n".join(f"  {name:11}{command.summary}" for name, command in COMMANDS.items())
     text = (

@@ -15,6 +15,8 @@ def choose_device(name: str | None) -> torch.device | None:
     """
     if name is None:
         return None
+    if name.isdigit():
+        raise ValueError(f"--device {name} is no device; write cuda:{name}, or cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from .encoder import Encoder, Patches
 from .encoder.base import EncoderState, check_range
 from .plain import to_plain
 from .serialize import FORMAT
+from .synonyms import MODEL, advice
 from .tasks import Classification, Loss, Output, Sizes, Task
 from .tasks.base import Read
 from .tasks.rollout import roll_out_end
@@ -97,6 +98,19 @@ class VideoModel(nn.Module):
         self._exempt: set[str] = set()
         self.no_weight_decay()  # collected now, as a copy of a parameter does not carry its mark
 
+    @staticmethod
+    def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
+        """``tttvideo.from_pretrained``."""
+        from .pretrained import from_pretrained
+
+        return from_pretrained(folder, trust=trust)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}{advice(name, MODEL)}") from None
+
     @property
     def reading(self) -> Preprocessing:
         """How videos are read for this model: as its preprocessing says, or as features that are at hand."""
@@ -137,6 +151,11 @@ class VideoModel(nn.Module):
         Raises:
             ValueError: for frames of another shape, kind or range, which leave ``state`` as it was.
         """
+        if not isinstance(frames, Tensor):
+            raise ValueError(
+                f"A model reads tensors [B, F, 3, H, W], but got a {type(frames).__name__}; model.classify(...) reads "
+                "files, folders of frames and arrays."
+            )
         if not self.training and frames.shape[-3:] == (3, *self.preprocessing.size):  # features may have any values
             check_range(frames, lengths)
         return self.read(frames, lengths, state)
@@ -298,9 +317,9 @@ class VideoModel(nn.Module):
             ValueError: if the model was not trained for classification, or frames are neither uint8 nor in 0..1.
         """
         from .inference.classify import answers_of
-        from .inference.config import How
+        from .inference.config import how_of
 
-        return answers_of(self, source, topk, How(**{"workers": 0, **how}))
+        return answers_of(self, source, topk, how_of(**{"workers": 0, **how}))
 
     def stream(self, **how: Any) -> LiveStream:
         """A reader of one video without end: ``stream(frames)`` takes frames of any size and kind, and gives the
@@ -336,8 +355,14 @@ class VideoModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, TTTLayer)]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Depth of every parameter, for timm's layer-wise learning-rate decay."""
+        """Depth of every parameter, for timm's layer-wise learning-rate decay. Of an encoder some of whose blocks are
+        trained each is a layer, the embedding is one with the last."""
+        below = {
+            f"encoder block {number}": [(rf"^encoder\.model\.{re.escape(name)}$", None) for name in block]
+            for number, block in enumerate(self.encoder.trained_blocks[:-1])
+        }
         return {
+            **below,
             "stem": r"^encoder",
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.norm|^head", (99999,))],
         }
@@ -367,6 +392,5 @@ class VideoModel(nn.Module):
             "multi_label": self.multi_label,
             "provenance": self.provenance if provenance is None else provenance,
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
         serialize.save_weights(self, folder)
+        serialize.write_description(description, folder)

@@ -111,7 +111,12 @@ def test_classification_starts_from_prediction(predict, arguments, videos, tmp_p
     tiny = {"optimizer.lr": 1e-12, "schedule.min_lr": 0, "schedule.warmup_lr": 0, "optimizer.weight_decay": 0}
     argv = arguments(*words, out="finetuned", **tiny)
     assert train.main(argv) == 0
-    assert "encoder and backbone of" in capsys.readouterr().out
+    table = capsys.readouterr().out.partition("start  weights of ")[2]
+    folder = run_of(argv)
+    assert all(line in (folder / "console.log").read_text() for line in table.splitlines()[1:5])
+    start = json.loads((folder / "start.json").read_text())
+    assert set(start["loaded"]) == {key for key in source.state_dict() if not key.startswith("head.")}
+    assert set(start["left"].values()) == {"starts afresh"}
     tuned = from_pretrained(run_of(argv))
     for part in ("encoder", "backbone"):
         before, after = getattr(source, part).state_dict(), getattr(tuned, part).state_dict()
@@ -120,8 +125,8 @@ def test_classification_starts_from_prediction(predict, arguments, videos, tmp_p
     other = arguments(*words, out="other", model__backbone__width=8)
     assert train.main(other) == 2
     said = capsys.readouterr().err
-    assert "does not fit this model's encoder and backbone, which have another architecture" in said
-    assert "Give them the settings in" in said
+    assert "does not fit this model's, which has another architecture" in said
+    assert "give it the settings in" in said
     assert train.main(arguments("--init_from", str(tmp_path / "absent"), out="none")) == 2
     assert "does not exist" in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..printing import cause
 from ..ttt.interface import exempt_from_decay
 from .base import Encoder, EncoderState, FrameEncoder
+from .unfreezing import check_trainable, leave_trained, listed_blocks, trained_modules
 
 
 class Kind(NamedTuple):
@@ -52,6 +54,7 @@ class Transformers(Encoder):
         window: frames of a window of a video model; null: as it was trained.
         grid: rows and columns of tokens a time step after pooling.
         frozen: do not train the model (it then runs without a graph and in evaluation mode).
+        trainable: of a frozen model so many of its last blocks are trained all the same.
         at_once: frames that a frozen model encodes in one call, which bounds its memory.
         architecture: the model's configuration as JSON, with the mean and standard deviation of its processor; read
             from ``name`` when a training begins, so that checkpoints do not need it. Leave it out.
@@ -61,15 +64,21 @@ class Transformers(Encoder):
     window: int | None = None
     grid: tuple[int, int] = (2, 2)
     frozen: bool = True
+    trainable: int = 0
     at_once: int = 64
     architecture: str | None = None
 
     def __post_init__(self) -> None:
+        check_trainable(self.trainable, self.frozen)
         if min(self.grid) < 1 or self.at_once < 1 or (self.window or 1) < 1:
             raise ValueError(
                 f"Expected Transformers.grid, window and at_once of at least 1, got {list(self.grid)}, {self.window} "
                 f"and {self.at_once}; change them."
             )
+
+    @property
+    def learns(self) -> bool:
+        return not self.frozen or self.trainable > 0
 
     @property
     def base_model(self) -> str | None:
@@ -97,13 +106,13 @@ class TransformersEncoder(FrameEncoder):
         super().__init__(config.grid, window, tuple(mean), tuple(std))
         self.config = config
         model = _model(config.name, settings, load)
-        self.model = model.requires_grad_(not config.frozen).eval()
-        with torch.set_grad_enabled(not config.frozen):
+        self.model = model.requires_grad_(config.learns).eval()
+        with torch.set_grad_enabled(config.learns):
             maps = self._first_map(size)
-        if not config.frozen:  # what lies behind the last tokens gets no gradient: several processes would wait for it
-            weights = [p for p in self.model.parameters() if p.requires_grad]
-            for weight, gradient in zip(weights, torch.autograd.grad(maps.sum(), weights, allow_unused=True)):
-                weight.requires_grad_(gradient is not None)
+        if config.learns:
+            blocks = partial(listed_blocks, model)
+            self.trained_blocks = leave_trained(model, maps, config.trainable, blocks, config.name)
+        self._trained = trained_modules(self.model, self.trained_blocks, config.frozen)
         self.train(True)
         self.source = f"{config.name} of the transformers library"
         if window > 1:
@@ -115,7 +124,9 @@ class TransformersEncoder(FrameEncoder):
 
     def train(self, mode: bool = True) -> TransformersEncoder:
         super().train(mode)
-        self.model.train(mode and not self.config.frozen)
+        self.model.eval()
+        for module in self._trained:
+            module.train(mode)
         return self
 
     def tails(self, batch: int) -> tuple[Tensor, ...]:
@@ -171,7 +182,7 @@ class TransformersEncoder(FrameEncoder):
 
     def _maps(self, windows: Tensor) -> Tensor:
         """[n, W, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
-        if not self.config.frozen:
+        if self.config.learns:
             return self._pooled(windows)
         with torch.no_grad():
             return torch.cat([self._pooled(part) for part in windows.split(max(1, self.config.at_once // self.stride))])

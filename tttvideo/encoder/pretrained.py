@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from ..video.features import CachedFeatures
 from ..video.transforms import Preprocessing
 from .base import Encoder, EncoderState, FrameEncoder
 from .packages import PACKAGES, package_weights
+from .unfreezing import check_trainable, leave_trained, timm_blocks, trained_modules
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class Timm(Encoder):
             weights file, safetensors or PyTorch's; of the latter only tensors are read (``weights_only``).
         grid: rows and columns of tokens per frame after pooling.
         frozen: do not train the encoder (it then runs without a graph and in evaluation mode).
+        trainable: of a frozen encoder so many of its last blocks are trained all the same, as timm counts them for
+            layer-wise rates (``optimizer.layer_decay``).
         frames_at_once: frames encoded in one call of a frozen encoder, which bounds its memory.
         cache: a folder that keeps what a frozen encoder makes of each video, so that it reads a video once and later
             epochs decode nothing; null: no cache.
@@ -51,16 +55,18 @@ class Timm(Encoder):
     pretrained: str = "auto"
     grid: tuple[int, int] = (4, 4)
     frozen: bool = True
+    trainable: int = 0
     frames_at_once: int = 64
     cache: str | None = None
     cache_dtype: Literal["fp16", "bf16"] = "fp16"
     cache_views: int = 1
 
     def __post_init__(self) -> None:
-        if self.cache is not None and not self.frozen:
+        check_trainable(self.trainable, self.frozen)
+        if self.cache is not None and self.learns:
             raise ValueError(
                 "encoder.cache keeps what an encoder makes of videos, which changes while the encoder is trained; set "
-                "encoder.frozen: true, or encoder.cache: null."
+                "encoder.frozen: true and encoder.trainable: 0, or encoder.cache: null."
             )
         if self.cache_views < 1:
             raise ValueError(f"encoder.cache_views must be at least 1, not {self.cache_views}.")
@@ -68,6 +74,10 @@ class Timm(Encoder):
             raise ValueError(
                 f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
             )
+
+    @property
+    def learns(self) -> bool:
+        return not self.frozen or self.trainable > 0
 
     def portable(self) -> Timm:
         return replace(self, cache=None, cache_views=1)
@@ -93,23 +103,21 @@ class TimmEncoder(FrameEncoder):
         super().__init__(config.grid, 1, tuple(settings["mean"]), tuple(settings["std"]))
         self.config = config
         self.source = source
-        self.model = model.requires_grad_(not config.frozen)
+        self.model = model.requires_grad_(config.learns)
         self.model.eval()
-        with torch.set_grad_enabled(not config.frozen):
+        with torch.set_grad_enabled(config.learns):
             self._map, features = _last_map(self.model, config.name, size)
-        if not config.frozen:
-            # What lies behind the last feature map gets no gradient, and several processes would wait for it.
-            weights = [p for p in self.model.parameters() if p.requires_grad]
-            gradients = torch.autograd.grad(features.sum(), weights, allow_unused=True)
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.requires_grad_(gradient is not None)
-        self.model.train(not config.frozen)
+        if config.learns:
+            blocks = partial(timm_blocks, model, config.name)
+            self.trained_blocks = leave_trained(model, features, config.trainable, blocks, config.name)
+        self._trained = trained_modules(self.model, self.trained_blocks, config.frozen)
+        self.train()
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
             raise ValueError(
                 f"{config.name} gives {features.shape[-2]} x {features.shape[-1]} tokens for frames of {size[0]} x "
                 f"{size[1]}, fewer than the grid {config.grid}; lower encoder.grid or raise data.size."
             )
-        if config.frozen:
+        if not config.learns:
             self.feature_shape = (features.shape[1], *config.grid)
         self.reads_pixels = config.cache is None
         self.projection = nn.Linear(features.shape[1], dim)
@@ -118,8 +126,9 @@ class TimmEncoder(FrameEncoder):
 
     def train(self, mode: bool = True) -> TimmEncoder:
         super().train(mode)
-        if self.config.frozen:
-            self.model.eval()
+        self.model.eval()
+        for module in self._trained:
+            module.train(mode)
         return self
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -183,7 +192,7 @@ class TimmEncoder(FrameEncoder):
 
     def _maps(self, frames: Tensor) -> Tensor:
         """Normalised frames [n, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
-        if not self.config.frozen:
+        if self.config.learns:
             return self._pooled(frames)
         with torch.no_grad():
             return torch.cat([self._pooled(part) for part in frames.split(self.config.frames_at_once)])

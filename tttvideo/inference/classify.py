@@ -18,7 +18,7 @@ from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
 from ..video.views import Views, Whole, expand, parse_views, with_length
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
-from .config import How
+from .config import How, how_of, whole_number
 from .frames import as_frames
 
 WINDOW = 16
@@ -145,8 +145,7 @@ def ranked(model: VideoModel, probabilities: Tensor, topk: int) -> list[tuple[st
 
 def answers_of(model: VideoModel, source: Any, topk: int, how: How) -> Any:
     """``VideoModel.classify``."""
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}.")
+    topk = whole_number("topk", topk, 1)
     if isinstance(source, (list, tuple)):
         return list(_each(model, source, topk, how))
     if isinstance(source, Iterator):
@@ -189,7 +188,7 @@ class Pipeline:
         from ..pretrained import from_pretrained
 
         self.model = model if isinstance(model, VideoModel) else from_pretrained(model)
-        self.how = How(**how)
+        self.how = how_of(**how)
 
     def __call__(self, videos: Any, top_k: int = 5) -> Any:
         """[{"score", "label"}, ...] of one video; a list of those for a list; a generator for an iterator."""
@@ -197,6 +196,17 @@ class Pipeline:
         if isinstance(videos, (list, tuple)):
             return [_as_pipeline(answer) for answer in answers]
         return map(_as_pipeline, answers) if isinstance(videos, Iterator) else _as_pipeline(answers)
+
+
+def pipeline(task: str, model: VideoModel | str | Path | None = None, **how: Any) -> Pipeline:
+    """``pipeline("video-classification", model=FOLDER)``, or ``pipeline(FOLDER)``.
+
+    Raises:
+        ValueError: for another task.
+    """
+    if model is not None and task != "video-classification":
+        raise ValueError(f'Expected the task "video-classification", got {task!r}; `tttvideo predict` predicts frames.')
+    return Pipeline(task if model is None else model, **how)
 
 
 def _as_pipeline(answer: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ def costs(model: VideoModel) -> list[Part]:
     model.eval()
     device, streams = next(model.parameters()).device, model.streams
     unit = inspection_unit(model) if streams else 16 * model.encoder.stride
-    frames = torch.zeros(1, unit, 3, *model.preprocessing.size, dtype=torch.uint8, device=device)
+    shape, kind = model.config.encoder.reading(model.preprocessing).frame
+    frames = torch.zeros(1, unit, *shape, dtype=kind, device=device)
     state = None
     with torch.no_grad():
         for _ in range(WARM if streams else 1):

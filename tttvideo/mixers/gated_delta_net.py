@@ -187,11 +187,22 @@ def gated_delta_rule(
     late = (decay[..., -1, :, None] * k).mT
     added = late @ values
     moved = kept[..., -1:, :] * torch.eye(dim, dtype=k.dtype, device=k.device) - late @ keys
+    start, state = states_of_chunks(moved, added, state)
+    y = (q * kept) @ start + (q @ k.mT * decay) @ (values - keys @ start)
+    return y.flatten(2, 3)[:, :, :length], state
+
+
+def states_of_chunks(moved: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """S before each chunk, [B, H, chunks, d, e], and after the last, where a chunk makes ``moved`` S + ``added`` of it.
+
+    Args:
+        moved: [B, H, chunks, d, d].
+        added: [B, H, chunks, d, e].
+        state: S before the first chunk, [B, H, d, e].
+    """
     before = []
     # unbind: the backward pass of an index would fill a tensor as large as all chunks for each of them
     for move, add in zip(moved.unbind(2), added.unbind(2), strict=True):
         before.append(state)
         state = move @ state + add
-    start = torch.stack(before, dim=2)
-    y = (q * kept) @ start + (q @ k.mT * decay) @ (values - keys @ start)
-    return y.flatten(2, 3)[:, :, :length], state
+    return torch.stack(before, dim=2), state

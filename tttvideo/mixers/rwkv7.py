@@ -21,6 +21,7 @@ from ..ttt.interface import (
     valid_tokens,
 )
 from ..ttt.primitives import at_least_float32, last_valid, with_past
+from .gated_delta_net import states_of_chunks
 
 STRONGEST_DECAY = math.exp(-0.5)
 """A channel keeps at least exp(-0.607) = 0.545 a token, so that a chunk may divide by what is kept since its start."""
@@ -198,11 +199,6 @@ def generalized_delta_rule(
     late_k, late_b = (early_k * last).mT, (early_b * last).mT
     added = late_k @ v + late_b @ values
     moved = last * torch.eye(dim, dtype=r.dtype, device=r.device) + late_b @ keys
-    before = []
-    # unbind: the backward pass of an index would fill a tensor as large as all chunks for each of them
-    for move, add in zip(moved.unbind(2), added.unbind(2), strict=True):
-        before.append(state)
-        state = move @ state + add
-    start = torch.stack(before, dim=2)
+    start, state = states_of_chunks(moved, added, state)
     y = read @ start + (read @ early_k.mT).tril() @ v + (read @ early_b.mT).tril() @ (values + keys @ start)
     return y.flatten(2, 3)[:, :, :length], state

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TypeVar
 
 from ..arguments import Setting, read, settings_of
 from .config import RunConfig
 from .launch import say
 
+Config = TypeVar("Config", bound=RunConfig)
+
 
 def parse(
-    argv: Sequence[str] | None = None, *, prog: str = "tttvideo train", description: str = ""
-) -> tuple[RunConfig, str]:
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "tttvideo train",
+    description: str = "",
+    cls: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> tuple[Config, str]:
     """`--config FILE.yaml` and `--a.b value` words as a configuration, and the whole of it as YAML text.
 
     Raises:
@@ -20,13 +27,13 @@ def parse(
         SystemExit: after --help and --print_config.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if prog == "tttvideo train" and _starts_from_data_alone(words):
+    if prog != "tttvideo cache" and _starts_from_data_alone(words):
         say("no --config and no model given: the recipe `folder` is used (`tttvideo configs` lists others)")
         words = ["--config", "folder", *words]
     if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):
-        settings = settings_of(RunConfig, [word for word in words if word != "--print_config"])
+        settings = settings_of(cls, [word for word in words if word != "--print_config"])
         words += [*_other_source_off(settings), *_other_length_off(settings)]
-    return read(RunConfig, words, prog=prog, description=description)
+    return read(cls, words, prog=prog, description=description)
 
 
 def _starts_from_data_alone(words: Sequence[str]) -> bool:

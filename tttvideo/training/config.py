@@ -249,7 +249,8 @@ class RunConfig:
             data.split_train and data.split_val but one fold, on which it is measured (data.fold), and ends with a table
             of means and intervals; null: one model.
         init_from: a run folder, checkpoint or export whose encoder and backbone weights the training starts from,
-            whatever that was trained for (prediction of frames, say, before classification).
+            whatever that was trained for (prediction of frames, say, before classification), or the folder of a ttt-lm
+            checkpoint, of which it takes the backbone. A table says what was taken.
         precision: fp32, or mixed precision in bf16 or fp16 (the inner weights stay float32 in all of them).
         accumulate: batches per optimizer step, which descends the mean over all their videos together (batch norm and
             Mixup see each batch alone).

@@ -11,13 +11,13 @@ import torch
 from ..encoder.filling import Plan, fill, plan, size_of, trial
 from ..model import VideoModel
 from ..printing import printable
-from ..serialize import load_weights, resolve_checkpoint
 from ..video.features import CachedFeatures
 from ..video.index import Index
 from ..video.reading import damaged_videos_named
 from .arguments import parse
 from .config import ConfigError, RunConfig
 from .progress import clock
+from .start import brings_encoder, start_from
 from .validation import validation_videos
 
 
@@ -96,10 +96,11 @@ def cache(argv: Sequence[str]) -> int:
         preprocessing=data.preprocessing,
         labels=train.labels,
         multi_label=train.multi_label,
-        load=not config.init_from,
+        load=not brings_encoder(config.init_from),
     ).to(state.device)
-    if config.init_from:
-        load_weights(model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
+    for line in start_from(model, config.init_from).lines():
+        if state.is_main_process:
+            print(printable(line))
     reading = model.reading
     if not isinstance(reading, CachedFeatures):
         raise ConfigError(f"{type(config.model.encoder).__name__} reads features that are files already: nothing to do")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..serialize import resolve_checkpoint
-from ..video.index import unlearnable_classes
+from ..video.index import classes_that_look_equal, unlearnable_classes
 from .run_folder import changed_settings
 from .segments import SegmentSampler
+from .start import brings_encoder
 
 if TYPE_CHECKING:
     from .run import Run
@@ -24,8 +24,9 @@ def introduction(run: Run, last: Path | None) -> Iterator[str]:
         yield f"val    {len(run.val.videos)} videos ({run.val.rule}); best checkpoint: {run.rule}"
         if run.criterion.note:
             yield f"       {run.criterion.note}"
-    if sentence := unlearnable_classes(run.train, run.val):
-        yield f"note: {sentence}"
+    for sentence in (unlearnable_classes(run.train, run.val), classes_that_look_equal(run.train.labels)):
+        if sentence:
+            yield f"note: {sentence}"
     yield (
         f"model  {sum(p.numel() for p in run.model.parameters()):,} parameters; {world} process"
         f"{'es' if world > 1 else ''} on {run.accelerator.device.type}, {config.precision}; "
@@ -38,9 +39,9 @@ def introduction(run: Run, last: Path | None) -> Iterator[str]:
             f"by side, padding {sampler.padding():.1%} of them"
         )
     if source := getattr(run.model.encoder, "source", None):
-        yield f"encoder {source if last is None and not config.init_from else 'weights from the checkpoint'}"
-    if config.init_from and last is None:
-        yield f"start  encoder and backbone of {resolve_checkpoint(config.init_from)}"
+        fresh = last is None and not brings_encoder(config.init_from)
+        yield f"encoder {source if fresh else 'weights from the checkpoint'}"
+    yield from run.start.lines()
     for note in run.trainer.schedule.notes:
         yield f"note: {note}"
     if last:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..model import VideoModel
-from ..serialize import load_weights, resolve_checkpoint
+from ..printing import sentence
+from ..serialize import load_weights
 from ..video.features import CachedFeatures
 from ..video.index import Index, largest_class, save_labels, videos_of_each_class
 from ..video.loader import EpochSampler, Loader, film_lengths, val_loader
@@ -30,10 +31,12 @@ from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer, in_epochs
+from .position import depends_on
 from .record import Record
 from .run_folder import RunFolder, fingerprint, writing
 from .segments import prepare_model, trainer_of, training_loader
 from .signals import Signals, Stopped, end_soon
+from .start import brings_encoder, start_from
 from .state import load_rows, load_state, save_state
 from .validation import SEGMENT, score, validation_videos
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:
         # a ValueError is the same on every process
-        launch.say(f"error: {' '.join(str(error).split())}", every_process=isinstance(error, OSError))
+        launch.say(f"error: {sentence(error)}", every_process=isinstance(error, OSError))
         return 2
     except Stopped as stop:
         launch.say(f"stopped by {stop}: continue with the same command and --resume auto{launch.torchrun_hint()}")
@@ -153,7 +156,7 @@ class Run:
         if note := self._by_leader(self.lock.take):
             launch.say(f"note: {note}")
         self.folder.refuse_second()  # one may have begun and ended since
-        self._index()
+        self.index()
         self.criterion = self.task.criterion(self.train.multi_label)
         self.rule = Rule(
             metric=self.criterion.metric if self.val else None,
@@ -177,7 +180,7 @@ class Run:
             clip_frames=length,
         )
 
-    def _index(self) -> None:
+    def index(self) -> None:
         data, task = self.config.data, self.task
         if data.list and not data.root and self.config.model.encoder.root:
             data = replace(data, root=self.config.model.encoder.root)
@@ -186,7 +189,7 @@ class Run:
         self.config = replace(self.config, data=data, model=replace(self.config.model, encoder=encoder))
         reading = encoder.reading(data.preprocessing)
         self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
-        self.train_batches = self._training_videos(reading)
+        self.train_batches = self.training_videos(reading)
         self.val, self._part = validation_videos(self.config, self.train)
         self.config = replace(self.config, schedule=in_epochs(self.config.schedule, self.steps_per_epoch))
 
@@ -194,22 +197,14 @@ class Run:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
         config, folder = self.config, self.folder
         last = self._by_leader(lambda: self.checkpoints.chosen(str(config.resume))) if config.resume else None
-        fixed = {
-            "processes": self.accelerator.num_processes,
-            "data.batch_size": config.data.batch_size,
-            **{name: getattr(config, name) for name in ("accumulate", "seed")},
-            "batches per epoch": self.n_batches,
-            "the training videos' fingerprint": fingerprint(self.train),
-            **{f"optimizer.{name}": getattr(config.optimizer, name) for name in ("name", "layer_decay")},
-        }
-        if config.training.carries:
-            fixed |= {"training.segment_frames": config.training.segment_frames}
+        processes, videos = self.accelerator.num_processes, fingerprint(self.train)
+        fixed = depends_on(config, processes, self.n_batches, videos)
         described = describe(config.model, config.data.preprocessing, self.train.labels, self.train.multi_label)
         self.progress = Progress(fixed=fixed)
         if last:
             self.progress = self._by_leader(lambda: self.checkpoints.read(last, fixed, described))
             self._saved = (self.progress.epoch, self.progress.batch)
-        self._build(last)
+        self.build(last)
         if last:
             self._load(last)
         self._open_videos()
@@ -235,10 +230,11 @@ class Run:
                     save_labels(folder.path / "labels.json", self.train.labels)
             for name in self.checkpoints.clean(last, self.progress):
                 self.record.say(f"note: a later checkpoint is set aside as {folder.checkpoints / name}")
+            self.start.write(folder.path)
         self.record.open_trackers(self.progress.step)
         memory.reset(self.accelerator.device)
 
-    def _training_videos(self, reading: Preprocessing) -> Loader:
+    def training_videos(self, reading: Preprocessing) -> Loader:
         unit = self.model.frame_multiple if hasattr(self, "model") else 1
         return training_loader(self.config, self.train, self._lengths, reading, self._share, unit)
 
@@ -250,7 +246,7 @@ class Run:
             fill_cache(self.model, reading, self.config, self.train, self.val, leader=self.leader)
             self.accelerator.wait_for_everyone()
         if isinstance(reading, CachedFeatures) or self.config.training.carries:
-            self.train_batches = self._training_videos(reading)
+            self.train_batches = self.training_videos(reading)
         self.val_batches = None
         if self.val:
             segment, first = self.model.segment_frames(SEGMENT), self.config.validation.max_frames
@@ -267,7 +263,7 @@ class Run:
         except Exception as error:
             raise self.checkpoints.damaged(last, error) from error
 
-    def _build(self, last: Path | None) -> None:
+    def build(self, last: Path | None) -> None:
         """The model, its moving average, the optimizer and the schedule, with the weights of a start from nothing."""
         from timm.utils import ModelEmaV3  # pyright: ignore
 
@@ -278,11 +274,10 @@ class Run:
             preprocessing=config.data.preprocessing,
             labels=self.train.labels,
             multi_label=self.train.multi_label,
-            load=last is None and not config.init_from,  # pretrained weights are in the checkpoint already
+            load=last is None and not brings_encoder(config.init_from),
         ).to(self.accelerator.device)
         self.model.head.set_class_counts(videos_of_each_class(self.train))
-        if config.init_from and last is None:
-            load_weights(self.model, resolve_checkpoint(config.init_from), parts=("encoder", "backbone"))
+        self.start = start_from(self.model, config.init_from if last is None else None)
         if config.activation_checkpointing:
             self.model.set_checkpointing(config.activation_checkpointing)
         prepare_model(self.model, config.training)
@@ -312,8 +307,7 @@ class Run:
             ConfigError: the folder was taken over by another run; nothing more is written.
         """
         config, number, every = self.config, self.progress.epoch + 1, self.config.checkpoint.every
-        order = cast(EpochSampler, self.train_batches.batch_sampler)
-        order.start_at(self.progress.epoch, self.progress.batch)
+        cast(EpochSampler, self.train_batches.batch_sampler).start_at(self.progress.epoch, self.progress.batch)
         for result in self.lock.while_ours(self.trainer.epoch(self.train_batches, self.n_batches, self.progress)):
             self.progress = result.progress
             self.record.skip(self.train, result.failures)

@@ -38,6 +38,7 @@ class TTT(Mixer):
             paper) or along ``time`` at every place of the frame.
         share_qk: q and k share a projection and differ by their short convolutions (Mamba style); without
             ``short_conv`` q = k, a control.
+        bias: learned biases in the projections to q, k, v and the output (ttt-video).
         gate: multiply the output by gelu(W x) before the last projection (Mamba style).
         tanh_gate: initial value of a learned per-channel gate tanh(alpha) on the output: 0 leaves a pretrained
             block as it was, 0.1 is ttt-video's; null: no gate.
@@ -63,6 +64,7 @@ class TTT(Mixer):
     forget: bool = False
     short_conv: Literal["none", "raster", "time"] = "none"
     share_qk: bool = False
+    bias: bool = False
     gate: bool = False
     tanh_gate: float | None = None
     normalize_qk: bool = False
@@ -119,10 +121,12 @@ class TTT(Mixer):
             raise ValueError(f"TTT.base_rate is {rate}; below 0 the hidden state would unlearn.")
         if not self.optimizer.follows_length:
             return
-        if self.normalize_qk and self.objective.uses_norm and rate > MAX_RATE_NORMALIZED:
+        of_ttt_video = isinstance(self.objective, ResidualL2) and self.objective.normalize_target and self.inner.linear
+        most = 1.0 if of_ttt_video else MAX_RATE_NORMALIZED
+        if self.normalize_qk and self.objective.uses_norm and rate > most:
             raise ValueError(
                 f"TTT.base_rate is {rate}, but with normalize_qk the inner model's outputs start small and the "
-                f"gradient through the LayerNorm is as many times larger: rates above {MAX_RATE_NORMALIZED} diverge; "
+                f"gradient through the LayerNorm is as many times larger: rates above {most} diverge; "
                 "use 0.1, or leave base_rate out."
             )
         if isinstance(self.objective, L2) and rate > MAX_RATE_L2:
@@ -157,4 +161,5 @@ MAX_RATE_L2 = 2.0
 """... with the loss 1/2 |g(k) - v|^2 (10 gave NaN within 500 frames)."""
 
 MAX_RATE_NORMALIZED = 0.5
-"""... with L2-normalised q and k and the LayerNorm in the loss (1.0 diverged at once, 0.1 trains)."""
+"""... with L2-normalised q and k and the LayerNorm in the loss (1.0 diverged at once, 0.1 trains), but for ttt-video's
+TTT-Linear, whose target is normalised too and which its authors train at 1.0."""

@@ -37,9 +37,9 @@ class Projections(nn.Module):
         super().__init__()
         self.config = config
         wide = dim * config.views
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = None if config.share_qk else nn.Linear(dim, wide, bias=False)
-        self.v_proj = nn.Linear(dim, wide, bias=False)
+        self.q_proj = nn.Linear(dim, dim, bias=config.bias)
+        self.k_proj = None if config.share_qk else nn.Linear(dim, wide, bias=config.bias)
+        self.v_proj = nn.Linear(dim, wide, bias=config.bias)
         convs = {} if config.short_conv == "none" else {"q": CausalConv(dim), "k": CausalConv(wide)}
         self.convs = nn.ModuleDict(convs)
         maps = 1
@@ -103,7 +103,7 @@ class TTTLayer(SequenceLayer):
         self.scale_shift = None if scales is None else nn.Parameter(torch.zeros(scales))
         self.post_norm = nn.LayerNorm(dim, eps=EPS)
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
-        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=config.bias)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
         exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         unmoved = config.inner.linear or (learning.update == "last" and config.inner.last is not None)

@@ -300,6 +300,16 @@ class VideoDataset(Dataset):
         n = len(times) if clip is not None and self._rule_first else len(self._rule.indices(times - times[0], None))
         return min(n, self.max_frames) if self.max_frames and self.augment else n
 
+    def drawn_length(self, epoch: int, i: int) -> int:
+        """Frames that training reads of a video in an epoch, without decoding; 0 if it cannot be read."""
+        video, generator = self.index.videos[i], sample_generator(self.seed, epoch, i)
+        try:
+            with open_sized(video.path, self.preprocessing.drawn(generator), self._margin) as reader:
+                times = reader.times[within(reader, video.start, video.end)]
+        except (VideoError, OSError):
+            return 0
+        return len(self._choose(times, False, generator, epoch))
+
     def _frames(self, epoch: int, i: int, generator: torch.Generator | None, notes: Notes, part: slice) -> Tensor:
         """uint8 [F, 3, h, w] at decode size, part of those chosen. `notes` grows when a file is damaged."""
         video = self.index.videos[i]

@@ -1,0 +1,61 @@
+"""How much memory tensors take at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Of all that are tensors; those that share their numbers count once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
+    return sum(storages.values())
+
+
+def peak_beyond(step: Callable[[], Any], device: torch.device) -> int:
+    """Bytes of all that a step has in memory at once at most, beside what was there before.
+
+    On a GPU that is what its allocator counts. On CPU the results of all operations are followed to their end, those of
+    the backward pass too; what an operation allocates and frees within itself is not seen.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Results() as results:
+        step()
+    return results.peak
+
+
+class _Results(TorchDispatchMode):
+    """Bytes of the storages that are made inside, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        results = func(*args, **(kwargs or {}))
+        for result in pytree.tree_leaves(results):
+            if isinstance(result, Tensor) and result.untyped_storage()._cdata not in taken | self._alive.keys():
+                self._add(result.untyped_storage())
+        return results
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), storage._cdata
+        self._alive[key] = weakref.finalize(storage, self._free, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _free(self, key: int, size: int) -> None:
+        self.now -= size
+        self._alive.pop(key, None)
