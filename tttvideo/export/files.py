@@ -13,10 +13,11 @@ from ..model import VideoModel
 from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import printable
+from ..serialize import read_description
 from ..video.folders import read_folder
 from ..video.listfile import read_list
-from .config import ExportConfig
-from .folder import ExportError, export
+from .config import ExportConfig, ExportError
+from .folder import export
 from .runtimes import ONNX, TORCH, verify, write_step
 from .step import Step
 
@@ -43,11 +44,13 @@ def export_files(config: ExportConfig) -> int:
     check_folder(out)
     source = inspect_checkpoint(config.checkpoint)
     if config.format in ("folder", "all"):
-        export(config.checkpoint, out, metrics=config.metrics, trust=config.trust, license=config.license)
+        how = {"metrics": config.metrics, "trust": config.trust, "license": config.license, "carry": config.carry}
+        export(config.checkpoint, out, **how)
         trusted = ", trust=True" if config.trust else ""
         print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
         if config.push is not None:
-            print(printable(f'{hub.push(out, config.push)}: tttvideo.from_pretrained("{config.push}"{trusted})'))
+            address = hub.push(out, config.push, read_description(out).get("carried", ()))
+            print(printable(f'{address}: tttvideo.from_pretrained("{config.push}"{trusted})'))
     if not formats:
         return 0
     model = from_pretrained(source.folder, trust=config.trust).cpu().eval()
