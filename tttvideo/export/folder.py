@@ -199,7 +199,7 @@ def model_card(
 ## Preprocessing
 
 Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
-`{p.sampling}`. Normalisation happens inside the model.
+`{p.sampling}`. Normalisation happens inside the model.{_latency(model)}
 
 ## Figures
 
@@ -213,6 +213,16 @@ How the data was divided: {markdown((source.selection or {}).get("split_rule") o
 
 {card.limits}
 """
+
+
+def _latency(model: VideoModel) -> str:
+    stride = model.encoder.stride
+    if stride == 1:
+        return ""
+    return (
+        f" Frames are read in time steps of {stride}:\na stream is answered once in so many, and the first frame of each "
+        f"waits for {stride - 1} more."
+    )
 
 
 def _own_classes(carried: Sequence[str]) -> str:
