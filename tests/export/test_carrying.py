@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.small import small_run
 from tests.helpers import video_model
 from tttvideo.cli import main
+from tttvideo.encoder import Tubelets
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER = """
@@ -96,6 +97,14 @@ def test_what_cannot_be_carried(run, words, sentence, capsys):
     assert sentence in said
     assert said.count("\n") == 1
     assert not (run.parent / "out").exists()
+
+
+def test_a_card_says_how_long_an_answer_waits(tmp_path):
+    run = small_run(tmp_path / "run", video_model(encoder=Tubelets(patch=8, frames=4)))
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert "a stream is answered once in so many, and the first frame of each waits for 3 more." in card
+    assert "time steps of 4" in card
 
 
 def test_it_needs_trust(tmp_path, capsys):

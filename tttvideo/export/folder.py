@@ -220,8 +220,8 @@ def _latency(model: VideoModel) -> str:
     if stride == 1:
         return ""
     return (
-        f" Frames are read in time steps of {stride}:\na stream is answered once in so many, and the first frame of each "
-        f"waits for {stride - 1} more."
+        f" Frames are read in time steps of {stride}:\na stream is answered once in so many, and the first frame of "
+        f"each waits for {stride - 1} more."
     )
 
 
