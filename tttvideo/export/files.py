@@ -17,7 +17,7 @@ from ..video.folders import read_folder
 from ..video.listfile import read_list
 from .config import ExportConfig
 from .folder import ExportError, export
-from .runtimes import ONNX, TORCH, verify, write_step
+from .runtimes import ONNX, TORCH, need_onnx, verify, write_step
 from .step import Step
 
 FRAMES = 64
@@ -42,17 +42,25 @@ def export_files(config: ExportConfig) -> int:
     out = Path(config.out)
     check_folder(out)
     source = inspect_checkpoint(config.checkpoint)
+    step, frames = None, None
+    if formats:  # what cannot be written or checked is refused before anything is written
+        if "onnx" in formats:
+            need_onnx()
+        step = Step(from_pretrained(source.folder, trust=config.trust).cpu().eval(), config.batch)
+        frames = _frames(step, _video(config, source)) if config.verify else None
     if config.format in ("folder", "all"):
         export(config.checkpoint, out, metrics=config.metrics, trust=config.trust, license=config.license)
         trusted = ", trust=True" if config.trust else ""
         print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
         if config.push is not None:
             print(printable(f'{hub.push(out, config.push)}: tttvideo.from_pretrained("{config.push}"{trusted})'))
-    if not formats:
-        return 0
-    model = from_pretrained(source.folder, trust=config.trust).cpu().eval()
-    step = Step(model, config.batch)
-    frames = _frames(step, _video(config, source)) if config.verify else None
+    if step is not None:
+        _write(step, out, formats, frames)
+    return 0
+
+
+def _write(step: Step, out: Path, formats: list[str], frames: Tensor | None) -> None:
+    """The step in these formats, checked on the frames."""
     write_step(step, out, formats)
     for name in formats:
         size = (out / FILES[name]).stat().st_size
@@ -63,8 +71,7 @@ def export_files(config: ExportConfig) -> int:
         )
     if frames is not None:
         for name in formats:
-            _compare(model, out, name, frames)
-    return 0
+            _compare(step.model, out, name, frames)
 
 
 def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from ..printing import did_you_mean
+from ..printing import did_you_mean, shortened
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int, of numpy's kinds too.
+
+    Raises:
+        ValueError: for anything else, and below ``least``.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise ValueError(f"{name} must be a whole number, got {shortened(value)}")
+    if number < least:
+        raise ValueError(f"{name} must be {f'at least {least}' if least else '0 or more'}, got {number}")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +55,8 @@ class How:
             ("segment", self.segment, 1),
             ("workers", self.workers, 0),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"--{name} must be {f'at least {least}' if least else '0 or more'}, got {value}")
+            if value is not None:
+                object.__setattr__(self, name.replace("-", "_"), whole_number(f"--{name}", value, least))
         from ..video.sampling import parse_sampling
         from ..video.views import parse_views
 
@@ -95,8 +113,7 @@ class ClassifyConfig(How):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.topk < 1:
-            raise ValueError(f"--topk must be at least 1, got {self.topk}")
+        whole_number("--topk", self.topk, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

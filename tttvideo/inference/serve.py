@@ -40,7 +40,7 @@ def serve(config: ServeConfig) -> int:
         ValueError: without Gradio; for checkpoints, examples or an address that cannot be used.
     """
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(f"the page needs the package {error.name}; pip install 'tttvideo[serve]'") from None
     models = Answers(load(config), config.max_seconds)

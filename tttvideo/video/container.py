@@ -153,7 +153,7 @@ def _why_not_opened(path: str, error: Exception) -> str:
     except OSError as failure:
         return str(failure.strerror)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return "is cut off or damaged: the index of the MP4 file (its moov atom) is missing"
+        return "is cut off or damaged: the index of the MP4 file (its moov atom) is missing or damaged"
     if not any(byte < 9 or 13 < byte < 32 for byte in head):
         return "is a text file, not a video"
     reason = getattr(error, "strerror", None) or "unknown format"
