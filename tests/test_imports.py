@@ -20,7 +20,7 @@ LAYERS = {
     "printing": set(),
     "hub": {"printing"},
     "serialize": {"files", "hub"},
-    "origin": {"serialize"},
+    "origin": {"files", "serialize"},
     "recipes": set(),
     "strict_yaml": set(),
     "plain": set(),

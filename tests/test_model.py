@@ -286,15 +286,52 @@ def test_foreign_classes_are_refused_before_import(tmp_path, monkeypatch):
         lambda d: d.update(provenance={"clip_frames": -5}),
         lambda d: d["model"]["init_args"]["backbone"].update(init_args=None),
         lambda d: d["model"]["init_args"]["backbone"]["init_args"]["mixer"]["init_args"].update(heads="2"),
+        lambda d: d["preprocessing"]["init_args"].update(stream=True),
+        lambda d: d["preprocessing"]["init_args"].update(size=[20_000, 32]),
     ],
 )
 def test_a_damaged_configuration_is_one_sentence(tmp_path, damage):
     build().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
+    del description["checksum"]  # as if somebody had counted it anew
     damage(description)
     (tmp_path / "config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"config\.json"):
         from_pretrained(tmp_path)
+
+
+CHANGES = {
+    "size": lambda d: d["preprocessing"]["init_args"].update(size=[64, 64]),
+    "no size": lambda d: d["preprocessing"]["init_args"].pop("size"),
+    "sampling": lambda d: d["preprocessing"]["init_args"].update(sampling="last=2"),
+    "labels": lambda d: d["labels"].reverse(),
+    "rate": lambda d: d["model"]["init_args"]["backbone"]["init_args"]["mixer"]["init_args"].update(rope_theta=10.0),
+    "no provenance": lambda d: d.pop("provenance"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_that_no_shape_shows_is_refused(tmp_path, change):
+    build(ConvStem((4, 8), (3, 2), (2, 1), pool=(2, 2))).save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    change(description)
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="not as they were written"):
+        from_pretrained(tmp_path)
+    del description["checksum"]  # on purpose, or of an earlier version
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    from_pretrained(tmp_path)
+
+
+def test_weights_of_another_training_are_refused(tmp_path):
+    build().save_pretrained(tmp_path / "one")
+    other = build()
+    with torch.no_grad():
+        other.head.classifier.bias[0] += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
+    with pytest.raises(ValueError, match="not as they were written"):
+        from_pretrained(tmp_path / "one")
 
 
 def test_damaged_folders_say_what_is_wrong(tmp_path):

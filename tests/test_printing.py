@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from html.parser import HTMLParser
 
 import pytest
@@ -37,6 +38,11 @@ PIECES += [
     "é",
     "שלום",
     "👍🏽",
+    "\u200d",
+    "\ufe0f",
+    "می\u200cخواهم",
+    "\U000e0041",
+    "\U0001d173",
 ]
 names = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=5).map("".join)
 names = names.filter(lambda name: not re.search("[\ud800-\udbff][\udc00-\udfff]", name))
@@ -72,6 +78,38 @@ def test_ordinary_names_and_numbers_stay_as_they_are():
     assert cell("=1+1") == "'=1+1"
     assert cell("a;=1+1") == "a;'=1+1"
     assert printable("a\udce9\n\x1b") == r"a\xe9\n\x1b"
+
+
+def test_what_has_no_picture_is_shown_but_where_it_spells_a_word():
+    for name in (
+        "می\u200cخواهم",
+        "क\u094d\u200dष",
+        "👩\u200d👧",
+        "👁\ufe0f\u200d🗨\ufe0f",
+        "1\ufe0f\u20e3",
+        "❤\ufe0f",
+        "葛\U000e0100",
+    ):
+        assert printable(name) == name
+    for name in (
+        "ca\u200ct",
+        "ca\u200dt",
+        "می\u200c",
+        "\u200d👧",
+        "ca\u00adt",
+        "cat\ufe0f",
+        "a\u2062b",
+        "a\U000e0041b",
+        "\u3164",
+    ):
+        assert re.search(r"\\(x|u|U000)[0-9a-f]{2,5}", printable(name)), ascii(name)
+        assert json.loads(json_text([name])) == [name]
+    unshown = [
+        chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) == "Cf" and printable(f"a{chr(n)}b")[1] != "\\"
+    ]
+    assert (
+        "".join(unshown) == "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+    )  # signs that are seen
 
 
 class Page(HTMLParser):

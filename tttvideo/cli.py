@@ -34,6 +34,7 @@ COMMANDS = {
     "export": Command(".commands", "export", "a checkpoint for others: a folder, or a streaming step (ONNX)"),
     "classify": Command(".inference.commands", "classify", "name the classes of videos: files, folders, lists"),
     "stream": Command(".inference.commands", "stream", "answer while a video comes: files, pipes, cameras, addresses"),
+    "serve": Command(".inference.commands", "serve", "a page in the browser: drop a video, see answers as it is read"),
     "inspect": Command(".inference.commands", "inspect", "what a model costs, and what it learns while it reads"),
     "make-data": Command(".commands", "make_data", "generated videos with known best possible accuracy or error"),
     "configs": Command(".commands", "configs", "list the recipes that `train --config NAME` takes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -67,14 +68,42 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
         OSError: if it cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except RecursionError:
-        raise damaged(path, "it is nested too deeply", advice) from None
+        content = parse_json(path.read_bytes())
     except ValueError as error:
-        raise damaged(path, f"it is not JSON: {error}", advice) from None
+        raise damaged(path, error, advice) from None
     if not isinstance(content, dict):
         raise damaged(path, f"expected a JSON object, got a {type(content).__name__}", advice)
     return content
+
+
+LONGEST_NUMBER = 300
+"""Digits of a whole number in a file: more are no float, and beyond 4,300 Python gives advice of its own."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: in a few words, for anything else.
+    """
+
+    def whole(digits: str) -> int:
+        if len(digits) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(digits):,} digits")
+        return int(digits)
+
+    try:
+        return json.loads(text, parse_int=whole)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(path: Path, reason: object, advice: str = "") -> ValueError:

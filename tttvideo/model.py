@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -393,6 +392,5 @@ class VideoModel(nn.Module):
             "multi_label": self.multi_label,
             "provenance": self.provenance if provenance is None else provenance,
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
         serialize.save_weights(self, folder)
+        serialize.write_description(description, folder)

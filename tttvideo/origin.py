@@ -1,11 +1,10 @@
 """Where a checkpoint's weights came from: the run that made them and the rule that chose them."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .serialize import read_description, read_provenance, resolve_checkpoint
+from .files import file_checksum
+from .serialize import read_description, read_index, read_provenance, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -30,8 +29,7 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(resolve_checkpoint(path))
     description = read_description(folder)
     provenance = read_provenance(description, folder / "config.json")
-    with (folder / "model.safetensors").open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_checksum(folder / "model.safetensors")
     try:
         task = str(description["model"]["init_args"]["task"]["class_path"]).rsplit(".", 1)[-1]
     except (KeyError, TypeError):
@@ -41,7 +39,7 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
         selection, drawn = provenance.get("selection"), provenance.get("drawn") or {}
         return Checkpoint(folder, None, sha256, selection, drawn, None, None, provenance, task)
     run = folder.parent.parent
-    selection = _selection(folder.name, _index(index_file))
+    selection = _selection(folder.name, read_index(index_file))
     drawn, data, root = _settings(run)
     return Checkpoint(folder, run, sha256, selection, drawn, data, root, provenance, task)
 
@@ -58,22 +56,15 @@ def selection_sentence(selection: dict[str, Any] | None) -> str:
     return f"checkpoint {selection['step']}, {chosen}"
 
 
-def _index(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
-
-
 def _selection(name: str, index: dict[str, Any]) -> dict[str, Any]:
-    split_rule = index.get("split_rule")
-    if index.get("best") != name or index.get("best_value") is None:
-        rule = "the last one" if index.get("last") == name else "named by the user"
+    split_rule = index["split_rule"]
+    if index["best"] != name or index["best_value"] is None:
+        rule = "the last one" if index["last"] == name else "named by the user"
         return {"step": name, "rule": rule, "split": None, "split_rule": split_rule, "value": None}
     return {
         "step": name,
-        "rule": index.get("rule"),
-        "split": index.get("split"),
+        "rule": index["rule"],
+        "split": index["split"],
         "split_rule": split_rule,
         "value": index["best_value"],
     }

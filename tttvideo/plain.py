@@ -7,6 +7,9 @@ import importlib
 import os
 import re
 import sys
+import types
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +90,37 @@ def from_plain(data: Any, *, trust: bool = False, where: str = "the checkpoint")
     if unknown := sorted(set(fields) - {f.name for f in dataclasses.fields(cls)}):
         raise ValueError(f"{where} sets {', '.join(unknown)}, unknown to {path}; it was made by another version.")
     values = {key: from_plain(item, trust=trust, where=where) for key, item in fields.items()}
-    return cls(**values)
+    for key, hint in _hints(cls).items():
+        if key in values and not _fits(values[key], hint):
+            raise ValueError(f"{where} is damaged: {key} of {path} cannot be {fields[key]!r:.50}.")
+    try:
+        return cls(**values)
+    except ValueError as error:  # a sentence of the class's own
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except Exception:  # of a user's own class: whatever its annotations are
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data may stand in a field of this type. That true is a whole number is Python's view alone; which
+    words there are is checked by the classes, as old ones have a meaning."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return type(value) in set(map(type, options))
+    if isinstance(value, tuple) and origin in (tuple, list, Sequence):
+        every = options if origin is tuple and Ellipsis not in options else options[:1] * len(value)
+        return len(value) == len(every) and all(map(_fits, value, every))
+    if hint in (int, float):
+        return type(value) is int or type(value) is hint
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) and hint is not Any else True
 
 
 def search_working_directory() -> None:

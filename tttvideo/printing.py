@@ -5,18 +5,38 @@ import difflib
 import errno
 import json
 import re
+import reprlib
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-_UNSHOWN = re.compile(
-    "[\x00-\x1f\x7f-\x9f"  # control characters: a terminal obeys them
-    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"  # bidirectional marks, no width
-    "\u2028\u2029"  # line ends
-    "\ud800-\udfff]"  # halves of characters, which no file takes; bytes of a name that is not UTF-8 among them
+_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029"  # a terminal obeys them, and ends lines
+_HALVES = "\ud800-\udfff"  # of characters, which no file takes; bytes of a name that is not UTF-8 among them
+# Characters without a picture of their own (Unicode's default ignorables): marks of direction, soft hyphens, spaces of
+# no width, fillers, tags.
+_IGNORED = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
+# Four more kinds belong to the spelling of words, and are shown as they are where they do: joiners between letters from
+# Arabic to Mongolian (Persian and Hindi words are other words without them) and between emoji (a family), selectors of
+# a variant after a symbol, an ideograph or a Mongolian letter. Elsewhere, in a Latin name above all, they only hide.
+_LETTERS = "\u0620-\u109f\u1780-\u17b3\u17b6-\u180a\u1810-\u18af\u1900-\u1cff\ua800-\uabff\U00010a00-\U00011fff"
+_EMOJI = "\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_VARIED = "\u00a9\u00ae\u203c-\u205e\u2070-\u3163\u3165-\ud7ff\ue000-\ufaff\U0001f000-\U0001faff"
+_IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_SPELLING = (
+    rf"(?<=[{_LETTERS}])[\u200c\u200d](?=[{_LETTERS}])|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])"
+    rf"|(?<=[{_EMOJI}]\ufe0f)\u200d(?=[{_EMOJI}])|(?<=[#*0-9])\ufe0f(?=\u20e3)|(?<=[{_VARIED}])[\ufe00-\ufe0f]"
+    rf"|(?<=[\u1820-\u18aa])[\u180b-\u180f]|(?<=[{_IDEOGRAPHS}])[\U000e0100-\U000e01ef]"
+)
+_SPELLS = r"\u200c\u200d\ufe00-\ufe0f\u180b-\u180f\U000e0100-\U000e01ef"
+_UNSHOWN = re.compile(rf"[{_CONTROL}{_HALVES}{_IGNORED}]|(?!{_SPELLING})[{_SPELLS}]")
+_UNSHOWN_IN_JSON = re.compile(_UNSHOWN.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))  # \n: between lines
+_INVISIBLE = re.compile(f"[{_IGNORED}{_SPELLS}]")
 _RUN = re.compile(r"(^|;)(?='*[=+\-@＝＋－＠])")
 _QUOTED = re.compile(r"(^|;)'(?='*[=+\-@＝＋－＠])")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -32,6 +52,13 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
+def shortened(value: Any) -> str:
+    """A value as a message can hold it: aliases of a YAML file can make it longer than the memory."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 4, 200, 200, 8
+    return "null" if value is None else short.repr(value)
+
+
 def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte of a file's name
@@ -39,9 +66,25 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def appearance(name: str) -> str:
+    """Equal for names that look the same, or differ in case, width and spaces alone."""
+    return " ".join(unicodedata.normalize("NFKC", _INVISIBLE.sub("", name)).casefold().split())
+
+
 def is_unicode(text: str) -> bool:
     """False for a name with bytes that are not UTF-8, which neither FFmpeg nor a list file takes."""
     return not re.search("[\ud800-\udfff]", text)
+
+
+def as_number(text: str) -> float:
+    """A number as files and commands write it. Python's own float also takes 1_0, nan and the digits of all scripts.
+
+    Raises:
+        ValueError: for any other text.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
 
 
 def cell(value: Any) -> Any:
@@ -60,9 +103,12 @@ def from_cell(text: str) -> str:
 def json_text(data: Any, indent: int | None = 2) -> str:
     """JSON of exactly these values, in which nothing acts on a screen. NaN and infinite numbers raise ValueError."""
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
-    return re.sub(
-        _UNSHOWN.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"), lambda match: f"\\u{ord(match[0]):04x}", text
-    )
+    return _UNSHOWN_IN_JSON.sub(_json_escape, text)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\u{number:04x}" if number < 2**16 else json.dumps(match[0])[1:-1]  # two halves
 
 
 def markdown(text: str) -> str:

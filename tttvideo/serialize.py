@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import math
 import os
 import re
@@ -16,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from . import hub
-from .files import read_json
+from .files import damaged, file_checksum, read_json
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a user's copy, such as step-00000012-best, is none of ours
 
@@ -37,6 +39,39 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{where} does not describe a tttvideo model (format {FORMAT}).")
     _check_values(description, where)
     return description
+
+
+def write_description(description: Mapping[str, Any], folder: Path) -> None:
+    """Writes ``folder/config.json``, with a checksum of itself and of the weights, which must be there."""
+    content = {**description, "checksum": _checksum(description, folder)}
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _checksum(description: Mapping[str, Any], folder: Path) -> str:
+    content = {key: value for key, value in description.items() if key != "checksum"}
+    text = json.dumps([content, file_checksum(folder / "model.safetensors")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_index(file: Path, advice: str = "name a checkpoint of the run instead") -> dict[str, Any]:
+    """checkpoints/index.json of a run.
+
+    Raises:
+        ValueError: if it holds something else than training writes; the sentence ends with ``advice``.
+    """
+    index = read_json(file, advice)
+    nothing = type(None)
+    kinds = {"best": str | nothing, "best_value": int | float | nothing, "last": str}
+    for key, kind in (kinds | dict.fromkeys(("rule", "split", "split_rule"), str)).items():
+        if key not in index:
+            raise damaged(file, f"it has no {key!r}", advice)
+        if not isinstance(index[key], kind) or isinstance(index[key], bool):
+            raise damaged(file, f"{key} cannot be {index[key]!r:.50}", advice)
+    for key in ("best", "last"):
+        if index[key] is not None and not CHECKPOINT_NAME.fullmatch(index[key]):
+            raise damaged(file, f"{key} names no checkpoint", advice)
+    return index
 
 
 def read_provenance(description: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -177,19 +212,37 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
 
 
+def _check_unchanged(folder: Path) -> None:
+    """Compares config.json and the weights with the checksum that was written with them: most settings (size of the
+    frames, sampling, order of the labels) leave no trace in the shapes of the weights.
+
+    Raises:
+        ValueError: if either was changed since. Models of before 2026-11-29 have no checksum.
+    """
+    description = read_description(folder)
+    if "checksum" in description and description["checksum"] != _checksum(description, folder):
+        raise ValueError(
+            f"{folder / 'config.json'} or the weights beside it are not as they were written (a value was changed, "
+            'added or removed, or a file is damaged); restore both, or remove "checksum" from config.json if the '
+            "change is yours."
+        )
+
+
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors in ``folder/model.safetensors``.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged, or if it or config.json was changed since they were written.
     """
     from safetensors.torch import load_file
 
     path = folder / "model.safetensors"
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+    _check_unchanged(folder)
+    return tensors
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -223,17 +276,14 @@ def resolve_checkpoint(path: str | Path, *, code: bool = False) -> Path:
         return path
     index = path / "checkpoints" / "index.json"
     if index.is_file():
-        entries = read_json(index, "name a checkpoint of the run instead")
-        name = entries.get("best") or entries.get("last")
-        if name is not None and not (isinstance(name, str) and CHECKPOINT_NAME.fullmatch(name)):
-            raise ValueError(f"{index} is damaged: it names no checkpoint; name one of {index.parent} instead.")
-        if name is not None and not _is_model(index.parent / name):
+        entries = read_index(index)
+        chosen = index.parent / (entries["best"] or entries["last"])
+        if not _is_model(chosen):
             raise ValueError(
-                f"{index.parent / name}, the checkpoint that {index.name} names, is missing or not whole; "
+                f"{chosen}, the checkpoint that {index.name} names, is missing or not whole; "
                 f"name another one of {index.parent} instead."
             )
-        if name is not None:
-            return index.parent / name
+        return chosen
     # of a run that was killed before its first index, or whose folders were moved: the latest
     latest = [step for step in (path / "checkpoints").glob("step-*") if _is_model(step)]
     if latest:

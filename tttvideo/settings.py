@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import reprlib
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from . import strict_yaml
 from .plain import public_name, search_working_directory
-from .printing import nearest
+from .printing import nearest, shortened
 
 FLAG = object()
 """The value of a setting that was named without one."""
@@ -105,7 +105,8 @@ def _value(hint: Any, old: Any, value: Any, key: str) -> Any:
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"{key} must be {kinds_of(hint)}, not {shortened(value)}")
+        kinds = kinds_of(hint) if exchangeable(base) else f"settings, such as {dataclasses.fields(base)[0].name}: ..."
+        raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}")
     if "class_path" not in value:
         part = old if isinstance(old, Part) else defaults_of(base)
         fill(part, value, key)
@@ -146,6 +147,9 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
             kinds += " or null" * (type(None) in options)
             example = "; write " + ",".join([{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2))
         raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}{example}")
+    for number in converted if isinstance(converted, (list, tuple)) else [converted]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{key} must be a finite number, not {number}")
     return converted
 
 
@@ -260,13 +264,6 @@ def kinds_of(hint: Any) -> str:
         else:
             kinds.append(getattr(option, "__name__", str(option)))
     return " or ".join(kinds)
-
-
-def shortened(value: Any) -> str:
-    """A value as a message can hold it: aliases of a YAML file can make it longer than the memory."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 4, 200, 200, 8
-    return "null" if value is None else short.repr(value)
 
 
 def _one_line(message: object) -> str:

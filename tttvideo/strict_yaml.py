@@ -12,6 +12,10 @@ LARGEST = 100_000
 """Values in a configuration, each as often as an alias repeats it; ours have about a hundred."""
 
 
+LONGEST_NUMBER = 300
+"""Digits of a whole number; beyond 4,300 Python gives advice of its own."""
+
+
 class NotText(ValueError):
     """It holds characters that no text has."""
 
@@ -55,6 +59,13 @@ def _loader() -> type:
             self.sizes[id(node)] = self.size - before
             return node
 
+        def construct_yaml_int(self, node: Any) -> int:
+            if len(node.value) > LONGEST_NUMBER:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a number of {len(node.value):,} digits", node.start_mark
+                )
+            return super().construct_yaml_int(node)
+
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node = super().compose_mapping_node(anchor)
             names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -62,4 +73,5 @@ def _loader() -> type:
                 raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)
             return node
 
+    Strict.add_constructor("tag:yaml.org,2002:int", Strict.construct_yaml_int)
     return Strict

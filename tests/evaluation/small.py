@@ -39,10 +39,10 @@ def small_model(
     return model.eval()
 
 
-def small_run(folder: Path, model: VideoModel, value: float = 0.25) -> Path:
+def small_run(folder: Path, model: VideoModel, value: float = 0.25, provenance: dict | None = None) -> Path:
     """A run folder as training leaves it, with one checkpoint."""
     checkpoint = folder / "checkpoints" / "step-00000010"
-    model.save_pretrained(checkpoint, provenance={"step": 10})
+    model.save_pretrained(checkpoint, provenance={"step": 10, **(provenance or {})})
     (folder / "config.yaml").write_text("data:\n  val_fraction: 0.5\n  split_seed: 7\nseed: 3\n")
     index = {
         "best": checkpoint.name,

@@ -1,6 +1,5 @@
 """Training videos are known again, whatever the data is called when it is evaluated."""
 
-import json
 import os
 import shutil
 
@@ -23,13 +22,9 @@ def undivided(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(undivided, tmp_path_factory):
-    folder = small_run(tmp_path_factory.mktemp("runs") / "demo", small_model())
     trained = build_index(undivided, "train", val_fraction=0.5, seed=7)
-    config = next(folder.glob("checkpoints/*/config.json"))
-    description = json.loads(config.read_text())
-    description["provenance"]["trained_on"] = training_marks(trained.videos)
-    config.write_text(json.dumps(description))
-    return folder
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    return small_run(folder, small_model(), provenance={"trained_on": training_marks(trained.videos)})
 
 
 def test_data_trained_on_is_known_under_any_name(run, undivided, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_models_without_a_step_are_refused_by_name():
             Step(model_of(mixer))
 
 
-def test_files_say_what_they_are_and_a_file_of_torch_runs_alone(tmp_path, capsys):
+def test_files_say_what_they_are_and_a_file_of_torch_runs_alone(tmp_path, capsys, monkeypatch):
     run, video = small_run(tmp_path / "run", small_model()), noise_video(tmp_path / "v.mp4", 12)
     out = tmp_path / "out"
     words = ["export", str(run), "--out", str(out), "--format", "torch", "--verify", "--video", str(video)]
@@ -112,6 +112,11 @@ def test_files_say_what_they_are_and_a_file_of_torch_runs_alone(tmp_path, capsys
         }
     assert (about["labels"], about["unit"], about["frames"]["shape"]) == (LABELS, 1, [1, 1, 32, 32, 3])
     assert about["outputs"] == ["probabilities", *(f"new_{key}" for key in about["state"])]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    whole = tmp_path / "whole"
+    assert main(["export", str(run), "--out", str(whole), "--format", "all"]) == 2
+    assert "--format onnx needs the package onnx" in capsys.readouterr().err
+    assert not whole.exists()
     short = noise_video(tmp_path / "short.mp4", 2)
     assert main([*words[:-1], str(short)]) == 2
     assert "needs three units of 1 frames, and" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Folders, lists and frames in memory: every video's answer, equal to reading it alone; files of answers that go on."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -11,13 +12,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.evaluation.small import noise_video, small_model, small_run
 from tttvideo.cli import main
 from tttvideo.inference.classify import Pipeline, classify_videos
 from tttvideo.inference.config import How
+from tttvideo.inference.frames import as_frames
 from tttvideo.inference.results import Results, key_of
 from tttvideo.inference.sources import find_videos
+from tttvideo.inference.stream import LiveStream
 from tttvideo.mixers import TTT, Bidirectional
 from tttvideo.video.index import DataError, Video
 from tttvideo.video.reader import VideoError
@@ -42,6 +46,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp("run"), small_model())
+
+
+def cut_png():
+    """The beginning of a picture's file."""
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(file, "png")
+    return file.getvalue()[:1000]
 
 
 def alone(model, path, frames=None):
@@ -141,14 +152,87 @@ def test_paths_arrays_tensors_and_iterators(folder):
         model.classify([path, folder / "bad.mp4"])
 
 
+GREY = np.linspace(0, 1, 48).reshape(1, 4, 4, 3)
+FLOATS = torch.from_numpy(GREY).permute(0, 3, 1, 2)
+KINDS = {
+    "longdouble": lambda: GREY.astype(np.longdouble),
+    "big-endian": lambda: GREY.astype(">f8"),
+    "big-endian half": lambda: GREY.astype(">f2"),
+    "mask of nothing": lambda: np.ma.masked_array(GREY, False),
+    "not contiguous": lambda: np.repeat(GREY, 2, 2)[:, :, ::2],
+    "half": lambda: FLOATS.half(),
+    "bfloat16": lambda: FLOATS.bfloat16(),
+    "float8": lambda: FLOATS.to(torch.float8_e4m3fn),
+    "other float8": lambda: FLOATS.to(torch.float8_e5m2),
+    "sparse": lambda: FLOATS.to_sparse(),
+    "quantized": lambda: torch.quantize_per_tensor(FLOATS.float(), 1 / 255, 0, torch.quint8),
+    "in a graph": lambda: FLOATS.clone().requires_grad_(),
+}
+REFUSED = {
+    "masked": lambda: (np.ma.masked_array(GREY, GREY > 0.5), "without masked pixels"),
+    "objects": lambda: (np.array([[{}]]), "got dtype..O"),
+    "words": lambda: (np.array([["a"]]), "got dtype"),
+    "records": lambda: (np.zeros((2, 2), [("a", "u1"), ("b", "u1")]), "got dtype"),
+    "complex": lambda: (GREY.astype(complex), "got dtype"),
+    "bools": lambda: (GREY > 0.5, "got dtype..bool"),
+    "big-endian shorts": lambda: (GREY.astype(">u2"), "got dtype"),
+    "nothing": lambda: (np.zeros(()), r"got \[\]"),
+    "meta": lambda: (FLOATS.to("meta"), "got a meta tensor"),
+    "nested": lambda: (torch.nested.nested_tensor([FLOATS[0], FLOATS[0, :, :2]]), "got a nested tensor"),
+    "float4": lambda: (torch.zeros(1, 3, 4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "no such form"),
+    "bool tensor": lambda: (FLOATS > 0.5, "got bool"),
+    "small integers": lambda: (FLOATS.to(torch.int8), "got int8"),
+    "complex tensor": lambda: (FLOATS.to(torch.complex64), "got complex64"),
+    "NaN": lambda: (FLOATS * torch.nan, "got NaN or infinite pixels; give finite ones.$"),
+    "PIL of 16 bits": lambda: (Image.new("I;16", (4, 4)), "mode I;16"),
+    "PIL of nothing": lambda: (Image.new("RGB", (0, 0)), r"got \[0, 0\]"),
+    "a cut file": lambda: (Image.open(io.BytesIO(cut_png())), "cannot be read"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_array_is_the_same_picture(kind):
+    frames, expected = as_frames(KINDS[kind]()), as_frames(GREY)
+    coarse = 16 if "float8" in kind else 1
+    assert frames.dtype == torch.uint8
+    assert int((frames.int() - expected.int()).abs().max()) <= coarse
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_picture_is_one_sentence(kind):
+    pictures, words = REFUSED[kind]()
+    with pytest.raises(ValueError, match=words) as refused:
+        as_frames([pictures])
+    assert "\n" not in str(refused.value)
+    assert "stream" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"The stream is as it was\.$"):
+        LiveStream(small_model())(pictures)
+
+
+def test_how_many_labels():
+    model, clip = small_model(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for count, given in ((1, np.int64(1)), (2, np.uint8(2)), (3, torch.tensor(3)), (6, 2**80)):
+        assert len(model.classify(clip, topk=given)) == count
+    for wrong in (True, np.True_, 2.0, np.float32(1), "2", None, [2]):
+        with pytest.raises(ValueError, match="topk must be a whole number, got"):
+            model.classify(clip, topk=wrong)
+        with pytest.raises(ValueError, match="--batch-size must be a whole number"):
+            model.classify(clip, batch_size=wrong if wrong is not None else 2.5)
+    for wrong in (0, -1, np.int8(-5)):
+        with pytest.raises(ValueError, match="topk must be at least 1, got"):
+            model.classify(clip, topk=wrong)
+
+
 def test_sources(folder, tmp_path, monkeypatch):
     listing = tmp_path / "list.csv"
-    listing.write_text("a.mp4,1,2.5\nb.mp4,0,3\n")
+    listing.write_text("a.mp4,1,2.5\nb.mp4,0,3\nc.mp4\n")  # a span, or the whole
     (tmp_path / "a.mp4").write_text("")
     found = find_videos([str(listing), "-", str(folder / "**" / "*.mp4")], ["x y.mp4\n", "\n", str(listing)])
     spans = [(os.path.basename(v.path), v.start, v.end) for v in found]
-    assert spans[:3] == [("a.mp4", 1, 2.5), ("b.mp4", 0, 3), ("x y.mp4", None, None)]
-    assert len(spans) == 3 + 7
+    assert spans[:3] == [("a.mp4", 1, 2.5), ("b.mp4", 0, 3), ("c.mp4", None, None)]
+    assert len(spans) == 4 + 7
     with pytest.raises(DataError, match="no file is called like"):
         find_videos([str(tmp_path / "*.mkv")])
     with pytest.raises(DataError, match="tttvideo stream MODEL ADDRESS"):
@@ -174,8 +258,11 @@ def test_a_second_call_goes_on_after_a_torn_row(run, folder, tmp_path, capsys, k
     assert main(words) in (0, 2)
     assert "1 answers" in capsys.readouterr().out
     assert sorted(map(str, rows_of(out))) == sorted(map(str, rows))
-    assert main(words) == 0
+    assert main(words) == 2  # a script wants to know, whichever call wrote the row
+    assert "0 answers (0 failed; 7 were there, 1 of them with an error: delete" in capsys.readouterr().out
     assert len(rows_of(out)) == 7
+    assert main([*words[:2], str(folder / "3.mp4"), *words[3:]]) == 0  # it has an answer
+    capsys.readouterr()
     capsys.readouterr()
     assert "another kind (reading: 'all frames, dense' there, '4 frames, dense' now)" in error(
         capsys, *words, "--frames", 4
@@ -192,7 +279,7 @@ def test_names_with_line_ends_and_quotes_survive_a_csv_file(tmp_path):
     for end in range(len(whole) + 1):
         (tmp_path / "r.csv").write_bytes(whole[:end])
         again = Results(tmp_path / "r.csv", columns, same)
-        assert again.done == ({key_of(odd, 0.1 + 0.2, None)} if end == len(whole) else set()), end
+        assert again.errors == ({key_of(odd, 0.1 + 0.2, None): ""} if end == len(whole) else {}), end
         again.close()
 
 

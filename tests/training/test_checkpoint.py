@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim import get_optimizer_info, list_optimizers
 
 from tttvideo.model import ModelConfig
 from tttvideo.plain import to_plain
 from tttvideo.serialize import resolve_checkpoint
 from tttvideo.training.checkpoint import Checkpoints, Progress, Rule, first_difference
-from tttvideo.training.config import ConfigError
+from tttvideo.training.config import ConfigError, OptimizerConfig
+from tttvideo.training.optimizer import build_optimizer
 from tttvideo.training.position import read_position
 from tttvideo.training.state import load_state, save_state
 
@@ -169,17 +171,39 @@ def test_another_optimizer_is_one_sentence(tmp_path):
         checkpoints.read(checkpoints.last(), FIXED | {"optimizer.name": "sgd"}, MODEL)
 
 
-def test_changed_weight_decay_counts(tmp_path):
-    model = torch.nn.Linear(2, 2)
-    before, after = (
-        torch.optim.AdamW(model.parameters(), weight_decay=decay, betas=(0.5, 0.5)) for decay in (0.1, 0.2)
-    )
-    model(torch.ones(1, 2)).sum().backward()
-    before.step()
-    save_state(tmp_path, model, before, None)
-    load_state(tmp_path, model, after, None)
-    assert after.param_groups[0]["weight_decay"] == 0.2
-    assert torch.equal(after.state[model.weight]["exp_avg"], before.state[model.weight]["exp_avg"])
+NOT_HERE = ("bnb", "fused", "kron")
+"""Optimizers of libraries that are not installed; kron compiles for half a minute."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_changed_settings_of_every_optimizer_count_and_what_it_gathered_stays(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    names = [name for name in list_optimizers() if not name.startswith(NOT_HERE)]
+    assert len(names) > 50
+    for name in names:
+        betas = get_optimizer_info(name).has_betas
+        settings = [
+            OptimizerConfig(name=name, weight_decay=decay, betas=(one, 0.8) if betas else None)
+            for decay, one in ((0.1, 0.5), (0.2, 0.6))
+        ]
+        if "adan" in name:  # it has three betas
+            with pytest.raises(ConfigError, match=r"adan\w* cannot be built with these settings \(IndexError"):
+                build_optimizer(model, settings[0])
+            settings = [replace(config, betas=None) for config in settings]
+        before, after = (build_optimizer(model, config) for config in settings)
+        fresh = [dict(group) for group in after.param_groups]
+        for _ in range(2):
+            before.zero_grad()
+            model(torch.randn(3, 4)).square().sum().backward(create_graph=name == "adahessian")
+            before.step()
+        save_state(tmp_path, model, before, None)
+        load_state(tmp_path, model, after, None)
+        for group, now, old in zip(after.param_groups, fresh, before.param_groups, strict=True):
+            for key in set(group) - {"params"}:
+                expected = old if key in ("lr", "initial_lr", "step", "lookahead_step") else now
+                assert group[key] == expected[key], (name, key)
+        assert len(after.state) == len(before.state), name
 
 
 def test_the_best_is_not_replaced_by_another_in_silence(tmp_path):
@@ -187,22 +211,45 @@ def test_the_best_is_not_replaced_by_another_in_silence(tmp_path):
     save(checkpoints, 7)
     save(checkpoints, 8)
     index = checkpoints.folder / "index.json"
-    for best, sentence in (
-        ("step-00000001", "is missing or not whole"),
-        ("../../x1", "names no checkpoint"),
-        (5, "names no"),
+    whole = json.loads(index.read_text())
+    for key, value, sentence in (
+        ("best", "step-00000001", "is missing or not whole"),
+        ("best", "../../x1", "names no checkpoint"),
+        ("best", 5, "best cannot be 5"),
+        ("best_value", "9" * 5000, "best_value cannot be"),
+        *((key, ..., f"has no '{key}'") for key in ("best", "best_value", "last", "rule", "split", "split_rule")),
     ):
-        index.write_text(json.dumps({"best": best, "last": "step-00000008"}))
+        index.write_text(json.dumps({name: v for name, v in {**whole, key: value}.items() if v is not ...}))
         with pytest.raises(ValueError, match=sentence):
             resolve_checkpoint(tmp_path)
+    index.write_text(index.read_text().replace("{", '{"a": ' + "9" * 5000 + ", ", 1))
+    with pytest.raises(ValueError, match=r"a number of 5,000 digits\)"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_links_among_the_remains_of_a_write_are_removed_and_not_followed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, rule=RULE)
+    save(checkpoints, 7)
+    (tmp_path / "mine").mkdir()
+    for name, target in ((".step-00000008", tmp_path / "mine"), (".step-00000009", "nowhere"), (".step-1.old", ".")):
+        (checkpoints.folder / name).symlink_to(target)
+    assert checkpoints.clean(checkpoints.last(), START) == []
+    assert names(checkpoints.folder) == ["index.json", "step-00000007"]
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, rule=RULE)
     save(checkpoints, 7)
-    (checkpoints.last() / "progress.json").write_text("{")
+    file = checkpoints.last() / "progress.json"
+    whole = json.loads(file.read_text())
+    file.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         checkpoints.read(checkpoints.last(), FIXED, MODEL)
+    for key in ("epoch", "batch", "step", "totals", "best", "best_value", "fixed"):
+        file.write_text(json.dumps({name: v for name, v in whole.items() if name not in (key, "checksum")}))
+        with pytest.raises(ConfigError, match=f"progress.json has no '{key}'"):
+            checkpoints.read(checkpoints.last(), FIXED, MODEL)
 
 
 def test_first_difference():
@@ -235,7 +282,7 @@ def test_a_position_inside_an_epoch_has_the_sums_of_it(tmp_path):
     """Of a version without checksums; it was a KeyError at the end of the epoch."""
     checkpoint = tmp_path / "step-00000002"
     checkpoint.mkdir()
-    content = {"epoch": 0, "batch": 2, "step": 2, "totals": {}, "fixed": {}}
+    content = {"epoch": 0, "batch": 2, "step": 2, "totals": {}, "best": None, "best_value": None, "fixed": {}}
     (checkpoint / "progress.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"lacks the sums"):
         read_position(checkpoint)

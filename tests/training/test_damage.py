@@ -190,6 +190,26 @@ def test_lines_of_something_else_in_a_log(stopped, arguments, tmp_path, monkeypa
             assert f"{name} is damaged: line" in said
 
 
+LINKS = ("run.lock", "config.yaml", "steps.jsonl", "console.log", "checkpoints/index.json", "checkpoints")
+
+
+def test_links_that_lead_nowhere_or_to_themselves(stopped, arguments, tmp_path, monkeypatch, capsys):
+    for name in (*LINKS, LAST, "checkpoints/step-00000009"):
+        for target in ("nowhere", Path(name).name):
+            run = copy_of(stopped, arguments, tmp_path, monkeypatch)
+            path = run / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            path.symlink_to(target)
+            code, said = resumed(arguments, capsys, run)
+            assert code == 2, name
+            assert f"{path} is damaged: expected a" in said
+            assert "got a link that leads nowhere; move it away" in said
+    (tmp_path / "dangling").symlink_to("nowhere")
+    capsys.readouterr()
+    assert train.main(arguments(out=tmp_path / "dangling" / "run")) == 2
+    assert f"as {tmp_path / 'dangling'} is a link that leads nowhere" in capsys.readouterr().err
+
+
 FILES = ("config.yaml", "labels.json", "log.jsonl", "run.lock", "skipped.csv", ".unfinished-config.yaml")
 FILES += ("checkpoints/index.json", f"{LAST}/progress.json", f"{LAST}/training_state/optimizer.bin")
 FOLDERS = ("checkpoints", "tensorboard", LAST)

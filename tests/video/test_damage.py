@@ -1,6 +1,7 @@
 """What of a damaged file is used, and what is said of it; and that healthy files are not called damaged."""
 
 import random
+import time
 from fractions import Fraction
 
 import av
@@ -242,3 +243,20 @@ def test_recordings_that_were_joined_hold_no_damaged_packets(tmp_path):
     frames, _, notes = read(joined)
     assert len(frames) in (59, 60)  # FFmpeg drops a picture where the size changes
     assert notes == []
+
+
+MKV = b"\x1a\x45\xdf\xa3\x8b\x42\x82\x84webm\x42\x87\x81\x04\x18\x53\x80\x67\x01\0\0\x02\x80\0\0\0"
+AVI = b"RIFF\xff\xff\xff\xffAVI LIST\xff\xff\xff\x7fhdrlavih8\0\0\0"
+
+
+@pytest.mark.parametrize(("name", "head"), [("a.mkv", MKV), ("a.avi", AVI)])
+def test_a_header_of_gigabytes_is_given_up(tmp_path, monkeypatch, name, head):
+    """FFmpeg looks through ten gigabytes of zeros for the next mark: minutes."""
+    monkeypatch.setattr("tttvideo.video.container.LONGEST_OPENING", 0.3)
+    with (tmp_path / name).open("wb") as file:
+        file.write(head)
+        file.truncate(10 * 2**30)  # no room is taken on the disk
+    begun = time.monotonic()
+    with pytest.raises(VideoError, match=rf"{name}: cannot be opened within 0\.3 s"):
+        open_video(tmp_path / name)
+    assert time.monotonic() - begun < 30

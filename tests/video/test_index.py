@@ -12,6 +12,7 @@ from tttvideo.video.folders import NoVideoWarning
 from tttvideo.video.index import (
     DataError,
     build_index,
+    classes_that_look_equal,
     load_labels,
     save_labels,
     split_names,
@@ -329,3 +330,19 @@ def test_a_link_that_leads_to_itself_is_one_video_that_cannot_be_read(tmp_path):
         assert [Path(video.path).name for video in videos] == ["1.mp4", "loop.mp4", "1.mp4"]
     with pytest.raises(VideoError, match="symbolic links"):
         open_video(root / "a" / "loop.mp4")
+
+
+def test_names_that_look_equal_are_named_once():
+    assert classes_that_look_equal(["cat", "cut", "Zürich", "1", "10"]) is None
+    names = ["Cat", "caf\u00e9", "cafe\u0301", "ca\u00adt", "cat ", "dog", "do\u200dg"]
+    assert classes_that_look_equal(names) == (
+        r"classes whose names look equal are learned apart: 'Cat' and 'ca\xadt' and 'cat ', 'caf\xe9' and "
+        r"'cafe\u0301', 'dog' and 'do\u200dg'; rename those that are the same"
+    )
+
+
+def test_an_unknown_label_that_looks_like_a_known_one_is_spelt_out(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,cafe\u0301\nb.mp4,bar\n")
+    (tmp_path / "a.mp4").write_text("")
+    with pytest.raises(DataError, match=r"label 'cafe\\u0301', which is not known; 'caf\\xe9' looks the same"):
+        build_index(tmp_path / "list.csv", "all", labels=["bar", "caf\u00e9"])

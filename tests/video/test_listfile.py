@@ -60,6 +60,8 @@ def test_list_columns_by_position(tmp_path):
         (["path,label", "a.mp4,x", "b.mp4,y", "a.mp4,x"], "line 4 lists a.mp4 again .first on line 2."),
         (["path,label,start,end", "a.mp4,x,2,1"], "line 2 ends .1 s. before it starts .2 s."),
         (["path,label,start", "a.mp4,x,0:30"], "start '0:30', which is not a time in seconds"),
+        (["path,label,start", "a.mp4,x,1_0"], "start '1_0', which is not a time in seconds"),
+        (["path,label,end", "a.mp4,x,１０"], "end '１０', which is not a time in seconds"),
         (["path,label,split", "a.mp4,x,train", "b.mp4,y,"], "line 3 has an empty split"),
         (["path,label", "a.mp4,x,y"], "line 2 has 3 columns instead of 2"),
         (["a b.mp4 x", "c.mp4 y"], "lines of 2 to 3 columns"),

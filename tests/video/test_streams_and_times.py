@@ -262,5 +262,31 @@ def test_an_edit_list_that_hides_most_frames_is_told(tmp_path):
         frames, _, said = read(cut)
         assert numbers(frames) == list(range(hidden, 60))
         assert len(said) == told
-        assert all(w.endswith("its edit list shows 20 of its 60 frames; they are used") for w in said)
+        assert all("its header counts 60 frames and shows 20 (an edit list hides the others, or a" in w for w in said)
         assert [kind for kind, _ in look(probe.probe(str(cut)), fresh=True).problems] == ["edit lists"] * told
+
+
+@pytest.mark.parametrize(
+    ("box", "at", "value", "frames", "words"),
+    [
+        (
+            b"mdhd",
+            16,
+            0,
+            1,
+            "its header makes one frame in 512 s, by which 1 of 30 frames are shown; its time scale is",
+        ),
+        (b"mdhd", 16, 2**31 - 1, 30, "its header makes 4,194,304 frames a second; its time scale is damaged"),
+        (b"stts", 12, 2**31 - 1, 30, "counts 2,147,483,647 frames, more than the file has bytes; 30 are there"),
+    ],
+)
+def test_headers_that_no_recording_has_are_not_laid_to_an_edit_list(tmp_path, box, at, value, frames, words):
+    path = write(tmp_path / "a.mp4", numbered(30))
+    data = path.read_bytes()
+    place = data.index(box) + at
+    path.write_bytes(data[:place] + value.to_bytes(4, "big") + data[place + 4 :])
+    read_frames, _, said = read(path)
+    assert len(read_frames) == frames
+    assert len(said) == 1
+    assert words in said[0]
+    assert [kind for kind, _ in look(probe.probe(str(path)), fresh=True).problems] == ["odd headers"]

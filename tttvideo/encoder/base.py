@@ -219,6 +219,8 @@ def check_range(frames: Tensor, lengths: Tensor | None) -> None:
         raise ValueError(f"Expected frames of uint8, or of floating point in 0..1, got {kind}; convert them.")
     if not frames.is_floating_point() or frames.dim() != 5 or not frames.numel() or torch.compiler.is_compiling():
         return
+    if frames.dtype.itemsize == 1:  # of 8 bits: they have no arithmetic
+        frames = frames.half()
     if lengths is not None:
         valid = torch.arange(frames.shape[1]) < lengths.cpu()[:, None]
         frames = frames[valid.to(frames.device)]
@@ -226,7 +228,7 @@ def check_range(frames: Tensor, lengths: Tensor | None) -> None:
             return
     low, high = (float(value) for value in torch.stack(torch.aminmax(frames.detach())).float().cpu())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("Expected frames in 0..1, got NaN or infinite pixels; the stream's state is as it was.")
+        raise ValueError("Expected frames in 0..1, got NaN or infinite pixels; give finite ones.")
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
             f"Expected floating-point frames in 0..1, got {low:.4g} to {high:.4g}; give uint8, or divide by 255."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Sequence
 from glob import escape
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import as_json, replacing, result_set, write_table
+from ..files import as_json, parse_json, replacing, result_set, write_table
 from ..printing import markdown, printable
 from .generating import shown_horizons
 from .page import Grid, located, page_of, worst_of
@@ -161,7 +160,7 @@ def write_comparison(comparison: dict[str, Any], out: Path) -> list[str]:
 def _protocols_in(file: Path) -> list[str]:
     """Those of an earlier comparison; none where the file is no such thing."""
     try:
-        return [name for name in json.loads(file.read_text(encoding="utf-8"))["protocols"] if isinstance(name, str)]
+        return [name for name in parse_json(file.read_bytes())["protocols"] if isinstance(name, str)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..printing import as_number
 from ..video.index import Index
 
 BINS = 4
@@ -114,7 +115,7 @@ def strata(column: Column) -> list[Stratum]:
 
 def _number(value: str) -> float | None:
     try:
-        number = float(value)
+        number = as_number(value)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

@@ -6,11 +6,11 @@ The suites are imported only where a set describes itself, in suite.json beside 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import parse_json
 from ..video.index import Index
 from ..video.views import Whole
 from .settings import Setting
@@ -194,7 +194,7 @@ def generated_set(data: Path, index: Index) -> GeneratedSet | None:
     if not file.is_file():
         return None
     try:
-        description = dict(json.loads(file.read_text(encoding="utf-8")))
+        description = dict(parse_json(file.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}); make the set again, or take the file away") from None
     return GeneratedSet(description, root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..files import parse_json
 from ..measuring import shortest
 from ..printing import from_cell, printable
 from ..tasks import Score
@@ -305,7 +305,7 @@ def position_table(
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(parse_json(file.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error})") from error
 

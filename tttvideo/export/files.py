@@ -18,7 +18,7 @@ from ..video.folders import read_folder
 from ..video.listfile import read_list
 from .config import ExportConfig, ExportError
 from .folder import export
-from .runtimes import ONNX, TORCH, verify, write_step
+from .runtimes import ONNX, TORCH, need_onnx, verify, write_step
 from .step import Step
 
 FRAMES = 64
@@ -43,6 +43,12 @@ def export_files(config: ExportConfig) -> int:
     out = Path(config.out)
     check_folder(out)
     source = inspect_checkpoint(config.checkpoint)
+    step, frames = None, None
+    if formats:  # what cannot be written or checked is refused before anything is written
+        if "onnx" in formats:
+            need_onnx()
+        step = Step(from_pretrained(source.folder, trust=config.trust).cpu().eval(), config.batch)
+        frames = _frames(step, _video(config, source)) if config.verify else None
     if config.format in ("folder", "all"):
         how = {"metrics": config.metrics, "trust": config.trust, "license": config.license, "carry": config.carry}
         export(config.checkpoint, out, **how)
@@ -51,11 +57,13 @@ def export_files(config: ExportConfig) -> int:
         if config.push is not None:
             address = hub.push(out, config.push, read_description(out).get("carried", ()))
             print(printable(f'{address}: tttvideo.from_pretrained("{config.push}"{trusted})'))
-    if not formats:
-        return 0
-    model = from_pretrained(source.folder, trust=config.trust).cpu().eval()
-    step = Step(model, config.batch)
-    frames = _frames(step, _video(config, source)) if config.verify else None
+    if step is not None:
+        _write(step, out, formats, frames)
+    return 0
+
+
+def _write(step: Step, out: Path, formats: list[str], frames: Tensor | None) -> None:
+    """The step in these formats, checked on the frames."""
     write_step(step, out, formats)
     for name in formats:
         size = (out / FILES[name]).stat().st_size
@@ -66,8 +74,7 @@ def export_files(config: ExportConfig) -> int:
         )
     if frames is not None:
         for name in formats:
-            _compare(model, out, name, frames)
-    return 0
+            _compare(step.model, out, name, frames)
 
 
 def _compare(model: VideoModel, out: Path, name: str, frames: Tensor) -> None:

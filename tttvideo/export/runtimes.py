@@ -33,11 +33,10 @@ def write_step(step: Step, out: Path, formats: Sequence[str]) -> None:
         ExportError: where an exporter gives up, or the packages that ONNX needs are not there.
     """
     if "onnx" in formats:
-        _need_onnx()
+        need_onnx()
     out.mkdir(parents=True, exist_ok=True)
     inputs = (step.frames(), *step.initial)
-    with warnings.catch_warnings(), _plain_operators():
-        warnings.simplefilter("ignore")  # of the exporters, about their own insides
+    with warnings.catch_warnings(action="ignore"), _plain_operators():  # warnings of torch about its own insides
         program = torch.export.export(trace(step), inputs, strict=False)
         if "torch" in formats:
             with replacing(out / TORCH) as file, file.open("wb") as stream:
@@ -74,9 +73,11 @@ def about(step: Step) -> dict[str, Any]:
     }
 
 
-def _need_onnx() -> None:
+def need_onnx() -> None:
+    """Raises ExportError where a package of the extra is not there."""
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"--format onnx needs the package {error.name}; pip install 'tttvideo[onnx]'") from None
@@ -121,6 +122,7 @@ class Chain:
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3  # errors: that some constants are not folded concerns nobody
             session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
             self._run = lambda inputs: session.run(None, inputs)
         else:

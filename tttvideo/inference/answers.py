@@ -111,7 +111,7 @@ class _Rows:
         self.segment = segment
         self.open = dict(enumerate(items))
         self.frames = [0] * len(items)
-        self.timelines = {row: _Growing() for row in self.open} if timelines else {}
+        self.timelines = {row: Growing() for row in self.open} if timelines else {}
         self.logits: Tensor | None = None
 
     def add(self, piece: Piece, output: Any, stride: int) -> Iterator[Answer]:
@@ -136,7 +136,7 @@ class _Rows:
             yield Answer(item, logits, self.frames[row], failure, timeline, piece.notes)
 
 
-class _Growing:
+class Growing:
     """A timeline while its video is read. Of its frames every n-th is kept, n doubling as the video grows."""
 
     def __init__(self):

@@ -18,7 +18,7 @@ from ..video.reader import VideoError
 from ..video.sampling import parse_sampling
 from ..video.views import Views, Whole, expand, parse_views, with_length
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
-from .config import How, how_of
+from .config import How, how_of, whole_number
 from .frames import as_frames
 
 WINDOW = 16
@@ -145,8 +145,7 @@ def ranked(model: VideoModel, probabilities: Tensor, topk: int) -> list[tuple[st
 
 def answers_of(model: VideoModel, source: Any, topk: int, how: How) -> Any:
     """``VideoModel.classify``."""
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}.")
+    topk = whole_number("topk", topk, 1)
     if isinstance(source, (list, tuple)):
         return list(_each(model, source, topk, how))
     if isinstance(source, Iterator):

@@ -1,10 +1,10 @@
-"""The commands that use a model on videos: classify, predict, stream, inspect."""
+"""The commands that use a model on videos: classify, predict, stream, serve, inspect."""
 
 from __future__ import annotations
 
 from ..inspection.config import InspectConfig
 from ..measuring import PredictConfig
-from .config import ClassifyConfig, StreamConfig
+from .config import ClassifyConfig, ServeConfig, StreamConfig
 
 
 def classify(config: ClassifyConfig) -> int:
@@ -23,6 +23,12 @@ def stream(config: StreamConfig) -> int:
     from .watch import watch
 
     return watch(config)
+
+
+def serve(config: ServeConfig) -> int:
+    from .serve import serve
+
+    return serve(config)
 
 
 def inspect(config: InspectConfig) -> int:

@@ -1,11 +1,29 @@
-"""Settings of the commands `classify` and `stream`."""
+"""Settings of the commands `classify`, `stream` and `serve`."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from ..printing import did_you_mean
+from ..printing import did_you_mean, shortened
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int, of numpy's kinds too.
+
+    Raises:
+        ValueError: for anything else, and below ``least``.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise ValueError(f"{name} must be a whole number, got {shortened(value)}")
+    if number < least:
+        raise ValueError(f"{name} must be {f'at least {least}' if least else '0 or more'}, got {number}")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +55,8 @@ class How:
             ("segment", self.segment, 1),
             ("workers", self.workers, 0),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"--{name} must be {f'at least {least}' if least else '0 or more'}, got {value}")
+            if value is not None:
+                object.__setattr__(self, name.replace("-", "_"), whole_number(f"--{name}", value, least))
         from ..video.sampling import parse_sampling
         from ..video.views import parse_views
 
@@ -95,8 +113,7 @@ class ClassifyConfig(How):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.topk < 1:
-            raise ValueError(f"--topk must be at least 1, got {self.topk}")
+        whole_number("--topk", self.topk, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +177,49 @@ class StreamConfig:
         for name, value in (("smooth", self.smooth), ("every", self.every), ("retries", self.retries)):
             if value < 0:
                 raise ValueError(f"--{name} must be 0 or more, got {value:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A page in the browser: drop a video, record one or choose an example, and see what models make of it while they
+    read it; several models side by side. Only this machine reaches it, unless --host says otherwise. Needs Gradio: pip
+    install 'tttvideo[serve]'.
+
+    Args:
+        models: run folders (their best), checkpoints in them, or exports.
+        examples: videos to choose from: files, folders, patterns, lists; of many, a dozen.
+        host: address that the page answers at; 0.0.0.0: to everyone who reaches this machine.
+        port: of that address.
+        share: also give the page a public address for a week, through Gradio's servers.
+        max_upload: largest file that is taken, in MB.
+        max_seconds: longest video that is read.
+        concurrency: videos that are read at a time.
+        queue: videos that wait at most; further ones are turned away.
+        device: cpu, cuda, cuda:1, ... (default: a GPU if available).
+        trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+    """
+
+    positional: ClassVar = ("models",)
+    several: ClassVar = ("examples",)
+
+    models: tuple[str, ...]
+    examples: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    max_upload: float = 200.0
+    max_seconds: float = 600.0
+    concurrency: int = 1
+    queue: int = 20
+    device: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"--port must be 1 to 65535, got {self.port}")
+        for name, value in (("max-upload", self.max_upload), ("max-seconds", self.max_seconds)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"--{name} must be above 0, got {value:g}")
+        for name, value in (("concurrency", self.concurrency), ("queue", self.queue)):
+            if value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")

@@ -24,7 +24,7 @@ from .answers import in_order
 from .classify import Classified, classify_videos, ranked, resolved
 from .config import ClassifyConfig
 from .progress import progress, share
-from .results import Results, check_name
+from .results import Results, check_name, rows_kept
 from .sources import find_videos
 from .timeline import frame_times, stems, write_timeline
 
@@ -35,7 +35,7 @@ def classify_files(config: ClassifyConfig) -> int:
     """Prints or writes a row for each video, as soon as it is there.
 
     Returns:
-        the exit code: 2 where a video could not be read.
+        the exit code: 2 where one of the videos that were asked for could not be read, in an earlier call too.
 
     Raises:
         ValueError: for sources, settings or a file of results that cannot be used.
@@ -72,8 +72,9 @@ def _classify(config: ClassifyConfig, model: VideoModel, videos: list[Video]) ->
     places = own.of(list(range(len(videos))))
     names = stems(videos) if config.timeline else []
     total, failed = len(places), 0
-    with _output(config, model, str(how), own.rank) as (has, put):
-        places = [number for number in places if not has(videos[number])]
+    with _output(config, model, str(how), own.rank) as (error_of, put):
+        failed_before = sum(bool(error_of(videos[number])) for number in places)
+        places = [number for number in places if error_of(videos[number]) is None]
         mine = [videos[number] for number in places]
         answers = classify_videos(model, mine, how, timelines=bool(config.timeline))
         if not config.out:
@@ -91,10 +92,10 @@ def _classify(config: ClassifyConfig, model: VideoModel, videos: list[Video]) ->
                     complain(failure)
                 advance(bool(failure))
     if config.out and own.rank == 0:
-        before = f", {total - len(mine)} were there" if total > len(mine) else ""
+        kept = rows_kept(total - len(mine), failed_before)
         by = "" if own.processes == 1 else " by this process"
-        print(printable(f"{config.out}: {len(mine)} answers{by} ({failed} failed{before})"))
-    return 2 if failed else 0
+        print(printable(f"{config.out}: {len(mine)} answers{by} ({failed} failed{kept})"))
+    return 2 if failed or failed_before else 0
 
 
 def _row(model: VideoModel, video: Video, answer: Classified, topk: int) -> dict[str, Any]:
@@ -108,11 +109,11 @@ def _row(model: VideoModel, video: Video, answer: Classified, topk: int) -> dict
 @contextmanager
 def _output(
     config: ClassifyConfig, model: VideoModel, reading: str, rank: int
-) -> Iterator[tuple[Callable[[Video], bool], Put]]:
-    """Where rows go: functions that say whether a video is there already, and that take a row."""
+) -> Iterator[tuple[Callable[[Video], str | None], Put]]:
+    """Where rows go: functions that give the error of a video's row (``Results.error_of``), and that take a row."""
     if not config.out:
         with _printed(config.json) as put:
-            yield (lambda video: False), put
+            yield (lambda video: None), put
         return
     kinds = range(1, min(config.topk, len(model.labels)) + 1)
     ranks = [column for i in kinds for column in (f"label_{i}", f"probability_{i}")]
@@ -126,7 +127,7 @@ def _output(
         results.add(row)
 
     try:
-        yield results.has, put
+        yield results.error_of, put
     finally:
         results.close()
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..printing import as_number
+
 CUT = 0.2
 """Mean change of a pixel from one frame to the next, of 1, that counts as a cut."""
 
@@ -101,10 +103,9 @@ def parse_forgetting(text: str) -> Forgetting:
         return Cuts()
     if name in kinds and equals:
         try:
-            number = float(value)
+            return kinds[name](as_number(value))
         except ValueError:
-            number = 0.0
-        return kinds[name](number)
+            return kinds[name](0.0)  # which is refused
     raise ValueError(f"--forget takes never, every=SECONDS, cut, cut=CHANGE or decay=SECONDS; got {text!r}")
 
 

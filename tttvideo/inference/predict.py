@@ -24,7 +24,7 @@ from ..video.strips import write_film, write_strip
 from ..video.transforms import Preprocessing
 from .files import complain
 from .progress import progress, share
-from .results import Results
+from .results import Results, rows_kept
 from .sources import find_videos
 from .timeline import stems
 
@@ -63,7 +63,8 @@ def _predict(config: PredictConfig, videos: list[Video]) -> int:
     same = {"model": inspect_checkpoint(config.checkpoint).sha256[:16], **settings}
     results = Results(Path(config.out) / FILE, [], same, own.rank)
     mine = own.of(list(zip(videos, stems(videos), strict=True)))
-    waiting = [(video, name) for video, name in mine if not results.has(video)]
+    waiting = [(video, name) for video, name in mine if results.error_of(video) is None]
+    failed_before = sum(bool(results.error_of(video)) for video, _ in mine)
     failed = 0
     try:
         with progress("videos", len(mine), len(mine) - len(waiting)) as advance:
@@ -81,8 +82,9 @@ def _predict(config: PredictConfig, videos: list[Video]) -> int:
     finally:
         results.close()
     if own.rank == 0:
-        print(printable(f"{config.out}: {len(waiting)} predictions ({failed} failed), rows in {FILE}"))
-    return 2 if failed else 0
+        kept = rows_kept(len(mine) - len(waiting), failed_before)
+        print(printable(f"{config.out}: {len(waiting)} predictions ({failed} failed{kept}), rows in {FILE}"))
+    return 2 if failed or failed_before else 0
 
 
 def _say(predicted: Predicted) -> None:

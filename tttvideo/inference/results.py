@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
 from ..printing import cell, from_cell, json_text, printable
 from ..video.index import Video
 
@@ -56,10 +56,11 @@ class Results:
                         f"{self.path} holds results of another kind ({name}: {row.get(name)!r} there, {value!r} now); "
                         "give another --out"
                     )
-        self.done = {key_of(row["path"], row["start"], row["end"]) for row in rows}
+        self.errors = {key_of(row["path"], row["start"], row["end"]): row.get("error") or "" for row in rows}
 
-    def has(self, video: Video) -> bool:
-        return key_of(video.path, video.start, video.end) in self.done
+    def error_of(self, video: Video) -> str | None:
+        """Of a video's row, "" where it was read; None where it had no row when the file was opened."""
+        return self.errors.get(key_of(video.path, video.start, video.end))
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a row; ``same`` is added to it."""
@@ -92,7 +93,7 @@ class Results:
         text = data[:end].decode("utf-8", "surrogateescape")
         try:
             if not self.csv:
-                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+                rows = [parse_json(line) for line in text.split("\n") if line.strip()]
             else:
                 reader = csv.DictReader(io.StringIO(text, newline=""))
                 if text and reader.fieldnames != self.columns:
@@ -126,6 +127,12 @@ class Results:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _LOCKS)
+
+
+def rows_kept(count: int, failed: int) -> str:
+    """What a call says of the rows that an earlier one wrote."""
+    errors = f", {failed} of them with an error: delete those rows to try again" if failed else ""
+    return f"; {count} were there{errors}" if count else ""
 
 
 def check_name(path: Path) -> None:

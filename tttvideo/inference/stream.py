@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..files import replacing
+from ..files import parse_json, replacing
 from ..model import VideoModel
 from ..tasks.classification import PoolState
 from ..ttt.interface import detach, state_from, state_tensors
@@ -102,7 +102,10 @@ class LiveStream:
         """
         if time is not None and not math.isfinite(time):
             raise ValueError(f"Expected a time in seconds, got {time}.")
-        own = self.model.preprocessing.apply(as_frames(frames))
+        try:
+            own = self.model.preprocessing.apply(as_frames(frames))
+        except ValueError as error:
+            raise ValueError(f"{error} The stream is as it was.") from error
         moments = []
         for number, frame in enumerate(own):
             passed = 1 / self.rate if self._frame else 0.0
@@ -150,7 +153,7 @@ class LiveStream:
 
         try:
             with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["tttvideo_stream"])
+                about = parse_json((file.metadata() or {})["tttvideo_stream"])
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             if about["model"] != fingerprint(self.model):
                 raise ValueError("it is of a model with other weights")

@@ -40,6 +40,12 @@ def roll_out(
         output, state = model(frames.to(device), lengths, state)
     if output is None or state is None:
         raise ValueError("There are no frames to predict from.")
+    return generate(model, output, state, horizon, write=write)
+
+
+@torch.no_grad()
+def generate(model: Any, output: Any, state: Any, horizon: int, *, write: bool = True) -> Tensor:
+    """``roll_out`` from the output and state after the last true frames."""
     predicted = [model.head.bounded(output.upcoming)]
     while len(predicted) * predicted[0].shape[1] < horizon:
         output, after = model.read(predicted[-1], None, state)  # its own frames: no look at their values

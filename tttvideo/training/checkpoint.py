@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_text
+from ..files import parse_json, write_text
 from ..model import ModelConfig
 from ..plain import from_plain, public_names, to_plain
+from ..serialize import read_index
 from ..video.transforms import Preprocessing
 from .config import ConfigError
 from .position import CHECKPOINT_NAME, PROGRESS, Progress, name_of, read_position, sealed
@@ -121,7 +122,7 @@ class Checkpoints:
         """
         with writing(self.folder):
             for leftover in self.folder.glob(".*"):
-                if leftover.is_dir():
+                if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
@@ -222,7 +223,7 @@ class Checkpoints:
         """
         try:
             progress = read_position(checkpoint)
-            saved = json.loads((checkpoint / "config.json").read_bytes())
+            saved = parse_json((checkpoint / "config.json").read_bytes())
             parts = {part: _completed(saved.get(part)) for part in ("model", "preprocessing", "labels", "multi_label")}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self.damaged(checkpoint, error) from error
@@ -276,7 +277,7 @@ class Checkpoints:
         if not file.exists():
             return None
         try:
-            index = read_json(
+            index = read_index(
                 file,
                 "delete it and start again: it is written anew, and the best checkpoint so far stands in the "
                 "checkpoints too",
@@ -289,8 +290,8 @@ class Checkpoints:
         if all(index.get(name) == value for name, value in now.items()):
             return None
         return (
-            f"the best checkpoint so far is forgotten, as it was chosen otherwise: by {index.get('rule')} "
-            f"({index.get('split_rule')})"
+            f"the best checkpoint so far is forgotten, as it was chosen otherwise: by {index['rule']} "
+            f"({index['split_rule']})"
         )
 
     def _names(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..video.index import unlearnable_classes
+from ..video.index import classes_that_look_equal, unlearnable_classes
 from .run_folder import changed_settings
 from .segments import SegmentSampler
 from .start import brings_encoder
@@ -24,8 +24,9 @@ def introduction(run: Run, last: Path | None) -> Iterator[str]:
         yield f"val    {len(run.val.videos)} videos ({run.val.rule}); best checkpoint: {run.rule}"
         if run.criterion.note:
             yield f"       {run.criterion.note}"
-    if sentence := unlearnable_classes(run.train, run.val):
-        yield f"note: {sentence}"
+    for sentence in (unlearnable_classes(run.train, run.val), classes_that_look_equal(run.train.labels)):
+        if sentence:
+            yield f"note: {sentence}"
     yield (
         f"model  {sum(p.numel() for p in run.model.parameters()):,} parameters; {world} process"
         f"{'es' if world > 1 else ''} on {run.accelerator.device.type}, {config.precision}; "

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ..files import parse_json
 from .config import ConfigError
 from .run_folder import writing
 
@@ -129,6 +130,8 @@ class RunLock:
         try:
             content, changed = self.path.read_bytes(), self.path.stat().st_mtime
         except FileNotFoundError:
+            if self.path.is_symlink():
+                raise ConfigError(f"{self.path} is a link that leads nowhere; move it away, and start again") from None
             return None
         owner, age = _owner(content), self._now() - changed
         if _has_ended(owner):
@@ -226,8 +229,8 @@ def _process(pid: int) -> _Process | None:
 def _owner(content: bytes) -> dict[str, Any]:
     """What a lock says; empty if it is damaged."""
     try:
-        owner = json.loads(content)
-    except (ValueError, RecursionError):
+        owner = parse_json(content)
+    except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
 

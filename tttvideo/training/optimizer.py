@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..printing import nearest
+from ..printing import cause, nearest
 from .config import ConfigError, OptimizerConfig, ScheduleConfig
 from .position import Progress
 
@@ -37,14 +37,20 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         if not get_optimizer_info(config.name.lower()).has_betas:  # timm would drop them silently
             raise ConfigError(f"optimizer.betas is given, but {config.name} has none; leave it out")
         extra["betas"] = config.betas
-    return create_optimizer_v2(
-        model,
-        opt=config.name,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-        **extra,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **extra,
+        )
+    except Exception as error:  # adan has three betas; some need a library, a GPU, or a model of another kind
+        raise ConfigError(
+            f"optimizer.name: {config.name} cannot be built with these settings ({cause(error)}); leave "
+            "optimizer.betas and layer_decay out, or take another"
+        ) from error
 
 
 def in_epochs(config: ScheduleConfig, steps_per_epoch: int) -> ScheduleConfig:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..files import file_checksum, parse_json
 from ..serialize import CHECKPOINT_NAME
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 PROGRESS = "progress.json"
 
@@ -37,6 +41,29 @@ class Progress:
     fixed: dict[str, Any] = field(default_factory=dict)
 
 
+def depends_on(config: RunConfig, processes: int, batches: int, videos: str) -> dict[str, Any]:
+    """`Progress.fixed` of a run: what must stay for a position to mean the same samples, and for the optimizer's state
+    beside it to fit (keys with "optimizer.").
+
+    Args:
+        batches: of an epoch, of each process.
+        videos: fingerprint of the training videos.
+    """
+    fixed = {
+        "processes": processes,
+        "data.batch_size": config.data.batch_size,
+        "accumulate": config.accumulate,
+        "seed": config.seed,
+        "batches per epoch": batches,
+        "the training videos' fingerprint": videos,
+        "optimizer.name": config.optimizer.name,
+        "optimizer.layer_decay": config.optimizer.layer_decay,
+    }
+    if config.training.carries:
+        fixed["training.segment_frames"] = config.training.segment_frames
+    return fixed
+
+
 def read_position(checkpoint: Path) -> Progress:
     """The position that a checkpoint holds, after verifying the checksums of all its files.
 
@@ -45,12 +72,14 @@ def read_position(checkpoint: Path) -> Progress:
     """
     if not (checkpoint / PROGRESS).is_file():  # nor may it be a pipe, which would be waited for
         raise ValueError(f"{PROGRESS} is missing")
-    content = json.loads((checkpoint / PROGRESS).read_bytes())
+    content = parse_json((checkpoint / PROGRESS).read_bytes())
     if not isinstance(content, dict):
         raise ValueError(f"{PROGRESS} is no JSON object")
     files = content.pop("files", {})  # none in a checkpoint of an earlier version
     if "checksum" in content and content.pop("checksum") != _checksum_of(content, files):
         raise ValueError(f"{PROGRESS} is not as it was written")
+    if missing := [item.name for item in fields(Progress) if item.name not in content]:
+        raise ValueError(f"{PROGRESS} has no {missing[0]!r}")
     progress = Progress(**content)
     _refuse_absurd(progress)
     if name_of(progress.step) != checkpoint.name:
@@ -58,7 +87,7 @@ def read_position(checkpoint: Path) -> Progress:
     for name, checksum in files.items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _file_checksum(checkpoint / name) != checksum:
+        if file_checksum(checkpoint / name) != checksum:
             raise ValueError(f"{name} is not as it was written")
     return progress
 
@@ -92,9 +121,7 @@ def _refuse_absurd(progress: Progress) -> None:
 def sealed(progress: Progress, folder: Path) -> str:
     """progress.json of a checkpoint whose other files are in `folder`."""
     files = {
-        path.relative_to(folder).as_posix(): _file_checksum(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): file_checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
     content = json.loads(json.dumps(asdict(progress)))
     return json.dumps({**content, "files": files, "checksum": _checksum_of(content, files)}, indent=2)
@@ -102,11 +129,6 @@ def sealed(progress: Progress, folder: Path) -> str:
 
 def _checksum_of(content: dict[str, Any], files: Any) -> str:
     return hashlib.sha256(json.dumps([content, files], sort_keys=True).encode()).hexdigest()
-
-
-def _file_checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_of(step: int) -> str:

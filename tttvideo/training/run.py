@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..model import VideoModel
+from ..printing import sentence
 from ..serialize import load_weights
 from ..video.features import CachedFeatures
 from ..video.index import Index, largest_class, save_labels, videos_of_each_class
@@ -30,6 +31,7 @@ from .lock import RunLock
 from .loop import NonFinite, Trainer
 from .mix import ClipMix
 from .optimizer import Schedule, build_optimizer, in_epochs
+from .position import depends_on
 from .record import Record
 from .run_folder import RunFolder, fingerprint, writing
 from .segments import prepare_model, trainer_of, training_loader
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:
         # a ValueError is the same on every process
-        launch.say(f"error: {' '.join(str(error).split())}", every_process=isinstance(error, OSError))
+        launch.say(f"error: {sentence(error)}", every_process=isinstance(error, OSError))
         return 2
     except Stopped as stop:
         launch.say(f"stopped by {stop}: continue with the same command and --resume auto{launch.torchrun_hint()}")
@@ -195,16 +197,8 @@ class Run:
         """Stand at the last checkpoint, or at the beginning where there is none; then the first files are written."""
         config, folder = self.config, self.folder
         last = self._by_leader(lambda: self.checkpoints.chosen(str(config.resume))) if config.resume else None
-        fixed = {
-            "processes": self.accelerator.num_processes,
-            "data.batch_size": config.data.batch_size,
-            **{name: getattr(config, name) for name in ("accumulate", "seed")},
-            "batches per epoch": self.n_batches,
-            "the training videos' fingerprint": fingerprint(self.train),
-            **{f"optimizer.{name}": getattr(config.optimizer, name) for name in ("name", "layer_decay")},
-        }
-        if config.training.carries:
-            fixed |= {"training.segment_frames": config.training.segment_frames}
+        processes, videos = self.accelerator.num_processes, fingerprint(self.train)
+        fixed = depends_on(config, processes, self.n_batches, videos)
         described = describe(config.model, config.data.preprocessing, self.train.labels, self.train.multi_label)
         self.progress = Progress(fixed=fixed)
         if last:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from .. import strict_yaml
-from ..files import write_text
+from ..files import parse_json, write_text
 from ..printing import cell, printable
 from ..video.index import Index
 from .config import ConfigError
@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
             reason = os.strerror(errno.ENOSPC)
         todo = "make room there" if reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) else "mend that"
         if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)) and error.filename:
-            todo = f"move {error.filename} away"
+            todo = f"move {error.filename2 or error.filename} away"  # what a name is given to stands in the way
         raise StorageError(
             f"{path} cannot be written ({reason}); {todo}, and continue with the same command and --resume auto"
         ) from error
@@ -91,9 +91,9 @@ class JsonLines:
         *texts, _torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         for number, text in enumerate(texts, start=1):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 whole = isinstance(line, dict) and type(line.get(key)) is int
-            except (ValueError, RecursionError):
+            except ValueError:
                 whole = False
             if not whole:
                 raise ConfigError(
@@ -179,6 +179,11 @@ def _json(line: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False)
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a name is taken, by a link that leads nowhere too."""
+    return path.exists() or path.is_symlink()
+
+
 class RunFolder:
     """Opens R for a new or a resumed run. Only the main process writes through it.
 
@@ -192,9 +197,10 @@ class RunFolder:
         self.path = Path(out)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out: {self.path} is a file, not a folder")
-        for parent in self.path.parents:
-            if parent.exists() and not parent.is_dir():
-                raise ConfigError(f"out: {self.path} cannot be made, as {parent} is a file")
+        for folder in (self.path, *self.path.parents):
+            if _is_there(folder) and not folder.is_dir():
+                kind = "a file" if folder.exists() else "a link that leads nowhere"
+                raise ConfigError(f"out: {self.path} cannot be made, as {folder} is {kind}")
         self.resume = resume
         self._refuse_other_kinds()
         self.refuse_second()
@@ -211,8 +217,9 @@ class RunFolder:
         folders += [path for path in self.checkpoints.glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name)]
         for path in files + folders:
             expected = "file" if path in files else "folder"
-            if path.exists() and not (path.is_file() if path in files else path.is_dir()):
+            if _is_there(path) and not (path.is_file() if path in files else path.is_dir()):
                 kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither file nor folder"
+                kind = "a link that leads nowhere" if not path.exists() else kind
                 raise ConfigError(
                     f"{path} is damaged: expected a {expected}, got {kind}; move it away, and start again (what the "
                     "run needs of it is written anew)"
@@ -225,7 +232,7 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        return any((self.path / name).exists() for name in ("config.yaml", "log.jsonl", "checkpoints"))
+        return any(_is_there(self.path / name) for name in ("config.yaml", "log.jsonl", "checkpoints"))
 
     @property
     def checkpoints(self) -> Path:

@@ -54,12 +54,13 @@ def load_state(folder: Path, model: nn.Module, optimizer: Any, scaler: Any) -> N
     # accelerate wrote the names of a wrapped model on several processes
     weights = {name.removeprefix("module."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     model.load_state_dict(weights)
-    settings = [
-        {key: group[key] for key in ("weight_decay", "betas") if key in group} for group in optimizer.param_groups
-    ]
+    # An optimizer's options are what it was built with (`defaults`), and changed ones count; not so the learning rate,
+    # which is the schedule's, and what only counts (the step of adan and lamb is no option).
+    options = [key for key in optimizer.defaults if key not in ("lr", "lookahead_step")]
+    present = [{key: group[key] for key in options if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(_plain(folder / OPTIMIZER))
-    for group, present in zip(optimizer.param_groups, settings, strict=True):
-        group.update(present)  # changed settings count; the learning rate is the schedule's
+    for group, now in zip(optimizer.param_groups, present, strict=True):
+        group.update(now)
     if scaler is not None:
         scaler.load_state_dict(_plain(folder / SCALER))
 

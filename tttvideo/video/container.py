@@ -1,11 +1,15 @@
 """Opening a file with PyAV: which stream is read, its packets and frames, and every way in which that can fail."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import VideoError
+
+LONGEST_OPENING = 120.0
+"""Seconds after which a file is given up: in a damaged header FFmpeg may search gigabytes for the next mark."""
 
 # What FFmpeg reads from text: play lists, which name other files and addresses to be opened, and text itself.
 _TEXTS = {"concat", "hls", "dash", "imf", "sdp", "tty"}
@@ -42,10 +46,13 @@ def open_film(path: str, number: int | None = None) -> Film:
 
     Raises VideoError.
     """
+    begun = time.monotonic()
     try:
         container = open_container(path)
     except Exception as error:
-        raise VideoError(f"{path}: {_why_not_opened(path, error)}") from error
+        late = time.monotonic() - begun >= LONGEST_OPENING  # FFmpeg makes errors of all kinds of it
+        why = f"cannot be opened within {LONGEST_OPENING:g} s" if late else _why_not_opened(path, error)
+        raise VideoError(f"{path}: {why}") from error
     try:
         films = [stream for stream in container.streams.video if not _is_picture(stream) and stream.codec_context]
         if not films:
@@ -72,7 +79,9 @@ def open_container(path: str) -> Any:
 
     # An absolute path cannot be taken for a protocol ("a:b.mp4").
     only_files = {"protocol_whitelist": "file"}
-    container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only_files)
+    container = av.open(
+        os.path.abspath(path), metadata_errors="replace", container_options=only_files, timeout=(LONGEST_OPENING, None)
+    )
     if container.format.name in _TEXTS:
         container.close()
         raise ValueError("a text")
@@ -144,7 +153,7 @@ def _why_not_opened(path: str, error: Exception) -> str:
     except OSError as failure:
         return str(failure.strerror)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return "is cut off or damaged: the index of the MP4 file (its moov atom) is missing"
+        return "is cut off or damaged: the index of the MP4 file (its moov atom) is missing or damaged"
     if not any(byte < 9 or 13 < byte < 32 for byte in head):
         return "is a text file, not a video"
     reason = getattr(error, "strerror", None) or "unknown format"

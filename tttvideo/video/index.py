@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..printing import nearest
+from ..files import parse_json
+from ..printing import appearance, nearest
 from .folders import read_folder
 from .listfile import DataError, Row, read_list
 from .split import balanced_folds, seeded_split
@@ -174,6 +175,18 @@ def unlearnable_classes(train: Index, val: Index | None) -> str | None:
     )
 
 
+def classes_that_look_equal(labels: Sequence[str]) -> str | None:
+    """A sentence on names that differ in what cannot be seen (composed or decomposed accents, characters without a
+    picture), or in case and spaces alone; None if there are none."""
+    alike: dict[str, list[str]] = {}
+    for name in labels:
+        alike.setdefault(appearance(name), []).append(name)
+    groups = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    if not groups:
+        return None
+    return f"classes whose names look equal are learned apart: {_some(groups)}; rename those that are the same"
+
+
 def videos_of_each_class(index: Index) -> list[int]:
     """How many videos each class has, in the order of the class names."""
     counts = [0] * len(index.labels)
@@ -198,8 +211,8 @@ def save_labels(path: str | Path, labels: Sequence[str]) -> None:
 def load_labels(path: str | Path) -> list[str]:
     """The class names that `save_labels` wrote. Raises DataError if the file holds anything else."""
     try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        labels = parse_json(Path(path).read_bytes())
+    except ValueError:
         labels = None
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise DataError(f"{path} is not a JSON list of class names")
@@ -278,6 +291,8 @@ def _numbers(row: Row, numbers: dict[str, int], multi_label: bool) -> int | tupl
     for name in row.labels or ():
         if name not in numbers:
             near = nearest(name, numbers)
+            if near and appearance(near) == appearance(name):
+                raise DataError(f"{row.where} has the label {name!a}, which is not known; {near!a} looks the same")
             hint = f"nearest: {near}" if near else f"known: {', '.join(list(numbers)[:8])}"
             if not near and len(numbers) > 8:
                 hint += f" and {len(numbers) - 8} more"

@@ -33,6 +33,10 @@ KINDS: dict[str, tuple[bool, str]] = {
     "several streams": (False, "the default one is read: data.stream chooses another"),
     "clock jumps": (False, "gaps are closed: check start and end in lists"),
     "edit lists": (False, "what they hide is not read: cut the file anew to have it"),
+    "odd headers": (
+        False,
+        "what the header says cannot be: write the file anew (ffmpeg -i IN -c copy OUT), or fetch it",
+    ),
     "irregular stamps": (False, "repeated or missing time stamps lie between their neighbours"),
     "late windows": (False, "decoded from far before: `tttvideo index --decode` mends most, else re-encode"),
 }

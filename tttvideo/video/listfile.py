@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..printing import as_number
 from .kinds import FEATURES, VIDEO_EXTENSIONS, holds_images
 
 # What a split may be called where nothing else says that a name is a split.
@@ -194,14 +195,15 @@ def _refuse_unknown_header(path: Path, base: Path, rows: list[list[str]]) -> Non
 
 def _positional_columns(path: Path, rows: list[list[str]], labelled: bool) -> dict[str, int]:
     """Which column is what in a list without a header, from its contents; refused where two readings fit."""
-    width = len(rows[0])
-    if any(len(row) != width for row in rows):
+    width, widths = len(rows[0]), {len(row) for row in rows}
+    numbers = all(_is_number(cell) for row in rows for cell in row[1:])
+    if not labelled and numbers and widths in ({3}, {1, 3}):  # path[,start,end]
+        return {"path": 0, "start": 1, "end": 2}
+    if len(widths) > 1:
         raise DataError(
-            f"{path} has lines of {min(map(len, rows))} to {max(map(len, rows))} columns; separate them by "
+            f"{path} has lines of {min(widths)} to {max(widths)} columns; separate them by "
             "commas or tabs, and put quotes around a value that contains the separator"
         )
-    if not labelled and width == 3 and all(_is_number(cell) for row in rows for cell in row[1:]):
-        return {"path": 0, "start": 1, "end": 2}
     names = ["path", "label"][:width]
     if width >= 4 and all(_is_number(cell) for row in rows for cell in row[2:4]):
         names += ["start", "end"]
@@ -223,7 +225,7 @@ def _positional_columns(path: Path, rows: list[list[str]], labelled: bool) -> di
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell or "0")
+        as_number(cell or "0")
     except ValueError:
         return False
     return True
@@ -263,7 +265,7 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
     if not cell:
         return None
     try:
-        value = float(cell)
+        value = as_number(cell)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):

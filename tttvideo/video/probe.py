@@ -18,6 +18,10 @@ _HELD_BYTES = 16 * 2**20
 _HELD_COUNT = 32  # each small array that stays pins the memory that was freed around it
 
 
+FASTEST, SLOWEST = 1e5, 1 / 300
+"""Frames a second beyond which a time scale is damaged: above high-speed cameras, and below slides in a time lapse."""
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """What the packets of a file show, and its frames once they were decoded. F = frames expected.
@@ -132,10 +136,24 @@ class Probe:
         if self.holes:
             missing = "1 frame seems" if self.holes == 1 else f"{self.holes} frames seem"
             remarks.append(("missing frames", f"{missing} to be missing: its time stamps leave gaps"))
-        if self.hidden > self.frames:
-            of = self.frames + self.hidden
-            remarks.append(("edit lists", f"its edit list shows {self.frames} of its {of} frames; they are used"))
+        if odd := self._odd_header():
+            remarks.append(("odd headers", odd))
+        elif self.hidden > self.frames:
+            counts = f"its header counts {self.frames + self.hidden:,} frames and shows {self.frames:,}"
+            why = "an edit list hides the others, or a table of the header is damaged"
+            remarks.append(("edit lists", f"{counts} ({why}); they are used"))
         return remarks
+
+    def _odd_header(self) -> str:
+        """A sentence on a header that no file can have; "" for any other."""
+        counted, most_hidden = self.frames + self.hidden, self.hidden > self.frames
+        if counted > self.file[1]:
+            return f"its header counts {counted:,} frames, more than the file has bytes; {self.frames:,} are there"
+        if not (self.fps > FASTEST or (most_hidden and self.fps < SLOWEST)):
+            return ""
+        times = f"{self.fps:,.0f} frames a second" if self.fps > 1 else f"one frame in {1 / max(self.fps, 1e-9):,.0f} s"
+        some = f", by which {self.frames:,} of {counted:,} frames are shown" if most_hidden else ""
+        return f"its header makes {times}{some}; its time scale is damaged, and so are times and rates"
 
     @property
     def notes(self) -> list[str]:

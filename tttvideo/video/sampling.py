@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..printing import as_number
+
 # Stamps come in units of a millisecond or finer; less than this is rounding.
 _ROUNDING = 1e-6
 
@@ -178,17 +180,16 @@ def parse_sampling(text: str) -> Sampling:
 
 
 def _whole(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, not {value or 'empty'}") from None
+    if not re.fullmatch("[+-]?[0-9]{1,15}", value):
+        raise ValueError(f"{name} must be a whole number, not {value[:50] or 'empty'}")
+    return int(value)
 
 
 def _number(name: str, value: str) -> float:
     try:
-        return float(value)
+        return as_number(value)
     except ValueError:
-        raise ValueError(f"{name} must be a number, not {value or 'empty'}") from None
+        raise ValueError(f"{name} must be a number, not {value[:50] or 'empty'}") from None
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -24,6 +24,9 @@ from .sampling import parse_sampling
 if TYPE_CHECKING:
     from .reader import Reader, VideoInfo
 
+LARGEST_SIDE = 2**14
+"""Pixels of a frame's side: no decoder here gives more."""
+
 Range = tuple[float, float]
 Span = tuple[float | None, float | None]
 
@@ -48,8 +51,11 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
-        if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
-            raise DataError(f"size is {self.size}; it must be height and width in pixels, for example [64, 64]")
+        if len(self.size) != 2 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in self.size):
+            raise DataError(
+                f"size is {self.size}; it must be height and width in pixels, for example [64, 64], and each at most "
+                f"{LARGEST_SIDE:,}"
+            )
         if self.fit not in ("crop", "pad", "stretch"):
             raise DataError(f"fit is {self.fit!r}; it must be crop, pad or stretch")
         parse_sampling(self.sampling)
