@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 from ..model import ModelConfig
 from ..plain import to_plain
 from ..printing import printable
-from ..serialize import read_description
+from ..serialize import read_description, write_description
 from .config import ExportError
 
 
@@ -49,9 +48,7 @@ def carry_into(folder: Path, files: Sequence[Path]) -> None:
     """Puts the files into an export, and their names into its config.json."""
     if not files:
         return
-    description = read_description(folder) | {"carried": [file.name for file in files]}
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_description(read_description(folder) | {"carried": [file.name for file in files]}, folder)
     for file in files:
         shutil.copyfile(file, folder / file.name)
 
