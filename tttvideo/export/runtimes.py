@@ -36,8 +36,7 @@ def write_step(step: Step, out: Path, formats: Sequence[str]) -> None:
         need_onnx()
     out.mkdir(parents=True, exist_ok=True)
     inputs = (step.frames(), *step.initial)
-    with warnings.catch_warnings(), _plain_operators():
-        warnings.simplefilter("ignore")  # of the exporters, about their own insides
+    with warnings.catch_warnings(action="ignore"), _plain_operators():  # warnings of torch about its own insides
         program = torch.export.export(trace(step), inputs, strict=False)
         if "torch" in formats:
             with replacing(out / TORCH) as file, file.open("wb") as stream:
@@ -123,6 +122,7 @@ class Chain:
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3  # errors: that some constants are not folded concerns nobody
             session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
             self._run = lambda inputs: session.run(None, inputs)
         else:
