@@ -76,6 +76,19 @@ def test_settings_of_ttt_lm_that_ours_lacks(changed, sentence, tmp_path):
         read_ttt_lm(folder)
 
 
+def test_a_checkpoint_of_ttt_lm_with_tensors_of_other_shapes(tmp_path):
+    folder = ttt_lm_folder(tmp_path, "transformer")
+    (file,) = folder.glob("*.safetensors")
+    tensors = checkpoint_of(recorded("ttt_lm_whole_transformer"))
+    layer = "model.layers.0."
+    names = (f"{layer}seq_modeling_block.W1", f"{layer}seq_modeling_block.learnable_token_idx")
+    for name in (*names, f"{layer}mlp.up_proj.weight", "model.norm.weight"):
+        for wrong in (torch.tensor(1.0), torch.ones(2, 3), torch.ones(0)):
+            save_file({**tensors, name: wrong}, file)
+            with pytest.raises(ValueError, match=r"does not fit|cannot divide|is odd"):
+                read_ttt_lm(folder)
+
+
 def test_a_checkpoint_of_ttt_lm_that_is_not_whole(tmp_path):
     folder = ttt_lm_folder(tmp_path, "transformer", parts=3)
     (folder / "model-00002-of-00003.safetensors").write_bytes(b"not safetensors")

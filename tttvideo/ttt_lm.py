@@ -81,11 +81,11 @@ def from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], whe
     up, norm = taken.get("layers.0.mlp.up_proj.weight"), taken.get("norm.weight")
     if up is None or norm is None:
         raise ValueError(f"{where} holds no whole ttt-lm model: layers.0.mlp.up_proj.weight or norm.weight is missing.")
-    hidden, width = len(up), len(norm)
+    hidden, width = _length(up), _length(norm)
     mixer = ttt_lm_config(
         first,
-        num_heads=len(first.get("W1", ())),
-        mini_batch_size=len(first.get("learnable_token_idx", ())),
+        num_heads=_length(first.get("W1")),
+        mini_batch_size=_length(first.get("learnable_token_idx")),
         base_lr=numbers["ttt_base_lr"],
         rope_theta=numbers["rope_theta"],
     )
@@ -102,6 +102,11 @@ def from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], whe
         expected = config.build().state_dict()
     what = f"{where} as {config.depth} blocks of width {width}"
     return LanguageModel(config, renamed(taken, _our_name, expected, what), left)
+
+
+def _length(tensor: Tensor | None) -> int:
+    """Of its first axis; 1 where that is none or empty, which then is a wrong shape."""
+    return 1 if tensor is None or not tensor.dim() else max(1, len(tensor))
 
 
 def _our_name(theirs: str) -> str:
