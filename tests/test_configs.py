@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tttvideo.encoder import Timm
+from tttvideo.encoder import Timm, Transformers
 from tttvideo.model import VideoModel
 from tttvideo.training.arguments import parse
 
@@ -18,7 +18,7 @@ def test_configuration(file):
     assert first.startswith("#")
     assert f"train.py --config configs/{file.name}" in first or f"tttvideo train --config {file.stem}" in first
     config, _ = parse(["--config", str(file)])
-    if isinstance(config.model.encoder, Timm):
+    if isinstance(config.model.encoder, Timm | Transformers):
         return  # its weights come from the network
     torch.manual_seed(0)
     labels = ["a", "b"] if config.model.task.labelled else []

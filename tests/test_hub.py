@@ -24,7 +24,8 @@ def server(tmp_path, monkeypatch):
         copy = tmp_path / "cache" / name
         copy.mkdir(parents=True, exist_ok=True)
         for pattern in allow_patterns:
-            shutil.copy(root / name / pattern, copy)
+            for file in (root / name).glob(pattern):
+                shutil.copy(file, copy)
         return str(copy)
 
     class Api:
@@ -61,6 +62,7 @@ def test_what_is_pushed_is_fetched_by_name(server, tmp_path, capsys):
     mine, theirs = tttvideo.from_pretrained(run).state_dict(), tttvideo.from_pretrained("org/name").state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert sorted(p.name for p in resolve_checkpoint("org/name").iterdir()) == sorted(hub.FILES)
+    assert (resolve_checkpoint("org/name", code=True) / "more.py").is_file()  # of those who trust it
     assert main([*words[:5], "theirs/name", *words[6:]]) == 2
     assert "is written, but the Hub did not take it as theirs/name (PermissionError: 403)" in capsys.readouterr().err
 

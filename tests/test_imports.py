@@ -65,7 +65,19 @@ LAYERS = {
         "pretrained",
     },
     "export": {
-        *("hub", "files", "printing", "mixers", "tasks", "serialize", "origin", "video", "model", "pretrained"),
+        *(
+            "hub",
+            "files",
+            "plain",
+            "printing",
+            "mixers",
+            "tasks",
+            "serialize",
+            "origin",
+            "video",
+            "model",
+            "pretrained",
+        ),
         "evaluation",
     },
     "inspection": {

@@ -1,5 +1,6 @@
 """Encoders of the transformers library, tiny and random, from a local folder."""
 
+import copy
 import json
 import re
 
@@ -116,14 +117,15 @@ def test_a_checkpoint_does_not_need_the_folder(kind, tmp_path):
     model = model_of(Transformers(folder(kind, tmp_path / "model"))).float()
     model.save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "model").rename(tmp_path / "gone")
-    copy = from_pretrained(tmp_path / "checkpoint")
+    loaded = from_pretrained(tmp_path / "checkpoint")
     with torch.no_grad():
-        assert torch.equal(copy(clip(8))[0].logits, model(clip(8))[0].logits)
+        assert torch.equal(loaded(clip(8))[0].logits, model(clip(8))[0].logits)
 
 
 def test_frozen_and_trained(kind, tmp_path):
     name = folder(kind, tmp_path)
     frozen, trained = (model_of(Transformers(name, frozen=frozen)).train() for frozen in (True, False))
+    assert torch.equal(copy.deepcopy(frozen)(clip(8))[0].logits, frozen(clip(8))[0].logits)  # as a moving average does
     assert not any(p.requires_grad for p in frozen.encoder.model.parameters())
     assert not frozen.encoder.model.training
     trained.loss(trained(clip(8))[0], torch.tensor([1])).backward()

@@ -127,7 +127,8 @@ def _positional(cls: type, words: Sequence[str]) -> Iterator[Setting]:
     names = list(getattr(cls, "positional", ()))
     for word in words:
         key, equals, value = word.partition("=")
-        if names and equals and key.isidentifier() and not Path(word).exists():
+        named = getattr(cls, "named", False)  # NAME=FOLDER is an argument of this command
+        if names and not named and equals and key.isidentifier() and not Path(word).exists():
             first = "".join(f"{name.upper()} " for name in names)
             raise ConfigError(f"unexpected argument {word!r}: write {first}--key value ..., such as --{key} {value}")
     single = [name for name in names if hints_of(cls)[name] is str]

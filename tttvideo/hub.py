@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .printing import cause
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("config.json", "model.safetensors", "labels.json", "README.md")
-"""What is fetched and pushed, whatever else a repository holds: data, and nothing that runs."""
+"""What is fetched and pushed, whatever else a repository holds: data, and nothing that runs. A model's own classes are
+pushed, and fetched by those who trust them."""
 
 
 def is_name(path: str | Path) -> bool:
@@ -18,8 +20,8 @@ def is_name(path: str | Path) -> bool:
     return bool(NAME.fullmatch(text)) and not text.startswith(".") and not Path(text).parent.exists()
 
 
-def fetch(name: str) -> Path:
-    """The folder of the Hub's cache that holds a model.
+def fetch(name: str, *, code: bool = False) -> Path:
+    """The folder of the Hub's cache that holds a model; with ``code`` the Python files that it carries, too.
 
     Raises:
         ValueError: there is none of this name, or the Hub is not in reach and its cache has none.
@@ -27,7 +29,8 @@ def fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), library_name="tttvideo"))
+        patterns = [*FILES, *(["*.py"] if code else [])]
+        return Path(snapshot_download(name, allow_patterns=patterns, library_name="tttvideo"))
     except Exception as error:  # every cause has a class of its own, some of the library below
         raise ValueError(
             f"{name} is no folder here, and the Hub gives no model of that name ({cause(error)}); give a run folder, "
@@ -35,8 +38,9 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def push(folder: Path, name: str) -> str:
-    """Puts an export on the Hub, in a new private repository if there is none; returns its address.
+def push(folder: Path, name: str, carried: Sequence[str] = ()) -> str:
+    """Puts an export, and the files that it carries, on the Hub, in a new private repository if there is none; returns
+    its address.
 
     Raises:
         ValueError: the Hub does not take it, with the reason.
@@ -46,7 +50,7 @@ def push(folder: Path, name: str) -> str:
     try:
         api = HfApi(library_name="tttvideo")
         address = str(api.create_repo(name, private=True, exist_ok=True))
-        api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=list(FILES))
+        api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=[*FILES, *carried])
     except Exception as error:
         raise ValueError(
             f"{folder} is written, but the Hub did not take it as {name} ({cause(error)}); log in with "

@@ -123,6 +123,7 @@ class PositionConfig:
     """
 
     positional: ClassVar = ("runs",)
+    named: ClassVar = True
 
     runs: tuple[str, ...]
     data: str
@@ -157,6 +158,7 @@ class CompareConfig:
     """
 
     positional: ClassVar = ("runs",)
+    named: ClassVar = True
 
     runs: tuple[str, ...]
     out: str

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -126,6 +128,32 @@ def search_working_directory() -> None:
     be replaced by a file that lies there."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def import_carried(folder: Path, files: Any) -> None:
+    """Imports the files of a model's own classes that its folder carries, which runs their code. What is installed
+    cannot be replaced by them.
+
+    Raises:
+        ValueError: a file that is missing, or cannot be imported, or whose name another module has.
+    """
+    if not isinstance(files, list) or not all(
+        isinstance(file, str) and re.fullmatch(r"[^\W\d]\w*\.py", file) and (folder / file).is_file() for file in files
+    ):
+        raise ValueError(f"{folder} does not hold the files that it says it carries ({files}); export it again.")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    for file in files:
+        try:
+            module = importlib.import_module(file.removesuffix(".py"))
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(f"{folder / file} cannot be imported ({type(error).__name__}: {error}).") from error
+        source = getattr(module, "__file__", None)
+        if source is None or Path(source).read_bytes() != (folder / file).read_bytes():
+            raise ValueError(
+                f"{folder / file} is not the module {module.__name__} that is imported here ({source or 'built in'}); "
+                "load the model where no other file has that name."
+            )
 
 
 def _import(path: str, where: str) -> type:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import serialize
 from .model import ModelConfig, VideoModel
-from .plain import from_plain
+from .plain import from_plain, import_carried
 
 
 def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
@@ -14,15 +14,18 @@ def from_pretrained(folder: str | Path, *, trust: bool = False) -> VideoModel:
     the Hugging Face Hub.
 
     Args:
-        trust: allow classes outside ``tttvideo`` that the configuration names (importing them runs their code).
+        trust: allow classes outside ``tttvideo`` that the configuration names, and the files of them that the folder
+            carries (importing them runs their code).
 
     Raises:
         ValueError: if the folder holds no such model, with the reason.
     """
-    folder = serialize.resolve_checkpoint(folder)
+    folder = serialize.resolve_checkpoint(folder, code=trust)
     where = str(folder / "config.json")
     description, shapes = serialize.read_description(folder), serialize.read_shapes(folder)
     provenance = serialize.read_provenance(description, folder / "config.json")
+    if trust and "carried" in description:
+        import_carried(folder, description["carried"])
     try:
         labels = description["labels"]
         if not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):

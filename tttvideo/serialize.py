@@ -257,15 +257,18 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def resolve_checkpoint(path: str | Path) -> Path:
+def resolve_checkpoint(path: str | Path, *, code: bool = False) -> Path:
     """The folder with ``config.json`` and ``model.safetensors`` that ``path`` means; ``owner/name`` is fetched from the
     Hub where no such folder is here.
+
+    Args:
+        code: fetch the Python files beside them, too, which a model of the user's own classes carries.
 
     Raises:
         ValueError: if there is none.
     """
     if hub.is_name(path) and not Path(path).exists():
-        path = hub.fetch(str(path))
+        path = hub.fetch(str(path), code=code)
     path = Path(path)
     if not path.exists():
         raise ValueError(f"The checkpoint {path} does not exist.")

@@ -308,6 +308,25 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path, capsys):
     shutil.copytree(evaluated / "ttt" / "10", damaged)
     (damaged / "predictions.csv").write_text("")
     assert "nothing in common" not in error(damaged, *out)
+    shutil.copy(evaluated / "ttt" / "10" / "predictions.csv", damaged)
+    whole = json.loads((damaged / "metrics.json").read_text())
+    first = whole["results"][0]
+    for key, value in (
+        ("checkpoint", None),
+        ("data", []),
+        ("results", "\x1b[31m"),
+        ("results", [first | {"control": True}]),
+        ("results", [first | {"sampling": 5}]),
+        ("score", {"column": "correct", "figure": "top1", "title": True, "lower": False, "share": True}),
+    ):
+        (damaged / "metrics.json").write_text(json.dumps(whole | {key: value}))
+        assert "metrics.json is damaged (" in error(damaged, *out), (key, value)
+    curve = {"data": whole["data"], "unit": "x", "series": {"run": {"frames": [1, 2]}}}
+    np.savez(damaged / "position.npz", losses_0=np.zeros((1, 3, 2)), videos_0=np.full((3, 3), "a"))
+    (damaged / "metrics.json").unlink()
+    for key, value in (("unit", 5), ("series", []), ("series", {"run": {"frames": [1, []]}}), ("series", {"run": 5})):
+        (damaged / "position.json").write_text(json.dumps(curve | {key: value}))
+        assert "position.json" in error(damaged, *out), (key, value)
     (damaged / "metrics.json").write_text("{")
     assert "metrics.json is damaged" in error(damaged, *out)
     alone = tmp_path / "alone"

@@ -15,7 +15,7 @@ from tests.helpers import ALL_INNER, BASELINES, name
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import ConvStem, Patches, Tubelets
-from tttvideo.export.folder import ExportError
+from tttvideo.export.config import ExportError
 from tttvideo.export.runtimes import ABOUT, STATE, verify, write_step
 from tttvideo.export.step import Step, solve_unit_lower
 from tttvideo.mixers import TTT, Attention, Bidirectional, LinearAttention

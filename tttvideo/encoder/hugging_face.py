@@ -98,10 +98,10 @@ class TransformersEncoder(FrameEncoder):
         assert config.architecture is not None
         settings = json.loads(config.architecture)
         mean, std = settings.pop("image_mean"), settings.pop("image_std")
-        self.kind = KINDS[settings["model_type"]]
-        of_model = settings[self.kind.frames] if self.kind.frames else 1
+        kind = KINDS[settings["model_type"]]
+        of_model = settings[kind.frames] if kind.frames else 1
         window = of_model if config.window is None else config.window
-        if self.kind.frames is None and window != 1:
+        if kind.frames is None and window != 1:
             raise ValueError(f"{config.name} reads images, so encoder.window is {window} in vain; leave it out.")
         super().__init__(config.grid, window, tuple(mean), tuple(std))
         self.config = config
@@ -121,6 +121,10 @@ class TransformersEncoder(FrameEncoder):
         self.projection = nn.Linear(maps.shape[1], dim)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
         exempt_from_decay(self.position)
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.model.config.model_type]  # type: ignore[union-attr, index]
 
     def train(self, mode: bool = True) -> TransformersEncoder:
         super().train(mode)

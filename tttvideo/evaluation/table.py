@@ -152,9 +152,21 @@ def find_evaluations(folder: Path) -> Evaluations:
     read = {file: _json(file) for file in sorted(folder.rglob("metrics.json"))}
     metrics = {file: content for file, content in read.items() if "results" in content or "per_horizon" in content}
     positions = {file: _json(file) for file in sorted(folder.rglob("position.json"))}
+    for file, content in metrics.items():
+        _refuse_other_kinds(file, content, {"data": str, "checkpoint": str})
+    for file, content in positions.items():
+        _refuse_other_kinds(file, content, {"data": str, "unit": str, "series": dict})
     if not metrics and not positions:
         raise ValueError(f"{folder} holds no evaluation; run `tttvideo evaluate ... --out {folder}` first")
     return Evaluations(folder, metrics, positions)
+
+
+def _refuse_other_kinds(file: Path, content: Any, kinds: dict[str, Any]) -> None:
+    """Raises ValueError where a value is missing, or of another kind than what is written."""
+    for key, kind in kinds.items():
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(f"{file} is damaged ({key} cannot be {value!r:.50}); {AGAIN}")
 
 
 def task_of(metrics: dict[str, Any]) -> str:
@@ -199,6 +211,11 @@ def _condition_tables(
     file: Path, metrics: dict[str, Any], about: dict[str, Any], data: str
 ) -> tuple[list[Table], dict[str, dict[VideoKey, str]]]:
     """A value of each video in each condition, from predictions.csv; and the columns of the data."""
+    if "score" in metrics:
+        _refuse_other_kinds(file, metrics["score"], dict.fromkeys(("column", "figure", "title"), str))
+    _refuse_other_kinds(file, metrics, {"results": list})
+    for result in metrics["results"]:
+        _refuse_other_kinds(file, {"control": "", **result}, {"control": str, "sampling": str})
     score = Score(**metrics["score"]) if "score" in metrics else ACCURACY
     strata = list(metrics["results"][0].get("by", {}))
     needed = ("frames", "sampling", score.column, *strata)
@@ -286,6 +303,10 @@ def read_position_tables(evaluations: Evaluations, names: dict[str, str]) -> lis
                 raise ValueError(f"{file} has no position.npz beside it; {again}")
             arrays = _arrays(beside)
             (curve,) = content["series"].values()
+            _refuse_other_kinds(file, curve, {"frames": list})
+            shape = (len(arrays["videos_0"]), len(curve["frames"]))
+            if arrays["losses_0"].shape[1:] != shape or not all(isinstance(x, int | float) for x in curve["frames"]):
+                raise ValueError(f"{file} and the position.npz beside it are of different curves; {again}")
             videos = [(_inside(path, content["data"]), start, end) for path, start, end in arrays["videos_0"].tolist()]
             condition = Condition(names[content["data"]])
             tables += [position_table(condition, curve["frames"], videos, x, content) for x in arrays["losses_0"]]

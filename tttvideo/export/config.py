@@ -8,6 +8,10 @@ from typing import ClassVar, Literal
 from ..hub import NAME
 
 
+class ExportError(ValueError):
+    """An export that cannot be written, or that does not do what the checkpoint does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Write a checkpoint for others: as a folder, or as its streaming step with explicit state.
@@ -27,10 +31,11 @@ class ExportConfig:
         verify: run the step over a video beside the model and compare the answers.
         video: the video for that (default: the first of the run's data).
         trust: allow model classes outside tttvideo, also from the working directory: they run their code.
+        carry: Python files of such classes, which go into the folder, so that it can be loaded elsewhere.
     """
 
     positional: ClassVar = ("checkpoint",)
-    repeated: ClassVar = ("metrics",)
+    repeated: ClassVar = ("metrics", "carry")
 
     checkpoint: str
     out: str
@@ -42,6 +47,7 @@ class ExportConfig:
     verify: bool = False
     video: str | None = None
     trust: bool = False
+    carry: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.format not in ("folder", "torch", "onnx", "all"):
@@ -56,3 +62,5 @@ class ExportConfig:
             raise ValueError("--license is of the card of a folder (--format folder or all); leave it out")
         if self.video is not None and not self.verify:
             raise ValueError("--video is for --verify; give both or neither")
+        if self.carry and (not self.trust or self.format not in ("folder", "all")):
+            raise ValueError("--carry puts the files of your own classes into a folder, which needs --trust; give both")

@@ -13,10 +13,11 @@ from ..model import VideoModel
 from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
 from ..printing import printable
+from ..serialize import read_description
 from ..video.folders import read_folder
 from ..video.listfile import read_list
-from .config import ExportConfig
-from .folder import ExportError, export
+from .config import ExportConfig, ExportError
+from .folder import export
 from .runtimes import ONNX, TORCH, need_onnx, verify, write_step
 from .step import Step
 
@@ -49,11 +50,13 @@ def export_files(config: ExportConfig) -> int:
         step = Step(from_pretrained(source.folder, trust=config.trust).cpu().eval(), config.batch)
         frames = _frames(step, _video(config, source)) if config.verify else None
     if config.format in ("folder", "all"):
-        export(config.checkpoint, out, metrics=config.metrics, trust=config.trust, license=config.license)
+        how = {"metrics": config.metrics, "trust": config.trust, "license": config.license, "carry": config.carry}
+        export(config.checkpoint, out, **how)
         trusted = ", trust=True" if config.trust else ""
         print(printable(f'exported to {out}; load it with tttvideo.from_pretrained("{out}"{trusted})'))
         if config.push is not None:
-            print(printable(f'{hub.push(out, config.push)}: tttvideo.from_pretrained("{config.push}"{trusted})'))
+            address = hub.push(out, config.push, read_description(out).get("carried", ()))
+            print(printable(f'{address}: tttvideo.from_pretrained("{config.push}"{trusted})'))
     if step is not None:
         _write(step, out, formats, frames)
     return 0

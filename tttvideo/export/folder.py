@@ -19,12 +19,10 @@ from ..origin import Checkpoint, inspect_checkpoint, selection_sentence
 from ..pretrained import from_pretrained
 from ..printing import markdown, markdown_code, printable
 from ..video.index import save_labels
+from .carrying import carried_files, carry_into, verify_alone
+from .config import ExportError
 
 EXPORTED = FILES
-
-
-class ExportError(ValueError):
-    """An export that cannot be written, or that does not do what the checkpoint does."""
 
 
 def export(
@@ -34,6 +32,7 @@ def export(
     metrics: Sequence[str | Path] = (),
     trust: bool = False,
     license: str | None = None,
+    carry: Sequence[str | Path] = (),
 ) -> Path:
     """Write config.json, model.safetensors, labels.json and a model card into the folder `out`.
 
@@ -44,6 +43,7 @@ def export(
             Only figures of these very weights are taken.
         trust: also build models from classes outside this package.
         license: of the model, for the card.
+        carry: Python files of those classes, which go with it; by default those that an export carries already.
 
     The export is complete before it appears, and read back: its outputs on random frames must equal the
     checkpoint's to the bit. Raises ExportError (a ValueError) with one sentence.
@@ -52,6 +52,7 @@ def export(
     _refuse_foreign(out)
     source = inspect_checkpoint(checkpoint)
     model = from_pretrained(source.folder, trust=trust).eval()
+    carried = carried_files(model.config, source.folder, carry) if trust else []
     source = _public(source)
     title = source.provenance["name"]
     measured = _measured(source, metrics)
@@ -63,14 +64,18 @@ def export(
         beside.mkdir()
         unfinished = beside
         model.config = replace(model.config, encoder=model.config.encoder.portable())
+        names = [file.name for file in carried]
         model.save_pretrained(unfinished, provenance=source.provenance)
+        carry_into(unfinished, carried)
         save_labels(unfinished / "labels.json", model.labels)
-        card = model_card(model, title, out.name, source, measured, trust=trust, license=license)
+        card = model_card(model, title, out.name, source, measured, trust=trust, license=license, carried=names)
         (unfinished / "README.md").write_text(card, encoding="utf-8", newline="\n")
         _verify(model, from_pretrained(unfinished, trust=trust).eval(), out)
+        if carried:
+            verify_alone(unfinished)
         out.mkdir(exist_ok=True)
         out.chmod(0o777 & ~_umask())
-        for name in EXPORTED:
+        for name in [*EXPORTED, *names]:
             (unfinished / name).chmod(0o666 & ~_umask())
             os.replace(unfinished / name, out / name)
     except OSError as error:
@@ -164,6 +169,7 @@ def model_card(
     *,
     trust: bool = False,
     license: str | None = None,
+    carried: Sequence[str] = (),
 ) -> str:
     """The README.md of an export: YAML front matter for the Hub, then what a user must know. With ``trust`` it has
     classes of the user's own."""
@@ -189,11 +195,11 @@ def model_card(
 ## Use
 
 {card.use}
-{OWN_CLASSES if trust else ""}{_classes(model.labels)}
+{_own_classes(carried) if trust else ""}{_classes(model.labels)}
 ## Preprocessing
 
 Frames are brought to {p.size[0]} x {p.size[1]} pixels (height x width, fit: {p.fit}); frames picked by the rule
-`{p.sampling}`. Normalisation happens inside the model.
+`{p.sampling}`. Normalisation happens inside the model.{_latency(model)}
 
 ## Figures
 
@@ -209,9 +215,21 @@ How the data was divided: {markdown((source.selection or {}).get("split_rule") o
 """
 
 
-OWN_CLASSES = """
-The model has classes that are not part of tttvideo: install them where it is loaded; `trust=True` imports them.
-"""
+def _latency(model: VideoModel) -> str:
+    stride = model.encoder.stride
+    if stride == 1:
+        return ""
+    return (
+        f" Frames are read in time steps of {stride}:\na stream is answered once in so many, and the first frame of "
+        f"each waits for {stride - 1} more."
+    )
+
+
+def _own_classes(carried: Sequence[str]) -> str:
+    how = "install them where it is loaded; `trust=True` imports them"
+    if carried:
+        how = f"`trust=True` runs their code, which lies beside this card in {', '.join(map(markdown_code, carried))}"
+    return f"\nThe model has classes that are not part of tttvideo: {how}.\n"
 
 
 def _python(folder: str, trust: bool) -> str:

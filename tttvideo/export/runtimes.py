@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..files import replacing, write_text
 from ..model import VideoModel
-from .folder import ExportError
+from .config import ExportError
 from .step import Step, _plain_operators, trace
 
 TORCH, ONNX, STATE, ABOUT = "step.pt2", "step.onnx", "initial_state.npz", "step.json"

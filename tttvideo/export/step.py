@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..mixers import Attention
 from ..model import ModelState, VideoModel
-from .folder import ExportError
+from .config import ExportError
 
 SETTLING = 2048
 """Units after which a state has its full size (windows and tails fill up), or never will."""

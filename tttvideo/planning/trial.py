@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import psutil
@@ -79,7 +78,11 @@ def memory_of_steps(run: Run, reading: Preprocessing, whole: tuple[int, int], se
 def _sizes(run: Run, whole: tuple[int, int]) -> Iterator[tuple[int, int]]:
     videos, frames = whole
     unit = run.model.frame_multiple
-    least = min(frames, max(unit, run.task.least_frames))
+    encoder = run.config.model.encoder
+    # a frozen encoder reads so many frames at a time: up to there memory grows faster than behind
+    at_once = getattr(encoder, "frames_at_once", 0) or getattr(encoder, "at_once", 0)
+    at_once = 0 if getattr(encoder, "learns", True) or encoder.views else at_once
+    least = min(frames, max(unit, run.task.least_frames, at_once))
     shorter = [max(least, frames // part // unit * unit) for part in (SMALLEST, 4, 2)]
     yield from ((1, length) for length in dict.fromkeys([*shorter, frames]))
     count = 2
@@ -90,9 +93,10 @@ def _sizes(run: Run, whole: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 def extrapolated(points: Sequence[Point], work: int) -> int:
     """Bytes of a step of so many frames in all: what grows, grows with them (a longer clip or another one)."""
-    pairs = pairwise(points)
-    slopes = [(b.bytes - a.bytes) / (b.work - a.work) for a, b in pairs] or [points[0].bytes / points[0].work]
-    return round(points[-1].bytes + max(0.0, *slopes) * (work - points[-1].work))
+    *_, last = points
+    before = points[-2] if len(points) > 1 else Point(0, 0, 0)
+    slope = (last.bytes - before.bytes) / (last.work - before.work)
+    return round(last.bytes + max(0.0, slope) * (work - last.work))
 
 
 def room(device: torch.device) -> int:
