@@ -8,8 +8,9 @@ import torch
 
 import tttvideo
 from tests.evaluation.small import noise_video, small_model, small_run
-from tests.helpers import ALL_INNER, name
+from tests.helpers import ALL_INNER, name, video_model
 from tttvideo.cli import main
+from tttvideo.encoder import Features
 from tttvideo.inspection.costs import costs, total
 from tttvideo.inspection.recording import pieces_of, record
 from tttvideo.inspection.report import FIGURES
@@ -136,3 +137,11 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     assert "text.mp4" in refused(tmp_path / "text.mp4", "--out", out)
     assert json.loads((out / "inspection.json").read_text())["layers"]["block 1"] == numbers
+
+
+def test_costs_of_a_model_that_reads_features():
+    """It reads no pixels, and its encoder is a map alone."""
+    model = video_model(encoder=Features(channels=12, layout="TD"), depth=1)
+    parts = costs(model)
+    assert total(parts).parameters == sum(p.numel() for p in model.parameters())
+    assert parts[1].flops > 0

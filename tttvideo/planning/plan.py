@@ -258,10 +258,10 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{weights['trainable']:,} trained, {weights['frozen']:,} frozen"
     hour = report["tokens_per_hour"]
     yield "tokens", f"{report['tokens_per_frame']:g} a frame" + (f", {hour:,} an hour" if hour else "")
-    for row, part in enumerate(report["parts"]):
-        if part["flops"]:
-            name = " ".join(word for word in (part["name"], part["what"]) if word)
-            yield "" if row else "FLOPs a frame", f"{_quantity(part['flops']):>6}  {name}"
+    counted = [part for part in report["parts"] if part["flops"]]
+    for row, part in enumerate(counted):
+        name = " ".join(word for word in (part["name"], part["what"]) if word)
+        yield "" if row else "FLOPs a frame", f"{_quantity(part['flops']):>6}  {name}"
     yield "state", _size(report["parts"][-1]["state_bytes"])
     last = memory["measured"][-1]
     how = (
