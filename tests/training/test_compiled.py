@@ -120,7 +120,7 @@ def test_recorded_passes_are_those_of_a_plain_run(arguments, tmp_path, monkeypat
         replay, written = rerun(passes)
         return lambda: (replayed.append(len(written)), replay()), written
 
-    monkeypatch.setattr(segments, "check_graph", lambda accelerator: None)
+    monkeypatch.setattr(segments, "check_graph", lambda accelerator, checkpointing: None)
     monkeypatch.setattr(compiled, "record", record)
     assert main(arguments(out="graph", **settings | {"training.compile": "graph"})) == 0
     assert len(replayed) >= 4
@@ -131,8 +131,8 @@ def test_recorded_passes_are_those_of_a_plain_run(arguments, tmp_path, monkeypat
     ("words", "why"),
     [
         (["--training.compile", "graph"], "CUDA graphs are recorded on a GPU, and this run is on cpu; set modules or"),
-        (["--training.compile", "modules", "--training.segment_frames", "2"], "leave out one of both"),
-        (["--training.compile", "graph", "--activation_checkpointing", "2"], "leave out one of both"),
+        (["--training.compile", "modules", "--training.segment_frames", "2"], "serves whole clips"),
+        (["--training.compile", "graph", "--activation_checkpointing", "2"], "computes again in the backward"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(words, why, arguments, tmp_path, capsys):

@@ -134,11 +134,13 @@ def record(passes: Callable[[], list[Tensor | None]]) -> tuple[Callable[[], None
     return graph.replay, written
 
 
-def check_graph(accelerator: Accelerator) -> None:
+def check_graph(accelerator: Accelerator, checkpointing: int) -> None:
     """Raises ConfigError where a graph cannot be recorded."""
     device, processes = accelerator.device.type, accelerator.num_processes
     why = None
-    if device != "cuda":
+    if checkpointing:
+        why = "it records each pass once, and activation_checkpointing computes again in the backward pass"
+    elif device != "cuda":
         why = f"CUDA graphs are recorded on a GPU, and this run is on {device}"
     elif processes > 1:
         why = f"a graph holds the steps of one process, and this run has {processes}"

@@ -197,8 +197,7 @@ class TrainingConfig:
             straight: every one, as if its state were W_0 (values are those carried).
         restart: probability that a segment in the middle of a film begins with W_0.
         compile: modules: torch.compile of encoder, blocks and head; graph: forward and backward pass as one CUDA graph.
-            Both for whole clips of the first few lengths, whatever else comes is computed as without them; null:
-            neither.
+            Both for whole clips of the first few lengths; null: neither.
     """
 
     segment_frames: int | None = None
@@ -208,10 +207,8 @@ class TrainingConfig:
     compile: Literal["modules", "graph"] | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.segment_frames is None or self.compile is None,
-            "training.compile serves whole clips, and training.segment_frames carries states; leave out one of both",
-        )
+        whole = self.segment_frames is None or self.compile is None
+        _require(whole, "training.compile serves whole clips; leave out training.compile or training.segment_frames")
         _require(
             self.segment_frames is None or self.segment_frames >= 1,
             f"training.segment_frames must be at least 1 (or null for whole clips), not {self.segment_frames}",
@@ -322,11 +319,6 @@ class RunConfig:
             f"activation_checkpointing must be 0 (off) or a number of chunks, not {self.activation_checkpointing}",
         )
         _require(
-            self.training.compile != "graph" or not self.activation_checkpointing,
-            "training.compile: graph records each pass once, and activation_checkpointing computes again in the "
-            "backward pass; leave out one of both",
-        )
-        _require(
             self.schedule.name != "cosine" or self.schedule.min_lr <= self.optimizer.lr,
             f"schedule.min_lr ({self.schedule.min_lr}) must not be above optimizer.lr ({self.optimizer.lr})",
         )
@@ -370,9 +362,7 @@ class RunConfig:
         if self.folds is None:
             return
         _require(self.folds >= 2, f"folds must be at least 2 (or null for one model), not {self.folds}")
-        _require(
-            self.data.fold is None, "folds trains on every fold and data.fold on one of them; leave out one of both"
-        )
+        _require(self.data.fold is None, "folds trains on every fold and data.fold on one; leave out one of both")
         _require(self.evaluate_every > 0, "folds compares validations, and evaluate_every is 0; set that to 1 or more")
         _require(
             self.resume in (None, "auto"),

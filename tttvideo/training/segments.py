@@ -246,7 +246,7 @@ def trainer_of(config: RunConfig, accelerator: Accelerator) -> Callable[..., Tra
     if training.compile == "modules":
         return CompiledTrainer
     if training.compile == "graph":
-        check_graph(accelerator)
+        check_graph(accelerator, config.activation_checkpointing)
         return GraphTrainer
     return Trainer
 
