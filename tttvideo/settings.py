@@ -38,10 +38,10 @@ class Part:
 
 
 def to_yaml(config: Any) -> str:
-    """All settings of a configuration; ``read`` makes an equal one of it."""
+    """All settings of a configuration, whose own class the reader knows; ``read`` makes an equal one of it."""
     import yaml
 
-    return yaml.safe_dump(_plain(config, type(config)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_plain(config, None), sort_keys=False, allow_unicode=True)
 
 
 def defaults_of(cls: type) -> Part:

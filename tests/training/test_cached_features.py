@@ -223,7 +223,7 @@ def test_a_view_is_changed_alike_however_it_is_divided(words, videos):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"model.encoder.frozen": "false"}, "set encoder.frozen: true, or encoder.cache: null"),
+        ({"model.encoder.frozen": "false"}, "set encoder.frozen: true and encoder.trainable: 0, or"),
         ({"data.augment.flip": 0.5}, "set model.encoder.cache_views to a number above 1"),
         ({"data.augment.hue": 0.1}, "data.augment.hue changes frames"),
         ({"model.encoder.cache_views": 2}, "data.augment changes nothing between them"),

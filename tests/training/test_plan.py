@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.video.clips import write
 from tttvideo import cli
+from tttvideo.arguments import to_yaml
 from tttvideo.planning.allocated import Results, peak_beyond
+from tttvideo.planning.plan import PlanConfig
 from tttvideo.planning.trial import Point, extrapolated
+from tttvideo.training.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -164,3 +168,9 @@ def test_estimated_memory_is_that_of_real_training_within_a_fifth(recipe, tmp_pa
     print(f"{recipe}: {measured / 1e6:.0f} MB measured, {(memory['peak'] - least['peak']) / 1e6:.0f} estimated, "
           f"{(estimate - least['peak']) / 1e6:.0f} from the first two steps")  # fmt: skip
     assert estimate - least["peak"] == pytest.approx(measured, rel=0.2)
+
+
+def test_plans_settings_do_not_change_how_a_runs_are_written():
+    """Though they extend them: config.yaml of a run in the same process is read again."""
+    assert issubclass(PlanConfig, RunConfig)
+    assert "model" in yaml.safe_load(to_yaml(RunConfig()))
