@@ -112,10 +112,10 @@ def build(name: str, dim: int, heads: int, device: torch.device) -> nn.Module | 
 
 def versions() -> dict[str, str]:
     """Of everything that takes part."""
-    found: dict[str, Any] = {}
+    by_package: dict[str, Any] = {}
     for package in ("triton", *sorted({one.package for one in CONTESTANTS.values()}), "fla-core", "causal-conv1d"):
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"cuda": str(torch.version.cuda)}
+            by_package[package] = "not installed"
+    return by_package | {"cuda": str(torch.version.cuda)}

@@ -89,13 +89,13 @@ def main() -> None:
             rows.append(row)
             print_row(row)
     print(f"\n{time.perf_counter() - began:.0f} s in all")
-    found = {"environment": about, "tokens_per_frame": TOKENS, "channels": DIM, "rows": rows}
+    figures = {"environment": about, "tokens_per_frame": TOKENS, "channels": DIM, "rows": rows}
     for file in filter(None, (options.json, options.figure)):
         file.parent.mkdir(parents=True, exist_ok=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if options.figure:
-        draw(found, options.figure)
+        draw(figures, options.figure)
 
 
 def measure(
@@ -113,8 +113,8 @@ def measure(
     runs: dict[str, Run] = {}
     states: dict[str, Any] = {}
     for name, layer in layers.items():
-        known = [row for row in before if row["mixer"] == name]
-        if known and ("skipped" in known[-1] or _worst(known[-1], frames) > limit):
+        measured = [row for row in before if row["mixer"] == name]
+        if measured and ("skipped" in measured[-1] or _worst(measured[-1], frames) > limit):
             yield {"mixer": name, "frames": frames, "skipped": f"a prefill could take longer than {limit:.0f} s"}
             continue
         with torch.no_grad():
@@ -183,17 +183,17 @@ def print_row(row: dict[str, Any]) -> None:
     )
 
 
-def draw(found: dict[str, Any], file: Path) -> None:
+def draw(figures: dict[str, Any], file: Path) -> None:
     """Six panels, a line for each layer, both axes logarithmic."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = new_figure(11.0, 6.4)
     axes = figure.subplots(2, 3).flatten()
-    names = list(dict.fromkeys(row["mixer"] for row in found["rows"]))
+    names = list(dict.fromkeys(row["mixer"] for row in figures["rows"]))
     handles = []
     for panel, (key, (label, scale)) in zip(axes, PANELS.items()):
         for name in names:
-            rows = [row for row in found["rows"] if row["mixer"] == name and "skipped" not in row]
+            rows = [row for row in figures["rows"] if row["mixer"] == name and "skipped" not in row]
             (line,) = panel.plot(
                 [row["frames"] for row in rows],
                 [scale * row[key] for row in rows],
@@ -215,9 +215,9 @@ def draw(found: dict[str, Any], file: Path) -> None:
         panel.tick_params(labelsize=8)
         panel.grid(color="#DDDDDD", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-    about = found["environment"]
+    about = figures["environment"]
     figure.suptitle(
-        f"One layer, {found['channels']} channels, {found['tokens_per_frame']} tokens a frame, batch 1, float32; "
+        f"One layer, {figures['channels']} channels, {figures['tokens_per_frame']} tokens a frame, batch 1, float32; "
         f"{about['name']}, {about['threads']} thread{'s' * (about['threads'] > 1)}",
         fontsize=10,
     )

@@ -73,8 +73,8 @@ def measured(tokens: int, only: str = "") -> Iterator[dict[str, Any]]:
             if only not in f"{kind} {mode} {way}":
                 continue
             total = dict.fromkeys(BOUNDS + COUNTS, 0.0)
-            for found in phases(kind, mode, way, tokens, wide):
-                total = {name: total[name] + found[name] for name in total}
+            for figures in phases(kind, mode, way, tokens, wide):
+                total = {name: total[name] + figures[name] for name in total}
             row = {"kernel": f"{kind} {mode} {way}", "tiles": "wide" if wide else "narrow"}
             yield row | {name: round(value) for name, value in total.items()}
 
@@ -113,20 +113,20 @@ def bounds(code: list[Instruction], trips: tuple[int, ...], warps: int, rows: in
     nest = loops(code)
     products = [one.address for one in code if one.name.startswith(("HMMA", "HGMMA"))]
     idle = [(first, last) for first, last in nest if not any(first <= at <= last for at in products)]
-    found = dict.fromkeys(BOUNDS + COUNTS, 0.0)
+    figures = dict.fromkeys(BOUNDS + COUNTS, 0.0)
     for one in code:
         around = [loop for loop in nest if loop[0] <= one.address <= loop[1]]
         if one.name == "NOP" or (around and around[-1] in idle and len(around) < len(trips)):
             continue
         turns = [rows if loop in idle else turn for loop, turn in zip(around, trips, strict=False)]
         times = warps * math.prod(turns)
-        found["issue"] += times / 4
-        found["tensor"] += times * product_cycles(one)
-        found["shared"] += times * bytes_moved(one) / 128
-        found["special"] += times * (2 if one.name.startswith("MUFU") else 0)
-        found["barriers"] += math.prod(turns) if one.name.startswith("BAR.") else 0
-        found["global_kB"] += times * bytes_moved(one) / 1000 if one.name.startswith(("LDG", "STG")) else 0
-    return found
+        figures["issue"] += times / 4
+        figures["tensor"] += times * product_cycles(one)
+        figures["shared"] += times * bytes_moved(one) / 128
+        figures["special"] += times * (2 if one.name.startswith("MUFU") else 0)
+        figures["barriers"] += math.prod(turns) if one.name.startswith("BAR.") else 0
+        figures["global_kB"] += times * bytes_moved(one) / 1000 if one.name.startswith(("LDG", "STG")) else 0
+    return figures
 
 
 def loops(code: list[Instruction]) -> list[tuple[int, int]]:

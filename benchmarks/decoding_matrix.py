@@ -48,21 +48,21 @@ def requests(frames: int) -> dict[str, list[int]]:
 
 def read(kind: Kind, path: Path, wanted: Sequence[int]) -> tuple[list[int], float]:
     """The numbers of the frames asked for, and the processor seconds of reading them, not of opening."""
-    found: list[int] = []
+    shown: list[int] = []
     seconds = 0.0
     with suppress(VideoError), open_video(path) as video:  # what is missing counts as wrong
         wanted = [number for number in wanted if number < video.info.frames]
         begun = time.process_time()
         for frames in video.stream(wanted):
             seconds += time.process_time() - begun
-            found += numbers(torch.rot90(frames, -kind.turn // 90, (2, 3)))
+            shown += numbers(torch.rot90(frames, -kind.turn // 90, (2, 3)))
             begun = time.process_time()
         seconds += time.process_time() - begun
-    return found, seconds
+    return shown, seconds
 
 
-def wrong(found: Sequence[int], wanted: Sequence[int]) -> int:
-    return sum(a != b for a, b in zip(found, wanted)) + abs(len(wanted) - len(found))
+def wrong(shown: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(a != b for a, b in zip(shown, wanted)) + abs(len(wanted) - len(shown))
 
 
 def measure(kind: Kind, folder: Path, frames: int, rounds: int = 3) -> dict[str, Any]:
@@ -70,15 +70,15 @@ def measure(kind: Kind, folder: Path, frames: int, rounds: int = 3) -> dict[str,
     frames = min(frames, kind.frames or frames)
     path = write(kind, folder, frames)
     asked = requests(frames)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         begun = time.process_time()
         with open_video(path) as video:
             opening = time.process_time() - begun
             info, times = video.info, video.times.tolist()
-        found, first = read(kind, path, asked["late window"])
+        shown, first = read(kind, path, asked["late window"])
         mistakes = {name: wrong(read(kind, path, wanted)[0], wanted) for name, wanted in asked.items()}
-        mistakes["late window"] += wrong(found, asked["late window"])
+        mistakes["late window"] += wrong(shown, asked["late window"])
         later = [read(kind, path, asked["late window"])[1] for _ in range(rounds)]
     expected = [kind.time(number) - kind.time(0) for number in range(frames)]
     off = sum(abs(a - times[0] - b) > 2e-3 for a, b in zip(times, expected)) + abs(len(times) - frames)
@@ -90,7 +90,7 @@ def measure(kind: Kind, folder: Path, frames: int, rounds: int = 3) -> dict[str,
         "frames": frames,
         "wrong": mistakes,
         "wrong_times": off,
-        "damage": [str(w.message).rpartition("/")[2] for w in said if issubclass(w.category, PartialVideoWarning)],
+        "damage": [str(w.message).rpartition("/")[2] for w in warned if issubclass(w.category, PartialVideoWarning)],
         "reader": info.reader,
         "open_seconds": opening,
         "first_late_window_seconds": first,
@@ -120,15 +120,15 @@ def about() -> dict[str, Any]:
     """Versions, machine and date of the figures."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = environment(torch.device("cpu"))
+    origin = environment(torch.device("cpu"))
     for name in ("av", "decord", "torchcodec"):
         try:
-            found[name] = version(name)
+            origin[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
+            origin[name] = None
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    found["commit"] = commit.stdout.strip() or None
-    return found
+    origin["commit"] = commit.stdout.strip() or None
+    return origin
 
 
 def put_into(file: Path, lines: Sequence[str]) -> None:
@@ -160,18 +160,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(table(rows)[1 + len(rows)], flush=True)
     if not rows:
         parser.error(f"there is no kind with {args.only!r} in its name")
-    found = about()
+    origin = about()
     lines = table(rows)
     caption = (
         f"{rows[0]['frames']:,} frames of 128 x 96 in each file, groups of 50; processor time of one thread, on "
-        f"{found['name']}; PyAV {found['av']}, decord {found['decord']}; {found['date']}, commit {found['commit']}."
+        f"{origin['name']}; PyAV {origin['av']}, decord {origin['decord']}; {origin['date']}, "
+        f"commit {origin['commit']}."
     )
     lines += [f"Not written here, for want of an encoder: {', '.join(k.name for k in missing)}."] * bool(missing)
     print("\n".join(lines[-1:]), caption, sep="\n")
     if args.markdown:
         put_into(args.markdown, [*lines, "", caption])
     if args.json:
-        args.json.write_text(json.dumps({"about": found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"about": origin, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return int(any(sum(row["wrong"].values()) for row in rows))
 
 

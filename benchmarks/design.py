@@ -76,9 +76,9 @@ def run_study(description: str | None, default: Path, work: Work, tabulate: Tabu
     rows_file = options.rows or ROOT / study["rows"]
     tasks = [options.task] if options.task else list(study["tasks"])
     variants = options.only or list(study["variants"])
-    for name, known in [*((t, study["tasks"]) for t in tasks), *((v, study["variants"]) for v in variants)]:
-        if name not in known:
-            parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
+    for name, names_of_study in [*((t, study["tasks"]) for t in tasks), *((v, study["variants"]) for v in variants)]:
+        if name not in names_of_study:
+            parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, names_of_study))}")
     if options.table:
         if not rows_file.exists():
             parser.error(f"there is no {rows_file}, so there are no rows for a table")
@@ -226,18 +226,18 @@ def batches(
     and their labels."""
     for part in parts:
         suite = _suite(part, seed)
-        seen = suite.sampled(sampling)
+        sampled = suite.sampled(sampling)
         first, begin = min(begin, part["steps"]), max(0, begin - part["steps"])
         for step in range(first, part["steps"]):
             frames, labels = clips(suite, "train", range(step * size, (step + 1) * size))
-            yield frames if len(seen) == suite.frames else frames[:, seen], labels
+            yield frames if len(sampled) == suite.frames else frames[:, sampled], labels
 
 
 def clips(suite: ClassificationSuite, split: str, numbers: range) -> tuple[Tensor, Tensor]:
     """Clips of a suite as they are drawn, frames uint8 [B, F, 3, H, W], and their labels int64 [B]."""
 
     plans = [suite.plan(split, i) for i in numbers]
-    labels = torch.tensor([suite.classes.index(str(made.label)) for made in plans])
+    labels = torch.tensor([suite.classes.index(str(plan.label)) for plan in plans])
     return drawn(suite, plans, split, numbers), labels
 
 
@@ -305,35 +305,35 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]], out: Path | None = 
         + " |",
         "|---|---|" + "---|---|---|" * len(tasks),
     ]
-    known = list(study["variants"])
+    ordered = list(study["variants"])
     names = dict.fromkeys(name for name, _ in groups)  # controls beside the variant that they take apart
-    for name in sorted(names, key=lambda n: _place(n, known)):
-        first = next(row for (n, _), found in groups.items() if n == name for row in found)
+    for name in sorted(names, key=lambda n: _place(n, ordered)):
+        first = next(row for (n, _), rows in groups.items() if n == name for row in rows)
         cells = [f"{first['parameters']:,} ({first['feed_forward']})" if "parameters" in first else "same"]
         cells += [cell for task in tasks for cell in _cells(groups.get((name, task), []))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*(_task_line(study, task) for task in tasks), "", *lines]) + "\n"
 
 
-def _place(name: str, known: list[str]) -> tuple[int, int]:
+def _place(name: str, ordered: list[str]) -> tuple[int, int]:
     """Where a line of the table stands: in the order of the study, rows of variants no longer in it last."""
     variant, _, control = name.partition(", trained; then ")
-    return known.index(variant) if variant in known else len(known), int(bool(control))
+    return ordered.index(variant) if variant in ordered else len(ordered), int(bool(control))
 
 
-def _cells(found: list[dict[str, Any]]) -> list[str]:
-    if not found:
+def _cells(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
         return ["-", "-", "-"]
-    top1 = [row["val_top1"] for row in found]
-    seeds = "" if len(found) == 3 else f", {len(found)} seed{'s' * (len(found) > 1)}"
-    diverged = sum(row.get("diverged_at") is not None for row in found)
+    top1 = [row["val_top1"] for row in rows]
+    seeds = "" if len(rows) == 3 else f", {len(rows)} seed{'s' * (len(rows) > 1)}"
+    diverged = sum(row.get("diverged_at") is not None for row in rows)
     note = f", {diverged} diverged" if diverged else ""
-    if "cpu_seconds" not in found[0]:
+    if "cpu_seconds" not in rows[0]:
         return [f"{statistics.mean(top1):.3f} ({min(top1):.3f}-{max(top1):.3f}{seeds})", "", ""]  # of a control
     return [
         f"{statistics.mean(top1):.3f} ({min(top1):.3f}-{max(top1):.3f}{seeds}{note})",
-        f"{statistics.mean(row['val_loss'] for row in found):.3f}",
-        f"{statistics.median(row['cpu_seconds'] for row in found):.0f}",
+        f"{statistics.mean(row['val_loss'] for row in rows):.3f}",
+        f"{statistics.median(row['cpu_seconds'] for row in rows):.0f}",
     ]
 
 

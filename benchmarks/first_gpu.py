@@ -43,6 +43,7 @@ STAGES = (
     Stage("cores", 1, 1, 110, 1),
     Stage("layers", 1, 1, 300, 1),
     Stage("training", 3, 3, 120, 2),
+    Stage("steps", 6, 1, 120, 1),  # timed
     Stage("files", 1, 1, 150, 1),
 )
 """In the order of their weight; benchmarks/first_gpu_stages.py has the work."""

@@ -73,13 +73,13 @@ def main() -> None:
 def versions(work: Work) -> Iterator[Row]:
     """Of everything that the figures may depend on."""
     packages = ("triton", "numpy", "timm", "av", "decord", "jsonargparse", "accelerate", "pytest", "mamba-ssm")
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in (*packages, "flash-linear-attention"):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    about = measure.environment(work.device) | {"packages": found, "cuda": torch.version.cuda}
+            installed[package] = None
+    about = measure.environment(work.device) | {"packages": installed, "cuda": torch.version.cuda}
     if work.device.type == "cuda":
         about |= {"sm": capability_of(work.device), "memory": torch.cuda.get_device_properties(0).total_memory}
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used,clocks.sm", "--format=csv,noheader"]
@@ -174,11 +174,12 @@ def timed(run: Callable[[Case], Any], one: Case, device: torch.device) -> dict[s
     def train() -> None:
         torch.autograd.grad(run(one)[0].sum(), leaves, allow_unused=True)
 
-    found = {}
+    medians = {}
     for name, call in (("forward", forward), ("train", train)):
         measure.seconds(call, device)  # compiles
-        found[name] = statistics.median(measure.seconds(call, device) for _ in range(1 if device.type == "cpu" else 3))
-    return found
+        rounds = range(1 if device.type == "cpu" else 3)
+        medians[name] = statistics.median(measure.seconds(call, device) for _ in rounds)
+    return medians
 
 
 def operators(work: Work) -> Iterator[Row]:
@@ -195,8 +196,8 @@ def layers(work: Work) -> Iterator[Row]:
 def layers_named(work: Work, names: tuple[str, ...], stage: str) -> Iterator[Row]:
     """Rows are written by the benchmark itself, as they come."""
     about = {"stage": stage, "part": work.part} | ({"dry": True} if work.dry else {})
-    found = gpu.measure(work.dry, work.limit - 5, work.out / "rows.jsonl", names, about)
-    yield {"matmul_flops_per_second": found["matmul_flops_per_second"], "summary": found["summary"]}
+    figures = gpu.measure(work.dry, work.limit - 5, work.out / "rows.jsonl", names, about)
+    yield {"matmul_flops_per_second": figures["matmul_flops_per_second"], "summary": figures["summary"]}
 
 
 def training(work: Work) -> Iterator[Row]:
@@ -205,12 +206,21 @@ def training(work: Work) -> Iterator[Row]:
 
     how = ("kernels", "eager", "cpu")[work.part]
     device = torch.device("cpu") if how == "cpu" else work.device
-    steps, losses = (2, []) if work.dry else (200, [])
+    count, losses = (2, []) if work.dry else (200, [])
     began = time.time()
-    for step, loss in enumerate(curve(work.require if how == "kernels" else "never", device, steps, work.dry)):
+    for step, loss in enumerate(curve(work.require if how == "kernels" else "never", device, count, work.dry)):
         losses.append(loss)
-        if (step + 1) % 20 == 0 or step + 1 == steps:
+        if (step + 1) % 20 == 0 or step + 1 == count:
             yield {"how": how, "step": step + 1, "losses": losses, "seconds": round(time.time() - began, 2)}
+
+
+def steps(work: Work) -> Iterator[Row]:
+    """Training steps: plain, with compiled modules, and as one CUDA graph; with kernels, and by the eager scan."""
+    from benchmarks.first_steps import TRAINERS, measured
+
+    fused, how = divmod(work.part, len(TRAINERS))
+    count = 2 if work.dry else 40
+    return measured(list(TRAINERS)[how], "never" if fused else work.require, work.device, count, work.dry)
 
 
 def files(work: Work) -> Iterator[Row]:
@@ -255,6 +265,7 @@ STAGES: dict[str, Callable[[Work], Iterator[Row]]] = {
     "cores": operators,
     "layers": layers,
     "training": training,
+    "steps": steps,
     "files": files,
 }
 

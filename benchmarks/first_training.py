@@ -31,9 +31,9 @@ def clips(count: int, frames: int, size: int, draw: torch.Generator) -> tuple[Te
     return videos.clamp(0, 1), labels
 
 
-def curve(fused: str, device: torch.device, steps: int, tiny: bool = False) -> Iterator[float]:
-    """The loss of every step, in bfloat16: a classifier with token-causal and frame-causal TTT-MLP, 16 fresh clips a
-    step. The same clips and the same start on every device, whatever ``fused`` (see ``TTT``)."""
+def model_of(fused: str, device: torch.device, tiny: bool) -> tuple[VideoModel, int, int, int]:
+    """A classifier with token-causal and frame-causal TTT-MLP, always the same; frames and size of its clips, and clips
+    of a batch."""
     frames, size, width, batch = (4, 16, 16, 2) if tiny else (24, 32, 64, 16)
     heads = max(1, width // 32)
     inner = Linear() if tiny else MLP()
@@ -42,6 +42,13 @@ def curve(fused: str, device: torch.device, steps: int, tiny: bool = False) -> I
     torch.manual_seed(0)
     names = [str(order) for order in ORDERS]
     model = VideoModel(config, preprocessing=Preprocessing(size=(size, size)), labels=names).to(device)
+    return model, frames, size, batch
+
+
+def curve(fused: str, device: torch.device, steps: int, tiny: bool = False) -> Iterator[float]:
+    """The loss of every step, in bfloat16, of fresh clips each. The same clips and the same start on every device,
+    whatever ``fused`` (see ``TTT``)."""
+    model, frames, size, batch = model_of(fused, device, tiny)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     draw = torch.Generator().manual_seed(1)
     for step in range(steps):

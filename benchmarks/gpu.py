@@ -66,8 +66,8 @@ def measure(
     end = time.time() + budget
     rate = matmul_rate(device)
     todo, rows = chosen(dry, tuple(only)), []
-    for index, found in isolated.results(partial(rows_of, dry, tuple(only)), len(todo), SILENCE, end):
-        row = found if isinstance(found, dict) else _without(todo[index], found)
+    for index, outcome in isolated.results(partial(rows_of, dry, tuple(only)), len(todo), SILENCE, end):
+        row = outcome if isinstance(outcome, dict) else _without(todo[index], outcome)
         rows.append(row)
         print_row(row)
         if keep is not None:
@@ -86,14 +86,14 @@ def chosen(dry: bool, only: tuple[str, ...]) -> list[Part]:
         ValueError: where it names none.
     """
     everything = parts(dry)
-    found = []
+    wanted = []
     for word in only:
         named = [part for part in everything if word in (part.layer, f"{part.shape.name}:{part.layer}")]
         if not named:
             layers = ", ".join(dict.fromkeys(part.layer for part in everything))
             raise ValueError(f"No layer is called {word}; there are {layers}, each also as paper:... or video:...")
-        found += [part for part in named if part not in found]
-    return found if only else everything
+        wanted += [part for part in named if part not in wanted]
+    return wanted if only else everything
 
 
 def rows_of(dry: bool, only: tuple[str, ...], index: int) -> Iterator[Row | str]:
@@ -125,7 +125,7 @@ def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow:
         try:
             with settings(part.layer, what, device):
                 layer.zero_grad()  # whose memory is no part of the call's
-                found = profiled(prepare(), device) if what == "profile" else repeated(prepare(), device, ROUNDS[what])
+                timing = profiled(prepare(), device) if what == "profile" else repeated(prepare(), device, ROUNDS[what])
         except torch.OutOfMemoryError:
             slow.add(what)
             yield row | {"seconds": None, "why": "out of memory"}
@@ -136,9 +136,9 @@ def timed(part: Part, layer: nn.Module, length: int, device: torch.device, slow:
             if device.type == "cuda":
                 torch.cuda.synchronize()  # fails again where the whole context is lost
             continue
-        if found.get("times") and found["times"][0] > SLOW:
+        if timing.get("times") and timing["times"][0] > SLOW:
             slow.add(what)
-        yield row | found
+        yield row | timing
 
 
 def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run]]:
@@ -165,17 +165,17 @@ def _runs(part: Part, layer: nn.Module, x: Tensor) -> dict[str, Callable[[], Run
 def repeated(run: Run, device: torch.device, rounds: int) -> Row:
     """Median of ``rounds`` calls, of one that is slow, after a first one, in which kernels are compiled (on a CPU the
     first one's own time); and on a GPU the most memory that the first one's tensors held beyond those before it."""
-    found: Row = {}
+    extra: Row = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     first = seconds(run, device)
     if device.type == "cuda":
-        found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        extra["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     times = [seconds(run, device)] if device.type == "cuda" else []
     if times and times[0] < SLOW:
         times += [seconds(run, device) for _ in range(rounds - 1)]
-    return {"seconds": statistics.median(times or [first]), "times": times, "first": first, **found}
+    return {"seconds": statistics.median(times or [first]), "times": times, "first": first, **extra}
 
 
 def profiled(run: Run, device: torch.device) -> Row:

@@ -57,11 +57,11 @@ def parts(dry: bool) -> list[Part]:
     """The kernels alone, their layers and those they are compared with, shape by shape; ``torch.compile``, which takes
     the longest to begin, last. What needs a GPU is left out of a dry run."""
     shapes = DRY if dry else SHAPES
-    found = []
+    listed = []
     for shape in shapes:
         frames = ("ttt_conv", "ttt_dwconv") if shape.chunk.whole else ()
-        found += [Part(shape, layer) for layer in (*(cores.DRY if dry else cores.CORES), *OURS, *frames, *OTHERS)]
-    return found if dry else [*found, *(Part(shape, layer) for layer in ON_A_GPU for shape in shapes)]
+        listed += [Part(shape, layer) for layer in (*(cores.DRY if dry else cores.CORES), *OURS, *frames, *OTHERS)]
+    return listed if dry else [*listed, *(Part(shape, layer) for layer in ON_A_GPU for shape in shapes)]
 
 
 def build(part: Part, device: torch.device) -> nn.Module | str:

@@ -62,8 +62,8 @@ def table(rows: list[Row]) -> str:
             unit = "microseconds per step" if what.startswith("decode") else "nanoseconds per token"
             lines += ["", f"{shape}, {what}: {unit}", " " * 22 + "".join(f"{n:>11,}" for n in lengths)]
             for layer in dict.fromkeys(r["layer"] for r in some):
-                found = {r["length"]: r for r in some if r["layer"] == layer}
-                cells = (f"{_cell(found[n]):>11}" if n in found else " " * 11 for n in lengths)
+                by_length = {r["length"]: r for r in some if r["layer"] == layer}
+                cells = (f"{_cell(by_length[n]):>11}" if n in by_length else " " * 11 for n in lengths)
                 lines.append(f"{layer:22}" + "".join(cells))
         skipped = {(r["layer"], r["why"]): None for r in mine if r["seconds"] is None}
         lines += [f"  {layer}: {why}" for layer, why in skipped]
@@ -106,9 +106,9 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     for line, shape in zip(axes, shapes, strict=True):
         for axis, what in zip(line, kinds, strict=True):
             for layer in dict.fromkeys(r["layer"] for r in rows if r["shape"] == shape):
-                if found := per_token(rows, shape, layer, what):
+                if seconds := per_token(rows, shape, layer, what):
                     style = "o-" if layer.startswith("ttt") else "s--"
-                    axis.plot(list(found), [t * 1e9 for t in found.values()], style, ms=3, lw=1, label=layer)
+                    axis.plot(list(seconds), [t * 1e9 for t in seconds.values()], style, ms=3, lw=1, label=layer)
             axis.set(xscale="log", yscale="log", title=f"{shape}, {what}", ylabel="ns per token", xlabel="tokens")
             axis.grid(alpha=0.3)
         line[1].legend(fontsize=7)

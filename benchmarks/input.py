@@ -183,7 +183,7 @@ def clips(folder: Path, rounds: int) -> Iterator[Row]:
                 "size": [height, width],
                 "read_as": list(size or (height, width)),
                 "frames": frames,
-                "frames_per_second": {name: frames / statistics.median(found) for name, found in times.items()},
+                "frames_per_second": {name: frames / statistics.median(runs) for name, runs in times.items()},
                 "tttvideo_over": {name: ratio(times[name], times["tttvideo"]) for name in readers[1:]},
                 "first_over_decord": ratio(times["decord"], times["tttvideo, first"]) if "decord" in times else None,
             }
@@ -204,16 +204,16 @@ def late(folder: Path, rounds: int, minutes: float, word: str = "") -> Iterator[
     for kind in filter(can_write, chosen):
         path = write(kind, folder, frames)
         wanted = requests(frames)["late window"]
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in installed("pyav", "tttvideo, first")}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in installed("pyav", "tttvideo, first")}
         for turn in range(rounds + 1):
-            for name, tries in found.items():
+            for name, tries in runs.items():
                 tries.append(_late(name, path, wanted))
             if not turn:  # what tttvideo learns of a file while it reads it whole, it keeps
                 with open_video(path) as video:
                     for _ in video.stream():
                         pass
         row: dict[str, Any] = {"kind": kind.name, "container": kind.container, "frames": frames, "readers": {}}
-        for name, tries in found.items():
+        for name, tries in runs.items():
             first, *again = tries
             row["readers"][name] = {
                 "first_open_seconds": first["open"],
@@ -247,7 +247,7 @@ def _print_late(row: dict[str, Any]) -> None:
         )
         return f"{first}, {later} ms" + (f" ({r['wrong']} wrong)" if r["wrong"] else "")
 
-    parts = [f"{name} {shown(found)}" for name, found in row["readers"].items()]
+    parts = [f"{name} {shown(speeds)}" for name, speeds in row["readers"].items()]
     print(f"{row['kind']} .{row['container']}, opening + window, first and later: {'; '.join(parts)}", flush=True)
 
 
@@ -277,14 +277,14 @@ def hold(name: str, folder: Path) -> dict[int, float]:
     """Resident megabytes after so many videos, beyond those after the first."""
     paths = sorted(folder.iterdir())
     marks = {10, len(paths) // 10, len(paths) // 4, len(paths) // 2, len(paths)}
-    found: dict[int, float] = {}
+    memory: dict[int, float] = {}
     for count, path in enumerate(paths, 1):
         with READERS[name](path, SMALL) as read:
             read(None)
         if count in marks:
             with open("/proc/self/statm") as file:
-                found[count] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
-    return found
+                memory[count] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+    return memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:

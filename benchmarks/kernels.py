@@ -39,12 +39,12 @@ def main() -> None:
     if options.interpret:
         if why := not_interpreted():
             parser.error(f"{why}; it can run none here")
-        found = interpret()
+        figures = interpret()
     elif options.aot:
         capabilities = [int(word) for word in options.sm.split(",")]
         if unknown := set(capabilities) - SHARED_MEMORY.keys():
             parser.error(f"--sm {unknown.pop()} is not known; there are {', '.join(map(str, SHARED_MEMORY))}")
-        found = ahead_of_time([int(dim) for dim in options.dims.split(",")], capabilities)
+        figures = ahead_of_time([int(dim) for dim in options.dims.split(",")], capabilities)
     else:
         rows = options.json and options.json.with_suffix(".rows.jsonl")
         if rows:
@@ -55,14 +55,14 @@ def main() -> None:
             gpu.chosen(options.dry, tuple(only))
         except ValueError as error:
             parser.error(str(error))
-        found = gpu.measure(options.dry, options.budget, rows, only)
-        print(gpu_report.table(found["rows"]))
-    print(json.dumps(found["summary"], indent=2))
+        figures = gpu.measure(options.dry, options.budget, rows, only)
+        print(gpu_report.table(figures["rows"]))
+    print(json.dumps(figures["summary"], indent=2))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
         if options.gpu:
-            gpu_report.plot(found["rows"], found["summary"]["device"], options.json.with_suffix(".png"))
+            gpu_report.plot(figures["rows"], figures["summary"]["device"], options.json.with_suffix(".png"))
 
 
 def interpret() -> Figures:
@@ -106,8 +106,8 @@ def ahead_of_time(dims: list[int], capabilities: list[int]) -> Figures:
             needs = compiled(one, capability)
             rows.append({"name": one.name, "kind": one.kind, "sm": capability, **needs._asdict()})
             flag = " TOO MUCH" if needs.shared > limit or needs.stack > STACK[one.kind] else ""
-            said = f"{needs.registers} registers, {needs.stack} B stack, {needs.shared} B shared{flag}"
-            print(f"sm_{capability} {one.name}: {said}", flush=True)
+            summary_line = f"{needs.registers} registers, {needs.stack} B stack, {needs.shared} B shared{flag}"
+            print(f"sm_{capability} {one.name}: {summary_line}", flush=True)
     summary = {
         "configurations": len(rows),
         "worst_stack_bytes": {kind: max(r["stack"] for r in rows if r["kind"] == kind) for kind in STACK},

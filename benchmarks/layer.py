@@ -124,8 +124,8 @@ def main() -> None:
     print_summary(summary)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"environment": about, "summary": summary, **tables, "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        figures = {"environment": about, "summary": summary, **tables, "rows": rows}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(
@@ -187,14 +187,14 @@ def train_flops(layer: SequenceLayer, length: int, device: torch.device) -> floa
 
 def forecast(name: str, length: int, rows: list[dict[str, Any]]) -> float:
     """Seconds of a training step, if it grows on from the last two lengths as it grew between them."""
-    known = [(r["tokens"], r.get("train_seconds", math.inf)) for r in rows if r["mixer"] == name]
-    if not known:
+    measured = [(r["tokens"], r.get("train_seconds", math.inf)) for r in rows if r["mixer"] == name]
+    if not measured:
         return 0.0
     power = 1.0
-    if len(known) > 1 and known[-1][1] < math.inf:
-        (a, s), (b, t) = known[-2:]
+    if len(measured) > 1 and measured[-1][1] < math.inf:
+        (a, s), (b, t) = measured[-2:]
         power = max(1.0, math.log(t / s) / math.log(b / a))
-    return known[-1][1] * (length / known[-1][0]) ** power
+    return measured[-1][1] * (length / measured[-1][0]) ** power
 
 
 def state_bytes(layer: SequenceLayer, x: Tensor) -> int:
@@ -206,13 +206,13 @@ def state_bytes(layer: SequenceLayer, x: Tensor) -> int:
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     """p of training time ~ T^p: least squares over all lengths, both logarithmic."""
-    found = {}
+    slopes = {}
     for name, mine in by_mixer(rows).items():
         x = [math.log(row["tokens"]) for row in mine]
         y = [math.log(row["train_seconds"]) for row in mine]
         if len(x) > 1:
-            found[name] = statistics.linear_regression(x, y).slope
-    return found
+            slopes[name] = statistics.linear_regression(x, y).slope
+    return slopes
 
 
 def peaks(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -222,11 +222,11 @@ def peaks(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def by_mixer(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_of: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if "skipped" not in row:
-            found.setdefault(row["mixer"], []).append(row)
-    return found
+            rows_of.setdefault(row["mixer"], []).append(row)
+    return rows_of
 
 
 HEADER = (

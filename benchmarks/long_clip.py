@@ -74,7 +74,7 @@ def measure(
 ) -> dict[str, Any]:
     """Top-1 and mean loss on ``count`` clips of a suite of which ``sampling`` shows some frames; and top-1 for each
     value of the cause ``by``."""
-    seen = suite.sampled(sampling)
+    sampled = suite.sampled(sampling)
     batch = max(1, FRAMES_AT_ONCE // suite.frames)
     assert isinstance(model.head, ClassificationHead)
     losses, hits, ending_hits, by_step = [], [], [], []
@@ -82,7 +82,7 @@ def measure(
         for first in range(0, count, batch):
             numbers = range(first, min(first + batch, count))
             frames, labels = clips(suite, "val", numbers)
-            frames = frames[:, seen]
+            frames = frames[:, sampled]
             if control == "shuffled":
                 frames = torch.stack([_shuffled(clip, number) for clip, number in zip(frames, numbers, strict=True)])
             output = _read(model, frames)
@@ -93,25 +93,25 @@ def measure(
                 ending_hits += (_ending(model.head, timeline, ENDING).argmax(1) == labels).tolist()
             ends = labels[:, None].expand(-1, timeline.shape[2])
             by_step.append(cross_entropy(timeline, ends, reduction="none"))
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "frames": suite.frames,
         "sampling": sampling,
-        "frames_read": len(seen),
-        "tokens_read": len(seen) * model.encoder.grid[0] * model.encoder.grid[1] // model.encoder.stride,
+        "frames_read": len(sampled),
+        "tokens_read": len(sampled) * model.encoder.grid[0] * model.encoder.grid[1] // model.encoder.stride,
         "top1": round(statistics.mean(hits), 4),
         "loss": round(statistics.mean(losses), 4),
-        "ceiling": round(suite.ceiling(seen), 4),
+        "ceiling": round(suite.ceiling(sampled), 4),
         "n": count,
         "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",  # a bit for each clip, the first one highest
         "top1_of_the_end": round(statistics.mean(ending_hits), 4) if ending_hits else None,
-        "positions": _positions(torch.cat(by_step).mean(0), seen),
+        "positions": _positions(torch.cat(by_step).mean(0), sampled),
     }
     if by:
         groups: dict[int | str, list[bool]] = {}
         for number, hit in enumerate(hits):
             groups.setdefault(suite.plan("val", number).cause[by], []).append(hit)
-        found["by"] = {str(value): round(statistics.mean(own), 4) for value, own in sorted(groups.items())}
-    return found
+        figures["by"] = {str(value): round(statistics.mean(own), 4) for value, own in sorted(groups.items())}
+    return figures
 
 
 def _read(model: VideoModel, frames: Tensor) -> Output:
@@ -131,11 +131,11 @@ def _ending(head: ClassificationHead, timeline: Tensor, steps: int) -> Tensor:
     return (sums[..., -1] - before) / steps + bias[:, 0]
 
 
-def _positions(losses: Tensor, seen: Sequence[int]) -> dict[str, list[int] | list[float]]:
+def _positions(losses: Tensor, sampled: Sequence[int]) -> dict[str, list[int] | list[float]]:
     """Losses of the answers after each step [S], each the mean over one of at most POSITIONS equal parts of the clip,
     and the frame that each part ends with, counted from 1."""
     parts = torch.arange(len(losses)).tensor_split(min(POSITIONS, len(losses)))
-    last = [seen[int(part[-1] + 1) * len(seen) // len(losses) - 1] + 1 for part in parts]
+    last = [sampled[int(part[-1] + 1) * len(sampled) // len(losses) - 1] + 1 for part in parts]
     return {"frames": last, "loss": [round(float(losses[part].mean()), 4) for part in parts]}
 
 

@@ -60,8 +60,8 @@ def _summary(study: dict[str, Any], rows: Rows) -> list[str]:
         cells = []
         for task, figure in figures:
             own = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
-            found = [value for row in own if figure and (value := figure(row)) is not None]
-            cells.append(_cell(found, len(own), 2) if figure else str(len(own) or ""))
+            values = [value for row in own if figure and (value := figure(row)) is not None]
+            cells.append(_cell(values, len(own), 2) if figure else str(len(own) or ""))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
@@ -152,9 +152,9 @@ def _own(row: dict[str, Any], factor: int) -> dict[str, Any]:
 
 def _found(row: dict[str, Any], *, sampling: str | None = None, control: str | None = None) -> float | None:
     """Top-1 under another sampling rule or a control, if the row has it."""
-    for found in row["measured"][1:]:
-        if found["length"] == 1 and found.get("control") == control and sampling in (None, found["sampling"]):
-            return found["top1"]
+    for entry in row["measured"][1:]:
+        if entry["length"] == 1 and entry.get("control") == control and sampling in (None, entry["sampling"]):
+            return entry["top1"]
     return None
 
 
@@ -171,8 +171,8 @@ def _ceilings(study: dict[str, Any], rows: Rows) -> dict[str, list[float]]:
 
 
 def _rule_ceiling(rows: Rows, rule: str) -> str:
-    found = (m for row in rows for m in row["measured"] if m["length"] == 1 and m["sampling"] == rule)
-    return next((f"{m['ceiling']:.3f}" for m in found), "not measured")
+    entries = (m for row in rows for m in row["measured"] if m["length"] == 1 and m["sampling"] == rule)
+    return next((f"{m['ceiling']:.3f}" for m in entries), "not measured")
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
     suite, longest = suite_of(study, task, VAL_SEED), study["lengths"][-1]
     lengths = study["lengths"]
     shared = {"numeric": True, "joined": True, "chance": suite.chance}
-    found = {
+    figures = {
         "length": shared
         | {
             "title": f"{task}: trained on up to {suite.frames} frames; bars: range over seeds",
@@ -196,7 +196,7 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
     }
     if values := _values_of(rows):
         by = study["tasks"][task]["by"]
-        found[by] = shared | {
+        figures[by] = shared | {
             "title": f"{task}: {suite.frames} frames; bars: range over seeds",
             "x_label": by,
             "x": [int(value) for value in values],
@@ -211,7 +211,7 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
             if len({row["seed"] for row in dense if row["variant"] in study["drawn"]}) > 1
             else "one seed"
         )
-        found["position"] = shared | {
+        figures["position"] = shared | {
             "title": f"{task}, {longest * suite.frames} frames: loss had the video ended here; {spread}",
             "x_label": f"frames read (means over the {frames[0]} that end there)",
             "x": frames,
@@ -221,7 +221,7 @@ def _protocols(study: dict[str, Any], task: str, rows: Rows) -> dict[str, dict[s
             "ceiling": [None] * len(frames),
             "chance": None,
         }
-    return found
+    return figures
 
 
 def _series(study: dict[str, Any], rows: Rows, figures: Any) -> dict[str, Any]:

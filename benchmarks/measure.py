@@ -96,7 +96,7 @@ def in_turn(
             break
         for name, run in runs.items():
             times[name].append(seconds(run, device))
-    return {name: found[1:] for name, found in times.items()}
+    return {name: seconds_of[1:] for name, seconds_of in times.items()}
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -77,9 +77,9 @@ def main() -> None:
         described["seconds"] = options.seconds or described["seconds"]
     suites = [options.suite] if options.suite else list(study["suites"])
     models = options.only or list(study["models"])
-    for name, known in [*((s, study["suites"]) for s in suites), *((m, study["models"]) for m in models)]:
-        if name not in known:
-            parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, known))}")
+    for name, names_of_study in [*((s, study["suites"]) for s in suites), *((m, study["models"]) for m in models)]:
+        if name not in names_of_study:
+            parser.error(f"the study has no {name!r}; it has {', '.join(map(repr, names_of_study))}")
     here = {s: [m for m in models if m in study["suites"][s].get("models", models)] for s in suites}
     done = {(row["suite"], row["model"], row["seed"]) for row in read_rows(rows_file)}
     # Seed by seed, so that a study that is stopped early has whole comparisons.
@@ -170,7 +170,7 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
     """Rollouts by horizon with both write policies, and errors on revealed pixels by group."""
     suite, described = suite_of(study, name, VAL_SEED), study["suites"][name]
     context, horizon = described["context"], described["horizon"]
-    made: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
     frame_metrics = FrameMetrics()
     groups = 0 if not suite.grouped else 1 + max(int(told(suite, i).group.max()) for i in range(described["val"]))
     revealed: list[tuple[Tensor, Tensor]] = []
@@ -179,16 +179,16 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
         frames = drawn(suite, [suite.plan("val", i) for i in numbers], "val", numbers)
         truth = in_unit(frames[:, context : context + horizon])
         for write, names in ((True, METHODS), (False, METHODS[:1])):
-            found = forecasts(model, frames[:, :context], horizon, write=write)
+            predicted = forecasts(model, frames[:, :context], horizon, write=write)
             for method in names:
                 key = method if write else f"{method}_context_only"
-                made.setdefault(key, []).append(frame_metrics(found[method], truth))
+                collected.setdefault(key, []).append(frame_metrics(predicted[method], truth))
         if groups:
             pieces = frames.split(SEGMENT, dim=1)
             segments = ((piece, torch.full((len(numbers),), piece.shape[1])) for piece in pieces)
             revealed.append(revealed_errors(model, segments, [told(suite, i) for i in numbers], groups))
     figures: dict[str, Any] = {"context": context, "horizon": {}}
-    for key, parts in made.items():
+    for key, parts in collected.items():
         means = torch.cat(parts).mean(0)  # [metrics, horizon]
         wanted = ("mse", "psnr", "ssim") if key.startswith("model") else ("mse", "psnr")
         figures["horizon"][key] = {
@@ -201,9 +201,9 @@ def measure(model: VideoModel, study: dict[str, Any], name: str) -> dict[str, An
 
 
 def told(suite: PredictionSuite, index: int) -> Revealed:
-    found = suite.revealed({key: str(value) for key, value in suite.plan("val", index).cause.items()})
-    assert found is not None
-    return found
+    cause = suite.revealed({key: str(value) for key, value in suite.plan("val", index).cause.items()})
+    assert cause is not None
+    return cause
 
 
 if __name__ == "__main__":

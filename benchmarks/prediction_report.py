@@ -14,23 +14,23 @@ def by_horizon(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A flat row for each horizon of each training."""
     flat = []
     for row in rows:
-        found = row["horizon"]
+        errors = row["horizon"]
         flat += [
             {
                 "suite": row["suite"],
                 "model": row["model"],
                 "seed": row["seed"],
                 "horizon": i + 1,
-                "mse": found["model"]["mse"][i],
-                "mse_context_only": found["model_context_only"]["mse"][i],
-                "psnr": found["model"]["psnr"][i],
-                "copy_last_mse": found["copy_last"]["mse"][i],
-                "mean_frame_mse": found["mean_frame"]["mse"][i],
-                "linear_mse": found["linear"]["mse"][i],
+                "mse": errors["model"]["mse"][i],
+                "mse_context_only": errors["model_context_only"]["mse"][i],
+                "psnr": errors["model"]["psnr"][i],
+                "copy_last_mse": errors["copy_last"]["mse"][i],
+                "mean_frame_mse": errors["mean_frame"]["mse"][i],
+                "linear_mse": errors["linear"]["mse"][i],
                 "parameters": row["parameters"],
                 "seconds": row["seconds"],
             }
-            for i in range(len(found["model"]["mse"]))
+            for i in range(len(errors["model"]["mse"]))
         ]
     return flat
 
@@ -40,26 +40,28 @@ def tables(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for name, described in study["suites"].items():
         here = {m: [row for row in rows if (row["suite"], row["model"]) == (name, m)] for m in study["models"]}
-        here = {model: found for model, found in here.items() if found}
+        here = {model: trainings for model, trainings in here.items() if trainings}
         if not here:
             continue
         shown = described["shown"]
         lines += [f"**{name}**: {described['context']} frames given, mean squared error of a frame at horizon", ""]
         lines += ["| model | seeds | steps | " + " | ".join(f"{h}" for h in shown) + " | SSIM at the last |"]
         lines += ["|---|---|---|" + "---|" * (len(shown) + 1)]
-        for model, found in here.items():
-            steps = f"{statistics.median(row['steps'] for row in found):.0f}"
-            cells = [_range([row["horizon"]["model"]["mse"][h - 1] for row in found]) for h in shown]
-            cells.append(f"{statistics.mean(row['horizon']['model']['ssim'][shown[-1] - 1] for row in found):.3f}")
-            lines.append(f"| {model} | {len(found)} | {steps} | " + " | ".join(cells) + " |")
-            written = [row["horizon"]["model_context_only"]["mse"] for row in found]
+        for model, trainings in here.items():
+            steps = f"{statistics.median(row['steps'] for row in trainings):.0f}"
+            cells = [_range([row["horizon"]["model"]["mse"][h - 1] for row in trainings]) for h in shown]
+            cells.append(f"{statistics.mean(row['horizon']['model']['ssim'][shown[-1] - 1] for row in trainings):.3f}")
+            lines.append(f"| {model} | {len(trainings)} | {steps} | " + " | ".join(cells) + " |")
+            written = [row["horizon"]["model_context_only"]["mse"] for row in trainings]
             cells = [_range([mse[h - 1] for mse in written]) for h in shown]
             lines.append("| ... learning from the context alone | | | " + " | ".join(cells) + " | |")
         for trivial in METHODS[1:]:
-            found = next(iter(here.values()))[0]["horizon"][trivial]["mse"]
-            lines.append(f"| {trivial} | | | " + " | ".join(f"{found[h - 1]:.1f}" for h in shown) + " | |")
+            trainings = next(iter(here.values()))[0]["horizon"][trivial]["mse"]
+            lines.append(f"| {trivial} | | | " + " | ".join(f"{trainings[h - 1]:.1f}" for h in shown) + " | |")
         revealed = {
-            model: [row["revealed"] for row in found] for model, found in here.items() if "revealed" in found[0]
+            model: [row["revealed"] for row in trainings]
+            for model, trainings in here.items()
+            if "revealed" in trainings[0]
         }
         if revealed:
             lines += ["", *_by_group(revealed, described["groups"])]
@@ -75,8 +77,8 @@ def _by_group(revealed: dict[str, list[dict[str, Any]]], shown: list[int]) -> li
         "",
     ]
     lines += [f"| model | {' | '.join(f'{by} {g}' for g in shown)} |", "|---|" + "---|" * len(shown)]
-    for model, found in revealed.items():
-        cells = [_range([row["mse"]["model"][g] for row in found], 4) for g in shown]
+    for model, rows in revealed.items():
+        cells = [_range([row["mse"]["model"][g] for row in rows], 4) for g in shown]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     for trivial in METHODS[1:]:
         lines.append(f"| {trivial} | " + " | ".join(f"{first['mse'][trivial][g]:.4f}" for g in shown) + " |")
@@ -100,14 +102,14 @@ def draw(study: dict[str, Any], rows: list[dict[str, Any]], out: Path) -> None:
             for model in described.get("drawn", [])
         }
         series = {}
-        for model, found in here.items():
-            columns = list(zip(*(revealed["mse"]["model"] for revealed in found), strict=True))
+        for model, rows in here.items():
+            columns = list(zip(*(revealed["mse"]["model"] for revealed in rows), strict=True))
             mean, low, high = ([f(column) for column in columns] for f in (statistics.mean, min, max))
-            if found:
+            if rows:
                 series[model] = {"run": model, "control": "", "mean": mean, "low": low, "high": high}
         if not series:
             continue
-        first = next(found for found in here.values() if found)[0]
+        first = next(rows for rows in here.values() if rows)[0]
         groups = len(first["mse"]["model"])
         protocol = {
             "title": f"{name}: every frame predicted from all before it; bands: range over seeds",

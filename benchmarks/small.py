@@ -111,14 +111,14 @@ def run_all(
         running = {pool.submit(train_row, study, *row): row for row in todo}
         for future in as_completed(running):
             try:
-                found = future.result()
+                row_done = future.result()
             except Exception as error:  # a row that cannot be run must not end the study of the others
                 failed.append(f"{running[future]}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            append_row(rows_file, found)
+            append_row(rows_file, row_done)
             print(
-                json.dumps({name: value for name, value in found.items() if not isinstance(value, list | dict)}),
+                json.dumps({name: value for name, value in row_done.items() if not isinstance(value, list | dict)}),
                 flush=True,
             )
     return failed

@@ -55,10 +55,10 @@ def main() -> None:
     lock = Lock()
 
     def finish(row: dict[str, Any]) -> None:
-        found = {**row, **run(study, row, options.videos)}
+        result = {**row, **run(study, row, options.videos)}
         with lock, rows_file.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
 
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -86,9 +86,9 @@ def run(study: dict[str, Any], row: dict[str, Any], videos: Path) -> dict[str, A
         seconds += train({**plan, "settings": [], **first}, row["seed"], videos, folder / "first")
         plan["settings"] += ["--init_from", str(last_checkpoint(folder / "first"))]
     seconds += train(plan, row["seed"], videos, folder / "run")
-    found = measure(plan, videos, folder)
+    result = measure(plan, videos, folder)
     shutil.rmtree(folder)
-    return {**found, "train_seconds": round(seconds, 1), "torch": torch_version(), "date": time.strftime("%Y-%m-%d")}
+    return {**result, "train_seconds": round(seconds, 1), "torch": torch_version(), "date": time.strftime("%Y-%m-%d")}
 
 
 def train(plan: dict[str, Any], seed: int, videos: Path, out: Path) -> float:
@@ -120,15 +120,15 @@ def measure(plan: dict[str, Any], videos: Path, folder: Path) -> dict[str, Any]:
     with safe_open(last / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     if "contexts" in plan:
-        found = [evaluate("--context", str(n), "--horizon", str(plan["horizons"][-1])) for n in plan["contexts"]]
+        reports = [evaluate("--context", str(n), "--horizon", str(plan["horizons"][-1])) for n in plan["contexts"]]
         return {
             "context": {
                 each["context"]: {
                     name: {k: row[k] for k in ("mse", "psnr")} for name, row in each["per_horizon"].items()
                 }
-                for each in found
+                for each in reports
             },
-            "n": [each["n_videos"] - each["n_failed"] for each in found],
+            "n": [each["n_videos"] - each["n_failed"] for each in reports],
             "parameters": parameters,
         }
     metrics = evaluate("--workers", "0")
@@ -167,12 +167,12 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _lines(name: str, experiment: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _lines(name: str, experiment: dict[str, Any], groups: dict[str, list[dict[str, Any]]]) -> list[str]:
     shown = [(str(n), h) for n in experiment.get("contexts", []) for h in experiment["horizons"]]
     head = [f"{n} given: mse at horizon {h}" for n, h in shown] or ["val top-1", "train top-1"]
     lines = [f"**{name}**", "", "| model | seeds | " + " | ".join(head) + " | s | parameters |"]
     lines.append("|---|---|" + "---|" * (len(head) + 2))
-    for variant, rows in found.items():
+    for variant, rows in groups.items():
         if shown:
             cells = [_range([row["context"][n]["model"]["mse"][h - 1] for row in rows], 2) for n, h in shown]
         else:
@@ -180,8 +180,8 @@ def _lines(name: str, experiment: dict[str, Any], found: dict[str, list[dict[str
         seconds = statistics.median(row["train_seconds"] for row in rows)
         cells += [f"{seconds:.0f}", f"{rows[0]['parameters']:,}"]
         lines.append(f"| {variant} | {len(rows)} | " + " | ".join(cells) + " |")
-    if shown and found:
-        measured = next(iter(found.values()))[0]["context"]
+    if shown and groups:
+        measured = next(iter(groups.values()))[0]["context"]
         for method in measured[shown[0][0]]:
             if method != "model":
                 cells = [f"{measured[n][method]['mse'][h - 1]:.2f}" for n, h in shown]

@@ -339,19 +339,19 @@ class VideoModel(nn.Module):
 
     def set_inner_rate(self, scale: float) -> None:
         """Multiplies every inner learning rate: 1 as configured, less while the inner loop warms up."""
-        for layer in self._ttt_layers():
+        for layer in self.ttt_layers():
             layer.rate_warmup = scale
 
     def inner_rates(self) -> list[float]:
         """Base rate of the inner loop of every TTT layer."""
-        return [layer.base_rate for layer in self._ttt_layers()]
+        return [layer.base_rate for layer in self.ttt_layers()]
 
     def set_checkpointing(self, chunks: int) -> None:
         """Recomputes activations of the chunk scan in the backward pass, in groups of ``chunks``; 0: stores all."""
-        for layer in self._ttt_layers():
+        for layer in self.ttt_layers():
             layer.checkpoint_group = chunks
 
-    def _ttt_layers(self) -> list[TTTLayer]:
+    def ttt_layers(self) -> list[TTTLayer]:
         return [module for module in self.modules() if isinstance(module, TTTLayer)]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -130,7 +130,13 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if path.exists() and not os.access(path, os.R_OK):  # of which safetensors says that it is not there
+        return f"{path} cannot be read: this user has no permission to."
+    return f"{path} cannot be read ({error}); the file is damaged or not safetensors."
 
 
 def check_shapes(path: Path, expected: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -240,7 +246,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); the file is damaged or not safetensors.") from error
+        raise ValueError(_unreadable(path, error)) from error
     _check_unchanged(folder)
     return tensors
 

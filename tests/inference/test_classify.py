@@ -110,6 +110,8 @@ def test_cuts_sampling_spans_and_views(folder, run):
     torch.testing.assert_close(views.probabilities, each.mean(0), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"needs a length, as .* write clips=2x1:FRAMES"):
         model.classify(path, views="clips=2")
+    with pytest.raises(ValueError, match="frames in memory are all used"):
+        model.classify(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), sampling="uniform=2")
     with pytest.raises(ValueError, match="leave --views or --timeline out"):
         list(classify_videos(model, clips, How(views="spans=1"), timelines=True))
 

@@ -120,6 +120,16 @@ def test_http(run, film, capsys):
         server.shutdown()
 
 
+def test_a_stream_has_the_pixels_that_classify_reads(run, tmp_path, capsys):
+    """Of a larger video: resized while it is decoded, whose colours are others than those of resized pictures."""
+    blocks = np.random.default_rng(0).integers(0, 256, (4, 9, 13, 3), np.uint8)
+    film = write(tmp_path / "film.mp4", blocks.repeat(8, 1).repeat(8, 2), options={"qp": "10"})
+    label, probability = small_model().classify(film, topk=1)[0]
+    for source in (film, f"file://{film}"):
+        assert main(["stream", str(run), str(source), "--topk", "1"]) == 0
+        assert lines(capsys)[-1]["classes"] == [{"label": label, "probability": pytest.approx(probability, abs=1e-6)}]
+
+
 def test_rtsp(run, film, capsys):
     """PyAV listens; another process pushes, as a camera's encoder does."""
     address = f"rtsp://127.0.0.1:{port()}/live"

@@ -95,6 +95,10 @@ def test_one_command_trains_and_resumes_all_folds(arguments, tmp_path, capsys):
     assert main([*words, "--resume", "auto"]) == 0
     assert [(out / f"fold-{k}" / "steps.jsonl").read_text() for k in (1, 2)] == logs
     assert json.loads((out / "folds.json").read_text()) == found
+    (out / "fold-1" / "log.jsonl").write_text("")
+    capsys.readouterr()
+    assert main([*words, "--resume", "auto"]) == 2
+    assert f"take {out / 'fold-1'} away to train this fold again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

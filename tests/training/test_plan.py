@@ -35,8 +35,8 @@ def test_what_is_in_memory_at_once():
         with Results() as results:
             step()
         assert low <= results.peak < high + 100
-    product = peak_beyond(lambda: torch.ones(1000, 4000).add_(1).sum(), torch.device("cpu"))
-    assert product == pytest.approx(16e6, rel=0.1)
+    product = peak_beyond(lambda: torch.ones(5000, 5000).add_(1).sum(), torch.device("cpu"))
+    assert product == pytest.approx(100e6, rel=0.1)
 
 
 def test_memory_grows_with_the_frames_of_a_batch():

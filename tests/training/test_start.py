@@ -1,6 +1,8 @@
 """`--init_from`: what is loaded, resized and left, said in a table; what does not fit is refused."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +27,19 @@ def rows(start):
     """Of each part: loaded, resized, left."""
     words = [line.split() for line in start.lines()]
     return {row[0]: tuple(map(int, row[1:4])) for row in words if row[0] in ("encoder", "backbone", "head")}
+
+
+def test_weights_that_are_not_finite_or_may_not_be_read_are_refused(source, monkeypatch):
+    model, path = source
+    with torch.no_grad():
+        model.backbone.norm.weight[0] = torch.nan
+    model.save_pretrained(path)
+    with pytest.raises(ConfigError, match=r"backbone\.norm\.weight in .* not finite, so its weights are damaged"):
+        start_from(like(model.config), path)
+    Path(path, "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    with pytest.raises(ValueError, match="cannot be read: this user has no permission to"):
+        start_from(like(model.config), path)
 
 
 @pytest.fixture

@@ -244,6 +244,8 @@ def test_splits_of_lists(tmp_path):
     path = write(tmp_path / "l.csv", "path,label,split", "a.mp4,x,training", "b.mp4,y,training", "c.mp4,y,test")
     fails(path, "train", match="no split 'train'; it has test, training")
     assert split_names(path) == ["test", "training"]
+    path = write(tmp_path / "m.csv", "path,label,split", "a.mp4,x,train", "b.mp4,y,train", "c.mp4,y,trian")
+    assert build_index(path, "train").rule.endswith("2 videos; other splits: trian")
     path = write(tmp_path / "g.csv", "path,label,group", "a.mp4,x,g", "b.mp4,y,g")
     fails(path, "train", match="cannot be divided .* one group")
     fails(path, "train", val_fraction=1.5, match="between 0 and 1")

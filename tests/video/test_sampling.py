@@ -89,6 +89,12 @@ def test_text_and_rule_are_the_same(rule):
     assert parse_sampling(str(rule)) == rule
 
 
+def test_numbers_may_have_exponents():
+    for number in (1e12, 1e-5, 30):
+        assert parse_sampling(str(Dense(float(number)))) == Dense(float(number))
+    assert parse_sampling("fps=1e+2") == Dense(100.0)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", " ", "dense,fps=1", "uniform=4 segments=4", "every", "dense=3", "fps", "fps=0", "fps=-1", "fps=nan",

@@ -2,7 +2,6 @@
 repeatable."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def test_preprocessing(fit, shape):
     assert out.dtype == torch.uint8
     pieces = torch.cat([pre.apply(frames[:1]), pre.apply(frames[1:5]), pre.apply(frames[5:])])
     assert torch.equal(out, pieces)
-    h, w = pre.decode_size(SimpleNamespace(height=shape[0], width=shape[1]))
+    h, w = pre.decode_size(*shape)
     if fit == "crop":
         assert min(h - 24, w - 32) == 0
     elif fit == "pad":
@@ -53,7 +52,7 @@ def test_preprocessing(fit, shape):
     decoded = noise(2, 3, h, w)
     fitted = pre.apply(decoded)
     assert set(fitted.unique().tolist()) <= {*decoded.unique().tolist(), 0}
-    large = pre.decode_size(SimpleNamespace(height=shape[0], width=shape[1]), margin=1.5)
+    large = pre.decode_size(*shape, margin=1.5)
     assert large[0] >= 1.4 * h or large[1] >= 1.4 * w
 
 

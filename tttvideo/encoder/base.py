@@ -189,7 +189,7 @@ class FrameEncoder(nn.Module, ABC):
         index = torch.minimum(torch.arange(slots)[None, :], last[:, None])
         # Beyond a row's last time step the content does not matter: it is padding.
         rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
-        return frames[rows, index.to(frames.device)]
+        return frames[rows, index.to(frames.device, non_blocking=True)]
 
 
 def check_divides(size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:

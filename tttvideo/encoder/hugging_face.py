@@ -164,16 +164,18 @@ class TransformersEncoder(FrameEncoder):
             if rest := n % window:
                 back = n - window if begun or n >= window else 0
                 index[row, n - rest : n - rest + window] = torch.arange(back, back + window).clamp_max(n - 1)
-        index = (index + kept).clamp_max(full.shape[1] - 1).to(x.device)
+        index = (index + kept).clamp_max(full.shape[1] - 1).to(x.device, non_blocking=True)
         rows = torch.arange(batch, device=x.device)[:, None]
-        last = (torch.arange(kept) + counts[:, None]).to(x.device)
+        last = (torch.arange(kept) + counts[:, None]).to(x.device, non_blocking=True)
         return full[rows, index], full[rows, last].transpose(1, 2)
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``frames`` are whole windows; what is left over of the last frames is the caller's."""
         batch, steps = frames.shape[0], frames.shape[1] // self.stride
         valid = torch.full((batch,), steps) if lengths is None else lengths
-        chosen = (torch.arange(steps) < valid[:, None]).flatten().nonzero().squeeze(1).to(frames.device)
+        chosen = (
+            (torch.arange(steps) < valid[:, None]).flatten().nonzero().squeeze(1).to(frames.device, non_blocking=True)
+        )
         tokens = self.position.expand(batch * steps, *self.position.shape)
         if len(chosen):
             maps = self._maps(frames.unflatten(1, (steps, self.stride)).flatten(0, 1)[chosen])

@@ -137,7 +137,7 @@ class TimmEncoder(FrameEncoder):
         valid = None
         if lengths is not None:
             # Padding is not encoded: it would cost time, and enter the statistics of batch normalisation.
-            valid = _valid(lengths, count).to(frames.device)
+            valid = _valid(lengths, count).to(frames.device, non_blocking=True)
             flat = flat[valid]
         if not len(flat):
             tokens = self.position.expand(batch * count, *self.position.shape)
@@ -149,7 +149,9 @@ class TimmEncoder(FrameEncoder):
 
     def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
         batch, count = frames.shape[:2]
-        valid = _valid(torch.full((batch,), count) if lengths is None else lengths, count).to(frames.device)
+        valid = _valid(torch.full((batch,), count) if lengths is None else lengths, count).to(
+            frames.device, non_blocking=True
+        )
         assert self.feature_shape is not None
         maps = self.position.new_zeros(batch * count, *self.feature_shape)
         if len(valid):

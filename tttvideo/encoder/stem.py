@@ -115,7 +115,7 @@ class StemEncoder(FrameEncoder):
         valid = None if lengths is None else lengths * self.stride
         after = []
         if self.config.inputs != "frames":
-            fresh = (~state.begun).to(x.device)[:, None, None, None, None]
+            fresh = (~state.begun).to(x.device, non_blocking=True)[:, None, None, None, None]
             full, tail = _after(torch.where(fresh, x[:, :, :1], tails[0].to(x.dtype)), x, valid)
             after.append(tail)
             tails = tails[1:]
@@ -146,7 +146,7 @@ def _per_frame(norm: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         flat = norm(flat)
     else:
-        real = (torch.arange(count) < valid[:, None]).flatten().nonzero().squeeze(1).to(x.device)
+        real = (torch.arange(count) < valid[:, None]).flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)
         normalised = norm(flat[real])  # float32 under CUDA's autocast, whatever went in
         flat = normalised.new_zeros(flat.shape).index_copy(0, real, normalised)
     return flat.unflatten(0, (batch, count)).transpose(1, 2)

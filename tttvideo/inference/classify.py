@@ -65,11 +65,14 @@ def classify_videos(
     """
     if not model.config.task.classifies:
         raise ValueError(f"This model was trained for {type(model.config.task).__name__} and knows no classes.")
+    memory = any(isinstance(video, Tensor) for video in videos)
+    if memory and how.sampling not in (None, "dense"):
+        raise ValueError("frames in memory are all used, as they have no times; choose some yourself, or give files")
     how = resolved(how, model)
     views = parse_views(how.views)
     if views != Whole() and timelines:
         raise ValueError("a timeline is of a whole video; leave --views or --timeline out")
-    if views != Whole() and any(isinstance(video, Tensor) for video in videos):
+    if views != Whole() and memory:
         raise ValueError("frames in memory have no times to divide them by; give files, or leave views out")
     training = model.training
     model.eval()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..printing import printable
-from ..video.decode import open_video
 from ..video.pyav_reader import Converter
 from ..video.reader import VideoError
 from ..video.sampling import Dense, parse_sampling
+from ..video.transforms import Preprocessing
 from .config import StreamConfig
 
 Say = Callable[[str], None]
@@ -39,8 +39,9 @@ class Shot(NamedTuple):
     time: float
 
 
-def open_source(config: StreamConfig, say: Say) -> Iterator[Shot]:
-    """The frames of ``config.source``, in order. Close the iterator where it is not read to its end.
+def open_source(config: StreamConfig, preprocessing: Preprocessing, say: Say) -> Iterator[Shot]:
+    """The frames of ``config.source``, in order, resized while they are decoded, as in ``classify``: the model gets the
+    same pixels. Close the iterator where it is not read to its end.
 
     Args:
         say: told what the user should know: dropped frames, lost connections.
@@ -52,9 +53,9 @@ def open_source(config: StreamConfig, say: Say) -> Iterator[Shot]:
     if source == "-" and config.size:
         shots = _raw(sys.stdin.buffer, config)
     elif source != "-" and not _is_live(source):
-        return _recorded(source, config.fps)
+        return _recorded(source, preprocessing, config.fps)
     else:
-        shots = _connected(config, say)
+        shots = _connected(config, preprocessing, say)
     shots = _thinned(shots, config)
     return _newest(shots, say) if config.read == "newest" else _buffered(shots)
 
@@ -64,9 +65,9 @@ def _is_live(source: str) -> bool:
     return source == "-" or "://" in source or source.isdecimal() or source.startswith("/dev/") or "%" in source
 
 
-def _recorded(path: str, fps: float | None) -> Iterator[Shot]:
+def _recorded(path: str, preprocessing: Preprocessing, fps: float | None) -> Iterator[Shot]:
     """A file or a folder of images, by the readers that training uses."""
-    with open_video(path) as reader:
+    with preprocessing.open(path) as reader:
         wanted = Dense(fps).indices(reader.times - reader.times[0])
         times = iter((reader.times[wanted] + reader.offset).tolist())
         for frames in reader.stream(wanted, batch=BATCH):
@@ -99,13 +100,13 @@ def parse_size(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _connected(config: StreamConfig, say: Say) -> Iterator[Shot]:
+def _connected(config: StreamConfig, preprocessing: Preprocessing, say: Say) -> Iterator[Shot]:
     """What PyAV opens; after an error it is opened again, at most ``config.retries`` times in a row."""
     tries, wait, offset, last = 0, WAIT, 0.0, None
     while True:
         began = time.monotonic()
         try:
-            for shot in _opened(config):
+            for shot in _opened(config, preprocessing):
                 tries, wait = 0, WAIT
                 if last is not None and shot.time + offset <= last:
                     # a new connection's clock begins anew
@@ -125,7 +126,7 @@ def _connected(config: StreamConfig, say: Say) -> Iterator[Shot]:
             wait = min(2 * wait, LONGEST)
 
 
-def _opened(config: StreamConfig) -> Iterator[Shot]:
+def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot]:
     """The frames of one connection. Raises VideoError."""
     import av
 
@@ -150,7 +151,7 @@ def _opened(config: StreamConfig) -> Iterator[Shot]:
             converter: Converter | None = None
             for frame in container.decode(stream):
                 if converter is None:  # further frames are brought to the first one's size
-                    converter = Converter((frame.height, frame.width))
+                    converter = Converter(preprocessing.decode_size(frame.height, frame.width))
                 out = torch.empty(3, *converter.size, dtype=torch.uint8)
                 converter.into(frame, out.numpy())
                 yield Shot(out, number / rate if frame.time is None else float(frame.time))

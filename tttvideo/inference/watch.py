@@ -60,7 +60,7 @@ def _watch(config: StreamConfig, stream: LiveStream) -> None:
 
     started = stream.frames
     try:
-        with closing(open_source(config, say)) as shots:  # type: ignore[type-var]  # generators
+        with closing(open_source(config, stream.model.preprocessing, say)) as shots:  # type: ignore[type-var]  # generators
             for frame, time in shots:
                 for moment in stream(frame, time):
                     waiting = moment

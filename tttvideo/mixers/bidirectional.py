@@ -76,7 +76,7 @@ class BidirectionalLayer(SequenceLayer):
             )
         y, _ = self.forwards(x, None, layout)
         block = frame if self.unit(frame) % frame == 0 else 1
-        index = reversal(lengths, length, block).to(x.device)[..., None].expand_as(x)
+        index = reversal(lengths, length, block).to(x.device, non_blocking=True)[..., None].expand_as(x)
         again, _ = (self.backwards or self.forwards)(x.gather(1, index), None, layout)
         return y + again.gather(1, index), BidirectionalState(state.seen + lengths)
 

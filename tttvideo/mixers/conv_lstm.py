@@ -73,7 +73,7 @@ class ConvLSTMLayer(SequenceLayer):
             hidden = cell = hidden.new_zeros(batch, hidden.shape[1], *layout.grid)
         going = None
         if layout.lengths is not None:
-            read = (layout.lengths // per_frame).to(x.device)
+            read = (layout.lengths // per_frame).to(x.device, non_blocking=True)
             going = (torch.arange(frames, device=x.device)[:, None] < read)[..., None, None, None]  # [F, B, 1, 1, 1]
         inner = self.in_proj(x)
         grid = inner.mT.unflatten(2, (frames, *layout.grid)).movedim(2, 1)  # [B, F, units, rows, columns]

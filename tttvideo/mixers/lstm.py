@@ -77,7 +77,7 @@ def read_recurrent(
         rows = lengths.nonzero().squeeze(1)  # PyTorch's networks refuse rows without tokens
         if not len(rows):
             return x, state
-        at = rows.to(x.device)
+        at = rows.to(x.device, non_blocking=True)
         packed = pack_padded_sequence(x[at].to(dtype), lengths[rows], batch_first=True, enforce_sorted=False)
         out, after = run(packed, tuple(t[at] for t in state))
     y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD: larger blocks are the kernel's, and go back to it
 
+_NOISE = 2**26  # less may be Python's own
+
 
 def bytes_of(tensors: Iterable[Any]) -> int:
     """Of all that are tensors; those that share their numbers count once."""
@@ -38,7 +40,8 @@ def peak_beyond(step: Callable[[], Any], device: torch.device) -> int:
     before = _restart_resident_peak()
     with Results() as results:
         step()
-    return max(results.peak, _resident("VmHWM") - before)
+    resident = _resident("VmHWM") - before
+    return max(results.peak, resident if resident > _NOISE else 0)
 
 
 def _restart_resident_peak() -> int:

@@ -199,15 +199,14 @@ class PredictionHead(TaskHead):
     ) -> tuple[Forecast, PredictionState]:
         predicted = self._predict(tokens, frames, lengths)
         batch, count = predicted.shape[:2]
-        given = torch.full((batch,), count) if steps is None else steps
+        given = _on_device(steps, batch, count, predicted.device)
         upcoming = state.upcoming
         if count:
             rows = torch.arange(batch, device=predicted.device)
-            last = predicted[rows, (given - 1).clamp_min(0).to(predicted.device)]
-            none = (given == 0).to(predicted.device)[:, None, None, None, None]
-            upcoming = torch.where(none, upcoming.to(last.dtype), last)
-        step = torch.arange(count).expand(batch, count)
-        at = torch.where(step < given[:, None], step + 1, -1).to(predicted.device)
+            last = predicted[rows, (given - 1).clamp_min(0)]
+            upcoming = torch.where((given == 0)[:, None, None, None, None], upcoming.to(last.dtype), last)
+        step = torch.arange(count, device=predicted.device).expand(batch, count)
+        at = torch.where(step < given[:, None], step + 1, -1)
         return Forecast(upcoming, predicted, at, frames), PredictionState(upcoming)
 
     def pictures(self, seen: Tensor) -> Tensor:
@@ -229,9 +228,9 @@ class PredictionHead(TaskHead):
     def _last(self, frames: Tensor, count: int, lengths: Tensor | None) -> Tensor:
         """The last frame of each time step [B, S, 3, H, W] in 0..1; of an unfinished one, that of the video."""
         stride = self.sizes.stride
-        given = torch.full(frames.shape[:1], frames.shape[1]) if lengths is None else lengths
-        ends = (torch.arange(1, count + 1) * stride - 1)[None]
-        index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0)).to(frames.device)
+        given = _on_device(lengths, *frames.shape[:2], frames.device)
+        ends = (torch.arange(1, count + 1, device=frames.device) * stride - 1)[None]
+        index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0))
         batch = torch.arange(frames.shape[0], device=frames.device)[:, None]
         return self.pictures(frames[batch, index])
 
@@ -243,7 +242,7 @@ class PredictionHead(TaskHead):
         whole = frames.shape[1] // stride
         steps = frames[:, : whole * stride].unflatten(1, (whole, stride))
         rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
-        counts = output.at < (lengths // stride).to(output.at.device)[:, None]
+        counts = output.at < (_on_device(lengths, *frames.shape[:2], output.at.device) // stride)[:, None]
         counts = counts & (output.at * stride >= self.config.context)
         truth = steps[rows, output.at.clamp(max=max(whole - 1, 0))] if whole else torch.zeros_like(output.timeline)
         return output.timeline, self.pictures(truth), counts
@@ -285,6 +284,14 @@ class PredictionHead(TaskHead):
                 counts = valid if guess is not None else torch.zeros_like(valid)
                 losses.append(torch.where(counts, error.mean(1).double(), torch.nan).cpu())
             yield torch.stack(losses, 1) if losses else torch.zeros(len(lengths), 0, dtype=torch.float64)
+
+
+def _on_device(lengths: Tensor | None, batch: int, whole: int, device: torch.device) -> Tensor:
+    """Valid entries of each row (None: ``whole``) [B] on the device, which writes them itself where all are ``whole``:
+    a copy could not be part of a CUDA graph. Nothing waits for other copies."""
+    if lengths is None or bool((lengths == whole).all()):
+        return torch.full((batch,), whole, device=device)
+    return lengths.to(device, non_blocking=True)
 
 
 def _sum(each: Tensor, counts: Tensor) -> Tensor:

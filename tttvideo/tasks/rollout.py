@@ -81,5 +81,5 @@ def roll_out_end(
     for step in range(1, head.own_steps):
         output, state = read(head.bounded(output.upcoming), going, state)
         timeline.append(output.timeline)
-        at.append(true_steps.to(frames.device)[:, None] + step)
+        at.append(true_steps.to(frames.device, non_blocking=True)[:, None] + step)
     return output._replace(timeline=torch.cat(timeline, 1), at=torch.cat(at, 1), seen=frames), state

@@ -185,7 +185,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How training reads long videos.
+    """How training reads long videos, and what its steps are made of.
 
     Args:
         segment_frames: reads films of any length in segments of so many frames, batch_size films side by side, with a
@@ -196,14 +196,19 @@ class TrainingConfig:
         start_gradient: which segments give W_0, the initial weights, a gradient. stop: the first of each film;
             straight: every one, as if its state were W_0 (values are those carried).
         restart: probability that a segment in the middle of a film begins with W_0.
+        compile: modules: torch.compile of encoder, blocks and head; graph: forward and backward pass as one CUDA graph.
+            Both for whole clips of the first few lengths; null: neither.
     """
 
     segment_frames: int | None = None
     detach_every: int = 1
     start_gradient: Literal["stop", "straight"] = "stop"
     restart: float = 0.0
+    compile: Literal["modules", "graph"] | None = None
 
     def __post_init__(self) -> None:
+        whole = self.segment_frames is None or self.compile is None
+        _require(whole, "training.compile serves whole clips; leave out training.compile or training.segment_frames")
         _require(
             self.segment_frames is None or self.segment_frames >= 1,
             f"training.segment_frames must be at least 1 (or null for whole clips), not {self.segment_frames}",
@@ -357,9 +362,7 @@ class RunConfig:
         if self.folds is None:
             return
         _require(self.folds >= 2, f"folds must be at least 2 (or null for one model), not {self.folds}")
-        _require(
-            self.data.fold is None, "folds trains on every fold and data.fold on one of them; leave out one of both"
-        )
+        _require(self.data.fold is None, "folds trains on every fold and data.fold on one; leave out one of both")
         _require(self.evaluate_every > 0, "folds compares validations, and evaluate_every is 0; set that to 1 or more")
         _require(
             self.resume in (None, "auto"),

@@ -38,18 +38,29 @@ def cross_validate(config: RunConfig, train: Callable[[RunConfig, str], Any]) ->
     ]
     for run in runs:
         run.data.index(run.data.split_train, labelled=run.model.task.labelled)
+    first, rows = os.environ.get("RANK", "0") == "0", []
     for run in runs:
         train(run, to_yaml(run))
-    if os.environ.get("RANK", "0") == "0":
-        rows = [last_validation(Path(str(run.out))) for run in runs]
+        rows += [last_validation(Path(str(run.out)))] if first else []
+    if first:
         with writing(out / "folds.json"):
             write_text(out / "folds.json", json.dumps({"folds": rows, "mean": summary(rows)}, indent=1))
         print("\n".join(["", *table(rows)]), flush=True)
 
 
 def last_validation(run: Path) -> dict[str, float]:
-    """The figures of a run's last validation: nothing was chosen on them."""
-    lines = [line for line in JsonLines(run / "log.jsonl").read("epoch") if "val_n" in line]
+    """The figures of a run's last validation: nothing was chosen on them.
+
+    Raises:
+        ConfigError: if its log has none.
+    """
+    log = run / "log.jsonl"
+    lines = [line for line in JsonLines(log).read("epoch") if "val_n" in line]
+    if not lines:
+        raise ConfigError(
+            f"{log} has no validation, though the fold was trained to its end: lines of it are lost; take {run} away "
+            "to train this fold again with --resume auto"
+        )
     return {key.removeprefix("val_"): value for key, value in lines[-1].items() if key.startswith("val_")}
 
 

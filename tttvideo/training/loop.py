@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,23 @@ class StepResult:
     frames: int
     failures: list[Failure]  # on all processes; new and old alike
     signal: int  # which of `STOP_SIGNALS` any process was sent, the same on all of them; 0: none
+
+
+class Clips(NamedTuple):
+    """A batch as it is read.
+
+    Attributes:
+        frames: on the device, mixed.
+        lengths: of the clips, on the host: the model plans with them.
+        mixed: labels as the loss takes them, ``labels`` as they are.
+        read: frames of videos in the batch.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    mixed: Tensor
+    labels: Tensor
+    read: float
 
 
 class Trainer:
@@ -103,6 +120,10 @@ class Trainer:
         """The model that is validated and saved: the moving average where there is one."""
         return self.bare if self.ema is None else self.ema.module
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around a use of ``evaluated_model`` beside training."""
+        return nullcontext()
+
     def states(self) -> list[dict[str, Tensor]] | None:
         """What `restore` takes, of each process, to go on with the next batch; None: nothing. All call it together."""
         return None
@@ -144,8 +165,8 @@ class Trainer:
         # The one exchange of a step: every process learns all sums, and that somebody asked it to stop.
         sent = self.signal_now()
         assert sent in (0, *STOP_SIGNALS), f"signal {sent} is none of {STOP_SIGNALS}"
-        asked = sums.new_tensor([float(sent == number) for number in STOP_SIGNALS])
-        sums = cast(Tensor, self.accelerator.reduce(torch.cat([sums, asked]), reduction="sum"))
+        asked = [sums.new_full((1,), float(sent == number)) for number in STOP_SIGNALS]
+        sums = cast(Tensor, self.accelerator.reduce(torch.cat([sums, *asked]), reduction="sum"))
         norm = self._to_mean(sums[self._columns.index("counted")])
         *values, grad_norm = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
         row = dict(zip(self._columns, values))
@@ -205,14 +226,19 @@ class Trainer:
             last = offset == size - 1
             seed_batch(self.seed, progress.epoch, progress.batch + offset, self.accelerator.process_index)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                total, row = self._forward(batch, progress.epoch, progress.batch + offset)
-                self.accelerator.backward(total)
+                row = self._learn(batch, progress.epoch, progress.batch + offset)
             sums += row
             failures += batch.failures
             suspects.append((row[-1], list(batch.paths)))
             taken += 1
         assert taken == size, f"the loader ended after {taken} of {size} batches"
         return sums, failures, suspects
+
+    def _learn(self, batch: Batch, epoch: int, number: int) -> Tensor:
+        """Adds the gradient of one batch's loss, summed over what counts; returns the batch's row of ``_columns``."""
+        total, row = self._forward(batch, epoch, number)
+        self.accelerator.backward(total)
+        return row
 
     def _to_mean(self, counted: Tensor) -> Tensor:
         """Makes the gradient that of the mean over all that counted, and clips it; returns its norm before that."""
@@ -226,21 +252,30 @@ class Trainer:
 
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """The loss of one batch, summed over what counts, and its row of ``_columns``."""
+        if len(batch.indices):
+            return self._loss(self._clips(batch, epoch, number), len(batch.failures))
+        nothing = torch.zeros(len(self._columns), device=self.accelerator.device, dtype=self._dtype)
+        nothing[self._columns.index("failed")].fill_(len(batch.failures))
+        return self._empty_loss(), nothing
+
+    def _clips(self, batch: Batch, epoch: int, number: int) -> Clips:
+        """The clips of a batch on the device, mixed."""
         device = self.accelerator.device
-        head, task = self.bare.head, self.bare.config.task
-        if not len(batch.indices):
-            nothing = [0.0] * (3 + len(head.logged)) + [float(len(batch.failures)), 0.0]
-            return self._empty_loss(), torch.tensor(nothing, device=device, dtype=self._dtype)
         frames = batch.frames.to(device, non_blocking=True)
-        lengths = batch.lengths  # the model plans with them on the CPU
         labels = mixed = batch.labels.to(device, non_blocking=True)
-        n_frames = float(lengths.sum())
+        lengths = batch.lengths
         if self.mix.active:
             seed = derive(self.seed, MIX, epoch, number, self.accelerator.process_index)
             frames, lengths, mixed = self.mix(frames, lengths, labels, seed)
-        output = self._read(frames, lengths)
-        loss = self.bare.summed_loss(output, task.target(frames, lengths, mixed))
-        return loss.total, self._row(loss, output, task.target(frames, lengths, labels), n_frames, len(batch.failures))
+        return Clips(frames, lengths, mixed, labels, float(batch.lengths.sum()))
+
+    def _loss(self, clips: Clips, failures: int) -> tuple[Tensor, Tensor]:
+        """The same of clips. Nothing here waits for the device."""
+        task = self.bare.config.task
+        output = self._read(clips.frames, clips.lengths)
+        loss = self.bare.summed_loss(output, task.target(clips.frames, clips.lengths, clips.mixed))
+        target = task.target(clips.frames, clips.lengths, clips.labels)
+        return loss.total, self._row(loss, output, target, clips.read, failures)
 
     def _read(self, frames: Tensor, lengths: Tensor) -> Any:
         """The model's output for a batch."""
@@ -255,8 +290,8 @@ class Trainer:
             loss.total.detach(),
             *(figures[name] for name in head.logged),
             loss.count,
-            torch.tensor(frames, device=device),
-            torch.tensor(float(failures), device=device),
+            torch.full((), frames, device=device),  # written by the device: a copy from the host would wait for it
+            torch.full((), float(failures), device=device),
             ~torch.isfinite(loss.total.detach()),
         ]
         return torch.stack([value.to(device, self._dtype) for value in row])

@@ -49,8 +49,8 @@ class ClipMix:
 
         # timm wants an even batch: leave the middle clip out of an odd one, which keeps the pairs of the
         # others.
-        rows = torch.arange(B, device=frames.device)
-        rows = rows[rows != B // 2] if B % 2 else rows
+        rows = torch.cat([torch.arange(B // 2), torch.arange(B // 2 + B % 2, B)])
+        on_device = rows.to(frames.device, non_blocking=True)
         # Rows stand in for classes, so timm's soft "targets" are the mixing weights [rows, rows] themselves:
         # they serve single and multiple labels alike and say which rows were mixed.
         mix = Mixup(
@@ -62,15 +62,14 @@ class ClipMix:
             num_classes=len(rows),
         )
         # timm slices dimensions 2 and 3: fold the frames into the channels.
-        flat = mixed[rows].reshape(len(rows), n_frames * C, H, W)
+        flat = mixed[on_device].reshape(len(rows), n_frames * C, H, W)
         with numpy_seeded(seed):
-            flat, weights = mix(flat, torch.arange(len(rows), device=frames.device))
+            flat, weights = mix(flat, torch.arange(len(rows)))  # on the host, which nothing has to wait for
         weights = weights.float()
 
-        mixed[rows] = flat.view(len(rows), n_frames, C, H, W)
-        targets[rows] = weights @ targets[rows]
-        was_mixed = (weights.diagonal() < 1).to(lengths.device)
-        rows = rows.to(lengths.device)
+        mixed[on_device] = flat.view(len(rows), n_frames, C, H, W)
+        targets[on_device] = weights.to(targets.device, non_blocking=True) @ targets[on_device]
+        was_mixed = weights.diagonal() < 1
         own, other = lengths[rows], lengths[rows].flip(0)
         lengths = lengths.clone()
         lengths[rows] = torch.where(was_mixed, torch.maximum(own, other), own)

@@ -285,7 +285,7 @@ class Run:
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema else None
         optimizer = build_optimizer(self.model, config.optimizer)
         model, optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.trainer = trainer_of(config, self.accelerator.process_index)(
+        self.trainer = trainer_of(config, self.accelerator)(
             self.accelerator,
             model,
             optimizer,
@@ -349,7 +349,8 @@ class Run:
         evaluated = self.trainer.evaluated_model
         evaluated.set_inner_rate(1.0)
         pieces, videos = self.val_batches
-        scores = score(evaluated, self.lock.while_ours(pieces), videos, self.val, self.accelerator)
+        with self.trainer.evaluating():
+            scores = score(evaluated, self.lock.while_ours(pieces), videos, self.val, self.accelerator)
         self.record.skip(self.val, scores.failures)
         return {**self.task.summary(scores.rows, scores.labels, scores.scored), "failed": len(scores.failures)}
 

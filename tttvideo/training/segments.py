@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
@@ -25,9 +25,13 @@ from ..video.dataset import FilmPart, longest
 from ..video.index import Index
 from ..video.loader import Loader, SegmentBatch, segment_loader, train_loader
 from ..video.transforms import Preprocessing, sample_generator
+from .compiled import CompiledTrainer, GraphTrainer, check_graph
 from .config import ConfigError, RunConfig, TrainingConfig
 from .loop import Trainer
 from .randomness import derive
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _OFFSET, _ORDER, _RESTART = -3, -4, 3  # purposes of draws
 
@@ -140,9 +144,10 @@ class SegmentTrainer(Trainer):
         self._carried, self._films = detach(after), batch.films
         rows = (lengths > 0).nonzero().squeeze(1)
         if not len(rows):
-            nothing = [0.0] * (3 + len(self.bare.head.logged)) + [float(len(batch.failures)), 0.0]
+            nothing = torch.zeros(len(self._columns), device=device, dtype=self._dtype)
+            nothing[self._columns.index("failed")].fill_(len(batch.failures))
             parts = [part.sum() for part in (*pytree.tree_leaves(output), *self._parameters)]
-            return 0.0 * torch.stack(parts).sum(), torch.tensor(nothing, device=device, dtype=self._dtype)
+            return 0.0 * torch.stack(parts).sum(), nothing
         output = pytree.tree_map(lambda part: part[rows.to(part.device)], output)
         labels = batch.labels.to(device, non_blocking=True)[rows.to(device)]
         target = self.bare.config.task.target(frames[rows.to(device)], lengths[rows], labels)
@@ -227,12 +232,22 @@ def _padded(x: Tensor, shape: Sequence[int]) -> Tensor:
     return nn.functional.pad(x, [n for pad in reversed(pads) for n in pad])
 
 
-def trainer_of(config: RunConfig, rank: int) -> Callable[..., Trainer]:
-    """The trainer for a way of reading long videos."""
-    if config.training.carries:
-        return partial(SegmentTrainer, training=config.training, rank=rank)
-    if config.training.segment_frames:
-        return partial(FilmTrainer, segment=config.training.segment_frames)
+def trainer_of(config: RunConfig, accelerator: Accelerator) -> Callable[..., Trainer]:
+    """The trainer for a way of reading long videos, or of compiling steps.
+
+    Raises:
+        ConfigError: where steps cannot be compiled in that way.
+    """
+    training = config.training
+    if training.carries:
+        return partial(SegmentTrainer, training=training, rank=accelerator.process_index)
+    if training.segment_frames:
+        return partial(FilmTrainer, segment=training.segment_frames)
+    if training.compile == "modules":
+        return CompiledTrainer
+    if training.compile == "graph":
+        check_graph(accelerator, config.activation_checkpointing)
+        return GraphTrainer
     return Trainer
 
 

@@ -94,6 +94,11 @@ def start_from(model: VideoModel, init_from: str | None) -> Start:
     else:
         tensors = read_weights(folder)
         size = getattr(from_plain(read_description(folder).get("preprocessing")), "size", None)
+    if broken := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise ConfigError(
+            f"init_from: {broken} in {folder} has numbers that are not finite, so its weights are damaged, or its "
+            "training diverged; take an earlier checkpoint"
+        )
     expected = model.state_dict()
     _resize(start, tensors, expected, size, model.encoder.grid)
     for part in PARTS:

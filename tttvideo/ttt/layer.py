@@ -243,7 +243,7 @@ class TTTLayer(SequenceLayer):
         """In full-batch descent 1 / frames of each row, [B, 1, 1, 1]: the step is that of the mean over them."""
         counts = torch.full((x.shape[0],), x.shape[1]) if layout.lengths is None else layout.lengths.clamp_min(1)
         share = (layout.tokens_per_frame / counts)[:, None, None, None]
-        return share.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+        return share.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32, non_blocking=True)
 
     def _chunks(self, tokens: Tokens, layout: Layout, longest: int | None = None) -> dict[str, Any]:
         """Settings of ``scan``: size, scale, mask and group. ``longest``: tokens read at most, T where not given."""

@@ -85,7 +85,7 @@ def rotation(
     """Cosines and sines of the angles by which ``rotate`` turns pairs of ``dim`` channels, [T or B, T, dim / 2]."""
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     exponent = torch.arange(0, dim, 2, device=device, dtype=precise) / dim
-    angle = positions.to(device, precise)[..., None] * theta**-exponent
+    angle = positions.to(device, precise, non_blocking=True)[..., None] * theta**-exponent
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -139,7 +139,7 @@ def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
     ``lengths`` valid entries after the first ``count``."""
     if lengths is None:
         return full[:, full.shape[1] - count :].clone()  # a view would keep the whole call alive in the state
-    index = (lengths[:, None] + torch.arange(count)).to(full.device)
+    index = (lengths[:, None] + torch.arange(count)).to(full.device, non_blocking=True)
     return full[torch.arange(full.shape[0], device=full.device)[:, None], index]
 
 

@@ -23,6 +23,7 @@ class Slots:
     def __init__(self, position: Tensor, ends: Tensor, size: int, device: torch.device):
         self.count = math.ceil(int(ends.max()) / size) * size
         self.position, self.ends, self.device = position, ends, device
+        self._sources: dict[int, tuple[Tensor, Tensor]] = {}
 
     def gather(self, tokens: Tokens) -> Tokens:
         """Tokens at their slots."""
@@ -38,15 +39,23 @@ class Slots:
     def scatter(self, x: Tensor, length: int) -> Tensor:
         """[B, H, slots, d] -> [B, H, T, d]."""
         index = self.position[:, None] + torch.arange(length)
-        return _take(x, index.clamp_max(x.shape[2] - 1).to(self.device))
+        return _take(x, index.clamp_max(x.shape[2] - 1).to(self.device, non_blocking=True))
 
     def _at_slots(self, x: Tensor, past: int) -> Tensor:
         """[B, ..., past + T, d] -> [B, ..., past + slots, d]: the tokens of the past just before each row's first."""
-        source = torch.arange(past + self.count) - self.position[:, None]
-        valid = ((source >= 0) & (source < (past + self.ends - self.position)[:, None])).to(self.device)
-        source = source.clamp(0, x.shape[-2] - 1).to(self.device)
+        source, valid = self._source(past, x.shape[-2])
         valid = valid.reshape(valid.shape[0], *(1,) * (x.dim() - 3), -1, 1)
         return torch.where(valid, _take(x, source), 0.0)
+
+    def _source(self, past: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Of every slot which of ``tokens``, ``past`` of them before T, stands there, and whether one does, [B, past +
+        slots] each; copied to the device once, without waiting for it."""
+        if past not in self._sources:
+            source = torch.arange(past + self.count) - self.position[:, None]
+            valid = (source >= 0) & (source < (past + self.ends - self.position)[:, None])
+            index, how = source.clamp(0, tokens - 1), {"device": self.device, "non_blocking": True}
+            self._sources[past] = index.to(**how), valid.to(**how)
+        return self._sources[past]
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -67,5 +76,5 @@ def closing(ends: Tensor, size: int, whole: bool, device: torch.device) -> list[
     for start in range(0, int(ends.max()), size):
         rows = ends > start if whole else ends >= start + size
         alike = bool(rows.all()) or not bool(rows.any())
-        closes.append(bool(rows[0]) if alike else rows.to(device)[:, None, None, None])
+        closes.append(bool(rows[0]) if alike else rows.to(device, non_blocking=True)[:, None, None, None])
     return closes

@@ -228,7 +228,8 @@ def _choose(source: Path, rows: list[Row], split: str, val_fraction: float, seed
         if not chosen:
             raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)} (and all)")
         where = f"the folder {source / split}" if source.is_dir() else f"the rows of {source} with split {split}"
-        return chosen, f"{split}: {where}, {len(chosen)} videos"
+        others = ", ".join(name for name in splits if name not in (split, "train", "val"))  # one may be misspelt
+        return chosen, f"{split}: {where}, {len(chosen)} videos" + (f"; other splits: {others}" if others else "")
     if split not in ("train", "val"):
         raise DataError(
             f"{source} has no split {split!r}; it has no splits of its own, so there are train and val (made "

@@ -155,7 +155,7 @@ def parse_sampling(text: str) -> Sampling:
     """ "dense", "fps=1", "uniform=16", "segments=8", "window=2.5" or "last=64" -> the rule. ValueError for anything
     else.
     """
-    rules = [part for part in re.split(r"[,;+\s]+", str(text).strip()) if part]
+    rules = [part for part in re.split(r"(?:[,;\s]|(?<!\de)\+)+", str(text).strip()) if part]
     if len(rules) != 1:
         problem = "no sampling rule is given" if not rules else f"{text!r} gives {len(rules)} sampling rules"
         raise ValueError(f"{problem}; give exactly one of: {_RULES}")

@@ -22,7 +22,7 @@ from .listfile import DataError
 from .sampling import parse_sampling
 
 if TYPE_CHECKING:
-    from .reader import Reader, VideoInfo
+    from .reader import Reader
 
 LARGEST_SIDE = 2**14
 """Pixels of a frame's side: no decoder here gives more."""
@@ -73,7 +73,7 @@ class Preprocessing:
 
         if path.endswith(FEATURES):
             raise VideoError(f"{path}: a file of features, which the encoder Features reads; this model reads frames")
-        return open_video(path, lambda info: self.decode_size(info, margin), stream=self.stream)
+        return open_video(path, lambda info: self.decode_size(info.height, info.width, margin), stream=self.stream)
 
     def drawn(self, generator: torch.Generator) -> "Preprocessing":
         """How a training video is read this time."""
@@ -90,10 +90,10 @@ class Preprocessing:
         """
         return self
 
-    def decode_size(self, info: "VideoInfo", margin: float = 1.0) -> tuple[int, int]:
-        """Height and width to decode a video at: `size`, or what covers it (crop) or fits into it (pad) in
-        the video's own shape; `margin` times larger in both directions leaves room for random crops."""
-        return self._fitted(info.height, info.width, *(round(n * margin) for n in self.size))
+    def decode_size(self, height: int, width: int, margin: float = 1.0) -> tuple[int, int]:
+        """Height and width to decode a video of this height and width at: `size`, or what covers it (crop) or fits into
+        it (pad) in the video's own shape; `margin` times larger in both directions leaves room for random crops."""
+        return self._fitted(height, width, *(round(n * margin) for n in self.size))
 
     def apply(self, frames: Tensor, crop: float = 0.5) -> Tensor:
         """uint8 [F, 3, h, w] of any size -> uint8 [F, 3, H, W]; every frame by itself, so pieces of a clip

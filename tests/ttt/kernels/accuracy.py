@@ -95,12 +95,12 @@ def rounded(one: Case, dtype: torch.dtype) -> Case:
     return one._replace(tensors=tokens, weights=weights(one.weights), pending=weights(one.pending))
 
 
-def relative(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+def relative(computed: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """|x - exact| / |exact| by tensor (of one that is zero: |x|); infinite where there is a NaN."""
-    assert found.keys() == exact.keys()
+    assert computed.keys() == exact.keys()
     errors = {}
     for name, expected in exact.items():
-        difference, size = (found[name].double() - expected).norm(), expected.norm()
+        difference, size = (computed[name].double() - expected).norm(), expected.norm()
         error = float(difference / size) if size else float(difference)
         errors[name] = error if error == error else float("inf")
     return errors

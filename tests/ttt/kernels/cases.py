@@ -39,11 +39,11 @@ class Case(NamedTuple):
     def leaves(self) -> dict[str, Tensor]:
         unused = {"scale"} if self.chunk.whole else set()
         unused |= set() if self.objective.uses_norm else {"gamma", "beta"}
-        found = {name: x for name, x in self.tensors.items() if name not in unused}
+        named = {name: x for name, x in self.tensors.items() if name not in unused}
         for kind, weights in (("W_0", self.weights), ("pending", self.pending)):
             for name, map in weights.items():
-                found |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
-        return found
+                named |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
+        return named
 
 
 def case(
@@ -141,27 +141,27 @@ def fused(one: Case, mode: str = "ieee") -> tuple[Tensor, Weights, Weights]:
 def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:
     """Everything that ``run`` puts out, and the gradients of a random sum of it at every leaf, by name."""
     out, weights, pending = run(one)
-    found = {"out": out}
+    outputs = {"out": out}
     for kind, fast in (("W", weights), ("opened", pending)):
         for name, map in fast.items():
-            found |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
+            outputs |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
     rng = torch.Generator().manual_seed(seed)
-    total = sum((x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)).sum() for x in found.values())
+    total = sum((x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)).sum() for x in outputs.values())
     leaves = one.leaves
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    found |= {
+    outputs |= {
         f"gradient at {name}": torch.zeros_like(leaf) if g is None else g
         for (name, leaf), g in zip(leaves.items(), grads, strict=True)
     }
-    return {name: x.detach() for name, x in found.items()}
+    return {name: x.detach() for name, x in outputs.items()}
 
 
-def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+def worst(computed: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
     """The largest error relative to the largest entry of its tensor, and whose it is."""
-    assert found.keys() == expected.keys()
+    assert computed.keys() == expected.keys()
     errors = {}
     for name, x in expected.items():
-        error = (found[name].double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1e-3)
+        error = (computed[name].double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1e-3)
         errors[name] = float("inf") if error.isnan() else float(error)
     name = max(errors, key=lambda n: errors[n])
     return errors[name], name

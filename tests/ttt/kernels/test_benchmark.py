@@ -23,12 +23,12 @@ NAMED = {
 
 @pytest.mark.slow
 def test_the_benchmark_runs_dry(tmp_path):
-    found = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
+    figures = gpu.measure(dry=True, keep=tmp_path / "rows.jsonl")
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert kept == json.loads(json.dumps(found["rows"]))
+    assert kept == json.loads(json.dumps(figures["rows"]))
     missing = CONTESTANTS.keys() | cores.PACKAGES.keys()
-    assert not [r["why"] for r in found["rows"] if r["seconds"] is None and r["layer"] not in missing]
-    measured = {(r["shape"], r["layer"], r["what"]) for r in found["rows"] if r["seconds"]}
+    assert not [r["why"] for r in figures["rows"] if r["seconds"] is None and r["layer"] not in missing]
+    measured = {(r["shape"], r["layer"], r["what"]) for r in figures["rows"] if r["seconds"]}
     for shape in ("paper", "video"):
         for layer in ("ttt_mlp", "ttt_linear"):
             assert {(shape, layer, what) for what in ("forward", "train", "decode", "decode_graph")} <= measured
@@ -37,24 +37,24 @@ def test_the_benchmark_runs_dry(tmp_path):
         assert (shape, "attention_core", "train") in measured
     assert ("paper", "plain_scan", "train") in measured
     assert ("video", "ttt_conv", "train") in measured
-    assert found["summary"].keys() >= NAMED
-    skipped = {r["layer"]: r["why"] for r in found["rows"] if r["seconds"] is None}
+    assert figures["summary"].keys() >= NAMED
+    skipped = {r["layer"]: r["why"] for r in figures["rows"] if r["seconds"] is None}
     assert skipped.keys() == missing
-    profiles = {(r["shape"], r["layer"]): r for r in found["rows"] if r["what"] == "profile"}
+    profiles = {(r["shape"], r["layer"]): r for r in figures["rows"] if r["what"] == "profile"}
     assert profiles.keys() >= {(shape, layer) for shape in ("paper", "video") for layer in ("ttt_mlp", "ttt_linear")}
     for row in profiles.values():
         assert 0 < sum(kernel["seconds"] for kernel in row["kernels"]) <= row["seconds"]
-    table = gpu_report.table(found["rows"])
+    table = gpu_report.table(figures["rows"])
     assert "video, ttt_mlp: a training step of 1 x 16 tokens by kernel" in table
     assert "video, train: nanoseconds per token" in table
     assert "mamba_ssm_mamba2: mamba-ssm" in table
-    gpu_report.plot(found["rows"], "dry", tmp_path / "plot.png")
+    gpu_report.plot(figures["rows"], "dry", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_only_some_layers_are_measured_in_the_order_of_the_words():
-    found = gpu.chosen(False, ("video:attention", "ttt_mlp_core_bf16"))
-    assert [(part.shape.name, part.layer) for part in found] == [
+    parts = gpu.chosen(False, ("video:attention", "ttt_mlp_core_bf16"))
+    assert [(part.shape.name, part.layer) for part in parts] == [
         ("video", "attention"),
         ("video", "ttt_mlp_core_bf16"),
         ("paper", "ttt_mlp_core_bf16"),
@@ -71,9 +71,9 @@ def test_what_fails_is_a_row_and_not_tried_again():
 
     part = PART
     slow = set()
-    found = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
-    assert [r for r in found if isinstance(r, str)] == ["forward, 16 tokens", "train, 16 tokens"]
-    assert [(r["what"], r["seconds"], r["why"]) for r in found if isinstance(r, dict)] == [
+    rows = list(gpu.timed(part, Failing(), 16, torch.device("cpu"), slow))
+    assert [r for r in rows if isinstance(r, str)] == ["forward, 16 tokens", "train, 16 tokens"]
+    assert [(r["what"], r["seconds"], r["why"]) for r in rows if isinstance(r, dict)] == [
         ("forward", None, "forward: RuntimeError: a bad kernel"),
         ("train", None, "out of memory"),
     ]
@@ -115,7 +115,7 @@ def test_attention_is_measured_without_a_mask(monkeypatch):
 
 
 def test_where_kernels_cannot_be_interpreted_the_eager_scan_stands_in(monkeypatch):
-    found = {}
+    outputs = {}
     for why in (None, "this Triton with this NumPy"):
         monkeypatch.setattr(cores, "not_interpreted", lambda why=why: why)
         if why:
@@ -124,10 +124,10 @@ def test_where_kernels_cannot_be_interpreted_the_eager_scan_stands_in(monkeypatc
             if part.layer == "ttt_linear_core":
                 torch.manual_seed(0)
                 core = gpu_layers.build(part, torch.device("cpu"))
-                found[part.shape.name, why] = core(torch.randn(1, 16, part.shape.dim))
-    assert len(found) == 4
+                outputs[part.shape.name, why] = core(torch.randn(1, 16, part.shape.dim))
+    assert len(outputs) == 4
     for shape in ("paper", "video"):
-        interpreted, eager = (y for (name, _), y in found.items() if name == shape)
+        interpreted, eager = (y for (name, _), y in outputs.items() if name == shape)
         assert (interpreted - eager).abs().max() <= 1e-4
 
 
@@ -146,13 +146,13 @@ def test_the_summary_says_what_the_rows_say():
     rows += [row("attention", what, n, n * 2e-10) for what in ("forward", "train") for n in (980, 8036, 131124)]
     rows += [row("ttt_mlp", "train", 1024, 1e-6, "paper"), row("plain_scan", "train", 1024, 3e-5, "paper")]
     rows += [row("plain_scan", "train", 980, 5e-5)]
-    found = gpu_report.summary(rows, 1e15)
-    assert found["train_over_plain_scan"] == pytest.approx(50)
-    assert found["token_causal_train_over_plain_scan"] == pytest.approx(30)
-    assert found["forward_crossover_tokens_vs_flash"] == found["train_crossover_tokens_vs_flash"] == 8036
-    assert found["train_over_flash_128k"] == pytest.approx(131124 * 2e-4)
-    assert found["fraction_of_matmul_rate_frame_chunk"] == pytest.approx(3 * 8 * 2 * 64 * 256 * 12 / 1e-6 / 1e15)
-    assert found["time_per_token_spread_from_8k"] == pytest.approx(1)
+    summary = gpu_report.summary(rows, 1e15)
+    assert summary["train_over_plain_scan"] == pytest.approx(50)
+    assert summary["token_causal_train_over_plain_scan"] == pytest.approx(30)
+    assert summary["forward_crossover_tokens_vs_flash"] == summary["train_crossover_tokens_vs_flash"] == 8036
+    assert summary["train_over_flash_128k"] == pytest.approx(131124 * 2e-4)
+    assert summary["fraction_of_matmul_rate_frame_chunk"] == pytest.approx(3 * 8 * 2 * 64 * 256 * 12 / 1e-6 / 1e15)
+    assert summary["time_per_token_spread_from_8k"] == pytest.approx(1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -182,13 +182,13 @@ SASS = """
 def test_instructions_count_as_often_as_their_loops_turn():
     """The last loop has no matrix product: it is left out."""
     assert cycles.loops(cycles.instructions(SASS)) == [(0x10, 0x60), (0x30, 0x50), (0x70, 0x80)]
-    found = cycles.bounds(cycles.instructions(SASS), (5, 3), warps=4)
+    figures = cycles.bounds(cycles.instructions(SASS), (5, 3), warps=4)
     inner, outer = 5 * 3, 5  # turns; four warps, which one instruction of HGMMA belongs to together
-    assert found["issue"] == 2 + outer * 4 + inner * 6  # first and last, the outer loop's, the inner loop's
+    assert figures["issue"] == 2 + outer * 4 + inner * 6  # first and last, the outer loop's, the inner loop's
     wide, tf32, older = 2 * 64 * 32 * 16 / 4096, 2 * 2 * 64 * 32 * 8 / 4096, 4 * 2 * 16 * 8 * 16 / 4096 / 0.62
-    assert found["tensor"] == pytest.approx(inner * (wide + tf32 + older))
+    assert figures["tensor"] == pytest.approx(inner * (wide + tf32 + older))
     both, right = (64 + 32) * 16 * 2, 32 * 8 * 4  # operands that come from shared memory; the other's left one does not
-    assert found["shared"] == (outer * 4 * (512 + 128) + inner * (both + right + 4 * 512)) / 128
-    assert found["special"] == 4 * inner * 2
-    assert found["barriers"] == outer  # of the program
-    assert found["global_kB"] == outer * 4 * 512 / 1000
+    assert figures["shared"] == (outer * 4 * (512 + 128) + inner * (both + right + 4 * 512)) / 128
+    assert figures["special"] == 4 * inner * 2
+    assert figures["barriers"] == outer  # of the program
+    assert figures["global_kB"] == outer * 4 * 512 / 1000

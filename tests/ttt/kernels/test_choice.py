@@ -168,12 +168,12 @@ def test_kernels_that_fail_their_self_check_are_left_alone_with_one_warning(
     as_on_a_gpu(ROW)
     monkeypatch.setattr("tttvideo.ttt.layer.read_fused", kernels)
     layer, x = AUTO.build(32), torch.randn(1, 6, 32)
-    found = [layer(x)[0] for _ in range(2)]
+    outputs = [layer(x)[0] for _ in range(2)]
     (record,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert re.search(rf"TTT Linear: kernels fail their self-check \(.*{reason}.*\); the eager scan", record.message)
     expected = replace(AUTO, fused="never").build(32)
     expected.load_state_dict(layer.state_dict())
-    assert all(torch.equal(y, expected(x)[0]) for y in found)
+    assert all(torch.equal(y, expected(x)[0]) for y in outputs)
 
 
 def test_the_environment_switches_kernels_off(as_on_a_gpu, monkeypatch):
@@ -217,6 +217,6 @@ def test_large_heads_have_smaller_chunks():
 )
 def test_tiles_are_wide_where_tensor_cores_are(kind, dim, hidden, programs, frame, capability, wide):
     for mode in ("bf16", "tf32"):
-        found = launch.frame_tiles(kind, dim, hidden, mode, programs, frame, capability)
-        assert (found == launch.WIDE.get((kind, mode))) == wide
+        tiles = launch.frame_tiles(kind, dim, hidden, mode, programs, frame, capability)
+        assert (tiles == launch.WIDE.get((kind, mode))) == wide
     assert launch.frame_tiles(kind, dim, hidden, "tf32x3", programs, frame, capability) not in launch.WIDE.values()

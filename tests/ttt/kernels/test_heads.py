@@ -27,15 +27,15 @@ def test_heads_are_those_of_plain_operations(positions):
     """Values, and gradients at first and second order: the derivative of one is the other."""
     x = torch.randn(2, TOKENS, HEADS * DIM, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, HEADS, TOKENS, DIM, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for way in (lambda x: split(positions, x, heads=HEADS, theta=1e4)[0], lambda x: plain(x, positions)):
         y = way(x)
         (first,) = torch.autograd.grad((weight * y).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), weight)
-        found.append((y, first, second))
-    for mine, expected in zip(*found, strict=True):
+        results.append((y, first, second))
+    for mine, expected in zip(*results, strict=True):
         assert (mine - expected).abs().max() <= 1e-14
-    assert torch.equal(merged(found[1][0], torch.float64), merge_heads(found[1][0]))
+    assert torch.equal(merged(results[1][0], torch.float64), merge_heads(results[1][0]))
 
 
 def test_tokens_in_half_precision_are_rotated_in_float32():
@@ -78,14 +78,14 @@ class Traffic(TorchDispatchMode):
 
 def around(fused: str) -> float:
     """Bytes that a token more costs around the scan, a channel, forward, in bfloat16 as under autocast."""
-    layer, found = TTT(Linear(), 4, FrameCausal(), fused=fused).build(256), []
+    layer, bytes_moved = TTT(Linear(), 4, FrameCausal(), fused=fused).build(256), []
     for count in (64, 128):
         x = torch.randn(1, count, 256, dtype=torch.bfloat16)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Traffic() as traffic:
             tokens, _ = layer._tokens(x, {}, 0, Layout((8, 8)), by_kernels=fused == "require")
             layer._output(x, tokens.q, by_kernels=fused == "require")
-        found.append(traffic.bytes)
-    return (found[1] - found[0]) / (64 * 256)
+        bytes_moved.append(traffic.bytes)
+    return (bytes_moved[1] - bytes_moved[0]) / (64 * 256)
 
 
 def test_a_kernel_spares_bytes_around_the_scan():

@@ -139,11 +139,11 @@ def test_the_cumulative_sum_is_the_eager_scan(clip, grid, dim, lengths):
 @pytest.mark.kernels
 def test_half_precision_tokens_keep_the_state_in_float32():
     one = case(MLP(2), TokenCausal(16), lengths=(21,), dtype=torch.float16)
-    found, expected = gradients(fused, one), gradients(fused, case(MLP(2), TokenCausal(16), lengths=(21,)))
-    assert found["out"].dtype == torch.float16
-    assert found["W 1.weight"].dtype == torch.float32
-    assert found["gradient at k"].dtype == torch.float16
-    error, whose = worst(found, expected)
+    computed, expected = gradients(fused, one), gradients(fused, case(MLP(2), TokenCausal(16), lengths=(21,)))
+    assert computed["out"].dtype == torch.float16
+    assert computed["W 1.weight"].dtype == torch.float32
+    assert computed["gradient at k"].dtype == torch.float16
+    error, whose = worst(computed, expected)
     assert error <= 1e-2, whose
 
 

@@ -56,8 +56,8 @@ def test_the_layer_is_the_eager_one(config):
         weights = [map.weight for map in state.weights.values()]
         results.append([first, second, *weights, *pending, *(p.grad for p in parameters.values())])
         assert state.position.tolist() == ([0, 0] if config.chunk.whole else [5 * N % 16, 3 * N % 16])
-    for found, expected in zip(*results, strict=True):
-        assert (found - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
+    for computed, expected in zip(*results, strict=True):
+        assert (computed - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
 
 
 @pytest.mark.parametrize("config", LAYERS, ids=name)

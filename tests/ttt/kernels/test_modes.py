@@ -93,9 +93,9 @@ def _multiply(x, y, product, MODE: tl.constexpr):
 
 def test_products_in_bfloat16_are_those_of_rounded_operands():
     """Triton's interpreter by itself multiplies the integers that the bits are."""
-    x, y, found = torch.randn(16, 16), torch.randn(16, 16), torch.empty(16, 16)
-    _multiply[(1,)](x, y, found, "bf16")
-    assert (found - x.bfloat16().float() @ y.bfloat16().float()).abs().max() <= 1e-5
+    x, y, multiplied = torch.randn(16, 16), torch.randn(16, 16), torch.empty(16, 16)
+    _multiply[(1,)](x, y, multiplied, "bf16")
+    assert (multiplied - x.bfloat16().float() @ y.bfloat16().float()).abs().max() <= 1e-5
 
 
 OPERATORS = [

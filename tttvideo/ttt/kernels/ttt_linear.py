@@ -65,7 +65,7 @@ def forward_kernel(
     at_b = D * D + col
     gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size_of, last, causal = steps_of_chunk(scale, K, ACC)
-    seen = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
+    causal_steps = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
     here = state + program * SIZE
     if SAVE:
         here += (begin - origin) * programs * SIZE
@@ -120,7 +120,7 @@ def forward_kernel(
         elif not SAVE:
             tl.store(opened + at_b, tl.reshape(sum_b, (D,)))
         if not SAVE:
-            h, _ = standardised(zq - mm(seen * (products + 1.0), g, MODE), D)
+            h, _ = standardised(zq - mm(causal_steps * (products + 1.0), g, MODE), D)
             q_tile = load_rows(q, t, valid, D, ACC)
             tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
         here = there
@@ -177,7 +177,7 @@ def backward_kernel(
     at_b = D * D + col
     gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size_of, last, causal = steps_of_chunk(scale, K, ACC)
-    seen = tl.where(causal, size_of[:, None], 0.0)
+    causal_steps = tl.where(causal, size_of[:, None], 0.0)
     of_gamma, of_beta, of_scale = load_sums(dgamma, dbeta, dscale, program, D, K)
     state += program * SIZE
     pending, dpending = pending + program * SIZE, dpending + program * SIZE
@@ -221,7 +221,7 @@ def backward_kernel(
                 held += mm(q_part, tl.load(pending + at_a), MODE)
         slope = loss_gradient(z, target, gamma_row, beta_row, D)
         g = rates * slope
-        zq -= mm(seen * products, g, MODE)
+        zq -= mm(causal_steps * products, g, MODE)
         if CARRIED:
             zq -= size_of[:, None] * held
 
@@ -233,10 +233,10 @@ def backward_kernel(
         # zq = q A + b - e (q k + 1) g
         to_products = -mm(dzq, tl.trans(g), MODE)
         of_scale += tl.sum(tl.where(causal, to_products * products, 0.0), 1)
-        to_products = seen * to_products
+        to_products = causal_steps * to_products
         # the update
         of_last = tl.sum(tl.sum(moved * g, 1), 0)
-        dg = step * moved - mm(tl.trans(seen * products), dzq, MODE)
+        dg = step * moved - mm(tl.trans(causal_steps * products), dzq, MODE)
         if CARRIED:
             of_scale -= tl.sum(held * dzq, 1)
             of_last += tl.sum(tl.sum(u_b * p_b, 1), 0)

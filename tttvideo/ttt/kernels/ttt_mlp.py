@@ -71,7 +71,7 @@ def forward_kernel(
     at_b2 = D * F + F + F * D + col
     gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size_of, last, causal = steps_of_chunk(scale, K, ACC)
-    seen = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
+    causal_steps = tl.where(causal, size_of[:, None], 0.0)  # e[t, s]
     here = state + program * SIZE
     if SAVE:
         here += (begin - origin) * programs * SIZE
@@ -97,7 +97,7 @@ def forward_kernel(
             z2 += mm(gelu(mm(k_tile, a1, MODE) + b1, MODE), a2, MODE)
         g2 = rates * loss_gradient(z2, target, gamma_row, beta_row, D)
 
-        weight1 = seen * (mm(q_tile, tl.trans(k_tile), MODE) + 1.0)
+        weight1 = causal_steps * (mm(q_tile, tl.trans(k_tile), MODE) + 1.0)
         products2 = tl.zeros((K, K), ACC)  # xq . x
         zq2 = tl.zeros((K, D), ACC) + b2
         for f in range(0, width, BLOCK):
@@ -129,7 +129,7 @@ def forward_kernel(
                 tl.store(tile + at_tile, z1)
                 tl.store(tile + K * F + at_tile, back)
                 tl.store(tile + 2 * K * F + at_tile, zq1)
-        zq2 -= mm(seen * (products2 + 1.0), g2, MODE)
+        zq2 -= mm(causal_steps * (products2 + 1.0), g2, MODE)
         sum_b2 = column_sum(g2)
         if CARRIED:
             p_b2 = tl.load(pending + at_b2)[None, :]
@@ -202,7 +202,7 @@ def backward_kernel(
     at_b2 = D * F + F + F * D + col
     gamma_row, beta_row = load_norm(gamma, beta, head, D, ACC)
     size_of, last, causal = steps_of_chunk(scale, K, ACC)
-    seen = tl.where(causal, size_of[:, None], 0.0)
+    causal_steps = tl.where(causal, size_of[:, None], 0.0)
     of_gamma, of_beta, of_scale = load_sums(dgamma, dbeta, dscale, program, D, K)
     row = program * tokens * D
     q, k, v, rate, dout = q + row, k + row, v + row, rate + program * tokens, dout + row
@@ -239,13 +239,13 @@ def backward_kernel(
         # zq2 = xq A2 + b2 - e (xq x + 1) g2
         to_products2 = -mm(dzq2, tl.trans(g2), MODE)
         of_scale += tl.sum(tl.where(causal, to_products2 * (products2 + 1.0), 0.0), 1)
-        to_products2 = seen * to_products2
+        to_products2 = causal_steps * to_products2
         u2 = tl.load(upon + at_b2)[None, :]
-        dg2 = step * u2 - mm(tl.trans(seen * (products2 + 1.0)), dzq2, MODE)
+        dg2 = step * u2 - mm(tl.trans(causal_steps * (products2 + 1.0)), dzq2, MODE)
         of_last = tl.sum(tl.sum(u2 * g2, 1), 0)
 
         products1 = mm(q_tile, tl.trans(k_tile), MODE) + 1.0
-        weight1 = seen * products1
+        weight1 = causal_steps * products1
         to_products1 = tl.zeros((K, K), ACC)
         to_q = dout_tile
         to_k = tl.zeros((K, D), ACC)
@@ -301,7 +301,7 @@ def backward_kernel(
             tl.debug_barrier()  # all have read the block before any writes it
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
         of_scale += tl.sum(tl.where(causal, to_products1 * products1, 0.0), 1)
-        to_products1 = seen * to_products1
+        to_products1 = causal_steps * to_products1
         tl.store(dq + at, to_q + mm(to_products1, k_tile, MODE), mask=some)
         to_k += mm(tl.trans(to_products1), q_tile, MODE)
         of_scale -= tl.where((slot == K - 1) & closes, of_last, 0.0)
