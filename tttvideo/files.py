@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import secrets
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .printing import cell, json_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -98,6 +105,42 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from None
+
+
+def read_arrays(path: Path, advice: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Each is held against its checksum before anything is made of it.
+
+    Raises:
+        ValueError: if the file holds anything else; the sentence ends with ``advice``.
+        OSError: if it cannot be read.
+    """
+    from numpy.lib.format import read_array
+
+    data = io.BytesIO(path.read_bytes())
+    try:
+        with zipfile.ZipFile(data) as archive:
+            files = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+        return {name: read_array(file, allow_pickle=False) for name, file in files.items()}
+    # a byte of a zip file can ask for another compression, for a password, or for a place before its beginning
+    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        raise damaged(path, error, advice) from error
+
+
+def map_array(path: Path) -> np.memmap:
+    """The array of an .npy file, mapped for reading.
+
+    Raises:
+        ValueError: if the file holds anything else.
+        OSError: if it cannot be read.
+    """
+    from tokenize import TokenError
+
+    from numpy.lib.format import open_memmap
+
+    try:
+        return open_memmap(path, mode="r")
+    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, TokenError) as error:  # its header is Python
+        raise damaged(path, error) from error
 
 
 def file_checksum(path: Path) -> str:

@@ -132,6 +132,24 @@ def test_the_command_and_its_place_in_a_comparison(tmp_path, capsys):
     assert "--segment must be a multiple of" in capsys.readouterr().err
 
 
+def test_a_damaged_video_is_named_in_a_sentence(tmp_path, capsys):
+    """The name that a video has is no command to the terminal."""
+    (tmp_path / "set").mkdir()
+    file = noise_video(tmp_path / "set" / "a\x1b[31m.mp4", 40, size=64)
+    data = bytearray(file.read_bytes())
+    at = data.index(b"mdat") + 1200
+    data[at : at + 300] = bytes(byte ^ 0x5A for byte in data[at : at + 300])
+    file.write_bytes(data)
+    model = VideoModel(
+        ModelConfig(Patches(16), Backbone(32, 1), Prediction()), preprocessing=Preprocessing(size=(32, 32)), labels=[]
+    )
+    words = ["position", str(small_run(tmp_path / "run", model)), "--data", str(tmp_path / "set"), "--split", "all"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path}/set/a\\x1b[31m.mp4: only the first ")
+    assert said.count("\n") == 1
+
+
 def test_the_command_on_predictions(tmp_path, capsys):
     model = VideoModel(
         ModelConfig(Patches(16), Backbone(32, 1), Prediction()), preprocessing=Preprocessing(size=(32, 32)), labels=[]

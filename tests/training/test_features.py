@@ -103,10 +103,17 @@ def test_bad_files_are_skipped_with_their_reason(words, features, tmp_path):
     np.save(features / "a" / "a1.npy", np.zeros((5, 4), np.float32))
     np.save(features / "b" / "b1.npy", np.full((5, 6), np.nan, np.float32))
     (features / "a" / "a2.npy").write_bytes(b"nothing")
+    one_byte = (features / "b" / "b2.npy").read_bytes().replace(b"}", b"(", 1)
+    (features / "b" / "b2.npy").write_bytes(one_byte)
     given = {"model.encoder.channels": 6, "model.encoder.layout": "TD", "schedule.epochs": 1, "data.val_fraction": 0.1}
     assert main(words(**given)) == 0
     said = (tmp_path / "run" / "skipped.csv").read_text()
-    for sentence in ("holds 5 x 4 numbers, but the model reads 6", "from 0 on are not finite", "no .npy file"):
+    for sentence in (
+        "holds 5 x 4 numbers, but the model reads 6",
+        "from 0 on are not finite",
+        "no .npy file",
+        "b2.npy",
+    ):
         assert sentence in said
 
 

@@ -160,7 +160,13 @@ def test_disk_cache_notices_changes_and_survives_damage(tmp_path):
     assert np.array_equal(frames, clip.frames)
     assert torch.equal(times, clip.times.double())
     assert cache.file(path, "fps=1") != file
-    file.write_bytes(file.read_bytes()[:100])
+    whole = file.read_bytes()
+    for place in range(len(whole) - len(clip.frames) * (8 + 12)):  # of the header
+        for byte in {whole[place] ^ 1, whole[place] ^ 8, ord("("), ord(" ")}:
+            file.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            loaded = cache.load(file)
+            assert loaded is None or np.array_equal(loaded[0], clip.frames), (place, byte)
+    file.write_bytes(whole[:100])
     assert cache.load(file) is None  # decoded again
     os.utime(path, (1, 1))
     assert cache.file(path, "dense") != file

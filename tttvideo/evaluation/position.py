@@ -13,6 +13,7 @@ from ..devices import one_process
 from ..measuring import PositionConfig, parse_runs
 from ..model import VideoModel
 from ..video.index import Index, label_tensor
+from ..video.reading import damaged_videos_named
 from ..video.segments import read_segments
 from .bootstrap import Bootstrap, Samples
 from .session import open_checkpoint, open_session
@@ -147,6 +148,7 @@ def position_sentence(curve: Mapping[str, Any]) -> str:
     return f"{text}; of the {videos[-1]} longest of them, {loss[-1]:.4g} after {frames[-1]:g}"
 
 
+@damaged_videos_named()
 def positions(config: PositionConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The curves of several models on the same videos, each over all of its seeds.
 

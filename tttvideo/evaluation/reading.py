@@ -97,7 +97,8 @@ def _plan(session: Session, config: EvaluateConfig) -> tuple[Plan, list[str]]:
     samplings = parse_samplings(config.sampling) or [parse_sampling(model.preprocessing.sampling)]
     trained = session.source.provenance.get("clip_frames")
     cuts = parse_frames(config.frames or "all", trained)
-    views = [with_length(way, model.preprocessing, trained) for way in parse_all_views(config.views or ["whole"])]
+    ways = parse_all_views(config.views or ["whole"])
+    views = list(dict.fromkeys(with_length(way, model.preprocessing, trained) for way in ways))
     settings = all_settings(cuts, samplings, views, parse_controls(config.controls, applicable(model)))
     notes = check_lengths(index, cuts, samplings, views, model.preprocessing.stream)
     suite = generated_set(session.data, index)

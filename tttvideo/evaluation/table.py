@@ -7,16 +7,17 @@ import os
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ..files import parse_json
+from ..files import damaged
 from ..measuring import shortest
 from ..printing import from_cell, printable
 from ..tasks import Score
+from .forms import LOSSES, PER_VIDEO, read_arrays_of, read_metrics, read_positions
 
 AGAIN = "run `tttvideo evaluate` once more"
+POSITION_AGAIN = "run `tttvideo position` once more"
 ACCURACY = Score("correct", "top1", "top-1 accuracy", share=True)
 """What evaluations from before metrics.json named it are compared by."""
 MODEL = "model"
@@ -149,24 +150,12 @@ def find_evaluations(folder: Path) -> Evaluations:
     Raises:
         ValueError: if there is none, or a damaged file.
     """
-    read = {file: _json(file) for file in sorted(folder.rglob("metrics.json"))}
-    metrics = {file: content for file, content in read.items() if "results" in content or "per_horizon" in content}
-    positions = {file: _json(file) for file in sorted(folder.rglob("position.json"))}
-    for file, content in metrics.items():
-        _refuse_other_kinds(file, content, {"data": str, "checkpoint": str})
-    for file, content in positions.items():
-        _refuse_other_kinds(file, content, {"data": str, "unit": str, "series": dict})
+    read = {file: read_metrics(file, AGAIN) for file in sorted(folder.rglob("metrics.json"))}
+    metrics = {file: content for file, content in read.items() if content is not None}
+    positions = {file: read_positions(file, POSITION_AGAIN) for file in sorted(folder.rglob("position.json"))}
     if not metrics and not positions:
         raise ValueError(f"{folder} holds no evaluation; run `tttvideo evaluate ... --out {folder}` first")
     return Evaluations(folder, metrics, positions)
-
-
-def _refuse_other_kinds(file: Path, content: Any, kinds: dict[str, Any]) -> None:
-    """Raises ValueError where a value is missing, or of another kind than what is written."""
-    for key, kind in kinds.items():
-        value = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(value, kind):
-            raise ValueError(f"{file} is damaged ({key} cannot be {value!r:.50}); {AGAIN}")
 
 
 def task_of(metrics: dict[str, Any]) -> str:
@@ -195,7 +184,7 @@ def read_tables(evaluations: Evaluations, names: dict[str, str]) -> Measured:
         try:
             tables, columns = read(file, metrics, about, names[metrics["data"]])
         except (KeyError, TypeError, IndexError, OSError) as error:
-            raise ValueError(f"{file} is damaged ({_reason(error)}); {AGAIN}") from error
+            raise damaged(file, error, AGAIN) from error
         for table in tables:
             if owners.setdefault((table.condition, table.axis), file) != file:
                 raise ValueError(
@@ -211,11 +200,6 @@ def _condition_tables(
     file: Path, metrics: dict[str, Any], about: dict[str, Any], data: str
 ) -> tuple[list[Table], dict[str, dict[VideoKey, str]]]:
     """A value of each video in each condition, from predictions.csv; and the columns of the data."""
-    if "score" in metrics:
-        _refuse_other_kinds(file, metrics["score"], dict.fromkeys(("column", "figure", "title"), str))
-    _refuse_other_kinds(file, metrics, {"results": list})
-    for result in metrics["results"]:
-        _refuse_other_kinds(file, {"control": "", **result}, {"control": str, "sampling": str})
     score = Score(**metrics["score"]) if "score" in metrics else ACCURACY
     strata = list(metrics["results"][0].get("by", {}))
     needed = ("frames", "sampling", score.column, *strata)
@@ -230,7 +214,9 @@ def _condition_tables(
     tables = []
     for result in metrics["results"]:
         condition = _condition(data, result)
-        of_condition = values.get(condition, {})
+        if condition not in values or condition in (table.condition for table in tables):
+            raise ValueError(f"{file} and the predictions.csv beside it are of different evaluations; {AGAIN}")
+        of_condition = values[condition]
         column = np.array([[_number(value)] for value in of_condition.values()]).reshape(-1, 1)
         counts = (~np.isnan(column)).astype(np.float64)
         tables.append(
@@ -258,7 +244,7 @@ def _horizon_tables(
     beside = file.with_name("per_video.npz")
     if not beside.is_file():
         raise ValueError(f"{file} has no per_video.npz beside it; {AGAIN}")
-    arrays = _arrays(beside)
+    arrays = read_arrays_of(beside, PER_VIDEO, AGAIN)
     videos = [_video(row, metrics["data"]) for row in _csv(file, metrics["n_videos"])]
     if any(len(arrays[name]) != len(videos) for name in arrays if name != "methods"):
         raise ValueError(f"{beside} and the predictions.csv beside it are of different videos")
@@ -278,11 +264,14 @@ def horizon_tables(
     measured = np.tile(~np.isnan(mse[:, 0, :1]), len(horizon)).astype(np.float64)
     sums = _by_method(methods, np.where(measured[:, None] > 0, mse, 0.0))
     tables = [Table(condition, "horizon", horizon, videos, sums, measured, row, about)]
-    if "revealed_squared" in arrays:
+    row = about.get("revealed")
+    if (row is None) != ("revealed_squared" not in arrays):
+        raise KeyError("revealed_squared" if row else "revealed")
+    if row is not None:
         counts = arrays["revealed_values"]
         groups = list(range(counts.shape[1]))
         sums = _by_method(methods, arrays["revealed_squared"])
-        tables.append(Table(condition, about["revealed"]["by"], groups, videos, sums, counts, about["revealed"], about))
+        tables.append(Table(condition, row["by"], groups, videos, sums, counts, row, about))
     return tables
 
 
@@ -293,25 +282,24 @@ def _by_method(methods: Sequence[str], values: np.ndarray) -> dict[str, np.ndarr
 def read_position_tables(evaluations: Evaluations, names: dict[str, str]) -> list[Table]:
     """Losses by position, a table for each seed of each position.json with a single curve: of several it is not known
     which is this run's."""
-    again, tables = "run `tttvideo position` once more", []
+    tables = []
     for file, content in evaluations.positions.items():
         try:
             if len(content["series"]) != 1:
                 continue
             beside = file.with_name("position.npz")
             if not beside.is_file():
-                raise ValueError(f"{file} has no position.npz beside it; {again}")
-            arrays = _arrays(beside)
+                raise ValueError(f"{file} has no position.npz beside it; {POSITION_AGAIN}")
+            arrays = read_arrays_of(beside, LOSSES, POSITION_AGAIN)
             (curve,) = content["series"].values()
-            _refuse_other_kinds(file, curve, {"frames": list})
             shape = (len(arrays["videos_0"]), len(curve["frames"]))
-            if arrays["losses_0"].shape[1:] != shape or not all(isinstance(x, int | float) for x in curve["frames"]):
-                raise ValueError(f"{file} and the position.npz beside it are of different curves; {again}")
+            if arrays["losses_0"].shape[1:] != shape:
+                raise ValueError(f"{file} and the position.npz beside it are of different curves; {POSITION_AGAIN}")
             videos = [(_inside(path, content["data"]), start, end) for path, start, end in arrays["videos_0"].tolist()]
             condition = Condition(names[content["data"]])
             tables += [position_table(condition, curve["frames"], videos, x, content) for x in arrays["losses_0"]]
         except (KeyError, TypeError, IndexError, OSError) as error:
-            raise ValueError(f"{file} or the position.npz beside it is damaged ({_reason(error)}); {again}") from error
+            raise damaged(file, error, POSITION_AGAIN) from error
     return tables
 
 
@@ -322,13 +310,6 @@ def position_table(
     values = losses.astype(np.float64)
     counts = (~np.isnan(values)).astype(np.float64)
     return Table(condition, "frames read", list(frames), videos, {MODEL: np.nan_to_num(values)}, counts, {}, about)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json(file.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
 
 
 def _csv(file: Path, rows: int, columns: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -347,24 +328,12 @@ def _csv(file: Path, rows: int, columns: Sequence[str] = ()) -> list[dict[str, s
                 for row in csv.DictReader(stream)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{beside} is damaged ({error}); {AGAIN}") from None
+        raise damaged(beside, error, AGAIN) from None
     if len(answers) != rows or any(None in row.values() for row in answers):
         raise ValueError(f"{beside} is cut off: {len(answers)} of {rows} rows are there; {AGAIN}")
     if missing := [name for name in ("path", "start", "end", *columns) if answers and name not in answers[0]]:
         raise ValueError(f"{beside} has no column {missing[0]!r}; {AGAIN}")
     return answers
-
-
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return dict(content)
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"there is no {error.args[0]!r} in it" if isinstance(error, KeyError) else str(error)
 
 
 def _video(row: dict[str, str], data: str) -> VideoKey:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..files import map_array, replacing
 from .listfile import DataError
 
 _VERSION = 2  # part of every key: raise it when decoding or resizing changes what a file's frames are
@@ -51,8 +51,12 @@ class DiskCache:
     def load(self, file: Path) -> tuple[np.ndarray, Tensor] | None:
         """Mapped frames [F, 3, h, w] and their times, or None if they are not kept or cannot be read."""
         try:
-            records = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+            records, size = map_array(file), file.stat().st_size
+        except (OSError, ValueError):
+            return None
+        kinds = [records.dtype[name].base for name in records.dtype.names or ()]
+        whole = records.offset + records.nbytes == size  # else its header tells of other frames
+        if not whole or records.dtype.names != ("time", "frame") or kinds != [np.dtype("<f8"), np.dtype("u1")]:
             return None
         return records["frame"], torch.from_numpy(records["time"].copy())
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import map_array
 from .kinds import FEATURES
 from .probe import identity
 from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, VideoWarning
@@ -222,13 +223,13 @@ class FeatureFiles(FeaturePreprocessing):
     def _mapped(self, path: str) -> np.ndarray:
         file = self.locate(path)
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = map_array(Path(file))
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no .npy file of numbers, or damaged"
             raise VideoError(f"{file}: {reason}") from error
-        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-            what = " x ".join(map(str, getattr(array, "shape", ()))) or "no array"
-            raise VideoError(f"{file}: expected numbers [T, D] or [D, T], got {what} of {getattr(array, 'dtype', '?')}")
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+            what = " x ".join(map(str, array.shape)) or "one"
+            raise VideoError(f"{file}: expected numbers [T, D] or [D, T], got {what} of {array.dtype}")
         return array
 
 
