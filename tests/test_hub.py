@@ -79,4 +79,4 @@ def test_a_name_that_is_not_there_is_one_sentence(server, tmp_path, monkeypatch)
 
 
 def test_public_names_are_listed():
-    assert {"ModelConfig", "VideoModel", "__version__", "from_pretrained"} <= set(dir(tttvideo))
+    assert dir(tttvideo) == sorted(tttvideo.__all__)

@@ -27,14 +27,17 @@ def fetch(name: str, *, code: bool = False) -> Path:
         ValueError: there is none of this name, or the Hub is not in reach and its cache has none.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         patterns = [*FILES, *(["*.py"] if code else [])]
         return Path(snapshot_download(name, allow_patterns=patterns, library_name="tttvideo"))
     except Exception as error:  # every cause has a class of its own, some of the library below
+        offline = isinstance(error, LocalEntryNotFoundError)
+        reason = "cannot be reached" if offline else f"gives no model of that name ({cause(error)})"
         raise ValueError(
-            f"{name} is no folder here, and the Hub gives no model of that name ({cause(error)}); give a run folder, "
-            "a checkpoint, an export, or the owner/name of a model on the Hub."
+            f"{name} is no folder here, and the Hub {reason}; give a run folder, a checkpoint, an export, or the "
+            "owner/name of a model on the Hub."
         ) from error
 
 

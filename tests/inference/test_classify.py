@@ -110,6 +110,10 @@ def test_cuts_sampling_spans_and_views(folder, run):
     torch.testing.assert_close(views.probabilities, each.mean(0), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"needs a length, as .* write clips=2x1:FRAMES"):
         model.classify(path, views="clips=2")
+    with pytest.raises(
+        ValueError, match=r"got one of pictures; stack the frames of a video to one array \[F, h, w, 3\]"
+    ):
+        model.classify([np.zeros((32, 32, 3), np.uint8)] * 4)
     with pytest.raises(ValueError, match="frames in memory are all used"):
         model.classify(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), sampling="uniform=2")
     with pytest.raises(ValueError, match="leave --views or --timeline out"):
@@ -292,7 +296,7 @@ def test_wrong_files_of_results(run, folder, tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
     assert "is no file of such results" in error(capsys, *words, tmp_path / "x.jsonl")
     (tmp_path / "x.csv").write_text("path,label\nfilm.mp4,cat\n")
-    assert "its columns are path, label" in error(capsys, *words, tmp_path / "x.csv")
+    assert "its columns are path, label; those of this call, with its" in error(capsys, *words, tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_text() == "path,label\nfilm.mp4,cat\n"
 
 

@@ -99,7 +99,9 @@ def test_pipes(run, tmp_path, monkeypatch, capsys):
         assert main(["stream", str(run), "-"]) == 0
     assert len(lines(capsys)) == 5
     with piped(monkeypatch, b"nothing that FFmpeg knows" * 50):
-        assert "-: invalid data" in refused(capsys, run, "-")
+        assert "standard input: invalid data" in refused(capsys, run, "-")
+    with piped(monkeypatch, b""):
+        assert "standard input is empty" in refused(capsys, run, "-")
 
 
 def test_the_memory_is_kept_between_calls(run, film, tmp_path, capsys):

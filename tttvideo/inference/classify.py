@@ -150,6 +150,10 @@ def answers_of(model: VideoModel, source: Any, topk: int, how: How) -> Any:
     """``VideoModel.classify``."""
     topk = whole_number("topk", topk, 1)
     if isinstance(source, (list, tuple)):
+        if len(source) > 1 and all(map(_is_picture, source)):
+            raise ValueError(
+                "Expected a list of videos, got one of pictures; stack the frames of a video to one array [F, h, w, 3]."
+            )
         return list(_each(model, source, topk, how))
     if isinstance(source, Iterator):
         return _blocks(model, source, topk, how)
@@ -168,6 +172,11 @@ def _each(model: VideoModel, sources: Iterable[Any], topk: int, how: How) -> Ite
             text = answer.failure
             raise (ValueError if "not finite" in text else VideoError)(text)
         yield ranked(model, answer.probabilities, topk)
+
+
+def _is_picture(source: Any) -> bool:
+    """Whether it is PIL's, or an array or tensor of two axes, or three with one for colours."""
+    return getattr(source, "ndim", 3 if hasattr(source, "getbands") else 0) in (2, 3)
 
 
 def _video(source: Any) -> Video | Tensor:
@@ -193,8 +202,10 @@ class Pipeline:
         self.model = model if isinstance(model, VideoModel) else from_pretrained(model)
         self.how = how_of(**how)
 
-    def __call__(self, videos: Any, top_k: int = 5) -> Any:
-        """[{"score", "label"}, ...] of one video; a list of those for a list; a generator for an iterator."""
+    def __call__(self, videos: Any, top_k: int | None = 5) -> Any:
+        """[{"score", "label"}, ...] of one video; a list of those for a list; a generator for an iterator. ``top_k``
+        None: all labels."""
+        top_k = len(self.model.labels) if top_k is None else top_k
         answers = answers_of(self.model, videos, top_k, self.how)
         if isinstance(videos, (list, tuple)):
             return [_as_pipeline(answer) for answer in answers]

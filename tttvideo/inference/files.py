@@ -93,6 +93,7 @@ def _classify(config: ClassifyConfig, model: VideoModel, videos: list[Video]) ->
                 advance(bool(failure))
     if config.out and own.rank == 0:
         kept = rows_kept(total - len(mine), failed_before)
+        kept += ", of which no timelines are drawn" * bool(kept and config.timeline)
         by = "" if own.processes == 1 else " by this process"
         print(printable(f"{config.out}: {len(mine)} answers{by} ({failed} failed{kept})"))
     return 2 if failed or failed_before else 0

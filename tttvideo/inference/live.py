@@ -85,8 +85,8 @@ def _raw(pipe: BinaryIO, config: StreamConfig) -> Iterator[Shot]:
         number += 1
     if data:
         raise VideoError(
-            f"standard input ended within frame {number + 1} ({len(data)} of {length} bytes); give the --size of its "
-            "frames, WIDTHxHEIGHT, and -pix_fmt rgb24"
+            f"standard input ended within frame {number + 1} ({len(data)} of {length} bytes): its sender was stopped, "
+            f"or sends no frames of {width}x{height} (--size) in rgb24"
         )
     if not number:
         raise VideoError("standard input has no frames")
@@ -130,7 +130,7 @@ def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot
     """The frames of one connection. Raises VideoError."""
     import av
 
-    source, name = config.source, printable(config.source)
+    source, name = config.source, "standard input" if config.source == "-" else printable(config.source)
     file: Any = sys.stdin.buffer if source == "-" else f"/dev/video{source}" if source.isdecimal() else source
     form = "v4l2" if isinstance(file, str) and file.startswith("/dev/video") else None
     options = dict(part.split("=", 1) for part in config.options.split(",") if "=" in part)
@@ -140,6 +140,8 @@ def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot
             options = {"listen_timeout": str(math.ceil(config.timeout))} | options
     if form and not Path(file).exists():
         raise VideoError(f"{name}: there is no camera {file}")
+    if source == "-" and not sys.stdin.buffer.peek(1):
+        raise VideoError("standard input is empty")
     wait: Any = config.timeout if "://" in source else None
     number, begun = 0, time.monotonic()
     try:

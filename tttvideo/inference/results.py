@@ -97,7 +97,8 @@ class Results:
             else:
                 reader = csv.DictReader(io.StringIO(text, newline=""))
                 if text and reader.fieldnames != self.columns:
-                    raise ValueError(f"its columns are {', '.join(reader.fieldnames or [])}")
+                    columns, ours = ", ".join(reader.fieldnames or []), ", ".join(self.columns)
+                    raise ValueError(f"its columns are {columns}; those of this call, with its --topk, are {ours}")
                 rows = [_from_csv(row) for row in reader]
             for row in rows:
                 key_of(row["path"], row["start"], row["end"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..evaluation.controls import chunk_frames
 from ..evaluation.report import templates
 from ..files import as_json, check_folder, replacing, result_set
 from ..inference.files import device
@@ -86,7 +87,10 @@ def write_inspection(
         kept = {number for numbers in (*_highest(records, stride), _regular(count, stride)) for number in numbers}
         pictures = {number: picture for number, picture in pictures.items() if number in kept}
     if not records or not len(records[0].steps):
-        raise VideoError(f"{video}: its {count} frames do not fill a chunk of this model; give a longer one")
+        raise VideoError(
+            f"{video}: its {count} frames do not fill a chunk of this model, which is of {chunk_frames(model)} frames; "
+            "give a longer one"
+        )
     sentences = [*_answer(model, output), *(_sentence(layer) for layer in records)]
     regular = _regular(count, stride)
     even = [regular[i] for i in np.linspace(0, len(regular) - 1, min(COLUMNS, len(regular))).round().astype(int)]
