@@ -29,7 +29,7 @@ def test_the_order_of_the_study():
     rows, seen = [], []
     while (job := next(fair.jobs(STUDY, rows, "flash-recall"), None)) is not None:
         seen.append(job)
-        top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9, 1.2e-2: 0.4}[job.rate]
+        top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}.get(job.rate, 0.4)
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
     variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
@@ -49,7 +49,7 @@ def test_the_order_of_the_study():
     assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
     text = fair.table(STUDY, rows)
     assert "## flash-recall: reported seeds" in text
-    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.400 (0.012) | 0.003 |" in text
+    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.400 (0.012) | 0.400 (0.024) | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
     assert "| GRU | 0.003 | 2 |" in fair.table(STUDY, fewer)
