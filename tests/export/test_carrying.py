@@ -25,6 +25,22 @@ class Mine(Encoder):
 """
 
 
+LOADING = """
+def refusal(**how):
+    try:
+        tttvideo.from_pretrained("model", **how)
+    except ValueError as error:
+        return " ".join(str(error).split())
+
+print(refusal())
+print(float(sum(p.sum() for p in tttvideo.from_pretrained("model", trust=True).parameters())))
+del sys.modules["carried_encoder"], sys.modules["sizes_of_mine"]
+sys.path.insert(0, ".")
+import sizes_of_mine
+print(refusal(trust=True))
+"""
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run whose encoder is of carried_encoder.py, which imports another file."""
@@ -49,7 +65,7 @@ def export(run, *words):
 
 def elsewhere(code, folder):
     """In a process that sees nothing of this one's files."""
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tttvideo; "
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tttvideo\n"
     return subprocess.run([sys.executable, "-P", "-c", start + code], cwd=folder, capture_output=True, text=True)
 
 
@@ -61,17 +77,14 @@ def test_a_model_is_loaded_where_its_class_is_not(run, tmp_path, capsys):
     assert "runs their code, which lies beside this card in `carried_encoder.py`, `sizes_of_mine.py`" in card
     (tmp_path / "there").mkdir()
     out.rename(tmp_path / "there" / "model")
-    done = elsewhere("print(float(sum(p.sum() for p in tttvideo.from_pretrained('model', trust=True).parameters())))",
-                     tmp_path / "there")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected = sum(p.sum() for p in video_model(encoder=sys.modules["carried_encoder"].Mine()).parameters())
-    assert float(done.stdout) == pytest.approx(float(expected.detach()), rel=1e-6)
-    done = elsewhere("tttvideo.from_pretrained('model')", tmp_path / "there")
-    assert "which is not part of tttvideo and whose import would run its code" in done.stderr
     (tmp_path / "there" / "sizes_of_mine.py").write_text("PATCH = 4\n")
-    done = elsewhere("import sizes_of_mine; tttvideo.from_pretrained('model', trust=True)".replace(
-        "import sizes", "sys.path.insert(0, '.'); import sizes"), tmp_path / "there")  # fmt: skip
-    assert "sizes_of_mine.py is not the module sizes_of_mine that is imported here" in done.stderr
+    done = elsewhere(LOADING, tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    without, total, foreign = done.stdout.splitlines()
+    assert "which is not part of tttvideo and whose import would run its code" in without
+    assert "sizes_of_mine.py is not the module sizes_of_mine that is imported here" in foreign
+    expected = sum(p.sum() for p in video_model(encoder=sys.modules["carried_encoder"].Mine()).parameters())
+    assert float(total) == pytest.approx(float(expected.detach()), rel=1e-6)
     # an export of the export carries the same
     again = [str(tmp_path / "there" / "model"), "--out", str(tmp_path / "again"), "--trust"]
     assert main(["export", *again]) == 0
