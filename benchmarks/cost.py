@@ -30,9 +30,8 @@ from benchmarks.measure import (
     read_lengths,
 )
 from tttvideo.evaluation.plots import COLOURS, INK, MARKERS, new_figure, save
-from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.mixers.lstm import LSTMLayer
-from tttvideo.ttt.interface import SequenceLayer
+from tttvideo.ttt.interface import SequenceLayer, state_bytes
 from tttvideo.ttt.layer import TTTLayer
 
 NAMES = {

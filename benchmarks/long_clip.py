@@ -24,9 +24,9 @@ from benchmarks.design import clips, fit, run_study, suite_of
 from benchmarks.long_clip_report import ENDING, table
 from benchmarks.small import ROOT, VAL_SEED, Partial
 from tttvideo.evaluation.controls import applicable, without
-from tttvideo.evaluation.streaming import state_bytes
 from tttvideo.model import VideoModel
 from tttvideo.tasks.classification import ClassificationHead, Output
+from tttvideo.ttt.interface import state_bytes
 from tttvideo.video.synthetic import ClassificationSuite
 
 STUDY = ROOT / "configs" / "study" / "long-clip.yaml"

@@ -35,9 +35,8 @@ def clips(lengths):
 
 
 PAIRS = [(encoder, MIXERS[i % len(MIXERS)]) for i, encoder in enumerate(ALL_ENCODERS)]
-CASES = [(*pair, "mean") for pair in PAIRS] + [
-    (ConvStem((4, 8), (3, 2), (2, 1)), MIXERS[i], pooling) for i, pooling in enumerate(("mean", "attention", "ema"))
-]
+STEM, POOLINGS = ConvStem((4, 8), (3, 2), (2, 1)), ("mean", "attention", "ema")
+CASES = [(*pair, "mean") for pair in PAIRS] + [(STEM, *pair) for pair in zip(MIXERS, POOLINGS)]
 """Every encoder with a mixer, and every pooling."""
 
 

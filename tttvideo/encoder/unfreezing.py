@@ -84,14 +84,14 @@ def trained_modules(model: nn.Module, blocks: Sequence[Sequence[str]], frozen: b
     trained = {name for block in blocks for name in block}
     modules = []
     for path, module in model.named_modules():
-        own = {f"{path}.{name}" if path else name for name, _ in module.named_parameters()}
-        if own and own <= trained:
+        names = {f"{path}.{name}" if path else name for name, _ in module.named_parameters()}
+        if names and names <= trained:
             modules.append(module)
     return modules
 
 
 def check_trainable(count: int, frozen: bool) -> None:
-    """Raises ValueError."""
+    """Raises ValueError for a number of blocks below 0, or one where all blocks are trained."""
     if count < 0:
         raise ValueError(f"encoder.trainable must be 0 (none) or a number of blocks, not {count}.")
     if count and not frozen:

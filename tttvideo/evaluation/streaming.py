@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..model import VideoModel
+from ..ttt.interface import state_bytes
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.reading import open_sized, within
@@ -59,11 +59,6 @@ def compare_streaming(model: VideoModel, videos: Sequence[Video], segment: int |
         "state_bytes_first": max((size for size, _ in sizes), default=None),
         "state_bytes_last": max((size for _, size in sizes), default=None),
     }
-
-
-def state_bytes(state: Any) -> int:
-    """What the tensors of a state hold."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 
 def _read(video: Video, model: VideoModel) -> Tensor:

@@ -264,14 +264,14 @@ def horizon_tables(
     measured = np.tile(~np.isnan(mse[:, 0, :1]), len(horizon)).astype(np.float64)
     sums = _by_method(methods, np.where(measured[:, None] > 0, mse, 0.0))
     tables = [Table(condition, "horizon", horizon, videos, sums, measured, row, about)]
-    row = about.get("revealed")
-    if (row is None) != ("revealed_squared" not in arrays):
-        raise KeyError("revealed_squared" if row else "revealed")
-    if row is not None:
+    revealed = about.get("revealed")
+    if (revealed is None) != ("revealed_squared" not in arrays):
+        raise KeyError("revealed_squared" if revealed else "revealed")
+    if revealed is not None:
         counts = arrays["revealed_values"]
         groups = list(range(counts.shape[1]))
         sums = _by_method(methods, arrays["revealed_squared"])
-        tables.append(Table(condition, row["by"], groups, videos, sums, counts, row, about))
+        tables.append(Table(condition, revealed["by"], groups, videos, sums, counts, revealed, about))
     return tables
 
 

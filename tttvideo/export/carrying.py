@@ -31,8 +31,8 @@ def carried_files(config: ModelConfig, folder: Path, files: Sequence[str | Path]
     if len(stems) < len(paths):
         raise ExportError("--carry takes files of different names, and two have the same")
     modules = dict.fromkeys(name.rpartition(".")[0] for name in _classes(to_plain(config)))
-    own = [module for module in modules if module.partition(".")[0] != "tttvideo"]
-    for module in own if paths else []:
+    foreign = [module for module in modules if module.partition(".")[0] != "tttvideo"]
+    for module in foreign if paths else []:
         if module not in stems:
             raise ExportError(
                 f"--carry lacks the module {module}, which the model has a class of; give its file, too, or leave out "

@@ -19,7 +19,7 @@ from ..video.sampling import parse_sampling
 from ..video.views import Views, Whole, expand, parse_views, with_length
 from .answers import Answer, Reading, Span, Timeline, in_order, read_answers
 from .config import How, how_of, whole_number
-from .frames import as_frames
+from .frames import as_frames, is_picture
 
 WINDOW = 16
 """Batches among which videos are sorted by the size of their files, so that those of a batch end together."""
@@ -150,7 +150,7 @@ def answers_of(model: VideoModel, source: Any, topk: int, how: How) -> Any:
     """``VideoModel.classify``."""
     topk = whole_number("topk", topk, 1)
     if isinstance(source, (list, tuple)):
-        if len(source) > 1 and all(map(_is_picture, source)):
+        if len(source) > 1 and all(map(is_picture, source)):
             raise ValueError(
                 "Expected a list of videos, got one of pictures; stack the frames of a video to one array [F, h, w, 3]."
             )
@@ -172,11 +172,6 @@ def _each(model: VideoModel, sources: Iterable[Any], topk: int, how: How) -> Ite
             text = answer.failure
             raise (ValueError if "not finite" in text else VideoError)(text)
         yield ranked(model, answer.probabilities, topk)
-
-
-def _is_picture(source: Any) -> bool:
-    """Whether it is PIL's, or an array or tensor of two axes, or three with one for colours."""
-    return getattr(source, "ndim", 3 if hasattr(source, "getbands") else 0) in (2, 3)
 
 
 def _video(source: Any) -> Video | Tensor:

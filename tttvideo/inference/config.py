@@ -75,8 +75,9 @@ def how_of(**settings: Any) -> How:
     Raises:
         TypeError: for one that there is not, with the nearest one.
     """
+    names = [field.name for field in fields(How)]
     for name in settings:
-        if name not in (names := [field.name for field in fields(How)]):
+        if name not in names:
             raise TypeError(f"unexpected argument {name!r}{did_you_mean(name, [*names, 'topk'])}")
     return How(**settings)
 

@@ -32,13 +32,22 @@ def as_frames(pictures: Any) -> Tensor:
         if len({frame.shape[1:] for frame in frames}) > 1:
             raise ValueError("Expected frames of one size in a list, got several; give them one by one.")
         return torch.cat(frames)
-    if hasattr(pictures, "convert") and hasattr(pictures, "getbands"):  # PIL, which is not imported for this
+    if _is_pil(pictures):
         return _from_array(_from_pil(pictures), pictures.size)
     if isinstance(pictures, np.ndarray):
         return _from_array(_plain_array(pictures), pictures.shape)
     if not isinstance(pictures, Tensor):
         raise ValueError(f"Expected frames (numpy, torch or PIL), got a {type(pictures).__name__}; convert them.")
     return _as_clip(_dense(pictures), pictures.shape, channels_last=False)
+
+
+def is_picture(value: Any) -> bool:
+    """Whether it is a single picture, not a clip: PIL's, or an array or tensor of two axes, or three with colours."""
+    return _is_pil(value) or getattr(value, "ndim", 0) in (2, 3)
+
+
+def _is_pil(value: Any) -> bool:
+    return hasattr(value, "convert") and hasattr(value, "getbands")  # PIL is not imported for this
 
 
 def _from_array(array: np.ndarray, given: Sequence[int]) -> Tensor:

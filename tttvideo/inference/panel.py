@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..evaluation.plots import COLOURS
 from ..model import VideoModel
 from ..tasks.forecast_errors import Following
 from ..tasks.prediction import in_unit
 from ..tasks.rollout import generate
+from ..ttt.interface import state_bytes
 from ..video.index import Video
 from ..video.reader import VideoError
 from ..video.reading import catch_damage
@@ -118,8 +118,7 @@ class Panel(ABC):
             raise VideoError(f"{self.path}: no frame could be read")
 
     def _remember(self, state: Any) -> None:
-        size = sum(x.numel() * x.element_size() for x in pytree.tree_leaves(state) if torch.is_tensor(x))
-        self._memory.append((self.now, size / 1e3))
+        self._memory.append((self.now, state_bytes(state) / 1e3))
 
     def _run(self, frames: Tensor) -> Any:
         """The model's output for the next frames [F, 3, H, W]."""
@@ -195,8 +194,8 @@ class Classes(Panel):
     def chart(self) -> Chart:
         ends = (np.arange(len(self._probabilities)) + 1) * self.model.encoder.stride
         seconds = self.times[np.minimum(ends, len(self.times)) - 1]
-        shown = zip(self.answers, self._best, strict=True)
-        lines = [(answer.colour, self._probabilities[:, number].numpy()) for answer, number in shown]
+        classes = zip(self.answers, self._best, strict=True)
+        lines = [(answer.colour, self._probabilities[:, number].numpy()) for answer, number in classes]
         return self.lines("probability so far", seconds, lines, 1.0)
 
     @property
@@ -207,11 +206,11 @@ class Classes(Panel):
         _, pictures, at = self._growing.timeline()
         height, width = pictures.shape[2:]
         strip = np.zeros((height, RECENT * width, 4), np.uint8)  # transparent where nothing was read yet
-        for place in range(RECENT):
-            wanted = (place + 0.5) / RECENT * len(self.times)
+        for cell in range(RECENT):
+            wanted = (cell + 0.5) / RECENT * len(self.times)
             if wanted <= self.frames:
                 nearest = min(range(len(at)), key=lambda i: abs(at[i] - wanted))
-                part = strip[:, place * width : (place + 1) * width]
+                part = strip[:, cell * width : (cell + 1) * width]
                 part[..., :3], part[..., 3] = pictures[nearest].permute(1, 2, 0), 255
         image, stream = Image.fromarray(strip), io.BytesIO()
         image.reduce(max(1, height // 64)).save(stream, format="png")
@@ -238,12 +237,12 @@ class Forecasts(Panel):
         self._generated = False
 
     def _add(self, frames: Tensor) -> None:
-        given, end = frames.tensor_split([max(0, self._split - self.frames)])
-        if len(given):
-            output = self._run(given)
-            self._compare(len(given), output)
-            self._before = torch.cat([self._before, in_unit(given)])[-LAST:]
-            if self.frames + len(given) == self._split:
+        context, end = frames.tensor_split([max(0, self._split - self.frames)])
+        if len(context):
+            output = self._run(context)
+            self._compare(len(context), output)
+            self._before = torch.cat([self._before, in_unit(context)])[-LAST:]
+            if self.frames + len(context) == self._split:
                 horizon = len(self.times) - self._split
                 self._expected = generate(self.model, output, self._state, horizon)[0].cpu()
                 self._truth, self._generated = torch.empty(0), True
@@ -258,16 +257,16 @@ class Forecasts(Panel):
             at += stride
             if guess is None:
                 continue
-            own, copied, *_ = self._following.guesses(guess)
-            errors = [float((predicted - truth).square().mean()) for predicted in (own, copied)]
+            predicted, copied, *_ = self._following.guesses(guess)
+            errors = [float((frames - truth).square().mean()) for frames in (predicted, copied)]
             self._errors.append((float(self.times[min(at, len(self.times)) - 1]), *errors))
             self._truth = torch.cat([self._truth, truth[0].cpu()])[-RECENT:]
-            self._expected = torch.cat([self._expected, own[0].cpu()])[-RECENT:]
+            self._expected = torch.cat([self._expected, predicted[0].cpu()])[-RECENT:]
 
     @property
     def chart(self) -> Chart:
-        seconds, own, copied = np.array(self._errors).reshape(-1, 3).T
-        lines = [("#777777", copied), (COLOURS[0], own)]
+        seconds, predicted, copied = np.array(self._errors).reshape(-1, 3).T
+        lines = [("#777777", copied), (COLOURS[0], predicted)]
         return self.lines("squared error of the next frame (grey: of the last frame again)", seconds, lines)
 
     @property
@@ -308,7 +307,7 @@ def panels_of(models: dict[str, VideoModel], path: str, longest: float) -> list[
 
 def read_side_by_side(panels: Sequence[Panel], decoding: threading.Lock) -> Iterator[None]:
     """Reads the video with all models, the one that is furthest behind first."""
-    running = [(own, own.read(decoding)) for own in panels]
+    running = [(panel, panel.read(decoding)) for panel in panels]
     try:
         while running:
             behind = min(running, key=lambda pair: pair[0].now)

@@ -120,11 +120,11 @@ class Answers:
 
     def _read(self, path: str) -> Iterator[str]:
         panels = panels_of(self.models, path, self.longest)
-        shown = 0.0
+        rendered = 0.0
         for _ in read_side_by_side(panels, self._decoding):
-            if time.monotonic() - shown >= PAUSE and all(own.frames for own in panels):
+            if time.monotonic() - rendered >= PAUSE and all(panel.frames for panel in panels):
                 yield self.html(panels)
-                shown = time.monotonic()
+                rendered = time.monotonic()
         yield self.html(panels, done=True)
 
     def html(self, panels: list[Panel] | tuple[()] = (), *, done: bool = False, refused: str = "") -> str:
@@ -144,7 +144,7 @@ def build(gradio: Any, config: ServeConfig, answers: Answers) -> Any:
             with gradio.Column(scale=2, min_width=300):
                 video = gradio.Video(label=f"A video, up to {config.max_upload:g} MB")
             with gradio.Column(scale=3, min_width=300):
-                said = gradio.HTML(answers.html())
+                below = gradio.HTML(answers.html())
         if examples:  # last: on a phone the answers are right below the video
             gradio.Examples(examples, video, examples_per_page=EXAMPLES)
         wanted = gradio.State([])
@@ -154,7 +154,7 @@ def build(gradio: Any, config: ServeConfig, answers: Answers) -> Any:
         change.then(
             answers.of,
             [video, wanted],
-            said,
+            below,
             concurrency_limit=config.concurrency,
             trigger_mode="multiple",
             show_progress="hidden",

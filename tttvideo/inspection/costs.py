@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model import VideoModel
+from ..ttt.interface import state_bytes
 from .recording import inspection_unit
 
 WARM = 20
@@ -72,6 +72,4 @@ def total(parts: list[Part]) -> Part:
 
 
 def _part(name: str, what: str, module: nn.Module, flops: int, state: Any) -> Part:
-    tensors = [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Part(name, what, sum(p.numel() for p in module.parameters()), flops, size)
+    return Part(name, what, sum(p.numel() for p in module.parameters()), flops, state_bytes(state))

@@ -264,49 +264,28 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "" if row else "FLOPs a frame", f"{_quantity(part['flops']):>6}  {name}"
     yield "state", _size(report["parts"][-1]["state_bytes"])
     last = memory["measured"][-1]
-    how = (
-        "measured"
-        if (last["videos"], last["frames"]) == (memory["videos"], memory["frames"])
-        else (f"from steps of up to {last['videos']} x {last['frames']}")
-    )
-    yield (
-        "memory of a step",
-        (
-            f"{_size(memory['peak'])} ({memory['videos']} videos x {memory['frames']} frames, {how}); "
-            f"{_size(memory['fixed'])} of it are weights and optimizer"
-        ),
-    )
+    whole = (last["videos"], last["frames"]) == (memory["videos"], memory["frames"])
+    how = "measured" if whole else f"from steps of up to {last['videos']} x {last['frames']}"
+    batch = f"{memory['videos']} videos x {memory['frames']} frames, {how}"
+    peak, fixed = _size(memory["peak"]), _size(memory["fixed"])
+    yield "memory of a step", f"{peak} ({batch}); {fixed} of it are weights and optimizer"
     fits = "fits into" if memory["peak"] <= memory["limit"] else "DOES NOT FIT into"
-    name = (
-        memory["device"] if report["memory"]["device"] not in ("cpu", "cuda") else f"what is free on {memory['device']}"
-    )
-    yield "", f"{fits} {name}" + ("" if name == memory["device"] else f", {_size(memory['limit'])}")
+    free = memory["device"] in ("cpu", "cuda")
+    name = f"what is free on {memory['device']}, {_size(memory['limit'])}" if free else memory["device"]
+    yield "", f"{fits} {name}"
     if cache:
         there = f", {cache['kept']} are there" if cache["kept"] else ""
         time = f", about {clock(cache['seconds'])}" if cache["seconds"] else ""
-        yield (
-            "cache",
-            (
-                f"{_size(cache['bytes'])} for {cache['lacking']} videos to encode{there} "
-                f"({_size(cache['bytes_per_frame'])} a frame){time}"
-            ),
-        )
+        size, frame = _size(cache["bytes"]), _size(cache["bytes_per_frame"])
+        yield "cache", f"{size} for {cache['lacking']} videos to encode{there} ({frame} a frame){time}"
     if trial is None:
         yield "time", "no trial: a step does not fit into the memory that is free here"
     else:
         what = "" if trial["real"] else ", of noise in place of features that are not encoded yet"
-        yield (
-            "time",
-            (f"{trial['seconds']:.3g} s a step of {trial['frames']:,.0f} frames ({trial['steps']} tried{what})"),
-        )
-        epoch = trial["epoch_seconds"]
-        yield (
-            "",
-            (
-                f"{clock(epoch)} an epoch of {report['steps_per_epoch']} steps, {clock(epoch * report['epochs'])} the "
-                f"{report['epochs']} epochs, without validation"
-            ),
-        )
+        yield "time", f"{trial['seconds']:.3g} s a step of {trial['frames']:,.0f} frames ({trial['steps']} tried{what})"
+        epoch, epochs = trial["epoch_seconds"], report["epochs"]
+        one = f"{clock(epoch)} an epoch of {report['steps_per_epoch']} steps"
+        yield "", f"{one}, {clock(epoch * epochs)} the {epochs} epochs, without validation"
     for sentence in report["change"]:
         yield "change", sentence
 

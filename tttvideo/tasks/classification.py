@@ -211,11 +211,9 @@ class ClassificationHead(TaskHead):
     def forward(
         self, tokens: Tensor, steps: Tensor | None, frames: Tensor, lengths: Tensor | None, state: PoolState
     ) -> tuple[Output, PoolState]:
-        valid = (
-            None
-            if steps is None
-            else (torch.arange(tokens.shape[1]) < steps[:, None]).to(tokens.device, non_blocking=True)
-        )
+        valid = None
+        if steps is not None:
+            valid = (torch.arange(tokens.shape[1]) < steps[:, None]).to(tokens.device, non_blocking=True)
         logits, timeline, state = self.pool(tokens, valid, state)
         return Output(logits, timeline), state
 

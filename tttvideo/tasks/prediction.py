@@ -199,14 +199,14 @@ class PredictionHead(TaskHead):
     ) -> tuple[Forecast, PredictionState]:
         predicted = self._predict(tokens, frames, lengths)
         batch, count = predicted.shape[:2]
-        given = _on_device(steps, batch, count, predicted.device)
+        valid = _on_device(steps, batch, count, predicted.device)
         upcoming = state.upcoming
         if count:
             rows = torch.arange(batch, device=predicted.device)
-            last = predicted[rows, (given - 1).clamp_min(0)]
-            upcoming = torch.where((given == 0)[:, None, None, None, None], upcoming.to(last.dtype), last)
+            last = predicted[rows, (valid - 1).clamp_min(0)]
+            upcoming = torch.where((valid == 0)[:, None, None, None, None], upcoming.to(last.dtype), last)
         step = torch.arange(count, device=predicted.device).expand(batch, count)
-        at = torch.where(step < given[:, None], step + 1, -1)
+        at = torch.where(step < valid[:, None], step + 1, -1)
         return Forecast(upcoming, predicted, at, frames), PredictionState(upcoming)
 
     def pictures(self, seen: Tensor) -> Tensor:
@@ -228,9 +228,9 @@ class PredictionHead(TaskHead):
     def _last(self, frames: Tensor, count: int, lengths: Tensor | None) -> Tensor:
         """The last frame of each time step [B, S, 3, H, W] in 0..1; of an unfinished one, that of the video."""
         stride = self.sizes.stride
-        given = _on_device(lengths, *frames.shape[:2], frames.device)
+        valid = _on_device(lengths, *frames.shape[:2], frames.device)
         ends = (torch.arange(1, count + 1, device=frames.device) * stride - 1)[None]
-        index = torch.minimum(ends, (given[:, None] - 1).clamp_min(0))
+        index = torch.minimum(ends, (valid[:, None] - 1).clamp_min(0))
         batch = torch.arange(frames.shape[0], device=frames.device)[:, None]
         return self.pictures(frames[batch, index])
 

@@ -19,15 +19,19 @@ def parse(
     prog: str = "tttvideo train",
     description: str = "",
     cls: type[Config] = RunConfig,  # type: ignore[assignment]
+    default_recipe: bool = True,
 ) -> tuple[Config, str]:
     """`--config FILE.yaml` and `--a.b value` words as a configuration, and the whole of it as YAML text.
+
+    Args:
+        default_recipe: take the recipe ``folder`` where the words name data and no model.
 
     Raises:
         ConfigError: see `tttvideo.arguments.read`.
         SystemExit: after --help and --print_config.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if prog != "tttvideo cache" and _starts_from_data_alone(words):
+    if default_recipe and _starts_from_data_alone(words):
         say("no --config and no model given: the recipe `folder` is used (`tttvideo configs` lists others)")
         words = ["--config", "folder", *words]
     if not any(word in ("-h", "--help") or word.endswith(".help") for word in words):

@@ -76,6 +76,7 @@ def cache(argv: Sequence[str]) -> int:
     config, _ = parse(
         argv,
         prog="tttvideo cache",
+        default_recipe=False,
         description="Encode the training and validation videos of a configuration with its frozen encoder into "
         "model.encoder.cache, as `tttvideo train` with the same settings would do first. Several processes (torchrun) "
         "or commands share the work; what is there stays. Exit code 1 if some videos cannot be read.",

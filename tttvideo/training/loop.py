@@ -254,9 +254,13 @@ class Trainer:
         """The loss of one batch, summed over what counts, and its row of ``_columns``."""
         if len(batch.indices):
             return self._loss(self._clips(batch, epoch, number), len(batch.failures))
-        nothing = torch.zeros(len(self._columns), device=self.accelerator.device, dtype=self._dtype)
-        nothing[self._columns.index("failed")].fill_(len(batch.failures))
-        return self._empty_loss(), nothing
+        return self._empty_loss(), self._row_of_failures(len(batch.failures))
+
+    def _row_of_failures(self, failures: int) -> Tensor:
+        """The row of a batch without a clip."""
+        row = torch.zeros(len(self._columns), device=self.accelerator.device, dtype=self._dtype)
+        row[self._columns.index("failed")].fill_(failures)
+        return row
 
     def _clips(self, batch: Batch, epoch: int, number: int) -> Clips:
         """The clips of a batch on the device, mixed."""

@@ -144,10 +144,8 @@ class SegmentTrainer(Trainer):
         self._carried, self._films = detach(after), batch.films
         rows = (lengths > 0).nonzero().squeeze(1)
         if not len(rows):
-            nothing = torch.zeros(len(self._columns), device=device, dtype=self._dtype)
-            nothing[self._columns.index("failed")].fill_(len(batch.failures))
             parts = [part.sum() for part in (*pytree.tree_leaves(output), *self._parameters)]
-            return 0.0 * torch.stack(parts).sum(), nothing
+            return 0.0 * torch.stack(parts).sum(), self._row_of_failures(len(batch.failures))
         output = pytree.tree_map(lambda part: part[rows.to(part.device)], output)
         labels = batch.labels.to(device, non_blocking=True)[rows.to(device)]
         target = self.bare.config.task.target(frames[rows.to(device)], lengths[rows], labels)

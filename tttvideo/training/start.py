@@ -60,8 +60,8 @@ class Start:
             notes += dict.fromkeys(self.left[name] for name in left)
             yield f"       {part:10}{len(loaded):8}{len(resized):9}{len(left):6}  {'; '.join(notes)}".rstrip()
         if self.unused:
-            shown = ", ".join(self.unused[:3]) + (", ..." if len(self.unused) > 3 else "")
-            yield f"       {len(self.unused)} tensors of the checkpoint are not used: {shown}"
+            names = ", ".join(self.unused[:3]) + (", ..." if len(self.unused) > 3 else "")
+            yield f"       {len(self.unused)} tensors of the checkpoint are not used: {names}"
 
 
 def _of(part: str, names: Iterable[str]) -> list[str]:

@@ -180,6 +180,11 @@ def detach(state: State) -> State:
     return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t.detach(), state)
 
 
+def state_bytes(state: Any) -> int:
+    """What the tensors of a state hold, in bytes."""
+    return sum(x.numel() * x.element_size() for x in pytree.tree_leaves(state) if isinstance(x, Tensor))
+
+
 def state_tensors(state: State) -> dict[str, Tensor]:
     """All tensors of a state by name, on the host, each with memory of its own: what safetensors can write."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _named(state).items()}
