@@ -109,18 +109,22 @@ def job_of(row: dict[str, Any]) -> Job:
 
 
 def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
-    """The rate with the best accuracy on the seed of the choice (of equals, with the smaller loss), one that diverged
-    last; None: not all have been tried."""
+    """The rate with the best accuracy, mean over all lengths, on the seed of the choice (of equals, with the smaller
+    loss), one that diverged last; None: not all have been tried."""
     trial = study["choice"][task]
     own = [row for row in rows if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])]
     if {row["rate"] for row in own} < set(study["rates"]):
         return None
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
-        measured = row["measured"][0]
-        return row["diverged_at"] is None, measured["top1"], -measured["loss"]
+        return row["diverged_at"] is None, mean(row, "top1"), -mean(row, "loss")
 
     return max(own, key=order)["rate"]
+
+
+def mean(row: dict[str, Any], figure: str) -> float:
+    """Of a row's figure, over all lengths."""
+    return statistics.mean(measured[figure] for measured in row["measured"])
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
@@ -131,15 +135,13 @@ def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
 
 
 def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:
-    """Trains and measures a row; trials are measured at the length of training only."""
+    """Trains and measures a row."""
     own = copy.deepcopy(study)
     settings = own["variants"][job.variant].setdefault("settings", {})
     settings["optimizer.lr"] = job.rate
     task = own["tasks"][job.task]
     for stage in (task, *task.get("curriculum", [])):
         stage["steps"] *= job.steps
-    if job.seed == study["choice_seed"]:
-        own["lengths"] = [1]
     about = {"rate": job.rate, "times": job.steps, "commit": commit()}
     return about | train_row(own, job.task, job.variant, job.seed, partial)
 
@@ -187,7 +189,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Of each task on which rates are chosen a line per layer: accuracy and loss at each rate."""
+    """Of each task on which rates are chosen a line per layer: accuracy at each rate."""
     text = []
     for trial in dict.fromkeys(study["choice"].values()):
         task = next(task for task, where in study["choice"].items() if where == trial)
@@ -201,14 +203,17 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         if lines:
             heads = " | ".join(f"{rate:g}" for rate in study["rates"])
             text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
-            text += [f"Accuracy (loss). {study['tasks'][trial]['steps']} steps.\n", f"| layer | {heads} | chosen |"]
+            text += [
+                f"Accuracy, mean over all lengths (at the length of training). {study['tasks'][trial]['steps']} steps.\n"
+            ]
+            text += [f"| layer | {heads} | chosen |"]
             text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
     return text
 
 
 def _trial(row: dict[str, Any]) -> str:
-    measured, diverged = row["measured"][0], "" if row["diverged_at"] is None else ", diverged"
-    return f"{measured['top1']:.3f} ({measured['loss']:.3f}{diverged})"
+    diverged = "" if row["diverged_at"] is None else ", diverged"
+    return f"{mean(row, 'top1'):.3f} ({row['measured'][0]['top1']:.3f}{diverged})"
 
 
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
