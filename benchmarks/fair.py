@@ -203,9 +203,8 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         if lines:
             heads = " | ".join(f"{rate:g}" for rate in study["rates"])
             text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
-            text += [
-                f"Accuracy, mean over all lengths (at the length of training). {study['tasks'][trial]['steps']} steps.\n"
-            ]
+            steps = study["tasks"][trial]["steps"]
+            text += [f"Accuracy, mean over all lengths (at the length of training). {steps} steps.\n"]
             text += [f"| layer | {heads} | chosen |"]
             text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
     return text
