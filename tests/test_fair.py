@@ -102,10 +102,10 @@ def test_layers_have_equal_parameters_and_state(capsys):
             if (kept := getattr(state, name, None)) is not None:
                 sizes[variant] = sum(t.numel() for t in fair.torch.utils._pytree.tree_leaves(kept) if t is not None)
     assert counts == pytest.approx(dict.fromkeys(counts, counts[fair.BASE]), rel=0.01)
-    ours = {variant: sizes.pop(variant) for variant in (fair.BASE, "TTT-conv depthwise")}
-    assert ours == {fair.BASE: 4096 + 128, "TTT-conv depthwise": 2752}
+    ours = {fair.BASE: 4096 + 128, f"{fair.BASE} without convolution": 4096 + 128, "TTT-conv depthwise": 2752}
+    assert {variant: sizes.pop(variant) for variant in ours} == ours
     assert set(sizes.values()) == {4096}
-    assert len(sizes) == len(counts) - 2 - 3
+    assert len(sizes) == len(counts) - len(ours) - 3
     list_variants(STUDY, ["flash-order"], ["GRU"])
     assert "parameters" in capsys.readouterr().out
 
