@@ -1,11 +1,12 @@
-"""Triton kernels behind the same call as the eager scan, ``read``, and around it: ``split`` and ``merged``. README.md
+"""Triton kernels behind the same call as the eager scan, ``read``, and around it: ``split`` and ``output``. README.md
 derives and measures them.
 
 Nothing here imports Triton before a kernel is launched: it exists on Linux only.
 """
 
 from .choice import mode_of, use_kernels
-from .heads import merged, split
+from .heads import split
+from .output import output
 from .read import read
 
-__all__ = ["merged", "mode_of", "read", "split", "use_kernels"]
+__all__ = ["mode_of", "output", "read", "split", "use_kernels"]
