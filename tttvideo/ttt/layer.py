@@ -15,7 +15,7 @@ from .config import TTT
 from .inner_gradient import InnerLoop
 from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
-from .kernels import mode_of, output, split, use_kernels
+from .kernels import mode_of, norm_and_gate, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
 from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
@@ -283,7 +283,7 @@ class TTTLayer(SequenceLayer):
         """Heads [B, H, T, d] to tokens [B, T, C]: norm, gates and the last projection."""
         gate = None if self.g_proj is None else self.g_proj(x)
         if by_kernels:
-            y = output(out, self.post_norm.weight, self.post_norm.bias, gate, x.dtype)
+            y = norm_and_gate(out, self.post_norm.weight, self.post_norm.bias, gate, x.dtype)
         else:
             y = self.post_norm(merge_heads(out).to(x.dtype))
             y = y if gate is None else y * F.gelu(gate, approximate="tanh")
@@ -292,8 +292,8 @@ class TTTLayer(SequenceLayer):
 
     def _use_kernels(self, x: Tensor, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
-        mode, shape = mode_of(product_dtype(x)), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
-        return mode if use_kernels(self.config, shape, layout.grid, x.device, mode) else None
+        dtype, shape = product_dtype(x), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
+        return mode_of(dtype) if use_kernels(self.config, shape, layout.grid, x.device, dtype) else None
 
     def _read_fused(
         self, tokens: Tokens, state: TTTState, layout: Layout, counts: list[int], mode: str

@@ -146,7 +146,9 @@ def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:
         for name, map in fast.items():
             outputs |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
     rng = torch.Generator().manual_seed(seed)
-    total = sum((x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)).sum() for x in outputs.values())
+    # rounded, so that they are the same numbers in every dtype
+    sums = {name: torch.randn(x.shape, generator=rng, dtype=torch.float64).bfloat16() for name, x in outputs.items()}
+    total = sum((x * sums[name].to(x)).sum() for name, x in outputs.items())
     leaves = one.leaves
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     outputs |= {

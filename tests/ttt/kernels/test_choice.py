@@ -82,7 +82,7 @@ def test_the_choice_is_logged_once(caplog):
 
 
 AUTO = TTT(Linear(), 2, TokenCausal(16), fused="auto")
-ROW = verified.Verified("linear", "token", "tf32x3", 90, "", 16, 2, 6, 1e-7, 3.0)
+ROW = verified.Verified("linear", "token", "tf32x3", "float32", 90, "", 16, 2, 6, 1e-7, 3.0)
 
 
 @pytest.fixture
@@ -111,7 +111,10 @@ def test_the_committed_table_has_rows_of_the_bounds_only():
     ("table", "reason"),
     [
         ((), "was not verified on sm_90 with Triton"),
-        ((ROW._replace(mode="bf16"), ROW._replace(kernel="mlp"), ROW._replace(sm=80)), "tf32x3 products, was not"),
+        (
+            (ROW._replace(dtype="bfloat16"), ROW._replace(kernel="mlp"), ROW._replace(sm=80)),
+            "tf32x3 products and tokens in float32, was not",
+        ),
         ((ROW._replace(dim=64), ROW._replace(dim=128)), "was verified for heads of 64, 128, not 16"),
         ((ROW._replace(programs=3), ROW._replace(tokens=7)), "was not found faster for 1 x 2 rows x heads of 6 tokens"),
     ],

@@ -17,7 +17,7 @@ def rows_of(folder):
 def check(rows) -> None:
     """What the rows of a dry run say."""
     assert [row["why"] for row in rows if "why" in row] == []
-    accurate = [row for row in rows if row["stage"] in ("smoke", "accuracy")]
+    accurate = [row for row in rows if row["stage"] in verify.ACCURACY]
     assert accurate
     assert all(row["within"] and row["same_bits"] for row in accurate)
     assert all(0 < row["worst"][1] <= BOUNDS[row["mode"]] for row in accurate)
@@ -85,7 +85,8 @@ def test_an_unknown_stage_is_one_sentence(tmp_path, capsys):
 
 ABOUT = {"stage": "versions", "sm": 90, "packages": {"triton": "3.6.0"}}
 GOOD = {
-    **{"stage": "accuracy", "kernel": "mlp", "chunk": "frame", "mode": "bf16", "dim": 64, "shape": "frames of 196"},
+    **{"stage": "accuracy", "kernel": "mlp", "chunk": "frame", "mode": "bf16", "dim": 64},
+    **{"dtype": "bfloat16", "shape": "frames of 196"},
     **{"worst": ["out", 0.002], "bound": 5e-2, "within": True, "same_bits": True},
 }
 
@@ -96,7 +97,7 @@ def timed(programs, tokens, speedup, mode="bf16"):
 
 
 TIMED = [timed(12, 392, 0.8), timed(12, 1568, 3.0), timed(96, 392, 2.0), timed(96, 1568, 9.0)]
-FOUND = Verified("mlp", "frame", "bf16", 90, "3.6", 64, 12, 1568, 0.002, 3.0)
+FOUND = Verified("mlp", "frame", "bf16", "bfloat16", 90, "3.6", 64, 12, 1568, 0.002, 3.0)
 
 
 def test_what_is_right_and_faster_is_verified_from_where_it_is_faster():

@@ -34,7 +34,24 @@ which have 99."""
 
 _INTEGERS = {"tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group", "per_row", "rows"}
 _INDICES = {"position", "lengths"}
-_TOKENS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv", "x", "y", "dy", "gate", "dgate", "dheads", "source", "target"}
+_TOKENS = {
+    "q",
+    "k",
+    "v",
+    "out",
+    "dout",
+    "dq",
+    "dk",
+    "dv",
+    "x",
+    "y",
+    "dy",
+    "gate",
+    "dgate",
+    "dheads",
+    "source",
+    "target",
+}
 
 HEADS = 12
 """Of the layers whose channels the kernels of ``output`` are compiled for."""
@@ -127,13 +144,13 @@ def heads_configurations(dim: int) -> Iterator[Configuration]:
 
 def output_configurations(dim: int) -> Iterator[Configuration]:
     """What stands between kernels and the last projection, either way."""
-    from .output_kernels import output_backward_kernel, output_kernel
+    from .output_kernels import backward_kernel, forward_kernel
 
     for gate in (False, True):
         constants = output_constants(HEADS, dim, torch.float32, gate)
         label = f"output{', gate' * gate} d={dim}"
-        yield Configuration(f"{label} forward", "frame", output_kernel, constants)
-        yield Configuration(f"{label} backward", "frame", output_backward_kernel, constants)
+        yield Configuration(f"{label} forward", "frame", forward_kernel, constants)
+        yield Configuration(f"{label} backward", "frame", backward_kernel, constants)
 
 
 def configurations(dims: Sequence[int], capability: int) -> Iterator[Configuration]:

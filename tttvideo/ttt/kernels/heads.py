@@ -3,9 +3,9 @@
     split    x [B, T, H d] -> y [B, H, T, d],  y_t = R_t n(s(x_t))        merge    y -> x,  x_t = R_t^T y_t
 
 R_t rotates pairs of channels (``primitives.rotate``); n divides a head by its length and s is SiLU, each where a layer
-asks for it. Without n and s each is the other's derivative; with them the derivative reads x again. Tokens are read and
-written once, in the dtype that they have; what is between is computed in float32. PyTorch's own operations read and write
-them some ten times.
+asks for it. Without n and s each is the other's derivative; with them the derivative reads x again. Tokens are read
+and written once, in the dtype that they have; what is between is computed in float32. PyTorch's own operations read and
+write them some ten times.
 """
 
 from __future__ import annotations

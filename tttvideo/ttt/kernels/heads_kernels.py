@@ -65,12 +65,10 @@ def heads_kernel(
     of_heads = ((row * heads + head) * tokens + t)[:, None] * D + col[None, :]
     at = (row * per_row + t)[:, None] * (D // 2) + tl.arange(0, D // 2)[None, :]
     values = tl.load(source + (of_heads if BACK else of_channels), mask=valid, other=0.0).to(ACC)
-    if not BACK:
-        if SILU or UNIT:
-            values, _ = bent(values, SILU, UNIT)
+    if not BACK and (SILU or UNIT):
+        values, _ = bent(values, SILU, UNIT)
     if ROTATE:
         values = rotated(values, cos, sin, at, valid, TILE, D, ACC, BACK)
-    if BACK:
-        if SILU or UNIT:
-            values = bent_backward(values, tl.load(x + of_channels, mask=valid, other=0.0).to(ACC), SILU, UNIT)
+    if BACK and (SILU or UNIT):
+        values = bent_backward(values, tl.load(x + of_channels, mask=valid, other=0.0).to(ACC), SILU, UNIT)
     store(target + (of_channels if BACK else of_heads), values, valid)

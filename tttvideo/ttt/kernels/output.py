@@ -2,8 +2,8 @@
 
     y = (h(x) weight + bias) gelu(gate)        x [B, H, T, d] read as [B, T, H d]; without a gate: the first factor
 
-One pass each way: heads and gate are read once and tokens written once, in whatever dtype they are; everything between is
-computed in float32. The gradients at weight and bias are sums over tokens: each program sums its own, PyTorch the
+One pass each way: heads and gate are read once and tokens written once, in whatever dtype they are; everything between
+is computed in float32. The gradients at weight and bias are sums over tokens: each program sums its own, PyTorch the
 programs'.
 """
 
@@ -20,8 +20,8 @@ PROGRAMS = 264
 """Of a backward pass at most: two for each multiprocessor of an H100 or H200. Each writes sums of its own."""
 
 
-@operator("tttvideo::output")
-def output(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
+@operator("tttvideo::norm_and_gate")
+def norm_and_gate(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Tokens for the last projection.
 
     Args:
@@ -33,7 +33,7 @@ def output(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, dty
     Returns:
         [B, T, C].
     """
-    from .output_kernels import output_kernel  # here, not above: tttvideo must import where Triton is not
+    from .output_kernels import forward_kernel  # here, not above: tttvideo must import where Triton is not
 
     heads, weight, bias = contiguous(heads, weight, bias)
     batch, count, tokens, dim = heads.shape
@@ -42,16 +42,16 @@ def output(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, dty
     if y.numel():
         given = (heads, weight, bias, y if gate is None else gate.contiguous(), y)
         grid = (-(-batch * tokens // constants["TILE"]),)
-        output_kernel[grid](*given, batch * tokens, tokens, **constants)
+        forward_kernel[grid](*given, batch * tokens, tokens, **constants)
     return y
 
 
-@operator("tttvideo::output_backward")
-def output_backward(
+@operator("tttvideo::norm_and_gate_backward")
+def norm_and_gate_backward(
     dy: Tensor, heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of ``output`` at heads, weight, bias and gate (of no gate: empty)."""
-    from .output_kernels import output_backward_kernel
+    """The gradients of ``norm_and_gate`` at heads, weight, bias and gate (of no gate: empty)."""
+    from .output_kernels import backward_kernel
 
     dy, heads, weight, bias = contiguous(dy, heads, weight, bias)
     batch, count, tokens, dim = heads.shape
@@ -65,17 +65,17 @@ def output_backward(
     dweight, dbias = heads.new_empty(2, programs, count * dim, dtype=summed)
     if programs:
         given = (dy, heads, weight, bias, gate, dheads, dgate, dweight, dbias)
-        output_backward_kernel[(programs,)](*given, batch * tokens, tokens, **constants)
+        backward_kernel[(programs,)](*given, batch * tokens, tokens, **constants)
     return dheads, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dgate
 
 
-@output.register_fake
+@norm_and_gate.register_fake
 def _(heads, weight, bias, gate, dtype):
     batch, count, tokens, dim = heads.shape
     return heads.new_empty(batch, tokens, count * dim, dtype=dtype)
 
 
-@output_backward.register_fake
+@norm_and_gate_backward.register_fake
 def _(dy, heads, weight, bias, gate):
     dgate = heads.new_empty(0) if gate is None else gate.new_empty(gate.shape)
     return heads.new_empty(heads.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dgate
@@ -88,8 +88,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     heads, weight, bias, *gate = ctx.saved_tensors
-    *gradients, dgate = output_backward(dy, heads, weight, bias, gate[0] if gate else None)
+    *gradients, dgate = norm_and_gate_backward(dy, heads, weight, bias, gate[0] if gate else None)
     return *gradients, dgate if gate else None, None
 
 
-output.register_autograd(_backward, setup_context=_keep)
+norm_and_gate.register_autograd(_backward, setup_context=_keep)

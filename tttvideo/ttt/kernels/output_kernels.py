@@ -32,7 +32,7 @@ def load_channels(x, C: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
-def output_kernel(
+def forward_kernel(
     heads,  # [B, H, T, D]
     weight,  # [C], as bias; C = H D
     bias,
@@ -56,7 +56,7 @@ def output_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
-def output_backward_kernel(
+def backward_kernel(
     dy,  # [B, T, C]
     heads,
     weight,
