@@ -66,10 +66,12 @@ def verify(rows: list[Row]) -> tuple[list[Verified], list[str]]:
     for key in dict.fromkeys(map(_key, accurate)):
         kernel, chunk, mode, dtype, dim = key
         mine = [r for r in accurate if _key(r) == key]
+        around = [r for r in rows if "around" in r and r["dtype"] == dtype]
         # on tokens of another dtype, too: bytes of tokens are a small part of what the kernels take
         speed = [r for r in timed if (r["kernel"], r["chunk"], r["mode"], r["dim"]) == (kernel, chunk, mode, dim)]
         name = f"{kernel} {chunk} {mode}, heads of {dim}, tokens in {dtype}"
-        if why := _wrong(mine) or (None if speed else "was not timed beside the eager scan"):
+        missing = None if around else f"the kernels around the scan were not measured in {dtype}"
+        if why := _wrong(mine + around) or missing or (None if speed else "was not timed beside the eager scan"):
             refused.append(f"{name}: {why}")
             continue
         corners = _faster_from(speed)
@@ -116,6 +118,8 @@ def verdicts(rows: list[Row]) -> list[str]:
     accurate = [r for r in rows if r.get("stage") in ACCURACY and "mode" in r]
     good = [r for r in accurate if r["within"] and r["same_bits"]]
     lines.append(f"accuracy: {len(good)} of {len(accurate)} within the bounds, with the same bits twice")
+    around = [r for r in rows if "around" in r]
+    lines.append(f"around the scan: {sum(r['within'] and r['same_bits'] for r in around)} of {len(around)} likewise")
     replays = [r for r in rows if r.get("stage") == "replays" and "same" in r]
     lines.append(f"replayed graphs: {sum(r['same'] for r in replays)} of {len(replays)} are the steps themselves")
     curves = {r["how"]: r["losses"] for r in rows if r.get("stage") == "training" and "losses" in r}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tests.ttt.kernels.cases import Case, case, eager, fused, gradients
+from tests.ttt.kernels.cases import Case, case, eager, fused, gradients, plain_heads, plain_output
 from tttvideo.ttt import (
     MLP,
     SGD,
@@ -26,7 +26,7 @@ from tttvideo.ttt import (
     Stream,
     TokenCausal,
 )
-from tttvideo.ttt.kernels import launch
+from tttvideo.ttt.kernels import launch, norm_and_gate, split
 from tttvideo.ttt.kernels.choice import kind_of
 from tttvideo.ttt.kernels.verified import BOUNDS
 
@@ -167,6 +167,52 @@ def measured(
                 "error": errors,
                 "seconds": round(time.time() - began, 2),
             }
+
+
+AROUND = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
+"""Bounds of the kernels around the scan: they round what comes out once, and nothing else."""
+
+
+def around(device: str, dry: bool = False) -> Iterator[Row]:
+    """A row for each kernel around the scan and dtype of its tokens: errors against float64 on the same, and bits."""
+    batch, tokens, heads, dim = (1, 5, 3, 16) if dry else (2, 392, 12, 64)
+    positions = torch.arange(tokens, device=device) % 196
+    bent = {"silu": True, "unit": True}
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=rng).to(device, dtype).requires_grad_()
+
+    for dtype, bound in AROUND.items():
+        rng = torch.Generator().manual_seed(0)
+        x, weight, bias = leaf(batch, tokens, heads * dim, dtype=dtype), leaf(heads * dim), leaf(heads * dim)
+        y, gate = leaf(batch, heads, tokens, dim, dtype=dtype), leaf(batch, tokens, heads * dim, dtype=dtype)
+        for name, mine, exact, leaves in (
+            (
+                "heads",
+                lambda x: split(positions, x, heads=heads, theta=1e4, **bent)[0],
+                lambda x: plain_heads(x, positions, heads, **bent),
+                (x,),
+            ),
+            ("output", lambda *given: norm_and_gate(*given, dtype), plain_output, (y, weight, bias, gate)),  # noqa: B023
+        ):
+            about = {"around": name, "dtype": str(dtype).removeprefix("torch."), "bound": bound}
+            about["shape"] = f"{heads} heads of {dim}, {batch} rows of {tokens}"
+            try:
+                first, second = (_derived(mine, leaves) for _ in range(2))
+            except Exception as error:
+                yield about | {"within": False, "why": f"{type(error).__name__}: {str(error)[:400]}"}
+                continue
+            errors = relative(first, _derived(exact, tuple(x.detach().double().requires_grad_() for x in leaves)))
+            worst = max(errors, key=lambda name: errors[name])
+            same = all(torch.equal(x, second[name]) for name, x in first.items())
+            yield about | {"worst": [worst, errors[worst]], "within": errors[worst] <= bound, "same_bits": same}
+
+
+def _derived(run: Any, leaves: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    y = run(*leaves)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
+    gradients = torch.autograd.grad((y * weight).sum(), leaves)
+    return {"out": y.detach()} | {f"gradient at {i}": gradient for i, gradient in enumerate(gradients)}
 
 
 @torch.no_grad()

@@ -2,22 +2,15 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tttvideo.ttt import TTT, FrameCausal, Layout, Linear
-from tttvideo.ttt.derivatives import EPS
+from benchmarks.around import per_token
+from tests.ttt.kernels.accuracy import around
+from tests.ttt.kernels.cases import plain_heads, plain_output
+from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
 from tttvideo.ttt.interface import merge_heads
-from tttvideo.ttt.kernels import heads, norm_and_gate, output, split
-from tttvideo.ttt.primitives import rotate
+from tttvideo.ttt.kernels import heads, norm_and_gate, output, read, split
 
 HEADS, DIM, TOKENS = 3, 16, 35  # two tiles of tokens; channels are no power of two
-
-
-def plain(x, positions, silu=False, unit=False):
-    y = x.unflatten(-1, (HEADS, DIM)).transpose(1, 2)
-    y = F.silu(y) if silu else y
-    y = F.normalize(y, dim=-1) if unit else y
-    return y if positions is None else rotate(positions, 1e4, y)[0]
 
 
 POSITIONS = [None, torch.arange(TOKENS) % 16, torch.arange(TOKENS) + torch.tensor([[5], [0]])]
@@ -34,7 +27,7 @@ def test_heads_are_those_of_plain_operations(positions):
     x = torch.randn(2, TOKENS, HEADS * DIM, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, HEADS, TOKENS, DIM, dtype=torch.float64, requires_grad=True)
     results = []
-    for way in (lambda x: split(positions, x, heads=HEADS, theta=1e4)[0], lambda x: plain(x, positions)):
+    for way in (lambda x: split(positions, x, heads=HEADS, theta=1e4)[0], lambda x: plain_heads(x, positions, HEADS)):
         y = way(x)
         (first,) = torch.autograd.grad((weight * y).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), weight)
@@ -51,7 +44,7 @@ def test_heads_after_silu_and_of_length_one(silu, unit):
     x.requires_grad_()
     mine, expected = (
         split(POSITIONS[2], x, heads=HEADS, theta=1e4, silu=silu, unit=unit)[0],
-        plain(x, POSITIONS[2], silu, unit),
+        plain_heads(x, POSITIONS[2], HEADS, silu, unit),
     )
     assert (mine - expected).abs().max() <= 1e-14
     (mine,), (expected,) = gradients(mine, x), gradients(expected, x)
@@ -67,9 +60,7 @@ def test_norm_and_gate_are_those_of_plain_operations(gated, programs, monkeypatc
     x, gate = torch.randn(2, HEADS, 135, DIM, **given), torch.randn(2, 135, channels, **given) if gated else None
     weight, bias = torch.randn(channels, **given), torch.randn(channels, **given)
     mine = norm_and_gate(x, weight, bias, gate, torch.float64)
-    expected = F.layer_norm(merge_heads(x), (channels,), weight, bias, EPS)
-    if gate is not None:
-        expected = expected * F.gelu(gate, approximate="tanh")
+    expected = plain_output(x, weight, bias, gate)
     assert (mine - expected).abs().max() <= 1e-13
     leaves = [leaf for leaf in (x, weight, bias, gate) if leaf is not None]
     for one, other in zip(gradients(mine, leaves), gradients(expected, leaves), strict=True):
@@ -82,15 +73,17 @@ def test_tokens_in_half_precision_are_computed_in_float32(dtype):
     bound = 2.0**-11 if dtype == torch.float16 else 2.0**-8
     x = torch.randn(2, TOKENS, HEADS * DIM).to(dtype).requires_grad_()
     exact = x.detach().double().requires_grad_()
-    (y,), z = split(POSITIONS[1], x, heads=HEADS, theta=1e4, unit=True), plain(exact, POSITIONS[1], unit=True)
+    (y,), z = (
+        split(POSITIONS[1], x, heads=HEADS, theta=1e4, unit=True),
+        plain_heads(exact, POSITIONS[1], HEADS, unit=True),
+    )
     weight, bias = torch.randn(HEADS * DIM), torch.randn(HEADS * DIM)
     assert y.dtype == dtype
     assert ((y - z).abs() <= bound * z.abs() + 1e-6).all()
     z = y.detach().double().requires_grad_()
     y = y.detach().requires_grad_()
     out = norm_and_gate(y, weight, bias, x, dtype)
-    expected = F.layer_norm(merge_heads(z), (HEADS * DIM,), weight.double(), bias.double(), EPS)
-    expected = expected * F.gelu(exact, approximate="tanh")
+    expected = plain_output(z, weight.double(), bias.double(), exact)
     assert out.dtype == dtype
     assert ((out - expected).abs() <= bound * expected.abs() + 1e-5).all()
     weight = torch.randn(out.shape).to(dtype)
@@ -99,6 +92,12 @@ def test_tokens_in_half_precision_are_computed_in_float32(dtype):
     for one, other in zip(mine, others, strict=True):
         assert one.dtype == dtype
         assert ((one - other).abs() <= bound * other.abs() + 1e-5).all()
+
+
+def test_what_a_gpu_is_asked_about_them_is_right_here():
+    rows = list(around("cpu", dry=True))
+    assert len(rows) == 4
+    assert all(row["within"] and row["same_bits"] and row["worst"][1] > 0 for row in rows)
 
 
 @pytest.mark.kernels
@@ -118,15 +117,12 @@ def test_the_operators_keep_their_promises():
 def test_a_layer_in_bfloat16_keeps_its_tokens_in_bfloat16(options, monkeypatch):
     """From the projections through the scan to the last projection, and back."""
     layer = TTT(Linear(), 2, FrameCausal(), fused="require", **options).build(32)
-    x, seen = torch.randn(1, 8, 32, requires_grad=True), []
-    scan = "tttvideo.ttt.layer.read_fused"
-    from tttvideo.ttt.kernels import read
-
-    monkeypatch.setattr(scan, lambda *given: (seen.append(given[2]), read(*given))[1])
+    x, calls = torch.randn(1, 8, 32, requires_grad=True), []
+    monkeypatch.setattr("tttvideo.ttt.layer.read_fused", lambda *given: (calls.append(given[2]), read(*given))[1])
     with torch.autocast("cpu", torch.bfloat16):
         y, state = layer(x, None, Layout((2, 2)))
     y.float().square().sum().backward()
-    (tokens,) = seen
+    (tokens,) = calls
     assert {tokens.q.dtype, tokens.k.dtype, tokens.v.dtype, y.dtype} == {torch.bfloat16}
     assert tokens.rate.dtype == state.weights["1"].weight.dtype == x.grad.dtype == torch.float32
     exact = TTT(Linear(), 2, FrameCausal(), **options).build(32)
@@ -136,3 +132,10 @@ def test_a_layer_in_bfloat16_keeps_its_tokens_in_bfloat16(options, monkeypatch):
     expected.square().sum().backward()
     for one, other in ((y, expected), (x.grad, z.grad)):
         assert (one - other).norm() <= 0.03 * other.norm()
+
+
+@pytest.mark.parametrize(("train", "most"), [(False, 45), (True, 110)])
+def test_bytes_around_the_scan(train, most):
+    """kB a token of the video shape, counted (kernels/README.md): no tensor of tokens is written once more than need
+    be."""
+    assert sum(per_token(TTT(MLP(), 12, FrameCausal(), fused="require"), train).values()) <= most
