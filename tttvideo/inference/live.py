@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import queue
-import re
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from ..video.pyav_reader import Converter
 from ..video.reader import VideoError
 from ..video.sampling import Dense, parse_sampling
 from ..video.transforms import Preprocessing
-from .config import StreamConfig
+from .config import StreamConfig, parse_size
 
 Say = Callable[[str], None]
 
@@ -90,14 +89,6 @@ def _raw(pipe: BinaryIO, config: StreamConfig) -> Iterator[Shot]:
         )
     if not number:
         raise VideoError("standard input has no frames")
-
-
-def parse_size(text: str | None) -> tuple[int, int]:
-    """ "640x360" -> width and height; ValueError for anything else."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
-    if not match or not int(match[1]) or not int(match[2]):
-        raise ValueError(f"--size is WIDTHxHEIGHT, such as 640x360; got {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def _connected(config: StreamConfig, preprocessing: Preprocessing, say: Say) -> Iterator[Shot]:
