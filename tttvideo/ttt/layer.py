@@ -364,10 +364,9 @@ class TTTLayer(SequenceLayer):
         """W_0 as one row."""
         start, dtype = {}, self._dtype_in_motion()
         if self.zero_start is not None:
-            like = self.post_norm.weight
-            for name, shapes in self.zero_start.items():
-                zeros = (None if shape is None else like.new_zeros(1, *shape, dtype=dtype) for shape in shapes)
-                start[name] = Map(*zeros)
+            zeros = functools.partial(self.post_norm.weight.new_zeros, dtype=dtype)
+            for name, (weight, bias) in self.zero_start.items():
+                start[name] = Map(zeros((1, *weight)), None if bias is None else zeros((1, *bias)))
             return start
         for key, weight in self.weights.items():
             name = key.removesuffix("_weight")
