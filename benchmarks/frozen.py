@@ -3,7 +3,8 @@
     python -m benchmarks.frozen --videos DIR --cache DIR [--study configs/study/frozen.yaml]
     python -m benchmarks.frozen --table docs/results/frozen.md
 
-A row is a training by the settings of a recipe, in this process, measured after its last step. Rates are chosen on a
+The features that `tttvideo cache` keeps of each frame become one vector, the mean over its tokens. A row is a training
+by the settings of a recipe on those vectors, in this process, measured after its last step. Rates are chosen on a
 part of the training videos that those trainings are not shown; the validation split is read by reported rows alone.
 Finished rows are appended to a JSONL file at once, and skipped when the study is started again.
 """
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -29,6 +31,7 @@ from tttvideo.training.arguments import parse
 from tttvideo.training.loop import NonFinite
 from tttvideo.training.run import Run
 from tttvideo.training.validation import Scores, score
+from tttvideo.video.features import CachedFeatures
 
 STUDY = ROOT / "configs" / "study" / "frozen.yaml"
 BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
@@ -61,25 +64,57 @@ def main() -> None:
     if not (options.videos and options.cache):
         parser.error("--videos and --cache are needed, but for --table")
     torch.set_num_threads(1)
-    while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
-        row = run(study, job, options.videos, options.cache)
-        append_row(file, row)
-        print(job, row["measured"][0]["top1"], f"train {row['train_top1']}", f"{row['cpu_seconds']} s", flush=True)
-
-
-def run(study: dict[str, Any], job: Job, videos: Path, cache: Path) -> dict[str, Any]:
-    """Trains and measures a row."""
-    begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "clips.csv"
+        while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
+            row = run(study, job, options.videos, options.cache, Path(folder))
+            append_row(file, row)
+            print(job, row["measured"][0]["top1"], f"train {row['train_top1']}", f"{row['cpu_seconds']} s", flush=True)
+
+
+def run(study: dict[str, Any], job: Job, videos: Path, cache: Path, folder: Path) -> dict[str, Any]:
+    """Trains and measures a row; ``folder`` holds the vectors of sets that were read before."""
+    begin, task = time.process_time(), study["tasks"][job.task]
+    lag = study["variants"][job.variant].get("motion", 0)
+    vectors = folder / f"{task['set']}-{lag}"
+    if not vectors.exists():
+        write_vectors(study, task, videos, cache, vectors, lag)
+    with tempfile.TemporaryDirectory() as run_folder:
+        file = Path(run_folder) / "clips.csv"
         with file.open("w", newline="") as lines:
             csv.writer(lines).writerow(["path", "label", "split"])
-            for split, clips in zip(("train", "val"), divided(study["tasks"][job.task], videos)):
-                csv.writer(lines).writerows([videos / clip.path, clip.label, split] for clip in clips)
-        result = fit(words(study, job, file, cache, Path(folder) / "run"))
+            for split, clips in zip(("train", "val"), divided(task, videos)):
+                csv.writer(lines).writerows([file_of(vectors, clip), clip.label, split] for clip in clips)
+        result = fit(words(study, job, file, Path(run_folder) / "run"))
     about = {"cpu_seconds": round(time.process_time() - begin, 1), "commit": commit()}
     about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     return {**job._asdict(), "times": job.steps, **result, **about}
+
+
+def file_of(vectors: Path, clip: Clip) -> Path:
+    return vectors / f"{clip.path.replace('/', '-')}.npy"
+
+
+def write_vectors(
+    study: dict[str, Any], task: dict[str, Any], videos: Path, cache: Path, vectors: Path, lag: int
+) -> None:
+    """A .npy file [frames, channels] for each clip of a set; with ``lag`` the change from so many frames before stands
+    beside each frame's own vector.
+
+    Raises:
+        VideoError: the cache lacks a clip.
+    """
+    own = {"model.encoder.cache": cache, **task["features"]}
+    config, _ = parse(["--config", study["recipe"], *given(own)])
+    reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
+    assert isinstance(reading, CachedFeatures)
+    vectors.mkdir()
+    for clip in [clip for part in divided({"set": task["set"]}, videos) for clip in part]:
+        reader = reading.open(str(videos / clip.path))
+        features = reader.read(reading.wanted(reader, [(None, None, None)])).float().mean((2, 3)).numpy()
+        if lag:
+            before = features[np.maximum(np.arange(len(features)) - lag, 0)]
+            features = np.concatenate([features, features - before], 1)
+        np.save(file_of(vectors, clip), features)
 
 
 def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]:
@@ -102,24 +137,27 @@ def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]
     )
 
 
-def words(study: dict[str, Any], job: Job, file: Path, cache: Path, out: Path) -> list[str]:
+def words(study: dict[str, Any], job: Job, file: Path, out: Path) -> list[str]:
     """The command line of a training."""
-    settings = study["settings"] | study["tasks"][job.task].get("settings", {})
-    settings |= study["variants"][job.variant].get("settings", {})
-    settings |= {"optimizer.lr": job.rate, "data.list": file, "model.encoder.cache": cache, "out": out}
-    settings |= {"seed": job.seed, "schedule.epochs": study["tasks"][job.task]["epochs"]}
-    given = [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value, default=str).strip('"'))
-    ]
-    return ["--config", study["recipe"], *given]
+    task = study["tasks"][job.task]
+    settings = study["settings"] | study["variants"][job.variant].get("settings", {})
+    settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
+    settings |= {"schedule.epochs": task["epochs"], **task.get("settings", {})}
+    return ["--config", study["recipe"], *given(settings)]
 
 
-def fit(given: list[str]) -> dict[str, Any]:
+def given(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    texts = {
+        name: str(value) if isinstance(value, str | Path) else json.dumps(value) for name, value in settings.items()
+    }
+    return [word for name, text in texts.items() for word in (f"--{name}", text)]
+
+
+def fit(command: list[str]) -> dict[str, Any]:
     """Trains as ``tttvideo train`` with these words, and measures what was trained after the last step; one whose loss
     is no longer finite has no right answer."""
-    config, _ = parse(given)
+    config, _ = parse(command)
     training, scores = Run(config, to_yaml(config)), None
     try:
         training.prepare()
