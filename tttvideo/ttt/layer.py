@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,15 @@ from .ragged import Slots, closing
 from .scan import scan
 from .state import Map, Moments, TTTState, Weights, zeros_like
 from .tokens import Tokens
+
+
+def _scan() -> Callable[..., tuple[Tensor, TTTState]]:
+    """``scan``, under ``torch.compile`` outside its graphs."""
+    if not torch.compiler.is_compiling():
+        return scan
+    from . import uncompiled
+
+    return uncompiled.scan
 
 
 class Projections(nn.Module):
@@ -167,7 +176,7 @@ class TTTLayer(SequenceLayer):
         tokens, tails = self._tokens(x, state.tails, 0, layout)
         before = TTTState(state.weights, None, *state[2:5], tails)
         with torch.autocast(x.device.type, enabled=False):
-            out, after = scan(self._loop(tokens, layout), before, tokens, **self._chunks(tokens, layout))
+            out, after = _scan()(self._loop(tokens, layout), before, tokens, **self._chunks(tokens, layout))
         return self._output(x, out), TTTState(after.weights, state.pending, *after[2:])
 
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
@@ -187,7 +196,7 @@ class TTTLayer(SequenceLayer):
             else:
                 before = TTTState(state.weights, state.pending if age else None, *state[2:])
                 settings = self._chunks(tokens, layout)
-                out, after = scan(self._loop(tokens, layout), before, tokens, offset=age, **settings)
+                out, after = _scan()(self._loop(tokens, layout), before, tokens, offset=age, **settings)
                 end = age + x.shape[1]
                 position = torch.full_like(state.position, end % settings["size"] if self.chunk_is_bounded else end)
                 after = TTTState(*after[:4], position, tails)
@@ -285,7 +294,7 @@ class TTTLayer(SequenceLayer):
         settings |= {"size": longest, "closes": closing(ends, full, self.chunk_is_whole, device)}
         slots = Slots(position, ends, longest, device)
         before = TTTState(state.weights, state.pending if any(ages) else None, *state[2:])
-        out, after = scan(self._loop(tokens, layout), before, slots.gather(tokens), **settings)
+        out, after = _scan()(self._loop(tokens, layout), before, slots.gather(tokens), **settings)
         if self.chunk_is_whole:
             ends = torch.where(read > 0, ends, state.position)
         position = ends % full if self.chunk_is_bounded else ends

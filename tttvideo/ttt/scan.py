@@ -21,7 +21,6 @@ Closes = Sequence[bool | Tensor]
 [B, 1, 1, 1] by row."""
 
 
-@torch.compiler.disable(recursive=False)  # the loop depends on lengths; a chunk is a graph of its own, compiled once
 def scan(
     loop: InnerLoop,
     state: TTTState,
