@@ -41,7 +41,7 @@ from tttvideo.evaluation.controls import Forgetful
 from tttvideo.model import VideoModel
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
-from tttvideo.video.synthetic import ClassificationSuite, find_suite
+from tttvideo.video.synthetic import ClassificationSuite, Suite, find_suite
 from tttvideo.video.transforms import Preprocessing
 
 STUDY = ROOT / "configs" / "study" / "design.yaml"
@@ -114,13 +114,14 @@ def settings(study: dict[str, Any], task: str, variant: str) -> RunConfig:
 
 
 def suite_of(study: dict[str, Any], task: str, seed: int) -> ClassificationSuite:
-    return _suite(study["tasks"][task], seed)
-
-
-def _suite(stage: dict[str, Any], seed: int) -> ClassificationSuite:
-    suite = find_suite(stage["suite"])(**stage.get("parameters", {}), seed=seed)
+    suite = any_suite(study["tasks"][task], seed)
     assert isinstance(suite, ClassificationSuite)
     return suite
+
+
+def any_suite(stage: dict[str, Any], seed: int, **other: Any) -> Suite:
+    """Of classification or prediction; ``other``: parameters in place of the stage's."""
+    return find_suite(stage["suite"])(**stage.get("parameters", {}) | other, seed=seed)
 
 
 def stages(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -129,14 +130,14 @@ def stages(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"suite": task["suite"]} | stage for stage in [*task.get("curriculum", []), own]]
 
 
-def build(config: RunConfig, suite: ClassificationSuite) -> VideoModel:
-    preprocessing = Preprocessing(size=(suite.size, suite.size))
-    return VideoModel(config.model, preprocessing=preprocessing, labels=list(suite.classes))
+def build(config: RunConfig, suite: Suite) -> VideoModel:
+    labels = list(suite.classes) if isinstance(suite, ClassificationSuite) else []
+    return VideoModel(config.model, preprocessing=Preprocessing(size=(suite.size, suite.size)), labels=labels)
 
 
 def plan(study: dict[str, Any], task: str, variant: str) -> RunConfig:
     """What a row trains: the variant with as many parameters as the base."""
-    suite, base = suite_of(study, task, VAL_SEED), next(iter(study["variants"]))
+    suite, base = any_suite(study["tasks"][task], VAL_SEED), next(iter(study["variants"]))
     return matched(settings(study, task, variant), settings(study, task, base), lambda config: build(config, suite))
 
 
@@ -145,7 +146,7 @@ def list_variants(study: dict[str, Any], tasks: list[str], variants: list[str]) 
         for variant in variants:
             try:
                 config = plan(study, task, variant)
-                model = build(config, suite_of(study, task, VAL_SEED))
+                model = build(config, any_suite(study["tasks"][task], VAL_SEED))
             except (ValueError, TypeError) as error:
                 print(f"{task:14} {variant:32} cannot be built: {error}")
                 continue
@@ -168,7 +169,8 @@ def train_row(study: dict[str, Any], task: str, variant: str, seed: int) -> dict
 def fit(
     study: dict[str, Any], task: str, variant: str, seed: int, partial: Partial | None = None
 ) -> tuple[VideoModel, dict[str, Any]]:
-    """Trains one model; returns it and what its row says of the training.
+    """Trains one model; returns it and what its row says of the training: its curve is of accuracy, or, where frames
+    are predicted, of the loss.
 
     Args:
         partial: where the unfinished training is kept, and gone on with
@@ -178,19 +180,20 @@ def fit(
     parts = stages(study["tasks"][task])
     steps, batch = sum(part["steps"] for part in parts), config.data.batch_size
     torch.manual_seed(seed)
-    model = build(config, suite_of(study, task, seed))
+    model = build(config, any_suite(study["tasks"][task], seed))
     if "reset_frames" in options:
         model.backbone = Forgetful(model.backbone, options["reset_frames"])  # type: ignore[assignment]
     optimizer = build_optimizer(model, config.optimizer)
     schedule = Schedule(optimizer, config.schedule, steps)
     clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
-    right, spent, cpu = partial.load(model, optimizer) if partial else ([], 0.0, 0.0)
-    for frames, labels in batches(parts, seed, batch, options.get("sampling", "dense"), begin=len(right)):
-        step, start, begin = len(right), time.perf_counter(), time.process_time()
+    curve, spent, cpu = partial.load(model, optimizer) if partial else ([], 0.0, 0.0)
+    for frames, target in batches(parts, seed, batch, options.get("sampling", "dense"), begin=len(curve)):
+        step, start, begin = len(curve), time.perf_counter(), time.process_time()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
+        model.head.set_progress(step / steps)
         output, _ = model(frames)
-        loss = model.loss(output, labels)
+        loss = model.loss(output, target)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -198,16 +201,17 @@ def fit(
             break  # the row says at which step; the weights stay those before it
         optimizer.step()
         spent += time.perf_counter() - start
-        right.append(float((output.logits.argmax(1) == labels).float().mean()))
+        is_labels = isinstance(target, Tensor)
+        curve.append(float((output.logits.argmax(1) == target).float().mean()) if is_labels else loss.item())
         cpu += time.process_time() - begin
         if partial:
-            partial.save(model, optimizer, right, spent, cpu)
+            partial.save(model, optimizer, curve, spent, cpu)
     model.set_inner_rate(1.0)
     model.eval()
-    part = max(1, steps // CURVE)
+    part, digits = max(1, steps // CURVE), 3 if isinstance(any_suite(parts[-1], seed), ClassificationSuite) else 5
     return model, {
-        "curve": [round(statistics.mean(right[i : i + part]), 3) for i in range(0, len(right), part)],
-        "diverged_at": None if len(right) == steps else len(right),
+        "curve": [round(statistics.mean(curve[i : i + part]), digits) for i in range(0, len(curve), part)],
+        "diverged_at": None if len(curve) == steps else len(curve),
         "parameters": count(model),
         "feed_forward": hidden_width(config),
         "steps": steps,
@@ -221,24 +225,26 @@ def fit(
 
 def batches(
     parts: list[dict[str, Any]], seed: int, size: int, sampling: str, begin: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Any]]:
     """What each step of a training from step ``begin`` on reads: frames that ``sampling`` shows of ``size`` new clips,
-    and their labels."""
+    and their labels; or whole clips to be predicted, and again with their lengths."""
     for part in parts:
-        suite = _suite(part, seed)
-        sampled = suite.sampled(sampling)
+        suite = any_suite(part, seed)
+        sampled = suite.sampled(sampling) if isinstance(suite, ClassificationSuite) else range(suite.frames)
         first, begin = min(begin, part["steps"]), max(0, begin - part["steps"])
         for step in range(first, part["steps"]):
-            frames, labels = clips(suite, "train", range(step * size, (step + 1) * size))
-            yield frames if len(sampled) == suite.frames else frames[:, sampled], labels
+            frames, target = clips(suite, "train", range(step * size, (step + 1) * size))
+            yield frames if len(sampled) == suite.frames else frames[:, sampled], target
 
 
-def clips(suite: ClassificationSuite, split: str, numbers: range) -> tuple[Tensor, Tensor]:
-    """Clips of a suite as they are drawn, frames uint8 [B, F, 3, H, W], and their labels int64 [B]."""
-
+def clips(suite: Suite, split: str, numbers: range) -> tuple[Tensor, Any]:
+    """Clips of a suite as they are drawn, frames uint8 [B, F, 3, H, W], and what a model of them is to answer: labels
+    int64 [B], or frames and lengths."""
     plans = [suite.plan(split, i) for i in numbers]
-    labels = torch.tensor([suite.classes.index(str(plan.label)) for plan in plans])
-    return drawn(suite, plans, split, numbers), labels
+    frames = drawn(suite, plans, split, numbers)
+    if not isinstance(suite, ClassificationSuite):
+        return frames, (frames, torch.full((len(frames),), frames.shape[1]))
+    return frames, torch.tensor([suite.classes.index(str(plan.label)) for plan in plans])
 
 
 def measure(model: VideoModel, study: dict[str, Any], task: str, batch: int = 64) -> tuple[float, float]:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks import laps, long_clip
 from benchmarks.design import CURVE
-from benchmarks.long_clip import train_row
 from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 
@@ -109,38 +109,49 @@ def job_of(row: dict[str, Any]) -> Job:
 
 
 def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
-    """The rate with the best accuracy on the seed of the choice (of equals, with the smaller loss), one that diverged
-    last; None: not all have been tried."""
+    """The rate with the best accuracy, mean over all lengths, on the seed of the choice (of equals, with the smaller
+    loss), or with the least error of prediction; one that diverged last; None: not all have been tried."""
     trial = study["choice"][task]
     own = [row for row in rows if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])]
     if {row["rate"] for row in own} < set(study["rates"]):
         return None
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
-        measured = row["measured"][0]
-        return row["diverged_at"] is None, measured["top1"], -measured["loss"]
+        good = (-mean(row, "error"), 0.0) if predicts(row) else (mean(row, "top1"), -mean(row, "loss"))
+        return row["diverged_at"] is None, *good
 
     return max(own, key=order)["rate"]
 
 
+def mean(row: dict[str, Any], figure: str) -> float:
+    """Of a row's figure, over all lengths."""
+    return statistics.mean(measured[figure] for measured in row["measured"])
+
+
+def predicts(row: dict[str, Any]) -> bool:
+    """Whether the row was measured by errors, not by accuracy."""
+    return "error" in row["measured"][0]
+
+
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
-    share from the last but one part to the last."""
+    share from the last but one part to the last; or the loss of prediction fell by less than ``flat_loss``, a share."""
     curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
+    if predicts(row):
+        return len(curve) > 1 and curve[-1] > (1 - study["flat_loss"]) * curve[-2]
     return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 
 def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:
-    """Trains and measures a row; trials are measured at the length of training only."""
+    """Trains and measures a row."""
     own = copy.deepcopy(study)
     settings = own["variants"][job.variant].setdefault("settings", {})
     settings["optimizer.lr"] = job.rate
     task = own["tasks"][job.task]
     for stage in (task, *task.get("curriculum", [])):
         stage["steps"] *= job.steps
-    if job.seed == study["choice_seed"]:
-        own["lengths"] = [1]
     about = {"rate": job.rate, "times": job.steps, "commit": commit()}
+    train_row = laps.train_row if "measured" in task else long_clip.train_row
     return about | train_row(own, job.task, job.variant, job.seed, partial)
 
 
@@ -164,30 +175,45 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         best = {variant: own for variant, own in best.items() if own}
         if not best:
             continue
-        frames = study["tasks"][task]["parameters"]["frames"]
-        heads = [f"{factor * frames} frames" for factor in study["lengths"]]
+        heads, compared = columns(study, task)
         text += [
             f"## {task}: reported seeds\n",
-            f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {heads[-1]} | state, bytes | parameters "
+            f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {compared} | state, bytes | parameters "
             "| CPU s a step |",
             "|---|---|---|" + "---|" * (len(heads) + 4),
         ]
         for variant, own in best.items():
-            tops = [statistics.mean(row["measured"][i]["top1"] for row in own) for i in range(len(heads))]
+            cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
             long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
             long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
             cost = statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
             text.append(
-                f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} | {' | '.join(f'{top:.3f}' for top in tops)} | "
-                f"{difference(own, best.get(BASE, []))} | {own[0]['state_bytes']:,} | {own[0]['parameters']:,} "
-                f"| {cost:.3f} |"
+                f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} "
+                f"| {' | '.join(f'{cell:.3f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
+                f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost:.3f} |"
             )
         text.append("")
     return "\n".join(text)
 
 
+def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
+    """Heads of the columns of a task's figures, and of which of them layers are compared."""
+    if "measured" in study["tasks"][task]:
+        return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
+    frames = study["tasks"][task]["parameters"]["frames"]
+    heads = [f"{factor * frames} frames" for factor in study["lengths"]]
+    return heads, heads[-1]
+
+
+def figures(study: dict[str, Any], row: dict[str, Any]) -> list[float]:
+    """One for each column: accuracy by length, or mean squared error by lap."""
+    if predicts(row):
+        return [row["measured"][0]["by_lap"][lap] for lap in study["laps"]]
+    return [measured["top1"] for measured in row["measured"]]
+
+
 def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Of each task on which rates are chosen a line per layer: accuracy and loss at each rate."""
+    """Of each task on which rates are chosen a line per layer: accuracy at each rate."""
     text = []
     for trial in dict.fromkeys(study["choice"].values()):
         task = next(task for task, where in study["choice"].items() if where == trial)
@@ -201,14 +227,21 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         if lines:
             heads = " | ".join(f"{rate:g}" for rate in study["rates"])
             text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
-            text += [f"Accuracy (loss). {study['tasks'][trial]['steps']} steps.\n", f"| layer | {heads} | chosen |"]
+            steps = study["tasks"][trial]["steps"]
+            what = "Accuracy, mean over all lengths (at the length of training)"
+            if "measured" in study["tasks"][trial]:
+                what = "Mean squared error of all laps after the first"
+            text += [f"{what}. {steps} steps.\n"]
+            text += [f"| layer | {heads} | chosen |"]
             text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
     return text
 
 
 def _trial(row: dict[str, Any]) -> str:
-    measured, diverged = row["measured"][0], "" if row["diverged_at"] is None else ", diverged"
-    return f"{measured['top1']:.3f} ({measured['loss']:.3f}{diverged})"
+    diverged = "" if row["diverged_at"] is None else ", diverged"
+    if predicts(row):
+        return f"{mean(row, 'error'):.4f}{diverged}"
+    return f"{mean(row, 'top1'):.3f} ({row['measured'][0]['top1']:.3f}{diverged})"
 
 
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
@@ -225,9 +258,14 @@ def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
     if not both or own is base:
         return "-"
     own, base = ([row for row in rows if row["seed"] in both] for rows in (own, base))
-    samples = [Samples(np.array([_hits(row["measured"][-1]) for row in rows])[..., None]) for rows in (own, base)]
+    samples = [Samples(np.array([by_clip(row) for row in rows])[..., None]) for rows in (own, base)]
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def by_clip(row: dict[str, Any]) -> list[float]:
+    """What is compared clip by clip: errors, or right answers to the longest clips."""
+    return row["measured"][0]["errors"] if predicts(row) else _hits(row["measured"][-1])
 
 
 def _hits(measured: dict[str, Any]) -> list[float]:

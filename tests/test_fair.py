@@ -49,7 +49,7 @@ def test_the_order_of_the_study():
     assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
     text = fair.table(STUDY, rows)
     assert "## flash-recall: reported seeds" in text
-    assert "| Mamba-2 | 0.500 (0.002) | 0.900 (0.003) | 0.900 (0.006) | 0.400 (0.012) | 0.400 (0.024) | 0.003 |" in text
+    assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | 0.400 (0.400) | 0.400 (0.400) | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
     assert "| GRU | 0.003 | 2 |" in fair.table(STUDY, fewer)
@@ -77,6 +77,15 @@ def test_a_rate_that_diverged_is_not_chosen():
     assert fair.chosen_rate(STUDY, rows[:2], "flash-order-16", "GRU") is None
     for task in ("flash-order-16", "flash-order"):
         assert fair.chosen_rate(STUDY, rows, task, "GRU") == 3.0e-3
+
+
+def test_a_rate_is_chosen_by_all_lengths():
+    """At the length of training many rates reach 1.0, and not all of them carry as far."""
+    jobs = [fair.Job("flash-order-16", "GRU", 100, rate) for rate in STUDY["rates"]]
+    rows = [row(job, 0.8) for job in jobs]
+    rows[2]["measured"] = [rows[2]["measured"][0] | {"top1": top1} for top1 in (1.0, 0.9, 0.7, 0.5)]
+    rows[3]["measured"] = [rows[3]["measured"][0] | {"top1": top1} for top1 in (0.95, 0.9, 0.85, 0.8)]
+    assert fair.chosen_rate(STUDY, rows, "flash-order", "GRU") == STUDY["rates"][3]
 
 
 def test_layers_have_equal_parameters_and_state(capsys):
@@ -133,6 +142,34 @@ def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
         assert small.Partial(file, "another's").load(again, None) == ([], 0.0, 0.0)
         file.write_bytes(file.read_bytes()[:200])
         assert small.Partial(file, "a").load(again, None) == ([], 0.0, 0.0)
+
+
+def test_prediction_is_compared_by_errors(tmp_path):
+    """The least error is the best rate; a loss that falls no more is flat; clips are paired."""
+    task = STUDY["tasks"]["revisit"] | {"steps": 2, "val": 2, "measured": 60, "times": [1]}
+    own = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
+    own |= {"rates": [1e-3, 2e-3], "seeds": [0], "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}}
+    real = fair.run(own, fair.Job("revisit", "GRU", 100, 1e-3))
+    measured = real["measured"][0]
+    assert measured["n"] == len(measured["errors"]) == 2
+    assert measured["error"] == pytest.approx(sum(measured["errors"]) / 2, abs=1e-5)
+    assert len(measured["by_lap"]) == 9  # of 63 columns, in laps of 6 and 7: both clips have nine
+    assert 0.03 < measured["by_lap"][0] < 0.3
+    errors = {("GRU", 1e-3): 0.5, ("GRU", 2e-3): 0.25, ("TTT-MLP", 1e-3): 0.1, ("TTT-MLP", 2e-3): 0.2}
+
+    def made_of(variant, seed, rate, error):
+        row = real | {"variant": variant, "seed": seed, "rate": rate}
+        return row | {"measured": [measured | {"error": error, "errors": [error, error]}]}
+
+    rows = [made_of(variant, 100, rate, error) for (variant, rate), error in errors.items()]
+    assert [fair.chosen_rate(own, rows, "revisit", v) for v in ("GRU", "TTT-MLP")] == [2e-3, 1e-3]
+    rows += [made_of("GRU", 0, 2e-3, 0.3), made_of("TTT-MLP", 0, 1e-3, 0.1)]
+    text = fair.table(own, rows)
+    assert "| error in lap 1 | error in lap 2 | error in lap 4 | minus TTT-MLP, all laps after the first |" in text
+    assert "| GRU | 0.5000 | 0.2500 | 0.002 |" in text
+    assert "+0.200 (+0.200 to +0.200)" in text
+    curves = {(1.0, 0.95): True, (1.0, 0.85): False}
+    assert {curve: fair.is_flat(own, real | {"curve": list(curve)}) for curve in curves} == curves
 
 
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):

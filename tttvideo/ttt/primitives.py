@@ -143,6 +143,11 @@ def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
     return full[torch.arange(full.shape[0], device=full.device)[:, None], index]
 
 
+def in_chunks(x: Tensor, size: int) -> Tensor:
+    """[B, H, T, ...] -> [B, H, chunks, size, ...], zeros after the last token."""
+    return F.pad(x, (0, 0) * (x.dim() - 3) + (0, -x.shape[2] % size)).unflatten(2, (-1, size))
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

@@ -78,6 +78,8 @@ def use_kernels(
     if why is not None and required:
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if why is None and not required:
+        if torch.compiler.is_compiling():
+            from .. import uncompiled  # noqa: F401  (its answer is a constant of what is compiled)
         why = not_trusted(config, tuple(shape), (grid[0], grid[1]), device, dtype)
     if device.type != "cpu" or elsewhere is None:
         _say(f"TTT {type(config.inner).__name__}: " + ("fused kernels" if why is None else f"the eager scan: {why}"))
@@ -96,7 +98,6 @@ def switched_off() -> str | None:
     return f"{SWITCH}=never is set" if word else None
 
 
-@torch.compiler.assume_constant_result
 def not_trusted(
     config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> str | None:
