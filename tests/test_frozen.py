@@ -1,4 +1,4 @@
-"""The study over frozen features: its settings exist, held-out clips are no part of training, tables of made-up rows."""
+"""The study over frozen features: its settings exist, held-out clips are not learned from, tables of made-up rows."""
 
 from pathlib import Path
 
