@@ -224,7 +224,8 @@ class TransformersEncoder(PretrainedEncoder):
             ValueError: the model cannot read frames of this size, windows of this length, or has fewer tokens than the
                 grid.
         """
-        settings, name = self.model.config, self.config.name
+        settings: Any = self.model.config
+        name = self.config.name
         patch = getattr(settings, "patch_size", None) or settings.tubelet_size[-2:]
         self._size, self._patch = tuple(size), (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
         cells = tuple(side // p for side, p in zip(size, self._patch))

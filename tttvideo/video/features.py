@@ -240,7 +240,21 @@ class FeatureFiles(FeaturePreprocessing):
         return array
 
 
-class FileReader(Reader):
+class _OfFeatures(Reader):
+    """What gives features as frames of ``_shape`` (channels, rows, columns)."""
+
+    _shape: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+        batches = list(self.stream(indices, batch=1024))
+        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+
+
+class FileReader(_OfFeatures):
     """Features [T, D] as frames [n, D, 1, 1]."""
 
     def __init__(self, path: str, features: np.ndarray, rate: float, shape: tuple[int, int, int]) -> None:
@@ -248,14 +262,6 @@ class FileReader(Reader):
         info = VideoInfo(path, "npy", 1, 1, count, rate, count / rate, "features")
         super().__init__(info, torch.arange(count, dtype=torch.float64) / rate, announced=count)
         self._features, self._shape = features, shape
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._shape[1:]
-
-    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        batches = list(self.stream(indices, batch=4096))
-        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         for start in range(0, len(wanted), batch):
@@ -277,7 +283,7 @@ def marks_of(path: str) -> list[Any]:
     return [hashlib.sha256(repr(images).encode()).hexdigest()]
 
 
-class FeatureReader(Reader):
+class FeatureReader(_OfFeatures):
     """Features of a video that ``Rows`` hold, as frames [n, channels, rows, columns]."""
 
     def __init__(self, path: str, rows: Rows, shape: tuple[int, int, int], window: int = 1) -> None:
@@ -285,14 +291,6 @@ class FeatureReader(Reader):
         info = VideoInfo(path=path, frames=len(rows.times), reader="features", **about["info"])
         super().__init__(info, rows.times, announced=about["announced"], offset=about["offset"])
         self._rows, self._shape, self._warnings, self._window = rows, shape, about["warnings"], window
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._shape[1:]
-
-    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        batches = list(self.stream(indices, batch=1024))
-        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         for sentence, partial in self._warnings:
