@@ -15,7 +15,7 @@ from .config import TTT
 from .inner_gradient import InnerLoop
 from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
-from .kernels import merged, mode_of, split, use_kernels
+from .kernels import mode_of, norm_and_gate, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
 from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
@@ -187,6 +187,8 @@ class TTTLayer(SequenceLayer):
         ages = self._ages(state.position, counts, per_frame)
         age = ages[0] if ages.count(ages[0]) == len(ages) else state.position
         mode = None if self.config.fused == "never" else self._use_kernels(x, layout)
+        if mode is not None:
+            x = x.to(product_dtype(x))  # once, and not by autocast for every projection
         tokens, tails = self._tokens(x, state.tails, age, layout, by_kernels=mode is not None)
         with torch.autocast(x.device.type, enabled=False):
             if mode is not None:
@@ -240,7 +242,7 @@ class TTTLayer(SequenceLayer):
             positions = torch.arange(x.shape[1], device=device) + before
             positions = positions % period
         to_heads = None
-        if by_kernels and not (config.silu or config.normalize_qk):
+        if by_kernels:
             to_heads = functools.partial(split, heads=config.heads, theta=config.rope_theta)
         q, k, v, tails = query_key_value(project, x, tails, positions, layout, config.silu, to_heads)
         strength = torch.sigmoid(at_least_float32(project.rate(x))).mT  # [B, maps * V * H, T]
@@ -270,7 +272,7 @@ class TTTLayer(SequenceLayer):
 
     def _chunks(self, tokens: Tokens, layout: Layout, longest: int | None = None) -> dict[str, Any]:
         """Settings of ``scan``: size, scale, mask and group. ``longest``: tokens read at most, T where not given."""
-        chunk, like, per_frame = self.config.chunk, tokens.q, layout.grid[0] * layout.grid[1]
+        chunk, like, per_frame = self.config.chunk, tokens.rate, layout.grid[0] * layout.grid[1]
         longest = tokens.v.shape[3] if longest is None else longest
         size = chunk.size(per_frame) or longest
         if self.scale_shift is None:
@@ -302,16 +304,19 @@ class TTTLayer(SequenceLayer):
 
     def _output(self, x: Tensor, out: Tensor, by_kernels: bool = False) -> Tensor:
         """Heads [B, H, T, d] to tokens [B, T, C]: norm, gates and the last projection."""
-        y = self.post_norm(merged(out, x.dtype) if by_kernels else merge_heads(out).to(x.dtype))
-        if self.g_proj is not None:
-            y = y * F.gelu(self.g_proj(x), approximate="tanh")
+        gate = None if self.g_proj is None else self.g_proj(x)
+        if by_kernels:
+            y = norm_and_gate(out, self.post_norm.weight, self.post_norm.bias, gate, x.dtype)
+        else:
+            y = self.post_norm(merge_heads(out).to(x.dtype))
+            y = y if gate is None else y * F.gelu(gate, approximate="tanh")
         y = self.o_proj(y)
         return y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)
 
     def _use_kernels(self, x: Tensor, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
-        mode, shape = mode_of(product_dtype(x)), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
-        return mode if use_kernels(self.config, shape, layout.grid, x.device, mode) else None
+        dtype, shape = product_dtype(x), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
+        return mode_of(dtype) if use_kernels(self.config, shape, layout.grid, x.device, dtype) else None
 
     def _read_fused(
         self, tokens: Tokens, state: TTTState, layout: Layout, counts: list[int], mode: str

@@ -22,7 +22,7 @@ def query_key_value(
     silu: bool = False,
     to_heads: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Queries, keys and values of every head, in float32 at least.
+    """Queries, keys and values of every head.
 
     Args:
         layer: has ``q_proj``, ``k_proj`` (None: as ``q_proj``) and ``v_proj``, ``convs`` (empty, or a ``CausalConv``
@@ -32,8 +32,8 @@ def query_key_value(
         tails: last inputs of the convolutions, by name.
         positions: [T] or [B, T], by which q and k are rotated; None: they are not.
         silu: apply SiLU to q, k and v after the convolutions.
-        to_heads: (positions, *tokens [B, T, C]) -> heads [B, H, T, d] of each, rotated, by a kernel; only where there
-            is no SiLU and q and k are not normalised. None: PyTorch's operations do it.
+        to_heads: ``kernels.split`` with ``heads`` and ``theta``, which does all that follows the projections in the
+            dtype that they have; None: PyTorch's operations do it, in float32 at least.
 
     Returns:
         q [B, H, T, d], k and v [B, heads of theirs, T, d], and the tails after x.
@@ -46,7 +46,7 @@ def query_key_value(
         q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
         k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
     if to_heads is not None:
-        return *to_heads(positions, q, k), *to_heads(None, v), tails
+        return *to_heads(positions, q, k, silu=silu, unit=config.normalize_qk), *to_heads(None, v, silu=silu), tails
     heads = (-1, q.shape[-1] // config.heads)
     q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
     k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)
