@@ -34,7 +34,6 @@ from tttvideo.training.validation import Scores, score
 from tttvideo.video.features import CachedFeatures
 
 STUDY = ROOT / "configs" / "study" / "frozen.yaml"
-BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
 
 
 class Clip(NamedTuple):
@@ -57,8 +56,9 @@ def main() -> None:
     study = read_study(options.study)
     file = options.rows or ROOT / study["rows"]
     if options.table:
-        head, rest = options.table.read_text(encoding="utf-8").split(BEGIN)
-        text = f"{head}{BEGIN}\n{table(study, read_rows(file))}\n{END}{rest.split(END)[1]}"
+        begin, end = f"<!-- rows of {file.name} -->\n", f"<!-- end of {file.name} -->\n"
+        head, rest = options.table.read_text(encoding="utf-8").split(begin)
+        text = f"{head}{begin}{table(study, read_rows(file))}\n{end}{rest.split(end)[1]}"
         options.table.write_text(text, encoding="utf-8")
         return
     if not (options.videos and options.cache):
@@ -119,7 +119,7 @@ def write_vectors(
 
 def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]:
     """What is learned from and what is measured: the set's own splits; where a task has ``parts``, the training split
-    without one of so many parts, and that part: whole recordings, where the set names any."""
+    without one of so many (``part``, counted from 0), and that part: whole recordings, where the set names any."""
     clips: dict[str, list[Clip]] = {"train": [], "val": []}
     with (videos / "manifest.csv").open(newline="") as lines:
         for line in csv.DictReader(lines):
@@ -130,7 +130,7 @@ def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]
     train = sorted(clips["train"])
     groups = sorted({clip.group for clip in train})
     number = [groups.index(clip.group) if len(groups) > 1 else i for i, clip in enumerate(train)]
-    held_out = [n % task["parts"] == 0 for n in number]
+    held_out = [n % task["parts"] == task.get("part", 0) for n in number]
     return (
         [clip for clip, out in zip(train, held_out) if not out],
         [clip for clip, out in zip(train, held_out) if out],
@@ -207,7 +207,10 @@ def _scores(training: Run) -> Scores:
 
 
 def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Markdown: of each task a line per variant with what each rate gave on the parts, then the reported seeds."""
+    """Markdown: of each task a line per variant with what each rate gave on the parts, then the reported seeds; of a
+    study without those a line per variant with all parts together."""
+    if not study["seeds"]:
+        return pooled(study, rows)
     text: list[str] = []
     base = next(iter(study["variants"]))
     for task, trial in study["choice"].items():
@@ -233,11 +236,36 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             if own:
                 tops = [row["measured"][0]["top1"] for row in own]
                 cells += [str(len(own)), f"{statistics.mean(tops):.3f} ({min(tops):.3f}-{max(tops):.3f})"]
-                cells += [difference(own, reported(study, rows, task, base))]
+                cells += ["-" if variant == base else difference(own, reported(study, rows, task, base))]
                 cells += [f"{statistics.mean(row['train_top1'] for row in own):.3f}", f"{own[0]['parameters']:,}"]
                 cells += [f"{statistics.median(row['cpu_seconds'] for row in own):.0f}"]
             text.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def pooled(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    base, text = next(iter(study["variants"])), []
+    trials = list(dict.fromkeys(study["choice"].values()))
+    for variant in study["variants"]:
+        own = {row["task"]: row for row in rows if row["variant"] == variant}
+        tasks = [task for task in trials if task in own]
+        if tasks:
+            mine, other = (_joined(rows, tasks, name) for name in (variant, base))
+            learned = statistics.mean(own[task]["train_top1"] for task in tasks)
+            minus = "-" if variant == base else difference([mine], [other])
+            cells = [str(mine["n"]), f"{mine['top1']:.3f}", minus, f"{learned:.3f}", f"{own[tasks[0]]['parameters']:,}"]
+            text.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(
+        [f"| variant | clips | top-1 | minus {base} | train top-1 | parameters |", "|---|" + "---|" * 5, *text]
+    )
+
+
+def _joined(rows: list[dict[str, Any]], tasks: list[str], variant: str) -> dict[str, Any]:
+    """The measurements of a variant on several parts as one row."""
+    parts = [row["measured"][0] for task in tasks for row in rows if (row["task"], row["variant"]) == (task, variant)]
+    hits = "".join(f"{int(part['hits'], 16):0{part['n']}b}" for part in parts)
+    measured = {"n": len(hits), "hits": f"{int(hits, 2):x}"}
+    return {"seed": 0, "measured": [measured], "n": len(hits), "top1": hits.count("1") / len(hits)}
 
 
 if __name__ == "__main__":

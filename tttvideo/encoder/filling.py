@@ -251,12 +251,14 @@ def _describe(reading: CachedFeatures) -> None:
 
 
 def _other_settings(reading: CachedFeatures) -> str | None:
-    """A sentence on how the features that a cache holds differ from those that are wanted."""
+    """A sentence on how the features that a cache holds of an encoder of this name differ from those now wanted."""
     mine = _flat(reading.description)
     nearest: list[str] | None = None
     for file in sorted(reading.key.parent.glob(f"*/{ABOUT}")):
         with suppress(OSError, ValueError, AttributeError):
             other = _flat(json.loads(file.read_text()))
+            if other.get("encoder.name") != mine["encoder.name"]:
+                continue
             differ = [
                 f"{name} {_short(other.get(name))}, now {_short(mine.get(name))}"
                 for name in sorted(mine | other)
