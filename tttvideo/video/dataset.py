@@ -369,7 +369,8 @@ class VideoDataset(Dataset):
             keep = keep[self.augment.resample(len(keep), generator)]
             most = self.longest(epoch)
             if most and len(keep) > most:
-                start = int(torch.randint(len(keep) - most + 1, (), generator=generator))
+                unit = self.preprocessing.window
+                start = unit * int(torch.randint((len(keep) - most) // unit + 1, (), generator=generator))
                 keep = keep[start : start + most]
         return keep
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ class Preprocessing:
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
     stream: int | None = None
+
+    window: ClassVar[int] = 1
+    """What is read of a video begins at a multiple of so many (sampled) frames."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
