@@ -359,8 +359,7 @@ class TTTLayer(SequenceLayer):
         if self.norm_scale is None or self.norm_shift is None:
             norm = Norm(tokens.q.new_ones(()), tokens.q.new_zeros(()))
         else:
-            dtype = self._dtype_in_motion()
-            norm = Norm(self.norm_scale.to(dtype), self.norm_shift.to(dtype))
+            norm = Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
         return InnerLoop(
             config.inner,
             config.objective,
@@ -375,8 +374,9 @@ class TTTLayer(SequenceLayer):
         )
 
     def _start(self) -> Weights:
-        """W_0 as one row."""
-        start, dtype = {}, self._dtype_in_motion()
+        """W_0 as one row, in the precision that weights in motion need (bf16 drifts by percents)."""
+        start: Weights = {}
+        dtype = torch.promote_types(self.post_norm.weight.dtype, torch.float32)
         if self.zero_start is not None:
             zeros = functools.partial(self.post_norm.weight.new_zeros, dtype=dtype)
             for name, (weight, bias) in self.zero_start.items():
@@ -389,7 +389,3 @@ class TTTLayer(SequenceLayer):
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
             start[name] = Map(weight.to(dtype)[None], None if bias is None else bias.to(dtype)[None])
         return start
-
-    def _dtype_in_motion(self) -> torch.dtype:
-        """float32 at least: weights that move by small steps drift by percents in bf16."""
-        return torch.promote_types(self.post_norm.weight.dtype, torch.float32)

@@ -1,5 +1,5 @@
-"""What ``torch.compile`` leaves alone; imported while something is compiled, as the compiler takes longer to import than
-all else here.
+"""What ``torch.compile`` leaves alone; imported while something is compiled, as the compiler takes longer to import
+than all else here.
 """
 
 import torch
