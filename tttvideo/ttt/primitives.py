@@ -46,7 +46,9 @@ def query_key_value(
         q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
         k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
     if to_heads is not None:
-        return *to_heads(positions, q, k, silu=silu, unit=config.normalize_qk), *to_heads(None, v, silu=silu), tails
+        q, k = to_heads(positions, q, k, silu=silu, unit=config.normalize_qk)
+        (v,) = to_heads(None, v, silu=silu)
+        return q, k, v, tails
     heads = (-1, q.shape[-1] // config.heads)
     q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
     k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)

@@ -105,7 +105,7 @@ def _launch(
     per_row = 0 if cos is None or cos.shape[0] == 1 else tokens
     constants = heads_constants(dim, source.dtype, cos is not None, back, silu, unit)
     grid = (batch, -(-tokens // constants["TILE"]), heads)
-    heads_kernel[grid](source, target, x, *angles, tokens, per_row, **constants)
+    heads_kernel[grid](*(source, target, x, *angles, tokens, per_row), **constants)
 
 
 def _keep_split(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

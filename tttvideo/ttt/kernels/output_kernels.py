@@ -5,6 +5,8 @@ import triton.language as tl
 
 from .pointwise import NORM_EPS, across, gelu, gelu_slope, mean, store
 
+EXACT = tl.constexpr("ieee")  # memory bounds these kernels, not an exponential
+
 
 @triton.jit
 def places(tile, rows, tokens, C: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):
@@ -51,7 +53,7 @@ def forward_kernel(
     h, _ = load_normal(heads, at, inside, C, ACC)
     out = h * load_channels(weight, C, WIDTH, ACC) + load_channels(bias, C, WIDTH, ACC)
     if GATE:
-        out *= gelu(tl.load(gate + to, mask=inside, other=0.0).to(ACC), "ieee")
+        out *= gelu(tl.load(gate + to, mask=inside, other=0.0).to(ACC), EXACT)
     store(y + to, out, inside)
 
 
@@ -84,8 +86,8 @@ def backward_kernel(
         dn = tl.load(dy + to, mask=inside, other=0.0).to(ACC)
         if GATE:
             g = tl.load(gate + to, mask=inside, other=0.0).to(ACC)
-            store(dgate + to, dn * (h * scale + shift) * gelu_slope(g, "ieee"), inside)
-            dn *= gelu(g, "ieee")
+            store(dgate + to, dn * (h * scale + shift) * gelu_slope(g, EXACT), inside)
+            dn *= gelu(g, EXACT)
         of_weight += dn * h
         of_bias += dn
         store(dheads + at, across(dn * scale, h, r, C), inside)
