@@ -188,7 +188,13 @@ assert loaded("timm", "torchvision", "torch._dynamo") == [], "each takes seconds
 def test_what_importing_needs_and_loads():
     """One fresh process: importing tttvideo is cheap; tttvideo.ttt needs torch only, no Triton either, and says so
     where kernels are required; no decoder is loaded before it is used; models need no reader of videos."""
-    done = subprocess.run([sys.executable, "-c", IMPORTS.format(tests=str(Path(__file__).parent))], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS.format(tests=str(Path(__file__).parent))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -164,8 +164,8 @@ def check_depth(depth: int, shapes: Mapping[str, Sequence[int]], folder: Path) -
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draws and scales no numbers of tensors that have no memory: PyTorch would import its compiler first, which takes as
-    long as all else."""
+    """Draws and scales no numbers of tensors that have no memory: PyTorch would import its compiler first, which takes
+    as long as all else."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         options = kwargs or {}
