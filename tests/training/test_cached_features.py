@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.training.run import main
 from tttvideo.video.features import CachedFeatures
+from tttvideo.video.reader import VideoError
 from tttvideo.video.rows import Rows
 from tttvideo.video.transforms import Preprocessing
 
@@ -378,3 +380,31 @@ def test_evaluation_and_classification_use_it_where_it_matches(words, videos, tm
     assert command(["evaluate", str(run), "--data", str(videos), "--frames", "2,all", "--workers", "0"]) == 0
     anew = json.loads((run / "metrics.json").read_text())
     assert [row["top1"] for row in read["results"]] == [row["top1"] for row in anew["results"]]
+
+
+def test_windows_are_kept_from_the_beginning_on_and_the_last_is_moved_back(tmp_path, monkeypatch):
+    """Of an encoder that sees four frames together; also where a piece that is encoded at once ends in a window."""
+    monkeypatch.setattr(filling, "PIECE", 8)
+
+    def means(frames, lengths):  # [1, F, 3, H, W] -> [1, F, 1, 1, 1]
+        levels = frames[0].float().mean((1, 2, 3)).split(4)
+        return torch.cat([level.mean().expand(len(level)) for level in levels]).view(1, -1, 1, 1, 1)
+
+    encoder = Mock(features=means, mean=torch.zeros(1))
+    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path), encoder={"name": "means"}, window=4)
+    last = {3: range(3), 8: range(4, 8), 14: range(10, 14)}
+    for count in last:
+        windows = [*(range(at, at + 4) for at in range(0, count - 4, 4)), last[count]]
+        path = str(tmp_path / f"{count}.mp4")
+        write_video(Path(path), 10 * count, frames=count, size=64)
+        assert filling.fill(encoder, reading, [filling.Job(path, 0, ((None, None, None),), count)]) == []
+        levels = reading.pixels.apply(reading.pixels.open(path).read()).float().mean((1, 2, 3))
+        expected = torch.stack([levels[list(window)].mean() for window in windows]).repeat_interleave(4)[:count]
+        assert torch.allclose(reading.open(path).read().flatten().float(), expected, rtol=1e-3)
+        assert torch.allclose(reading.open(path).read(range(4, count)).flatten().float(), expected[4:], rtol=1e-3)
+    assert reading.holds(path, [(None, None, 8)])
+    assert not reading.holds(path, [(None, None, 6)]), "another last window"
+    assert not reading.holds(path, [(0.2, None, None)])
+    assert not replace(reading, sampling="fps=5").holds(path, [(None, None, None)])
+    with pytest.raises(VideoError, match="keeps other frames"):
+        reading.open(path).read(range(2, 8))

@@ -218,7 +218,7 @@ def position_protocols(tables: dict[str, list[Table]], bootstrap: Bootstrap) -> 
             raise ValueError(f"losses by position on {data} are of different kinds ({'; '.join(sorted(units))})")
         curves = {run: curve_of(seeds, bootstrap)[0]._asdict() for run, seeds in mine.items() if seeds}
         name = "position" if len(sets) == 1 else f"position, {data}"
-        protocols[name] = position_protocol(f"{data}: loss by position", *units, curves)
+        protocols[name] = position_protocol(f"{data}: loss by position", units.pop(), curves)
     return protocols
 
 
