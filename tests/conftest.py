@@ -7,6 +7,7 @@ when it likes: so it is decided here, before either. Tests on a GPU set TRITON_I
 import atexit
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -25,6 +26,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["TTTVIDEO_INDEX"] = "off"  # nothing of a test in the user's index; tests of the index set their own
 
 import pytest
+
+gc.disable()  # while modules are imported, of which nothing is garbage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +55,8 @@ FORK_SERVER = pytest.StashKey[tuple[int, socket.socket]]()
 def pytest_runtestloop(session):
     """Forks, before the first test, a process from which those of `run_script` are forked: it need not import again
     what the tests have imported, and no test has changed anything yet."""
+    gc.enable()
+    gc.freeze()
     if any("run_script" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
         ours, theirs = socket.socketpair()
         pid = os.fork()

@@ -168,13 +168,16 @@ class _Undrawn(TorchFunctionMode):
     as long as all else."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        options = kwargs or {}
+        options = dict(kwargs or {})
         if func is torch.randn:
+            options.pop("generator", None)
             return torch.empty(*args, **options)
         if getattr(func, "__module__", "") == "torch.nn.init":
             return options["tensor"] if "tensor" in options else args[0]
-        if func is torch.Tensor.normal_ or (func is torch.Tensor.mul and isinstance(args[1], float)):
+        if func is torch.Tensor.normal_:
             return args[0]
+        if func is torch.Tensor.mul and isinstance(args[1], float) and args[0].is_floating_point():
+            return args[0].detach()
         return func(*args, **options)
 
 

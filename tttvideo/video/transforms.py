@@ -241,7 +241,9 @@ class Augmentation:
         return _resize(frames[..., top : top + height, left : left + width], *size)
 
     def _transforms(self) -> "Iterator[v2.Transform]":
-        from torchvision.transforms import v2  # where frames are changed: it takes a second to import
+        if not self.changes:
+            return
+        from torchvision.transforms import v2  # not at the top: it takes longer to import than all else of this package
 
         if self.flip:
             yield v2.RandomHorizontalFlip(self.flip)
