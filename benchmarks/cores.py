@@ -113,4 +113,6 @@ def build(name: str, shape: Shape, device: torch.device) -> nn.Module | str:
         return Core(shape, operator, torch.bfloat16)
     if name == "attention_core":
         return Core(shape, flash, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    return Core(shape, ours(MLP() if "mlp" in name else Linear(), exact=device.type == "cpu"), torch.float32)
+    on_cpu = device.type == "cpu"
+    operator = ours(MLP() if "mlp" in name else Linear(), exact=on_cpu)
+    return Core(shape, operator, torch.float32 if on_cpu else torch.bfloat16)  # tokens as layers give them

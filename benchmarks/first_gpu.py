@@ -37,11 +37,12 @@ class Stage(NamedTuple):
 STAGES = (
     Stage("versions", 1, 1, 30, 1),
     Stage("smoke", 1, 1, 40, 1),
-    Stage("accuracy", 48, 12, 90, 2),
+    Stage("accuracy", 49, 12, 90, 3),
     Stage("replays", 5, 5, 60, 1),
     Stage("beside_eager", 7, 1, 40, 1),  # one at a time: these are timed
     Stage("cores", 1, 1, 110, 1),
     Stage("layers", 1, 1, 300, 1),
+    Stage("accuracy_float32", 32, 12, 90, 1),
     Stage("training", 3, 3, 120, 2),
     Stage("steps", 6, 1, 120, 1),  # timed
     Stage("files", 1, 1, 150, 1),

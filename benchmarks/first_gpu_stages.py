@@ -6,6 +6,7 @@ python -m benchmarks.first_gpu_stages STAGE PART OUT LIMIT [--dry]
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import shutil
@@ -27,7 +28,6 @@ from tests.ttt.kernels.cases import Case, case, eager, fused
 from tttvideo.ttt import MLP, Conv, ConvDepthwise, DWConv, FrameCausal, Linear, TokenCausal
 from tttvideo.ttt.kernels.choice import kind_of, not_interpreted
 from tttvideo.ttt.kernels.launch import capability_of
-from tttvideo.ttt.kernels.verified import BOUNDS
 
 
 class Work(NamedTuple):
@@ -92,23 +92,27 @@ def versions(work: Work) -> Iterator[Row]:
 
 def smoke(work: Work) -> Iterator[Row]:
     """One kernel, forward and backward: whether anything runs at all."""
-    return _measured(work, accuracy.TINY[0] if work.dry else accuracy.PROBLEMS[2], MODES[0])
+    return _measured(work, accuracy.TINY[0] if work.dry else accuracy.PROBLEMS[2], 0)
 
 
-MODES = ("bf16", "tf32", "tf32x3")
-"""The most valuable first: a part is a problem in one mode, of which each takes up to half a minute of compilation."""
+USUAL = 3
+"""Of ``accuracy.INPUTS`` those of the stage accuracy; the others are of accuracy_float32."""
 
 
-def errors(work: Work) -> Iterator[Row]:
-    """Errors and same bits of one problem."""
+def errors(work: Work, first: int = 0) -> Iterator[Row]:
+    """Errors and same bits of one problem on one kind of inputs, of which each takes up to half a minute of
+    compilation; the kinds from ``first`` on. Before the first of all: of the kernels around the scan."""
+    part = work.part if first else work.part - 1
+    if part < 0:
+        return accuracy.around(work.device.type, work.dry) if work.stand_in is None else iter(())
     if work.dry:
-        return _measured(work, accuracy.TINY[1 + work.part], "tf32")
-    mode, problem = divmod(work.part, len(accuracy.PROBLEMS))
-    return _measured(work, accuracy.PROBLEMS[problem], MODES[mode])
+        return _measured(work, accuracy.TINY[1 + part], first + 1)
+    kind, problem = divmod(part, len(accuracy.PROBLEMS))
+    return _measured(work, accuracy.PROBLEMS[problem], first + kind)
 
 
-def _measured(work: Work, problem: accuracy.Problem, mode: str) -> Iterator[Row]:
-    for row in accuracy.measured(problem, work.device.type, work.kernels, (mode,)):
+def _measured(work: Work, problem: accuracy.Problem, kind: int) -> Iterator[Row]:
+    for row in accuracy.measured(problem, work.device.type, work.kernels, (accuracy.INPUTS[kind],)):
         yield row | {"sm": capability_of(work.device)}
 
 
@@ -147,15 +151,14 @@ def beside_eager(work: Work) -> Iterator[Row]:
     for rows, frames in ((1, 2),) if work.dry else ((8, 8), (1, 8), (8, 2), (1, 2)):
         tokens = frames * grid[0] * grid[1]
         given = {"dim": dim, "heads": heads, "lengths": (tokens,) * rows, "frame": grid if chunk.whole else 1}
-        one = accuracy.rounded(
-            case(inner, chunk, device=work.device.type, **given, **accuracy.learning(inner)), torch.float32
-        )
-        plain = timed(eager, one, work.device)
-        for mode in ("tf32",) if work.dry else BOUNDS:
+        one = case(inner, chunk, device=work.device.type, **given, **accuracy.learning(inner))
+        plain = timed(eager, accuracy.rounded(one, torch.float32), work.device)
+        for mode, dtype in accuracy.INPUTS[1:2] if work.dry else accuracy.INPUTS[:USUAL]:
             row = {"kernel": kind_of(inner), "chunk": "frame" if chunk.whole else "token", "mode": mode}
+            row |= {"dtype": str(dtype).removeprefix("torch.")}
             row |= {"sm": capability_of(work.device), "dim": dim, "programs": rows * heads, "tokens": tokens}
             try:
-                mine = timed(lambda c, mode=mode: work.kernels(c, mode), one, work.device)
+                mine = timed(lambda c, mode=mode: work.kernels(c, mode), accuracy.rounded(one, dtype), work.device)
             except Exception as error:
                 yield row | {"why": f"{type(error).__name__}: {str(error)[:300]}"}
                 continue
@@ -260,6 +263,7 @@ STAGES: dict[str, Callable[[Work], Iterator[Row]]] = {
     "versions": versions,
     "smoke": smoke,
     "accuracy": errors,
+    "accuracy_float32": functools.partial(errors, first=USUAL),
     "replays": replays,
     "beside_eager": beside_eager,
     "cores": operators,

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.design import any_suite, clips, fit
 from benchmarks.small import VAL_SEED, Partial
-from tttvideo.evaluation.revealing import revealed_errors
+from tttvideo.evaluation.suites import revealed_errors
 from tttvideo.model import VideoModel
 from tttvideo.ttt.interface import state_bytes
 from tttvideo.video.synthetic import PredictionSuite

@@ -36,7 +36,8 @@ from benchmarks.small import (
     run_all,
 )
 from tttvideo.evaluation.generating import forecasts
-from tttvideo.evaluation.revealing import METHODS, means_by_group, revealed_errors
+from tttvideo.evaluation.suites import means_by_group, revealed_errors
+from tttvideo.evaluation.table import METHODS
 from tttvideo.model import VideoModel
 from tttvideo.tasks.frame_metrics import FrameMetrics
 from tttvideo.tasks.prediction import in_unit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tttvideo.evaluation.plots import plot_lines
-from tttvideo.evaluation.revealing import METHODS
+from tttvideo.evaluation.table import METHODS
 
 
 def by_horizon(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

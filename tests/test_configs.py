@@ -24,7 +24,8 @@ def test_configuration(file):
     labels = ["a", "b"] if config.model.task.labelled else []
     model = VideoModel(config.model, preprocessing=config.data.preprocessing, labels=labels)
     frames = torch.randint(0, 256, (1, 2 * model.frame_multiple, 3, *config.data.size), dtype=torch.uint8)
-    output, _ = model(frames)
+    with torch.no_grad():
+        output, _ = model(frames)
     assert output.timeline.shape[:2] == (1, 2)
     if not labels:
         assert output.timeline.shape[2:] == (model.encoder.stride, 3, *config.data.size)

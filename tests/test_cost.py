@@ -12,6 +12,7 @@ def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
     files = [tmp_path / "cost.json", tmp_path / "cost.png"]
     words = ["cost", "--frames", "4,8", "--rounds", "1", "--json", str(files[0]), "--figure", str(files[1])]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(cost, "STEPS", 2)
     monkeypatch.setattr(cost, "keep_memory", lambda: False)  # it would stay so for the other tests of this process
     cost.main()
     rows = json.loads(files[0].read_text())["rows"]

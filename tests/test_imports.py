@@ -159,7 +159,7 @@ heavy = ["decord", "av", "timm", "accelerate", "matplotlib", "torchmetrics", "to
 assert loaded(*heavy) == [], "importing tttvideo is cheap"
 absent("timm", "decord", "av", "accelerate", "jsonargparse")
 import tttvideo.ttt
-assert loaded("torchvision") == [], "the layer needs torch only"
+assert loaded("torchvision", "torch._dynamo") == [], "the layer needs torch only, and not its compiler"
 
 absent("triton")
 find = importlib.util.find_spec
@@ -180,14 +180,21 @@ for name in ("timm", "decord", "av", "accelerate", "jsonargparse", "triton"):
 import tttvideo.video.decode
 assert loaded("decord", "av") == [], "a decoder is loaded where a video is opened"
 absent("decord", "av", "jsonargparse")
-from tttvideo.model import VideoModel  # with torch and timm alone: benchmarks on a bare GPU machine
+tttvideo.from_pretrained({tests!r} + "/checkpoints/mlp")  # with torch alone: benchmarks on a bare GPU machine
+assert loaded("timm", "torchvision", "torch._dynamo") == [], "each takes seconds, and a second more at every start"
 """
 
 
 def test_what_importing_needs_and_loads():
     """One fresh process: importing tttvideo is cheap; tttvideo.ttt needs torch only, no Triton either, and says so
     where kernels are required; no decoder is loaded before it is used; models need no reader of videos."""
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS.format(tests=str(Path(__file__).parent))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from .mixers import TTT, FrameAttention, Mixer
@@ -103,6 +102,14 @@ class SwiGLU(nn.Module):
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
+def _drop_path(rate: float) -> nn.Module:
+    if not rate:
+        return nn.Identity()
+    from timm.layers.drop import DropPath  # timm takes as long to import as everything else here
+
+    return DropPath(rate)
+
+
 class Block(nn.Module):
     """One block of the stack; ``mixer`` and ``drop_path`` are this block's own."""
 
@@ -118,7 +125,7 @@ class Block(nn.Module):
         self.mlp_norm = config.build_norm()
         self.mlp = SwiGLU(width, max(1, int(config.mlp_ratio * width)), config.dropout)
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = _drop_path(drop_path)
 
     def init_state(self, batch: int) -> BlockState:
         return BlockState(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import hub
 from .files import damaged, file_checksum, read_json
@@ -162,6 +163,24 @@ def check_depth(depth: int, shapes: Mapping[str, Sequence[int]], folder: Path) -
         )
 
 
+class _Undrawn(TorchFunctionMode):
+    """Draws and scales no numbers of tensors that have no memory: PyTorch would import its compiler first, which takes
+    as long as all else."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        options = dict(kwargs or {})
+        if func is torch.randn:
+            options.pop("generator", None)
+            return torch.empty(*args, **options)
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return options["tensor"] if "tensor" in options else args[0]
+        if func is torch.Tensor.normal_:
+            return args[0]
+        if func is torch.Tensor.mul and isinstance(args[1], float) and args[0].is_floating_point():
+            return args[0].detach()
+        return func(*args, **options)
+
+
 @contextmanager
 def outlined(shapes: Mapping[str, Sequence[int]], width: int) -> Iterator[None]:
     """What is built in this block has shapes and no memory.
@@ -170,7 +189,7 @@ def outlined(shapes: Mapping[str, Sequence[int]], width: int) -> Iterator[None]:
     over if the width is that of the weights.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             yield
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error) or tuple(shapes.get("backbone.norm.weight", ())) != (width,):

@@ -107,6 +107,12 @@ def _value(hint: Any, old: Any, value: Any, key: str) -> Any:
     if not isinstance(value, dict):
         kinds = kinds_of(hint) if exchangeable(base) else f"settings, such as {dataclasses.fields(base)[0].name}: ..."
         raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}")
+    return _filled(base, old, value, key)
+
+
+def _filled(base: type, old: Any, value: dict[Any, Any], key: str) -> Part:
+    """A dataclass with settings of a mapping, which may name another class: ``old``'s where it does not, else its own
+    defaults."""
     if "class_path" not in value:
         part = old if isinstance(old, Part) else defaults_of(base)
         fill(part, value, key)
@@ -140,17 +146,20 @@ def _leaf(hint: Any, value: Any, key: str) -> Any:
     except ArgumentError:
         converted = None
     if converted is None and (type(None) not in options or value not in (None, "null")):
-        kinds, example = kinds_of(hint), ""
-        if lists:  # the example has commas: brackets are a pattern to a shell
-            of = typing.get_args(lists[0])
-            kinds = f"a list of {len(of)}" if Ellipsis not in of and typing.get_origin(lists[0]) is tuple else "a list"
-            kinds += " or null" * (type(None) in options)
-            example = "; write " + ",".join([{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2))
+        kinds, example = _list_and_example(lists[0], type(None) in options) if lists else (kinds_of(hint), "")
         raise ConfigError(f"{key} must be {kinds}, not {shortened(value)}{example}")
     for number in converted if isinstance(converted, (list, tuple)) else [converted]:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError(f"{key} must be a finite number, not {number}")
     return converted
+
+
+def _list_and_example(hint: Any, optional: bool) -> tuple[str, str]:
+    """A list's type in words, and how one is written: with commas, as brackets are a pattern to a shell."""
+    of = typing.get_args(hint)
+    kinds = f"a list of {len(of)}" if Ellipsis not in of and typing.get_origin(hint) is tuple else "a list"
+    items = [{int: "32", float: "0.5"}.get(of[0], "name")] * max(len(of), 2)
+    return kinds + " or null" * optional, "; write " + ",".join(items)
 
 
 @functools.cache

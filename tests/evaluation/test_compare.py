@@ -22,7 +22,7 @@ from tttvideo.mixers import LSTM
 def evaluated(tmp_path_factory):
     """Two models, two data sets, and a third folder that is another seed of the first model."""
     base = tmp_path_factory.mktemp("compare")
-    sets = {frames: small_set(base / f"set{frames}", count=12, frames=frames) for frames in (10, 20)}
+    sets = {frames: small_set(base / f"set{frames}", count=6, frames=frames) for frames in (10, 20)}
     models = {"ttt": small_model(), "lstm": small_model(mixer=LSTM())}
     for name, model in models.items():
         run = small_run(base / name, model)
@@ -142,7 +142,7 @@ def test_every_protocol_has_the_figures_of_the_evaluations(evaluated, tmp_path, 
         expected = [top1(name, frames=n, control=control)["top1"] for n in (8, "all")]
         assert line["mean"] == pytest.approx(expected)
         assert all(low <= mean <= high for low, mean, high in zip(line["low"], line["mean"], line["high"]))
-        assert line["n"] == [12, 12]
+        assert line["n"] == [6, 6]
     assert found["protocols"]["length"]["x"] == [10.0, 20.0]
     assert found["protocols"]["sampling, set20"]["x"] == ["dense", "uniform=4", "last=4"]
     tokens = found["protocols"]["tokens, set20"]
@@ -171,7 +171,7 @@ def test_runs_need_not_have_measured_the_same(evaluated, tmp_path):
     found = compared(str(evaluated / "ttt"), str(tmp_path / "lstm"))["protocols"]
     assert found["length"]["series"]["lstm"]["mean"][1] is None
     assert found["by first_colour, set20"]["series"]["lstm"]["mean"] == [None] * 3
-    assert found["length"]["series"]["ttt"]["n"] == [12, 12]
+    assert found["length"]["series"]["ttt"]["n"] == [6, 6]
 
 
 def test_without_dense_rows_the_first_rule_is_the_main_one(tmp_path):

@@ -101,8 +101,7 @@ def test_one_value_of_another_kind(evaluated, tmp_path, kind, name):
         said = outcome(folder)
         made += said is None
         if said is not None:
-            # what a model was trained for may be missing, and is then that of a classifier
-            assert str(folder) in said or path == ("task",), (path, value, said)
+            assert str(folder) in said, (path, value, said)
             refused.add(path)
     assert made
     assert refused
@@ -172,3 +171,25 @@ def test_arrays_of_another_kind(evaluated, tmp_path):
         for others in (arrays | {key: np.zeros(3)}, {other: arrays[other] for other in arrays if other != key}):
             np.savez(folder / name, **others)
             assert f"{name} is damaged ({'it has no' if key not in others else key}" in outcome(folder)
+
+
+def test_arrays_without_the_model(evaluated, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated / "generating", folder)
+    arrays = read_arrays(folder / "per_video.npz")
+    methods = arrays["methods"].tolist()
+    for others, reason in (
+        ([{"model": "mine"}.get(name, name) for name in methods], "its methods lack 'model'"),
+        ([{"copy_last": "copied"}.get(name, name) for name in methods], "its methods lack 'copy_last'"),
+        ([*methods, "another"], f"its arrays are not of its {len(methods) + 1} methods"),
+    ):
+        np.savez(folder / "per_video.npz", **arrays | {"methods": np.array(others)})
+        assert f"{folder / 'per_video.npz'} is damaged ({reason}); run `tttvideo evaluate` once more" in outcome(folder)
+
+
+def test_another_task(evaluated, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated / "reading", folder)
+    file = folder / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"task": "Weather"}))
+    assert f"of Weather and of Classification ({file} and {folder / 'position.json'})" in outcome(folder)

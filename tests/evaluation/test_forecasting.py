@@ -12,7 +12,7 @@ from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation.generating import forecasts, read_clip, shown_horizons
-from tttvideo.evaluation.revealing import METHODS
+from tttvideo.evaluation.table import METHODS
 from tttvideo.export import export
 from tttvideo.inference.predict import mismatches
 from tttvideo.mixers import TTT

@@ -11,7 +11,8 @@ from tests.evaluation.small import small_run
 from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
-from tttvideo.evaluation.revealing import METHODS, revealed_errors
+from tttvideo.evaluation.suites import revealed_errors
+from tttvideo.evaluation.table import METHODS
 from tttvideo.mixers import TTT
 from tttvideo.model import ModelConfig, VideoModel
 from tttvideo.tasks import Prediction

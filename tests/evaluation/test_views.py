@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from tests.evaluation.small import noise_video, small_model, small_run, small_set
+from tests.evaluation.small import noise_video, small_model, small_run, small_set, undrawn
 from tttvideo.evaluation.scoring import score_videos
 from tttvideo.evaluation.settings import Setting, check_lengths
 from tttvideo.tasks import Classification
@@ -102,7 +102,8 @@ def test_evaluation_with_views_controls_strata_and_streaming(tmp_path, capsys):
     data = small_set(tmp_path / "set", count=6)
     run = small_run(tmp_path / "run", small_model())
     words = ["evaluate", str(run), "--data", str(data), "--workers", "0", "--views", "whole", "clips=2x3:8"]
-    assert main([*words, "--controls", "all", "--by", "first_colour", "--check-streaming", "2"]) == 0
+    with undrawn():
+        assert main([*words, "--controls", "all", "--by", "first_colour", "--check-streaming", "2"]) == 0
     shown = capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
     rows = {(row["views"], row["control"]): row for row in metrics["results"]}

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.training.run import main
 from tttvideo.video.features import CachedFeatures
+from tttvideo.video.reader import VideoError
 from tttvideo.video.rows import Rows
 from tttvideo.video.transforms import Preprocessing
 
@@ -56,6 +58,16 @@ def words(arguments, weights, tmp_path):
     return build
 
 
+@pytest.fixture
+def films(videos, tmp_path) -> Path:
+    """Six of the videos, 26 frames."""
+    names = [f"{split}/{i}.mp4" for split in ("train/bright", "train/dark") for i in (0, 1)]
+    for name in (*names, "val/bright/0.mp4", "val/dark/0.mp4"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos / name, tmp_path / "films" / name)
+    return tmp_path / "films"
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()]
 
@@ -69,15 +81,16 @@ def files(cache: Path) -> list[Path]:
     return sorted(cache.rglob("*.safetensors"))
 
 
-def test_a_run_encodes_each_video_once_and_learns_the_same(words, tmp_path, capfd, monkeypatch):
-    assert main(words("--model.encoder.cache", "null", "--mix.mixup", "0", out="plain")) == 0
+def test_a_run_encodes_each_video_once_and_learns_the_same(words, films, tmp_path, capfd, monkeypatch):
+    given = {"data.root": films, "mix.mixup": 0}
+    assert main(words("--model.encoder.cache", "null", out="plain", **given)) == 0
     capfd.readouterr()
-    assert main(words("--mix.mixup", "0", out="cold")) == 0
+    assert main(words(out="cold", **given)) == 0
     said = capfd.readouterr().err
-    assert "cache  19 videos, 98 frames to encode into" in said
+    assert "cache  6 videos, 26 frames to encode into" in said
     assert "MB" in said
     assert "frames/s" in said
-    assert len(files(tmp_path / "cache")) == 19
+    assert len(files(tmp_path / "cache")) == 6
 
     def refuse(*_):
         raise AssertionError("a video was opened")
@@ -86,7 +99,7 @@ def test_a_run_encodes_each_video_once_and_learns_the_same(words, tmp_path, capf
         patch.setattr("tttvideo.training.run.usual_length", lambda *_: None)  # of the checkpoint's card
         patch.setattr("tttvideo.training.run.usual_rate", lambda *_: None)
         patch.setattr(Preprocessing, "open", refuse)
-        assert main(words("--mix.mixup", "0", out="warm")) == 0
+        assert main(words(out="warm", **given)) == 0
     assert losses(tmp_path / "cold") == losses(tmp_path / "warm")
     assert metrics(tmp_path / "cold") == metrics(tmp_path / "warm")
     assert losses(tmp_path / "cold") == pytest.approx(losses(tmp_path / "plain"), rel=2e-3)
@@ -101,27 +114,24 @@ def reading_of(words: list[str]) -> CachedFeatures:
     return reading
 
 
-def test_what_does_not_match_is_computed_anew_and_said(words, videos, weights, tmp_path, capfd):
-    root = tmp_path / "films"
-    shutil.copytree(videos / "train", root / "train")
-    shutil.copytree(videos / "val", root / "val")
-    given = {"data.root": root}
+def test_what_does_not_match_is_computed_anew_and_said(words, films, weights, tmp_path, capfd):
+    given = {"data.root": films}
     assert command(["cache", *words(**given)]) == 0
     captured = capfd.readouterr()
-    assert "19 of 19 videos" in captured.out
-    assert "cache  19 videos" in captured.err
+    assert "6 of 6 videos" in captured.out
+    assert "cache  6 videos" in captured.err
     assert command(["cache", *words(**given)]) == 0
     assert capfd.readouterr().err == ""  # nothing to do, and nothing to say
 
-    changed = root / "train" / "bright" / "0.mp4"
+    changed = films / "train" / "bright" / "0.mp4"
     write_video(changed, 90, frames=5)
-    damaged = reading_of(words(**given)).file(str(root / "train" / "dark" / "1.mp4"))
+    damaged = reading_of(words(**given)).file(str(films / "train" / "dark" / "1.mp4"))
     damaged.write_bytes(damaged.read_bytes()[:-3])
     assert command(["cache", *words(**given)]) == 0
     said = capfd.readouterr().err
     assert "2 files of the cache are damaged, or of videos that have changed" in said
     assert "cache  2 videos, 10 frames" in said
-    assert "(17 are there)" in said
+    assert "(4 are there)" in said
 
     other = tmp_path / "other.safetensors"
     torch.manual_seed(4)
@@ -134,7 +144,7 @@ def test_what_does_not_match_is_computed_anew_and_said(words, videos, weights, t
     ):
         assert command(["cache", *words(**given, **settings)]) == 0
         said = capfd.readouterr().err
-        assert "cache  19 videos" in said
+        assert "cache  6 videos" in said
         assert f"holds features of other settings ({what}" in said
     assert command(["cache", *words(**given)]) == 0
     assert capfd.readouterr().err == ""  # the first are still there
@@ -370,3 +380,31 @@ def test_evaluation_and_classification_use_it_where_it_matches(words, videos, tm
     assert command(["evaluate", str(run), "--data", str(videos), "--frames", "2,all", "--workers", "0"]) == 0
     anew = json.loads((run / "metrics.json").read_text())
     assert [row["top1"] for row in read["results"]] == [row["top1"] for row in anew["results"]]
+
+
+def test_windows_are_kept_from_the_beginning_on_and_the_last_is_moved_back(tmp_path, monkeypatch):
+    """Of an encoder that sees four frames together; also where a piece that is encoded at once ends in a window."""
+    monkeypatch.setattr(filling, "PIECE", 8)
+
+    def means(frames, lengths):  # [1, F, 3, H, W] -> [1, F, 1, 1, 1]
+        levels = frames[0].float().mean((1, 2, 3)).split(4)
+        return torch.cat([level.mean().expand(len(level)) for level in levels]).view(1, -1, 1, 1, 1)
+
+    encoder = Mock(features=means, mean=torch.zeros(1))
+    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path), encoder={"name": "means"}, window=4)
+    last = {3: range(3), 8: range(4, 8), 14: range(10, 14)}
+    for count in last:
+        windows = [*(range(at, at + 4) for at in range(0, count - 4, 4)), last[count]]
+        path = str(tmp_path / f"{count}.mp4")
+        write_video(Path(path), 10 * count, frames=count, size=64)
+        assert filling.fill(encoder, reading, [filling.Job(path, 0, ((None, None, None),), count)]) == []
+        levels = reading.pixels.apply(reading.pixels.open(path).read()).float().mean((1, 2, 3))
+        expected = torch.stack([levels[list(window)].mean() for window in windows]).repeat_interleave(4)[:count]
+        assert torch.allclose(reading.open(path).read().flatten().float(), expected, rtol=1e-3)
+        assert torch.allclose(reading.open(path).read(range(4, count)).flatten().float(), expected[4:], rtol=1e-3)
+    assert reading.holds(path, [(None, None, 8)])
+    assert not reading.holds(path, [(None, None, 6)]), "another last window"
+    assert not reading.holds(path, [(0.2, None, None)])
+    assert not replace(reading, sampling="fps=5").holds(path, [(None, None, None)])
+    with pytest.raises(VideoError, match="keeps other frames"):
+        reading.open(path).read(range(2, 8))

@@ -53,7 +53,7 @@ def weights_after(layer, x):
         def affine(key, z, at=at):
             return z @ at[key][0] + (at[key][1] if len(at[key]) > 1 else 0)
 
-        losses = config.objective.loss(config.inner(k, affine, GRID), k, v, layer._norm(k))
+        losses = config.objective.loss(config.inner(k, affine, GRID), k, v, layer._loop(tokens, Layout(GRID)).norm)
         new = {}
         for i, key in enumerate(start):
             own = rate[..., i if rate.shape[-1] > 1 else 0]

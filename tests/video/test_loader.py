@@ -1,5 +1,6 @@
 """Batches: the same in every process and after every restart, each video once."""
 
+import itertools
 import time
 import warnings
 from collections import Counter
@@ -149,9 +150,13 @@ def test_ranks_validate_every_video_once(folder, world):
     assert sorted(places) == list(range(7))
 
 
-@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
-@pytest.mark.parametrize("first", [None, 5])
-@pytest.mark.parametrize("sampling", ["dense", "uniform=4", "fps=5"])
+@pytest.mark.parametrize(
+    ("sampling", "first", "cache"),
+    [
+        case if case[2] == "none" or case[:2] == ("fps=5", 5) else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(("dense", "uniform=4", "fps=5"), (None, 5), ("none", "memory", "disk"))
+    ],
+)
 def test_pieces_are_the_samples_of_evaluation(folder, tmp_path, cache, first, sampling):
     """Whether they come from the file, or from a cache on the second pass too."""
     setup = config(folder, sampling=sampling, cache=cache, cache_dir=str(tmp_path))

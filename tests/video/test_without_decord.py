@@ -10,7 +10,7 @@ from tests.video.small import make_video
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import importlib, importlib.util, os, pkgutil, sys
-import accelerate, av, timm, torch, torchvision  # before the fork: each child imports tttvideo anew
+import av, torch  # before the fork: each child imports tttvideo anew
 
 def not_installed():
     sys.modules["decord"] = None

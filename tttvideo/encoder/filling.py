@@ -88,7 +88,7 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
 def size_of(reading: CachedFeatures, frames: int) -> int:
     """Bytes that the cache takes for so many frames."""
     channels, rows, columns = reading.shape
-    return frames * (2 * channels * rows * columns + 16)
+    return frames * (2 * channels * rows * columns // reading.window + 16)
 
 
 def trial(encoder: FrameEncoder, reading: CachedFeatures, jobs: Sequence[Job]) -> float | None:
@@ -99,7 +99,8 @@ def trial(encoder: FrameEncoder, reading: CachedFeatures, jobs: Sequence[Job]) -
         begun, done = time.perf_counter(), 0
         try:
             with catch_damage(), reading.pixels.open(job.path) as video:
-                for frames in video.stream(reading.wanted(video, job.parts)[:_TRIAL], batch=PIECE):
+                wanted = reading.wanted(video, job.parts)[: max(_TRIAL, reading.window)]
+                for frames in video.stream(wanted, batch=_piece(reading)):
                     _encoded(encoder, reading, reading.pixels.apply(frames))
                     done += len(frames)
         except (VideoError, OSError):
@@ -170,11 +171,13 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
         with catch_damage() as notes, reading.pixels.open(path, reading.margin) as video:
             numbers, times = reading.wanted(video, job.parts), video.times
             kept = reading.kept(path)
-            if kept is not None and "refused" not in kept.about:  # other parts of a long file stay
-                numbers = torch.unique(torch.cat([numbers, kept.numbers]))
+            if kept is not None and "refused" not in kept.about and reading.window == 1:
+                numbers = torch.unique(torch.cat([numbers, kept.numbers]))  # other parts of a long file stay
+            before = torch.empty(0)
             for frames in ahead(_changed(video, numbers, reading, path)):
-                writer.add(_encoded(encoder, reading, frames))
-                count += len(frames)
+                for windows in _whole_windows(before, frames, reading.window):
+                    writer.add(_encoded(encoder, reading, windows))
+                before, count = frames, count + len(frames)
             about |= {name: getattr(video, name) for name in ("announced", "offset")}
             about["info"] = {
                 name: getattr(video.info, name) for name in ("codec", "height", "width", "fps", "duration")
@@ -189,14 +192,31 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
     start = f"{printable(path)}: "
     about["warnings"] = [(note.removeprefix(start), notes.damage) for note in notes]
     about["cut"] = count < len(numbers)
-    writer.finish(numbers[:count], times, about)
+    if about["cut"]:
+        about["end"] = int(numbers[count - 1])
+    writer.finish(numbers[: count : reading.window], times, about)
     return None
+
+
+def _piece(reading: CachedFeatures) -> int:
+    """Frames that are decoded and encoded together: whole windows."""
+    return max(1, PIECE // reading.window) * reading.window
+
+
+def _whole_windows(before: Tensor, frames: Tensor, window: int) -> Iterator[Tensor]:
+    """The frames of a piece, and by itself a last window that is not full: moved back, over the end of the piece
+    ``before`` where there is one, as the encoder does with the end of a video."""
+    rest = len(frames) % window
+    if whole := len(frames) - rest:
+        yield frames[:whole]
+    if rest:
+        yield torch.cat([before[len(before) - window :], frames])[-window:] if len(before) else frames[-window:]
 
 
 def _changed(video: Reader, numbers: Tensor, reading: CachedFeatures, path: str) -> Iterator[Tensor]:
     """The frames as the encoder sees them, in pieces."""
     try:
-        for frames in video.stream(numbers, batch=PIECE):
+        for frames in video.stream(numbers, batch=_piece(reading)):
             yield reading.changed(frames, path)
     except OSError as error:  # of the video, not of the cache
         raise VideoError(f"{path}: {error.strerror or error}") from error
@@ -212,7 +232,7 @@ def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor) -> 
     device = encoder.mean.device
     half = torch.autocast(device.type, dtype=reading.dtype) if device.type == "cuda" else nullcontext()
     with half:
-        maps = encoder.features(frames[None].to(device), None)[0]
+        maps = encoder.features(frames[None].to(device), None)[0, :: reading.window]
     rows = maps.flatten(-2).mT.to(reading.dtype)
     if not bool(rows.isfinite().all()):
         why = "are not finite" if not bool(maps.isfinite().all()) else "are too large for fp16; set cache_dtype: bf16"
@@ -231,12 +251,14 @@ def _describe(reading: CachedFeatures) -> None:
 
 
 def _other_settings(reading: CachedFeatures) -> str | None:
-    """A sentence on how the features that a cache holds differ from those that are wanted."""
+    """A sentence on how the features that a cache holds of an encoder of this name differ from those now wanted."""
     mine = _flat(reading.description)
     nearest: list[str] | None = None
     for file in sorted(reading.key.parent.glob(f"*/{ABOUT}")):
         with suppress(OSError, ValueError, AttributeError):
             other = _flat(json.loads(file.read_text()))
+            if other.get("encoder.name") != mine["encoder.name"]:
+                continue
             differ = [
                 f"{name} {_short(other.get(name))}, now {_short(mine.get(name))}"
                 for name in sorted(mine | other)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..printing import cause
-from ..ttt.interface import exempt_from_decay
-from .base import Encoder, EncoderState, FrameEncoder
-from .unfreezing import check_trainable, leave_trained, listed_blocks, trained_modules
+from .base import EncoderState
+from .frozen import Pretrained, PretrainedEncoder
+from .unfreezing import leave_trained, listed_blocks
 
 
 class Kind(NamedTuple):
@@ -41,7 +42,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Transformers(Encoder):
+class Transformers(Pretrained):
     """Patch tokens of a pre-trained model of the transformers library, pooled to a grid, then mapped to the width.
 
     Models of images (DINOv2, DINOv3, SigLIP 2 of fixed size) read each frame. Models of videos (V-JEPA 2, VideoMAE,
@@ -56,6 +57,13 @@ class Transformers(Encoder):
         frozen: do not train the model (it then runs without a graph and in evaluation mode).
         trainable: of a frozen model so many of its last blocks are trained all the same.
         at_once: frames that a frozen model encodes in one call, which bounds its memory.
+        cache: a folder that keeps what a frozen model makes of each video, so that it reads a video once and later
+            epochs decode nothing. Of a video model a row for each window from the video's beginning: training clips
+            then begin at multiples of the window, and nothing may change which frames follow one another
+            (``data.augment.speed``, ``drop``). null: no cache.
+        cache_dtype: how the numbers are kept: fp16, or bf16 where they are too large for that.
+        cache_views: how often each video is kept: once as it is, then with random changes of its pixels, as in
+            ``Timm``.
         architecture: the model's configuration as JSON, with the mean and standard deviation of its processor; read
             from ``name`` when a training begins, so that checkpoints do not need it. Leave it out.
     """
@@ -66,19 +74,18 @@ class Transformers(Encoder):
     frozen: bool = True
     trainable: int = 0
     at_once: int = 64
+    cache: str | None = None
+    cache_dtype: Literal["fp16", "bf16"] = "fp16"
+    cache_views: int = 1
     architecture: str | None = None
 
     def __post_init__(self) -> None:
-        check_trainable(self.trainable, self.frozen)
+        super().__post_init__()
         if min(self.grid) < 1 or self.at_once < 1 or (self.window or 1) < 1:
             raise ValueError(
                 f"Expected Transformers.grid, window and at_once of at least 1, got {list(self.grid)}, {self.window} "
                 f"and {self.at_once}; change them."
             )
-
-    @property
-    def learns(self) -> bool:
-        return not self.frozen or self.trainable > 0
 
     @property
     def base_model(self) -> str | None:
@@ -91,7 +98,7 @@ class Transformers(Encoder):
         return TransformersEncoder(self.resolved(()), size, dim, load)  # type: ignore[arg-type]
 
 
-class TransformersEncoder(FrameEncoder):
+class TransformersEncoder(PretrainedEncoder):
     """See ``Transformers``. ``source`` says where the weights came from, and how far it looks ahead."""
 
     def __init__(self, config: Transformers, size: tuple[int, int], dim: int, load: bool) -> None:
@@ -112,26 +119,22 @@ class TransformersEncoder(FrameEncoder):
         if config.learns:
             blocks = partial(listed_blocks, model)
             self.trained_blocks = leave_trained(model, maps, config.trainable, blocks, config.name)
-        self._trained = trained_modules(self.model, self.trained_blocks, config.frozen)
-        self.train(True)
         self.source = f"{config.name} of the transformers library"
         if window > 1:
             self.source += f", in windows of {window} frames: an answer comes once in {window} frames, and the first "
             self.source += f"frame of each looks {window - 1} frames ahead"
-        self.projection = nn.Linear(maps.shape[1], dim)
-        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
-        exempt_from_decay(self.position)
+        self.finish(maps.shape[1], dim)
 
     @property
     def kind(self) -> Kind:
         return KINDS[self.model.config.model_type]  # type: ignore[union-attr, index]
 
-    def train(self, mode: bool = True) -> TransformersEncoder:
-        super().train(mode)
-        self.model.eval()
-        for module in self._trained:
-            module.train(mode)
-        return self
+    def described(self) -> dict[str, Any]:
+        assert self.config.architecture is not None
+        settings = json.loads(self.config.architecture)
+        own = {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
+        sha = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+        return {"name": settings["model_type"], "architecture": sha.hexdigest()}
 
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """The last frames before this call, of which a last window that is not full takes some."""
@@ -171,18 +174,32 @@ class TransformersEncoder(FrameEncoder):
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``frames`` are whole windows; what is left over of the last frames is the caller's."""
+        tokens = self._tokens(self._of_windows(frames, lengths))
+        tail = (frames[:, 1 - self.stride :].transpose(1, 2),) if self.stride > 1 else ()
+        return tokens, tail
+
+    def features(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """All frames of a window have its maps."""
+        batch, count = frames.shape[:2]
+        counts = torch.full((batch,), count) if lengths is None else lengths.cpu()
+        windows = self._normalised(frames)
+        if self.stride > 1:
+            windows, _ = self._moved_back(windows, counts, self.init_state(batch))
+        maps = self._of_windows(windows, (counts + self.stride - 1) // self.stride)
+        return maps.repeat_interleave(self.stride, 1)[:, :count]
+
+    def _of_windows(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """Whole normalised windows [B, S*W, 3, H, W] -> maps [B, S, channels, rows, columns]; zeros where a row, of
+        ``lengths`` windows, is padding, which is not encoded."""
         batch, steps = frames.shape[0], frames.shape[1] // self.stride
         valid = torch.full((batch,), steps) if lengths is None else lengths
-        chosen = (
-            (torch.arange(steps) < valid[:, None]).flatten().nonzero().squeeze(1).to(frames.device, non_blocking=True)
-        )
-        tokens = self.position.expand(batch * steps, *self.position.shape)
-        if len(chosen):
-            maps = self._maps(frames.unflatten(1, (steps, self.stride)).flatten(0, 1)[chosen])
-            embedded = self.projection(maps.flatten(-2).mT) + self.position
-            tokens = torch.zeros_like(tokens).to(embedded.dtype).index_copy(0, chosen, embedded)
-        tail = (frames[:, 1 - self.stride :].transpose(1, 2),) if self.stride > 1 else ()
-        return tokens.unflatten(0, (batch, steps)), tail
+        chosen = (torch.arange(steps) < valid[:, None]).flatten().nonzero().squeeze(1)
+        chosen = chosen.to(frames.device, non_blocking=True)
+        shape = (batch * steps, self.projection.in_features, *self.grid)
+        if not len(chosen):
+            return self.position.new_zeros(shape).unflatten(0, (batch, steps))
+        maps = self._maps(frames.unflatten(1, (steps, self.stride)).flatten(0, 1)[chosen])
+        return maps.new_zeros(shape).index_copy(0, chosen, maps).unflatten(0, (batch, steps))
 
     def _maps(self, windows: Tensor) -> Tensor:
         """[n, W, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
@@ -207,7 +224,8 @@ class TransformersEncoder(FrameEncoder):
             ValueError: the model cannot read frames of this size, windows of this length, or has fewer tokens than the
                 grid.
         """
-        settings, name = self.model.config, self.config.name
+        settings: Any = self.model.config
+        name = self.config.name
         patch = getattr(settings, "patch_size", None) or settings.tubelet_size[-2:]
         self._size, self._patch = tuple(size), (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
         cells = tuple(side // p for side, p in zip(size, self._patch))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,18 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import exempt_from_decay
-from ..video.features import CachedFeatures
-from ..video.transforms import Preprocessing
-from .base import Encoder, EncoderState, FrameEncoder
+from .base import EncoderState
+from .frozen import Pretrained, PretrainedEncoder
 from .packages import PACKAGES, package_weights
-from .unfreezing import check_trainable, leave_trained, timm_blocks, trained_modules
+from .unfreezing import leave_trained, timm_blocks
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Timm(Encoder):
+class Timm(Pretrained):
     """Patch tokens of a timm model's last feature map, pooled to a grid, then a linear map to the width.
 
     The map is ``forward_features`` where that is one, with the convolution that some nets end with; of models whose
@@ -62,39 +59,21 @@ class Timm(Encoder):
     cache_views: int = 1
 
     def __post_init__(self) -> None:
-        check_trainable(self.trainable, self.frozen)
-        if self.cache is not None and self.learns:
-            raise ValueError(
-                "encoder.cache keeps what an encoder makes of videos, which changes while the encoder is trained; set "
-                "encoder.frozen: true and encoder.trainable: 0, or encoder.cache: null."
-            )
-        if self.cache_views < 1:
-            raise ValueError(f"encoder.cache_views must be at least 1, not {self.cache_views}.")
+        super().__post_init__()
         if min(self.grid) < 1 or self.frames_at_once < 1:
             raise ValueError(
                 f"Timm.grid and frames_at_once need at least 1, not {self.grid} and {self.frames_at_once}."
             )
 
     @property
-    def learns(self) -> bool:
-        return not self.frozen or self.trainable > 0
-
-    def portable(self) -> Timm:
-        return replace(self, cache=None, cache_views=1)
-
-    @property
     def base_model(self) -> str | None:
         return f"timm/{self.name}" if self.pretrained.lower() == "true" else None
-
-    @property
-    def views(self) -> int:
-        return 0 if self.cache is None else self.cache_views
 
     def build(self, size: tuple[int, int], dim: int, *, load: bool = True) -> TimmEncoder:
         return TimmEncoder(self, size, dim, load)
 
 
-class TimmEncoder(FrameEncoder):
+class TimmEncoder(PretrainedEncoder):
     """See ``Timm``. ``source`` says where the weights came from."""
 
     def __init__(self, config: Timm, size: tuple[int, int], dim: int, load: bool):
@@ -110,26 +89,12 @@ class TimmEncoder(FrameEncoder):
         if config.learns:
             blocks = partial(timm_blocks, model, config.name)
             self.trained_blocks = leave_trained(model, features, config.trainable, blocks, config.name)
-        self._trained = trained_modules(self.model, self.trained_blocks, config.frozen)
-        self.train()
         if features.shape[-2] < config.grid[0] or features.shape[-1] < config.grid[1]:
             raise ValueError(
                 f"{config.name} gives {features.shape[-2]} x {features.shape[-1]} tokens for frames of {size[0]} x "
                 f"{size[1]}, fewer than the grid {config.grid}; lower encoder.grid or raise data.size."
             )
-        if not config.learns:
-            self.feature_shape = (features.shape[1], *config.grid)
-        self.reads_pixels = config.cache is None
-        self.projection = nn.Linear(features.shape[1], dim)
-        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], dim) * 0.02)
-        exempt_from_decay(self.position)
-
-    def train(self, mode: bool = True) -> TimmEncoder:
-        super().train(mode)
-        self.model.eval()
-        for module in self._trained:
-            module.train(mode)
-        return self
+        self.finish(features.shape[1], dim)
 
     def encode(self, frames: Tensor, lengths: Tensor | None, state: EncoderState) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch, count = frames.shape[:2]
@@ -158,38 +123,6 @@ class TimmEncoder(FrameEncoder):
             maps[valid] = self._maps(self._normalised(frames.flatten(0, 1)[valid])).to(maps.dtype)
         return maps.unflatten(0, (batch, count))
 
-    def embed(
-        self, features: Tensor, lengths: Tensor | None, state: EncoderState
-    ) -> tuple[Tensor, Tensor | None, EncoderState]:
-        begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
-        return self._tokens(features.to(self.position.dtype)), lengths, state._replace(begun=state.begun | begun)
-
-    def reading(self, preprocessing: Preprocessing) -> Preprocessing:
-        """With a cache: the features that it keeps for these weights."""
-        config = self.config
-        if config.cache is None:
-            return preprocessing
-        assert self.feature_shape is not None
-        encoder = {
-            "name": config.name,
-            "grid": config.grid,
-            "statistics": self.statistics,
-            "weights": digest(self.model.state_dict()),
-        }
-        read = {f.name: getattr(preprocessing, f.name) for f in fields(preprocessing)}
-        return CachedFeatures(
-            **read,
-            shape=self.feature_shape,
-            folder=config.cache,
-            encoder=encoder,
-            kind=config.cache_dtype,
-            views=config.cache_views,
-        )
-
-    def _tokens(self, maps: Tensor) -> Tensor:
-        """[..., channels, rows, columns] -> [..., N, C]."""
-        return self.projection(maps.flatten(-2).mT) + self.position
-
     def _maps(self, frames: Tensor) -> Tensor:
         """Normalised frames [n, 3, H, W] -> pooled maps [n, channels, rows, columns]."""
         if self.config.learns:
@@ -199,15 +132,6 @@ class TimmEncoder(FrameEncoder):
 
     def _pooled(self, frames: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self._map(self.model, frames), self.config.grid)
-
-
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """Of all numbers, by name; the same wherever they lie."""
-    sha = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        sha.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        sha.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 def _valid(lengths: Tensor, count: int) -> Tensor:

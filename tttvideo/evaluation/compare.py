@@ -72,17 +72,19 @@ def _shared_task(files: dict[str, list[Evaluations]]) -> str:
     Raises:
         ValueError: where they differ.
     """
-    runs: dict[str, str] = {}
+    firsts: dict[str, tuple[str, Path]] = {}  # task -> the first run, and its file
     for run, seeds in files.items():
         for one in seeds:
-            for content in (*one.metrics.values(), *one.positions.values()):
-                runs.setdefault(task_of(content), run)
-    if len(runs) > 1:
-        (first, a), (second, b), *_ = runs.items()
+            for file, content in (one.metrics | one.positions).items():
+                firsts.setdefault(task_of(content), (run, file))
+    if len(firsts) > 1:
+        (first, (a, file)), (second, (b, other)), *_ = firsts.items()
         if a == b:
-            raise ValueError(f"{a} holds evaluations of {first} and of {second}; give the folder of one")
-        raise ValueError(f"{a} was measured in {first} and {b} in {second}; compare runs of one task")
-    return next(iter(runs))
+            said, advice = f"{a} holds evaluations of {first} and of {second}", "give the folder of one"
+        else:
+            said, advice = f"{a} was measured in {first} and {b} in {second}", "compare runs of one task"
+        raise ValueError(f"{said} ({file} and {other}); {advice}")
+    return next(iter(firsts))
 
 
 def _check_seeds(run: str, files: Sequence[Evaluations], seeds: Sequence[Measured]) -> None:

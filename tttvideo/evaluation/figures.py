@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..tasks import Score
 from .plots import COLOURS, plot_confusion, plot_lines
 from .samples import main_row
-from .table import ACCURACY, MODEL
+from .table import MODEL
 
 
 class Figure(NamedTuple):
@@ -27,10 +27,6 @@ def way(row: dict[str, Any]) -> str:
     """How a row of metrics.json was measured, its length aside: sampling rule, views, control."""
     views = row.get("views", "whole")
     return ", ".join([row["sampling"]] + [views] * (views != "whole") + [row["control"]] * bool(row.get("control")))
-
-
-def score_of(metrics: dict[str, Any]) -> Score:
-    return Score(**metrics["score"]) if "score" in metrics else ACCURACY
 
 
 def same_length(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

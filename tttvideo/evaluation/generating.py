@@ -25,11 +25,10 @@ from ..video.reading import usual_rate
 from ..video.segments import read_segments
 from ..video.strips import LAST, strip_png
 from ..video.transforms import Preprocessing
-from .revealing import METHODS, measure_revealed
 from .samples import evenly
 from .session import Session, progress_bar, versions, where
-from .suites import generated_set
-from .table import MODEL, Result, Sample
+from .suites import generated_set, measure_revealed
+from .table import METHODS, MODEL, Result, Sample
 
 SAMPLES = 4
 CONTEXT = HORIZON = 10

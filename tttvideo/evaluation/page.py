@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..origin import selection_sentence
-from .figures import Figure, has_ceiling, horizon_figures, same_length, score_of, settings_figures, way, words
+from .figures import Figure, has_ceiling, horizon_figures, same_length, settings_figures, way, words
 from .generating import shown_horizons
 from .samples import is_right, main_row
-from .table import MODEL, Result
+from .table import MODEL, Result, score_of
 
 NAMES = {
     "top1": "top-1",

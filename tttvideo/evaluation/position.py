@@ -16,6 +16,7 @@ from ..video.index import Index, label_tensor
 from ..video.reading import damaged_videos_named
 from ..video.segments import read_segments
 from .bootstrap import Bootstrap, Samples
+from .scoring import segment_of
 from .session import open_checkpoint, open_session
 from .settings import check_lengths
 from .table import MODEL, Condition, Table, VideoKey, position_table
@@ -60,10 +61,7 @@ def losses_by_position(
     """
     if not model.streams:
         raise ValueError("loss by position needs a model that reads forwards; this one has read the end at every frame")
-    multiple, stride = model.frame_multiple, model.encoder.stride
-    if segment is not None and (segment < 1 or segment % multiple):
-        raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
-    segment = model.segment_frames(segment or 64)
+    multiple, stride, segment = model.frame_multiple, model.encoder.stride, segment_of(model, segment)
     labels = label_tensor(index)
     rows: dict[int, Tensor] = {}
     failures: dict[int, str] = {}
@@ -220,7 +218,7 @@ def position_protocols(tables: dict[str, list[Table]], bootstrap: Bootstrap) -> 
             raise ValueError(f"losses by position on {data} are of different kinds ({'; '.join(sorted(units))})")
         curves = {run: curve_of(seeds, bootstrap)[0]._asdict() for run, seeds in mine.items() if seeds}
         name = "position" if len(sets) == 1 else f"position, {data}"
-        protocols[name] = position_protocol(f"{data}: loss by position", *units, curves)
+        protocols[name] = position_protocol(f"{data}: loss by position", units.pop(), curves)
     return protocols
 
 

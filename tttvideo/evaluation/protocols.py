@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..tasks import Score
 from .bootstrap import Bootstrap, Interval, Samples
 from .strata import BINS, Column, strata
-from .table import ACCURACY, MODEL, Condition, Measured, Table, VideoKey
+from .table import ACCURACY, COPY_LAST, MODEL, Condition, Measured, Table, VideoKey, score_of
 
 ALIKE = 0.01
 """Copies of the last frame, of the same frames, differ by less than this share of their error."""
@@ -235,7 +234,7 @@ class Protocols(Statistics):
     def _protocol(
         self, of: Condition, title: str, label: str, xs: list[Any], lines: Lines, *, differences: bool = False
     ) -> dict[str, Any]:
-        score, numeric = self._score(of), all(isinstance(x, float | int) for x in xs)
+        score, numeric = score_of(self._about(of)), all(isinstance(x, float | int) for x in xs)
         units = {"y_label": f"{score.title} (%)"} if score.title != ACCURACY.title else {}
         units = units if score.share else {"unit": score.title, "lower_is_better": score.lower}
         return {
@@ -342,7 +341,7 @@ class Protocols(Statistics):
                 )
             if not (videos := _shared([first, table])):
                 continue
-            one, two = (float(_samples([t], videos, "copy_last").sums[..., 0].mean()) for t in (first, table))
+            one, two = (float(_samples([t], videos, COPY_LAST).sums[..., 0].mean()) for t in (first, table))
             if abs(one - two) > ALIKE * max(one, two):
                 raise ValueError(
                     f"{pair[0]} and {pair[1]} were measured on other frames of {first.condition.data} (copying the "
@@ -390,9 +389,5 @@ class Protocols(Statistics):
     def _about(self, condition: Condition) -> dict[str, Any]:
         return next((table.about for table in self._of(condition)), {})
 
-    def _score(self, condition: Condition) -> Score:
-        about = self._about(condition)
-        return Score(**about["score"]) if "score" in about else ACCURACY
-
     def _measure(self, condition: Condition) -> str:
-        return self._score(condition).title.removeprefix("top-1 ")
+        return score_of(self._about(condition)).title.removeprefix("top-1 ")

@@ -18,7 +18,7 @@ from ..video.sampling import parse_sampling
 from ..video.views import with_length
 from .controls import applicable
 from .samples import read_samples
-from .scoring import NOT_FINITE, Answer, Answers, score_videos
+from .scoring import NOT_FINITE, Answer, Answers, compare_streaming, score_videos
 from .session import Session, progress_bar, versions, where
 from .settings import (
     Setting,
@@ -30,7 +30,6 @@ from .settings import (
     parse_samplings,
 )
 from .strata import Column, Stratum, choose_columns, read_columns, strata
-from .streaming import compare_streaming
 from .suites import GeneratedSet, generated_set
 from .table import Result
 
@@ -135,10 +134,7 @@ def fill(
         result["frames_per_second"] = _throughput(gathered, number)
         result["ceiling"] = plan.suite.ceiling(setting) if plan.suite else None
         if groups:
-            values = [float(own_cells.get(score.column) or 0) for own_cells in cells]
-            best = plan.suite.oracle(setting, plan.rows) if plan.suite else None
-            by = {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
-            result["by"] = by
+            result["by"] = _by_column(groups, plan, setting, cells, score)
         results.append(_short_first(result))
         predictions += [_prediction(index, setting, *pair, plan.columns) for pair in zip(answers, cells)]
         failures |= {answer.video: answer.failure for answer in answers if answer.failure}
@@ -164,13 +160,16 @@ def fill(
         "notes": list(dict.fromkeys([*notes, *_silent(plan), *_suite_notes(plan, by_setting)])),
         "versions": versions(),
     }
-    of_task = dict.fromkeys(name for row in predictions for name in row if name not in (*COLUMNS, *LAST))
-    data_columns = [column.name for column in plan.columns]
-    columns = [*COLUMNS, *(name for name in of_task if name not in data_columns), *LAST, *data_columns]
-    return Result(metrics, predictions, columns)
+    return Result(metrics, predictions, _in_order(predictions, [column.name for column in plan.columns]))
 
 
 LAST = ("frames_used", "failure")
+
+
+def _in_order(predictions: Sequence[Mapping[str, Any]], of_data: list[str]) -> list[str]:
+    """The columns of predictions.csv: every evaluation's, the task's own, then those of the data."""
+    of_task = dict.fromkeys(name for row in predictions for name in row if name not in (*COLUMNS, *LAST, *of_data))
+    return [*COLUMNS, *of_task, *LAST, *of_data]
 
 
 def _by_setting(gathered: Sequence[Answers], settings: int, videos: int) -> list[list[Answer]]:
@@ -258,6 +257,19 @@ def _suite_notes(plan: Plan, by_setting: Sequence[Sequence[Answer]]) -> list[str
         return []
     frames = [{answer.frames for answer in row if answer.row is not None} for row in by_setting]
     return plan.suite.notes(plan.settings, frames, plan.rows, plan.columns)
+
+
+def _by_column(
+    groups: Mapping[str, Sequence[Stratum]],
+    plan: Plan,
+    setting: Setting,
+    cells: Sequence[Mapping[str, Any]],
+    score: Score,
+) -> dict[str, list[dict[str, Any]]]:
+    """The score in every stratum of every column."""
+    values = [float(own_cells.get(score.column) or 0) for own_cells in cells]
+    best = plan.suite.oracle(setting, plan.rows) if plan.suite else None
+    return {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
 
 
 def _stratum(stratum: Stratum, values: list[float], best: list[bool] | None, score: Score) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import as_json, parse_json, replacing, result_set, write_table
+from ..files import as_json, parse_json, replacing, result_set, write_table, write_text
 from ..printing import markdown, printable
 from .generating import shown_horizons
 from .page import Grid, located, page_of, worst_of
@@ -40,8 +40,7 @@ def write_report(result: Result, out: str | Path) -> None:
     numbers = ["metrics.json", "predictions.csv", *(["per_video.npz"] if result.arrays else [])]
     # The figures come last: whatever a plot may meet, the numbers are kept.
     with result_set(Path(out), numbers, OF_AN_EVALUATION) as folder:
-        with replacing(folder / "metrics.json") as path:
-            path.write_text(as_json(result.metrics), encoding="utf-8")
+        write_text(folder / "metrics.json", as_json(result.metrics))
         with replacing(folder / "predictions.csv") as path:
             write_table(path, result.columns, result.predictions)
         if result.arrays:
@@ -50,9 +49,8 @@ def write_report(result: Result, out: str | Path) -> None:
         for name, figure in figures.items():
             with replacing(folder / name) as path:
                 figure.draw(path)
-        with replacing(folder / "report.html") as path:
-            pictures = {figure.caption: (folder / name).read_bytes() for name, figure in figures.items()}
-            path.write_text(html(result, pictures), encoding="utf-8")
+        pictures = {figure.caption: (folder / name).read_bytes() for name, figure in figures.items()}
+        write_text(folder / "report.html", html(result, pictures))
 
 
 def html(result: Result, figures: dict[str, bytes]) -> str:
@@ -146,10 +144,8 @@ def write_comparison(comparison: dict[str, Any], out: Path) -> list[str]:
     old = [f"{file_name(name)}.png" for name in _protocols_in(out / "compare.json")]
     names = ["compare.json", "compare.md"]
     with result_set(out, names, [*names, *map(escape, old)]) as folder:
-        with replacing(folder / "compare.json") as path:
-            path.write_text(as_json(comparison), encoding="utf-8")
-        with replacing(folder / "compare.md") as path:
-            path.write_text(_comparison_markdown(comparison), encoding="utf-8")
+        write_text(folder / "compare.json", as_json(comparison))
+        write_text(folder / "compare.md", _comparison_markdown(comparison))
         for name, protocol in comparison["protocols"].items():
             names.append(f"{file_name(name)}.png")
             with replacing(folder / names[-1]) as path:
@@ -251,8 +247,7 @@ def write_positions(positions: dict[str, Any], arrays: dict[str, np.ndarray], ou
     """Writes position.json, position.npz (the losses of every video, for ``compare``) and position.png."""
     numbers = ("position.json", "position.npz")
     with result_set(out, numbers, [*numbers, "position.png"]) as folder:
-        with replacing(folder / "position.json") as path:
-            path.write_text(as_json(positions), encoding="utf-8")
+        write_text(folder / "position.json", as_json(positions))
         with replacing(folder / "position.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         with replacing(folder / "position.png") as path:

@@ -1,4 +1,5 @@
-"""Score many videos of any length with carried state: bounded memory, whatever their length."""
+"""Many videos of any length read with carried state: bounded memory, whatever their length; and whether a stream is
+read as the whole clip is."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,10 @@ import torch
 
 from ..model import VideoModel
 from ..tasks import TaskHead
+from ..ttt.interface import state_bytes
 from ..video.index import Video
+from ..video.reader import VideoError
+from ..video.reading import open_sized, within
 from ..video.sampling import Sampling
 from ..video.segments import Piece, SegmentedBatches, video_pieces
 from ..video.transforms import Preprocessing
@@ -20,6 +24,8 @@ from .settings import Setting, passes
 
 NOT_FINITE = "the model's output is not finite"
 """An ``Answer.failure``."""
+COMPARED = 2048
+"""Frames of a video that are compared, at most: reading it whole holds all of their activations."""
 
 
 class Answer(NamedTuple):
@@ -143,12 +149,7 @@ def score_videos(
     stopped; unreadable videos are results, not errors.
     """
     multiple: int = model.frame_multiple
-    if segment is not None and not model.streams:
-        raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
-    if segment is None:
-        segment = model.segment_frames(-(-64 // multiple) * multiple)
-    if segment < 1 or (model.streams and segment % multiple):
-        raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
+    segment = segment_of(model, segment)
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     answers: list[Answer] = []
@@ -189,6 +190,22 @@ def score_videos(
     return Answers(answers, costs, list(notes))
 
 
+def segment_of(model: VideoModel, segment: int | None) -> int:
+    """Frames read at a time; None: 64, rounded up to where the model lets a stream be cut.
+
+    Raises:
+        ValueError: if the model cannot be stopped there.
+    """
+    multiple: int = model.frame_multiple
+    if segment is None:
+        return model.segment_frames(-(-64 // multiple) * multiple)
+    if not model.streams:
+        raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
+    if segment < 1 or segment % multiple:
+        raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {segment}")
+    return segment
+
+
 def _joined(model: VideoModel, views: list[Answer]) -> Answer:
     """One answer from those of a video's views; a video of which a view cannot be scored is a failure."""
     if len(views) == 1:
@@ -219,3 +236,58 @@ def _run(
         if not piece.last:
             open_batches[piece.batch] = rows
         yield piece.batch, rows if piece.last else None, piece.notes
+
+
+@torch.no_grad()
+def compare_streaming(model: VideoModel, videos: Sequence[Video], segment: int | None = None) -> dict[str, Any]:
+    """Is a stream the same as the whole clip? Each video is read in one call, and again segment by segment with the
+    state carried on.
+
+    Args:
+        segment: frames of a segment; None: the shortest the model can be cut at.
+
+    Returns:
+        number of ``videos`` that could be read, frames of a ``segment``, the largest difference of a probability,
+        how many videos have the ``same_class``, and bytes of the carried state after the first segment and the last.
+
+    Raises:
+        ValueError: for a model that does not stream.
+    """
+    if not model.streams:
+        raise ValueError("--check-streaming does not go with this model, which reads each video whole; leave it out")
+    if not model.head.has_timeline:
+        raise ValueError("--check-streaming does not go with this model's task; leave it out")
+    segment = segment or model.frame_multiple
+    device = next(model.parameters()).device
+    differences, same, sizes = [], 0, []
+    for video in videos:
+        try:
+            frames = _first_frames(video, model).to(device)
+        except (VideoError, OSError):
+            continue
+        whole, _ = model(frames)
+        state, output, first = None, whole, 0
+        for piece in frames.split(segment, dim=1):
+            output, state = model(piece, None, state)
+            first = first or state_bytes(state)
+        probabilities = [model.probabilities(result.logits[0].float()) for result in (whole, output)]
+        differences.append(float((probabilities[0] - probabilities[1]).abs().max()))
+        same += int(probabilities[0].argmax() == probabilities[1].argmax())
+        sizes.append((first, state_bytes(state)))
+    return {
+        "videos": len(differences),
+        "segment": segment,
+        "max_probability_difference": max(differences, default=None),
+        "same_class": same,
+        "state_bytes_first": max((size for size, _ in sizes), default=None),
+        "state_bytes_last": max((size for _, size in sizes), default=None),
+    }
+
+
+def _first_frames(video: Video, model: VideoModel) -> torch.Tensor:
+    """The first frames of a video, uint8 [1, F, 3, H, W]."""
+    span = (video.start, video.end)
+    reading = model.reading_of([video.path], [span], model.preprocessing.sampling, COMPARED)
+    with open_sized(video.path, reading) as reader:
+        inside = within(reader, video.start, video.end)[:COMPARED]
+        return reading.apply(reader.read(inside))[None]

@@ -14,6 +14,7 @@ from ..files import damaged
 from ..measuring import shortest
 from ..printing import from_cell, printable
 from ..tasks import Score
+from ..tasks.trivial import TRIVIAL
 from .forms import LOSSES, PER_VIDEO, read_arrays_of, read_metrics, read_positions
 
 AGAIN = "run `tttvideo evaluate` once more"
@@ -22,6 +23,9 @@ ACCURACY = Score("correct", "top1", "top-1 accuracy", share=True)
 """What evaluations from before metrics.json named it are compared by."""
 MODEL = "model"
 """The values of the model itself; others are of predictions that need none."""
+METHODS = (MODEL, *TRIVIAL)
+COPY_LAST = TRIVIAL[0]
+"""The prediction that shows whether models were measured on the same frames."""
 
 VideoKey = tuple[str, str, str]
 """Path (from the data set's own folder), start and end."""
@@ -163,6 +167,11 @@ def task_of(metrics: dict[str, Any]) -> str:
     return str(metrics.get("task", "Classification"))
 
 
+def score_of(metrics: dict[str, Any]) -> Score:
+    """What a reading model's evaluation is judged by."""
+    return Score(**metrics["score"]) if "score" in metrics else ACCURACY
+
+
 def data_names(evaluations: Iterable[Evaluations]) -> dict[str, str]:
     """A short name for every data set that was measured on: the last part of its path, more where two end alike."""
     contents = [content for one in evaluations for files in one[1:] for content in files.values()]
@@ -200,7 +209,7 @@ def _condition_tables(
     file: Path, metrics: dict[str, Any], about: dict[str, Any], data: str
 ) -> tuple[list[Table], dict[str, dict[VideoKey, str]]]:
     """A value of each video in each condition, from predictions.csv; and the columns of the data."""
-    score = Score(**metrics["score"]) if "score" in metrics else ACCURACY
+    score = score_of(metrics)
     strata = list(metrics["results"][0].get("by", {}))
     needed = ("frames", "sampling", score.column, *strata)
     rows = _csv(file, metrics["n_videos"] * len(metrics["results"]), needed)
@@ -248,6 +257,11 @@ def _horizon_tables(
     videos = [_video(row, metrics["data"]) for row in _csv(file, metrics["n_videos"])]
     if any(len(arrays[name]) != len(videos) for name in arrays if name != "methods"):
         raise ValueError(f"{beside} and the predictions.csv beside it are of different videos")
+    methods = arrays["methods"].tolist()
+    if missing := [name for name in (MODEL, COPY_LAST) if name not in methods]:
+        raise damaged(beside, f"its methods lack {missing[0]!r}", AGAIN)
+    if any(arrays[name].shape[1] != len(methods) for name in ("mse", "revealed_squared") if name in arrays):
+        raise damaged(beside, f"its arrays are not of its {len(methods)} methods", AGAIN)
     condition = Condition(data, context=metrics["context"], control="" if metrics["write"] else "write=context")
     tables = horizon_tables(arrays, videos, condition, about)
     return tables, {}

@@ -44,7 +44,8 @@ def write_step(step: Step, out: Path, formats: Sequence[str]) -> None:
         if "onnx" in formats:
             _write_onnx(program, step, out / ONNX)
     with replacing(out / STATE) as file, file.open("wb") as stream:
-        np.savez(stream, **{name: value.numpy() for name, value in zip(step.names, step.initial, strict=True)})
+        arrays = {name: value.numpy() for name, value in zip(step.names, step.initial, strict=True)}
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
     write_text(out / ABOUT, json.dumps(about(step), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -102,6 +103,7 @@ def _write_onnx(program: Any, step: Step, path: Path) -> None:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:300]
         raise ExportError(f"this model's step cannot be written as ONNX ({type(cause).__name__}: {reason})") from error
+    assert exported is not None
     proto = exported.model_proto
     for key, value in about(step).items():
         entry = proto.metadata_props.add()

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from ..printing import did_you_mean, shortened
+
+
+def parse_size(text: str | None) -> tuple[int, int]:
+    """ "640x360" -> width and height; ValueError for anything else."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
+    if not match or not int(match[1]) or not int(match[2]):
+        raise ValueError(f"--size is WIDTHxHEIGHT, such as 640x360; got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -165,7 +174,6 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         from .forgetting import parse_forgetting
-        from .live import parse_size
 
         if self.size is not None:
             parse_size(self.size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import queue
-import re
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from ..video.pyav_reader import Converter
 from ..video.reader import VideoError
 from ..video.sampling import Dense, parse_sampling
 from ..video.transforms import Preprocessing
-from .config import StreamConfig
+from .config import StreamConfig, parse_size
 
 Say = Callable[[str], None]
 
@@ -92,14 +91,6 @@ def _raw(pipe: BinaryIO, config: StreamConfig) -> Iterator[Shot]:
         raise VideoError("standard input has no frames")
 
 
-def parse_size(text: str | None) -> tuple[int, int]:
-    """ "640x360" -> width and height; ValueError for anything else."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
-    if not match or not int(match[1]) or not int(match[2]):
-        raise ValueError(f"--size is WIDTHxHEIGHT, such as 640x360; got {text!r}")
-    return int(match[1]), int(match[2])
-
-
 def _connected(config: StreamConfig, preprocessing: Preprocessing, say: Say) -> Iterator[Shot]:
     """What PyAV opens; after an error it is opened again, at most ``config.retries`` times in a row."""
     tries, wait, offset, last = 0, WAIT, 0.0, None
@@ -131,13 +122,7 @@ def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot
     import av
 
     source, name = config.source, "standard input" if config.source == "-" else printable(config.source)
-    file: Any = sys.stdin.buffer if source == "-" else f"/dev/video{source}" if source.isdecimal() else source
-    form = "v4l2" if isinstance(file, str) and file.startswith("/dev/video") else None
-    options = dict(part.split("=", 1) for part in config.options.split(",") if "=" in part)
-    if source.startswith("rtsp"):
-        options = {"rtsp_transport": "tcp"} | options
-        if "listen" in options.get("rtsp_flags", ""):  # its own default is refused by FFmpeg 8
-            options = {"listen_timeout": str(math.ceil(config.timeout))} | options
+    file, form = _device_or_address(source)
     if form and not Path(file).exists():
         raise VideoError(f"{name}: there is no camera {file}")
     if source == "-" and not sys.stdin.buffer.peek(1):
@@ -145,7 +130,8 @@ def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot
     wait: Any = config.timeout if "://" in source else None
     number, begun = 0, time.monotonic()
     try:
-        with av.open(file, format=form, options=options, timeout=wait, metadata_errors="replace") as container:
+        options = {"format": form, "options": _options(config), "timeout": wait, "metadata_errors": "replace"}
+        with av.open(file, **options) as container:
             if not container.streams.video:
                 raise VideoError(f"{name}: has no video")
             stream = container.streams.video[0]
@@ -168,6 +154,22 @@ def _opened(config: StreamConfig, preprocessing: Preprocessing) -> Iterator[Shot
         raise VideoError(f"{name}: {reason}") from None
     if not number:
         raise VideoError(f"{name}: ended without a frame")
+
+
+def _device_or_address(source: str) -> tuple[Any, str | None]:
+    """What PyAV is to open, and its format where that does not follow from it: a camera's."""
+    file = sys.stdin.buffer if source == "-" else f"/dev/video{source}" if source.isdecimal() else source
+    return file, "v4l2" if isinstance(file, str) and file.startswith("/dev/video") else None
+
+
+def _options(config: StreamConfig) -> dict[str, str]:
+    """FFmpeg's options: those of the configuration, and what a network camera needs beside them."""
+    options = dict(part.split("=", 1) for part in config.options.split(",") if "=" in part)
+    if config.source.startswith("rtsp"):
+        options = {"rtsp_transport": "tcp"} | options
+        if "listen" in options.get("rtsp_flags", ""):  # its own default is refused by FFmpeg 8
+            options = {"listen_timeout": str(math.ceil(config.timeout))} | options
+    return options
 
 
 def _thinned(shots: Iterator[Shot], config: StreamConfig) -> Iterator[Shot]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..devices import best_device, choose_device
 from ..evaluation.generating import check_lengths, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
-from ..evaluation.revealing import METHODS
+from ..evaluation.table import METHODS
 from ..files import check_folder, replacing
 from ..measuring import PredictConfig
 from ..model import VideoModel

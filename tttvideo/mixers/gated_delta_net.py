@@ -10,16 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import (
-    Layout,
-    Mixer,
-    SequenceLayer,
-    exempt_from_decay,
-    merge_heads,
-    split_heads,
-    valid_tokens,
-)
-from ..ttt.primitives import CausalConv, at_least_float32, product_dtype
+from ..ttt.interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads, split_heads, valid_tokens
+from ..ttt.primitives import CausalConv, at_least_float32, in_chunks, product_dtype
 from . import fused
 from .mamba import segment_sum
 
@@ -169,9 +161,8 @@ def gated_delta_rule(
     """
     length, dim = q.shape[2:]
     size = min(chunk, length)
-    missing = -length % size  # completed by tokens that neither forget nor learn
-    q, k, v = (F.pad(t, (0, 0, 0, missing)).unflatten(2, (-1, size)) for t in (q * dim**-0.5, k, v))
-    beta, log_decay = (F.pad(t, (0, missing)).unflatten(2, (-1, size)) for t in (beta, log_decay))
+    # what completes the last chunk neither forgets nor learns
+    q, k, v, beta, log_decay = (in_chunks(t, size) for t in (q * dim**-0.5, k, v, beta, log_decay))
 
     decay = segment_sum(log_decay).exp()  # from the token of the column to that of the row
     kept = log_decay.cumsum(-1).exp()[..., None]  # of S_0, by each token

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, valid_tokens
 from ..ttt.objective import EPS
-from ..ttt.primitives import CausalConv, at_least_float32, product_dtype, query_key_value
+from ..ttt.primitives import CausalConv, at_least_float32, in_chunks, product_dtype, query_key_value
 from . import fused
 
 
@@ -174,15 +174,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sums: Tensor, chunk: int, unit: int)
     """
     length = q.shape[2]
     size = min(max(chunk // unit, 1) * unit, length)
-    q, k, v = (_chunks(t, size) for t in (q, k, v))
+    q, k, v = (in_chunks(t, size) for t in (q, k, v))
     group = torch.arange(size, device=q.device) // unit
     scores = (q @ k.mT).masked_fill(group[:, None] < group, 0.0)
     before = torch.cat((sums[:, :, None], k.mT @ v), dim=2).cumsum(2)
     out = q @ before[:, :, :-1] + scores @ v
     # clone: a view would keep the sums of all chunks alive in the state
     return out.flatten(2, 3)[:, :, :length], before[:, :, -1].clone()
-
-
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """[B, H, T, d] -> [B, H, chunks, size, d], zeros at the end."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))

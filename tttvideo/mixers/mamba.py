@@ -10,16 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import (
-    Layout,
-    Mixer,
-    SequenceLayer,
-    exempt_from_decay,
-    merge_heads,
-    split_heads,
-    valid_tokens,
-)
-from ..ttt.primitives import CausalConv, at_least_float32, product_dtype
+from ..ttt.interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads, split_heads, valid_tokens
+from ..ttt.primitives import CausalConv, at_least_float32, in_chunks, product_dtype
 from . import fused
 
 
@@ -159,10 +151,8 @@ def scan(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor, chun
     """
     length = x.shape[2]
     size = min(chunk, length)
-    missing = -length % size  # completed by tokens that neither decay nor add
-    x = F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size))
-    log_decay = F.pad(log_decay, (0, missing)).unflatten(2, (-1, size))
-    B, C = (F.pad(t, (0, 0, 0, missing)).unflatten(1, (-1, size))[:, None] for t in (B, C))
+    # what completes the last chunk neither decays nor adds
+    x, log_decay, B, C = (in_chunks(t, size) for t in (x, log_decay, B[:, None], C[:, None]))
 
     decay = segment_sum(log_decay).exp()  # from the token of the column to that of the row
     within = (C @ B.mT * decay) @ x

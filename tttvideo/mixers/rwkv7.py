@@ -11,16 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ttt.interface import (
-    Layout,
-    Mixer,
-    SequenceLayer,
-    exempt_from_decay,
-    merge_heads,
-    split_heads,
-    valid_tokens,
-)
-from ..ttt.primitives import at_least_float32, last_valid, with_past
+from ..ttt.interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads, split_heads, valid_tokens
+from ..ttt.primitives import at_least_float32, in_chunks, last_valid, with_past
 from .gated_delta_net import states_of_chunks
 
 STRONGEST_DECAY = math.exp(-0.5)
@@ -180,10 +172,8 @@ def generalized_delta_rule(
     """
     length, dim = r.shape[2:]
     size = min(chunk, length)
-    missing = -length % size  # completed by tokens that neither forget nor learn
-    r, log_decay, k, v, a, b = (
-        F.pad(t, (0, 0, 0, missing)).unflatten(2, (-1, size)) for t in (r, log_decay, k, v, a, b)
-    )
+    # what completes the last chunk neither forgets nor learns
+    r, log_decay, k, v, a, b = (in_chunks(t, size) for t in (r, log_decay, k, v, a, b))
     total = log_decay.cumsum(-2)
     kept, since = total.exp(), (-total).exp()
     ahead, read = a * (total - log_decay).exp(), r * kept

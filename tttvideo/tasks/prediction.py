@@ -26,7 +26,7 @@ class Prediction(Task):
     frames then holds for features and their maps, which are neither normalised nor bounded.
 
     Attributes:
-        space: ``pixels``, or ``features`` of a frozen ``Timm`` encoder.
+        space: ``pixels``, or ``features`` of a frozen ``Timm`` or ``Transformers`` encoder that reads single frames.
         loss: ``mse``, or ``smooth_l1`` (quadratic below one standard deviation of the pixels, linear above).
         gradient_difference: weight of the difference between the absolute image gradients of prediction and truth
             (Mathieu et al., arXiv 1511.05440, equation 6 with alpha = 1), which keeps edges sharp; 0: none.
@@ -78,10 +78,10 @@ class Prediction(Task):
                 "Prediction needs a backbone in which a token sees its whole frame, and this one reads token after "
                 "token: use chunk FrameCausal or causality frame, or set backbone.frame_attention to some heads."
             )
-        if self.space == "features" and sizes.features is None:
+        if self.space == "features" and (sizes.features is None or sizes.stride > 1):
             raise ValueError(
-                "Prediction of features needs an encoder whose features stay what they are: use encoder Timm with "
-                "frozen: true, or task.space pixels."
+                "Prediction of features needs an encoder whose features stay what they are, each of one frame: use "
+                "encoder Timm, or Transformers with a model of images, with frozen: true, or task.space pixels."
             )
         if self.space == "pixels" and (sizes.frame[0] % sizes.grid[0] or sizes.frame[1] % sizes.grid[1]):
             raise ValueError(

@@ -11,9 +11,10 @@ import torch
 from ..encoder.filling import Plan, fill, plan, size_of, trial
 from ..model import VideoModel
 from ..printing import printable
-from ..video.features import CachedFeatures
+from ..video.features import IN_TIME, CachedFeatures
 from ..video.index import Index
 from ..video.reading import damaged_videos_named
+from ..video.sampling import Dense, Uniform, parse_sampling
 from .arguments import parse
 from .config import ConfigError, RunConfig
 from .progress import clock
@@ -40,11 +41,13 @@ def fill_cache(
         What was to be done; its ``bad`` are all videos that cannot be read.
 
     Raises:
+        ConfigError: the cache keeps windows of frames, and others are asked for.
         DataError: the cache cannot be written.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    _check_windows(reading, config, [index for index in (train, val) if index is not None])
     splits = [(train, None, reading.views)]
     if val is not None:
         splits.append((val, config.validation.max_frames, 1))
@@ -69,6 +72,30 @@ def fill_cache(
         bad = fill(model.encoder, reading, lacking.jobs, progress=lambda job: progress.advance(task, job.frames))
     model.train(training)
     return lacking._replace(bad=[*lacking.bad, *bad])
+
+
+def _check_windows(reading: CachedFeatures, config: RunConfig, indexes: Sequence[Index]) -> None:
+    """Windows of frames are kept from the beginning of each video on: only those can be read."""
+    window, data = reading.window, config.data
+    if window == 1:
+        return
+    start = f"the encoder's cache keeps windows of {window} frames"
+    moved = [name for name in IN_TIME if name in data.augment.changes]
+    if moved:
+        raise ConfigError(f"{start}, and data.augment.{moved[0]} changes which frames these are; leave it out")
+    if not isinstance(parse_sampling(data.sampling), Dense | Uniform):
+        raise ConfigError(f"{start}, which data.sampling: {data.sampling} draws anew; use dense, fps=R or uniform=N")
+    lengths = {"data.max_frames": data.max_frames, "validation.max_frames": config.validation.max_frames}
+    lengths |= {"data.length_schedule": next((n for _, n in data.length_schedule if n % window), None)}
+    for name, length in lengths.items():
+        if length and length % window:
+            raise ConfigError(f"{start}, and {name} is {length}; make it a multiple of {window}")
+    for video in (video for index in indexes for video in index.videos):
+        if video.start is not None or video.end is not None:
+            raise ConfigError(
+                f"{start} of whole videos, and {video.path} is listed with a start or an end; cut the file there, or "
+                "set encoder.cache: null"
+            )
 
 
 def cache(argv: Sequence[str]) -> int:

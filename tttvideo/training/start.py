@@ -86,20 +86,8 @@ def start_from(model: VideoModel, init_from: str | None) -> Start:
         return Start()
     lm = is_ttt_lm(Path(init_from))
     folder = Path(init_from) if lm else resolve_checkpoint(init_from)
-    start, size = Start(str(folder)), None
-    if lm:
-        language = read_ttt_lm(folder)
-        tensors = {f"backbone.{name}": tensor for name, tensor in language.tensors.items()}
-        start.unused += language.left
-    else:
-        tensors = read_weights(folder)
-        size = getattr(from_plain(read_description(folder).get("preprocessing")), "size", None)
-    if broken := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
-        raise ConfigError(
-            f"init_from: {broken} in {folder} has numbers that are not finite, so its weights are damaged, or its "
-            "training diverged; take an earlier checkpoint"
-        )
-    expected = model.state_dict()
+    tensors, size, unused = _read(folder, lm)
+    start, expected = Start(str(folder), unused=unused), model.state_dict()
     _resize(start, tensors, expected, size, model.encoder.grid)
     for part in PARTS:
         shapes = {name: tensors[name].shape for name in _of(part, tensors)}
@@ -125,6 +113,24 @@ def start_from(model: VideoModel, init_from: str | None) -> Start:
     start.left |= dict.fromkeys((name for name in expected if name.split(".")[0] not in PARTS), "starts afresh")
     start.unused += [name for name in tensors if name.split(".")[0] not in PARTS]
     return start
+
+
+def _read(folder: Path, lm: bool) -> tuple[dict[str, Tensor], Sequence[int] | None, list[str]]:
+    """Tensors by the names of a video model, the size (height, width) of the frames that it reads (None: not known),
+    and the names of those that no video model has. ``lm``: of a ttt-lm checkpoint."""
+    size, unused = None, []
+    if lm:
+        language = read_ttt_lm(folder)
+        tensors, unused = {f"backbone.{name}": tensor for name, tensor in language.tensors.items()}, language.left
+    else:
+        tensors = read_weights(folder)
+        size = getattr(from_plain(read_description(folder).get("preprocessing")), "size", None)
+    if broken := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise ConfigError(
+            f"init_from: {broken} in {folder} has numbers that are not finite, so its weights are damaged, or its "
+            "training diverged; take an earlier checkpoint"
+        )
+    return tensors, size, list(unused)
 
 
 def _resize(

@@ -69,7 +69,7 @@ class TokenCausal(Chunk):
         return self.tokens == 1
 
     def mask(self, tokens_per_frame: int, tokens: int, device: torch.device) -> Tensor | None:
-        return None if self.whole else torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+        return None if self.tokens == 1 else torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
 @dataclass(frozen=True)

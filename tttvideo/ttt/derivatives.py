@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,6 +58,33 @@ def affine(map: Map, x: Tensor, within: Pass | None = None) -> Tensor:
 def applied(weights: Weights) -> Callable[[str, Tensor], Tensor]:
     """The maps of ``weights``, as an inner model applies them: by name."""
     return lambda name, x: affine(weights[name], x)
+
+
+@dataclass
+class Recorder:
+    """The same, and what each map has read and put out, for the way back. ``model``: the inner model that applies them.
+
+    Raises:
+        ValueError: if the model applies a map a second time.
+    """
+
+    model: object
+    weights: Weights
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if name in self.inputs:
+            raise applied_twice(self.model, name)
+        self.inputs[name], self.outputs[name] = x, affine(self.weights[name], x)
+        return self.outputs[name]
+
+    def transposed(self, name: str, z: Tensor) -> Tensor:
+        return transposed(self.weights[name], z)
+
+
+def applied_twice(model: object, name: str) -> ValueError:
+    return ValueError(f"{type(model).__name__} applies its map {name!r} twice; give each use a map.")
 
 
 def transposed(map: Map, z: Tensor) -> Tensor:

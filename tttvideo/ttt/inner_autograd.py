@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .derivatives import Pass, affine, transformed
-from .inner_gradient import InnerLoop, Trace, applied_twice, never_applied
+from .derivatives import Pass, affine, applied_twice, transformed
+from .inner_gradient import InnerLoop, Trace, never_applied
 from .objective import Norm
 from .state import Weights, combine
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .derivatives import affine, transposed
+from .derivatives import Recorder
 from .inner.base import InnerModel
 from .learning import Learning
 from .objective import Norm, Objective
@@ -74,29 +74,20 @@ def traces(loop: InnerLoop, weights: Weights, tokens: Tokens) -> dict[str, Trace
 
         parts = traces_by_autograd(loop, maps, k, taught, v, rate)
         return parts if by_map is None else weighed(parts, by_map)
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def record(name: str, x: Tensor) -> Tensor:
-        if name in inputs:
-            raise applied_twice(loop.model, name)
-        inputs[name], outputs[name] = x, affine(maps[name], x)
-        return outputs[name]
-
-    def back(name: str, z: Tensor) -> Tensor:
-        return transposed(maps[name], z)
-
+    record = Recorder(loop.model, maps)
     z = loop.model(k, record, loop.grid)
-    if inputs.keys() != maps.keys():
-        raise never_applied(loop.model, maps.keys() - inputs.keys())
+    if record.inputs.keys() != maps.keys():
+        raise never_applied(loop.model, maps.keys() - record.inputs.keys())
     slope = rate * loop.objective.gradient(z, taught, v, loop.norm)
-    # Where only the last map learns, its output is the model's.
-    gradients = dict.fromkeys(weights, slope) if loop.frozen else loop.model.backward(slope, outputs, back)
+    if loop.frozen:  # only the last map learns; its output is the model's
+        gradients = dict.fromkeys(weights, slope)
+    else:
+        gradients = loop.model.backward(slope, record.outputs, record.transposed)
     if gradients is None or gradients.keys() != weights.keys():
         raise ValueError(f"{type(loop.model).__name__}.backward must give a gradient for each of {list(weights)}.")
     parts = {}
     for name in weights:
-        parts[name] = Trace(inputs[name], gradients[name])
+        parts[name] = Trace(record.inputs[name], gradients[name])
     return parts if by_map is None else weighed(parts, by_map)
 
 
@@ -112,10 +103,6 @@ def summed(weights: Weights, parts: dict[str, Trace]) -> Weights:
         inputs, gradients = parts[name]
         sums[name] = Map(inputs.mT @ gradients, None if map.bias is None else gradients.sum(-2, keepdim=True))
     return sums
-
-
-def applied_twice(model: InnerModel, name: str) -> ValueError:
-    return ValueError(f"{type(model).__name__} applies its map {name!r} twice; give each use a map.")
 
 
 def never_applied(model: InnerModel, names: set[str]) -> ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .config import TTT
 from .inner_gradient import InnerLoop
 from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
-from .kernels import merged, mode_of, split, use_kernels
+from .kernels import mode_of, norm_and_gate, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
 from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
@@ -23,6 +23,15 @@ from .ragged import Slots, closing
 from .scan import scan
 from .state import Map, Moments, TTTState, Weights, zeros_like
 from .tokens import Tokens
+
+
+def _scan() -> Callable[..., tuple[Tensor, TTTState]]:
+    """``scan``, under ``torch.compile`` outside its graphs."""
+    if not torch.compiler.is_compiling():
+        return scan
+    from . import uncompiled
+
+    return uncompiled.scan
 
 
 class Projections(nn.Module):
@@ -78,23 +87,11 @@ class TTTLayer(SequenceLayer):
         self.rope = not config.inner.sees_positions if config.rope is None else config.rope
         if self.rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
-        usual = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
-        self.base_rate = usual if config.base_rate is None else config.base_rate
-        learning = config.learning
-        self.rate_factor = (1 if learning.direction == "descent" else -1) / (head_dim if learning.rate_scale else 1)
-
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
+        self._set_rates()
         self.project = Projections(config, dim)
-        start = config.inner.init(head_dim, heads)
-        self.learns = {config.inner.last or next(iter(start))} if learning.update == "last" else set(start)
-        self.all_learn = len(self.learns) == len(start)
-        self.zero_start = None
-        if learning.start == "zero":
-            self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
-            start = {}
-        self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
-        self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
+        self._add_start(config.inner.init(head_dim, heads))
         shape = (heads, 1, head_dim) if config.objective.uses_norm else None
         self.norm_scale = None if shape is None else nn.Parameter(torch.ones(shape))
         self.norm_shift = None if shape is None else nn.Parameter(torch.zeros(shape))
@@ -106,14 +103,39 @@ class TTTLayer(SequenceLayer):
         self.o_proj = nn.Linear(dim, dim, bias=config.bias)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
         exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
+        self._choose_scan()
+        self.checkpoint_group = config.checkpoint_group
+
+    def _set_rates(self) -> None:
+        """Inner learning rates are ``base_rate`` times ``rate_factor``, times what the warm-up allows."""
+        config, learning = self.config, self.config.learning
+        usual = min(config.inner.base_rate, 0.1) if config.normalize_qk else config.inner.base_rate
+        self.base_rate = usual if config.base_rate is None else config.base_rate
+        sign = 1 if learning.direction == "descent" else -1
+        self.rate_factor = sign / (self.head_dim if learning.rate_scale else 1)
+        self.rate_warmup = 1.0
+
+    def _add_start(self, start: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+        """W_0 as parameters, or the shapes of its maps where it is zero; and which of the maps learn."""
+        inner, learning = self.config.inner, self.config.learning
+        self.learns = {inner.last or next(iter(start))} if learning.update == "last" else set(start)
+        self.all_learn = len(self.learns) == len(start)
+        self.zero_start = None
+        if learning.start == "zero":
+            self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
+            start = {}
+        self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
+        self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
+
+    def _choose_scan(self) -> None:
+        """Whether all chunks can be read side by side, plain descent serves, and the scan needs W_0."""
+        config, learning = self.config, self.config.learning
         unmoved = config.inner.linear or (learning.update == "last" and config.inner.last is not None)
         at_start = learning.gradient_at == "start"
         constant = at_start or (unmoved and config.objective.constant_gradient)
         self.cumulative = constant and config.optimizer.cumulative and not config.forget
         self.descends = config.optimizer.linear
         self.uses_start = config.forget or not self.descends or not self.all_learn or at_start
-        self.rate_warmup = 1.0
-        self.checkpoint_group = config.checkpoint_group
 
     def unit(self, tokens_per_frame: int) -> int:
         return self.config.chunk.unit(tokens_per_frame)
@@ -154,7 +176,7 @@ class TTTLayer(SequenceLayer):
         tokens, tails = self._tokens(x, state.tails, 0, layout)
         before = TTTState(state.weights, None, *state[2:5], tails)
         with torch.autocast(x.device.type, enabled=False):
-            out, after = scan(self._loop(tokens, layout), before, tokens, **self._chunks(tokens, layout))
+            out, after = _scan()(self._loop(tokens, layout), before, tokens, **self._chunks(tokens, layout))
         return self._output(x, out), TTTState(after.weights, state.pending, *after[2:])
 
     def read(self, x: Tensor, state: TTTState, layout: Layout) -> tuple[Tensor, TTTState]:
@@ -165,6 +187,8 @@ class TTTLayer(SequenceLayer):
         ages = self._ages(state.position, counts, per_frame)
         age = ages[0] if ages.count(ages[0]) == len(ages) else state.position
         mode = None if self.config.fused == "never" else self._use_kernels(x, layout)
+        if mode is not None:
+            x = x.to(product_dtype(x))  # once, and not by autocast for every projection
         tokens, tails = self._tokens(x, state.tails, age, layout, by_kernels=mode is not None)
         with torch.autocast(x.device.type, enabled=False):
             if mode is not None:
@@ -174,7 +198,7 @@ class TTTLayer(SequenceLayer):
             else:
                 before = TTTState(state.weights, state.pending if age else None, *state[2:])
                 settings = self._chunks(tokens, layout)
-                out, after = scan(self._loop(tokens, layout), before, tokens, offset=age, **settings)
+                out, after = _scan()(self._loop(tokens, layout), before, tokens, offset=age, **settings)
                 end = age + x.shape[1]
                 position = torch.full_like(state.position, end % settings["size"] if self.chunk_is_bounded else end)
                 after = TTTState(*after[:4], position, tails)
@@ -207,7 +231,8 @@ class TTTLayer(SequenceLayer):
         that each row has read before, int64 [B] where rows differ."""
         config, project = self.config, self.project
         token_wise = isinstance(config.chunk, TokenCausal)
-        period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else layout.tokens_per_frame
+        per_frame = layout.grid[0] * layout.grid[1]
+        period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else per_frame
         positions = None
         if self.rope:
             first = age if token_wise else 0
@@ -217,7 +242,7 @@ class TTTLayer(SequenceLayer):
             positions = torch.arange(x.shape[1], device=device) + before
             positions = positions % period
         to_heads = None
-        if by_kernels and not (config.silu or config.normalize_qk):
+        if by_kernels:
             to_heads = functools.partial(split, heads=config.heads, theta=config.rope_theta)
         q, k, v, tails = query_key_value(project, x, tails, positions, layout, config.silu, to_heads)
         strength = torch.sigmoid(at_least_float32(project.rate(x))).mT  # [B, maps * V * H, T]
@@ -231,7 +256,7 @@ class TTTLayer(SequenceLayer):
         fade = None
         if project.forget is not None:
             fade = F.logsigmoid(at_least_float32(project.forget(x))).mT[..., None] / (1 if token_wise else period)
-        past = self.past_frames * layout.tokens_per_frame
+        past = self.past_frames * per_frame
         if past:  # what the inner model's kernel over time looks back on
             q = with_past(q.transpose(1, 2), tails["inner_q"], past)  # [B, P + T, H, d]
             k = with_past(k[:, :, 0].transpose(1, 2), tails["inner_k"], past)
@@ -247,7 +272,7 @@ class TTTLayer(SequenceLayer):
 
     def _chunks(self, tokens: Tokens, layout: Layout, longest: int | None = None) -> dict[str, Any]:
         """Settings of ``scan``: size, scale, mask and group. ``longest``: tokens read at most, T where not given."""
-        chunk, like, per_frame = self.config.chunk, tokens.q, layout.grid[0] * layout.grid[1]
+        chunk, like, per_frame = self.config.chunk, tokens.rate, layout.grid[0] * layout.grid[1]
         longest = tokens.v.shape[3] if longest is None else longest
         size = chunk.size(per_frame) or longest
         if self.scale_shift is None:
@@ -271,7 +296,7 @@ class TTTLayer(SequenceLayer):
         settings |= {"size": longest, "closes": closing(ends, full, self.chunk_is_whole, device)}
         slots = Slots(position, ends, longest, device)
         before = TTTState(state.weights, state.pending if any(ages) else None, *state[2:])
-        out, after = scan(self._loop(tokens, layout), before, slots.gather(tokens), **settings)
+        out, after = _scan()(self._loop(tokens, layout), before, slots.gather(tokens), **settings)
         if self.chunk_is_whole:
             ends = torch.where(read > 0, ends, state.position)
         position = ends % full if self.chunk_is_bounded else ends
@@ -279,16 +304,19 @@ class TTTLayer(SequenceLayer):
 
     def _output(self, x: Tensor, out: Tensor, by_kernels: bool = False) -> Tensor:
         """Heads [B, H, T, d] to tokens [B, T, C]: norm, gates and the last projection."""
-        y = self.post_norm(merged(out, x.dtype) if by_kernels else merge_heads(out).to(x.dtype))
-        if self.g_proj is not None:
-            y = y * F.gelu(self.g_proj(x), approximate="tanh")
+        gate = None if self.g_proj is None else self.g_proj(x)
+        if by_kernels:
+            y = norm_and_gate(out, self.post_norm.weight, self.post_norm.bias, gate, x.dtype)
+        else:
+            y = self.post_norm(merge_heads(out).to(x.dtype))
+            y = y if gate is None else y * F.gelu(gate, approximate="tanh")
         y = self.o_proj(y)
         return y if self.alpha is None else y * torch.tanh(self.alpha).to(y.dtype)
 
     def _use_kernels(self, x: Tensor, layout: Layout) -> str | None:
         """What the Triton kernels multiply, or None: the eager scan computes this layer."""
-        mode, shape = mode_of(product_dtype(x)), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
-        return mode if use_kernels(self.config, shape, layout.grid, x.device, mode) else None
+        dtype, shape = product_dtype(x), (x.shape[0], self.config.heads, x.shape[1], self.head_dim)
+        return mode_of(dtype) if use_kernels(self.config, shape, layout.grid, x.device, dtype) else None
 
     def _read_fused(
         self, tokens: Tokens, state: TTTState, layout: Layout, counts: list[int], mode: str
@@ -298,7 +326,7 @@ class TTTLayer(SequenceLayer):
         position = torch.zeros_like(state.position) if self.chunk_is_whole else state.position
         start = (state.weights, state.pending, position, layout.lengths)
         grid = layout.grid if self.chunk_is_whole else None
-        parts = (config.inner, config.optimizer, tokens, self._norm(tokens.q))
+        parts = (config.inner, config.optimizer, tokens, self._loop(tokens, layout).norm)
         out, weights, pending = read_fused(*parts, settings["scale"][:, 0], *start, grid, mode)
         position = (state.position + torch.tensor(counts)) % settings["size"]
         return out, TTTState(weights, pending, state.fading, state.moments, position, state.tails)
@@ -328,11 +356,15 @@ class TTTLayer(SequenceLayer):
     def _loop(self, tokens: Tokens, layout: Layout) -> InnerLoop:
         config, start = self.config, self._start() if self.uses_start else {}
         frozen = {} if self.all_learn else {name: map for name, map in start.items() if name not in self.learns}
+        if self.norm_scale is None or self.norm_shift is None:
+            norm = Norm(tokens.q.new_ones(()), tokens.q.new_zeros(()))
+        else:
+            norm = Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))
         return InnerLoop(
             config.inner,
             config.objective,
             None if self.descends else config.optimizer,
-            self._norm(tokens.q),
+            norm,
             start,
             layout.grid,
             self.rate_warmup,
@@ -343,21 +375,17 @@ class TTTLayer(SequenceLayer):
 
     def _start(self) -> Weights:
         """W_0 as one row, in the precision that weights in motion need (bf16 drifts by percents)."""
-        start = {}
+        start: Weights = {}
+        dtype = torch.promote_types(self.post_norm.weight.dtype, torch.float32)
         if self.zero_start is not None:
-            zero = at_least_float32(self.o_proj.weight).new_zeros
+            zeros = functools.partial(self.post_norm.weight.new_zeros, dtype=dtype)
             for name, (weight, bias) in self.zero_start.items():
-                start[name] = Map(zero(1, *weight), None if bias is None else zero(1, *bias))
+                start[name] = Map(zeros((1, *weight)), None if bias is None else zeros((1, *bias)))
             return start
         for key, weight in self.weights.items():
             name = key.removesuffix("_weight")
             bias = self.biases.get(f"{name}_bias")
             if not torch.is_grad_enabled():  # a view of a parameter asks for its gradient even under no_grad
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            start[name] = Map(at_least_float32(weight)[None], None if bias is None else at_least_float32(bias)[None])
+            start[name] = Map(weight.to(dtype)[None], None if bias is None else bias.to(dtype)[None])
         return start
-
-    def _norm(self, like: Tensor) -> Norm:
-        if self.norm_scale is None or self.norm_shift is None:
-            return Norm(like.new_ones(()), like.new_zeros(()))
-        return Norm(at_least_float32(self.norm_scale), at_least_float32(self.norm_shift))

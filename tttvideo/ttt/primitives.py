@@ -22,7 +22,7 @@ def query_key_value(
     silu: bool = False,
     to_heads: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Queries, keys and values of every head, in float32 at least.
+    """Queries, keys and values of every head.
 
     Args:
         layer: has ``q_proj``, ``k_proj`` (None: as ``q_proj``) and ``v_proj``, ``convs`` (empty, or a ``CausalConv``
@@ -32,8 +32,8 @@ def query_key_value(
         tails: last inputs of the convolutions, by name.
         positions: [T] or [B, T], by which q and k are rotated; None: they are not.
         silu: apply SiLU to q, k and v after the convolutions.
-        to_heads: (positions, *tokens [B, T, C]) -> heads [B, H, T, d] of each, rotated, by a kernel; only where there
-            is no SiLU and q and k are not normalised. None: PyTorch's operations do it.
+        to_heads: ``kernels.split`` with ``heads`` and ``theta``, which does all that follows the projections in the
+            dtype that they have; None: PyTorch's operations do it, in float32 at least.
 
     Returns:
         q [B, H, T, d], k and v [B, heads of theirs, T, d], and the tails after x.
@@ -46,7 +46,9 @@ def query_key_value(
         q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
         k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
     if to_heads is not None:
-        return *to_heads(positions, q, k), *to_heads(None, v), tails
+        q, k = to_heads(positions, q, k, silu=silu, unit=config.normalize_qk)
+        (v,) = to_heads(None, v, silu=silu)
+        return q, k, v, tails
     heads = (-1, q.shape[-1] // config.heads)
     q = at_least_float32(q).unflatten(-1, heads).transpose(1, 2)
     k = at_least_float32(k).unflatten(-1, heads).transpose(1, 2)
@@ -141,6 +143,11 @@ def last_valid(full: Tensor, count: int, lengths: Tensor | None) -> Tensor:
         return full[:, full.shape[1] - count :].clone()  # a view would keep the whole call alive in the state
     index = (lengths[:, None] + torch.arange(count)).to(full.device, non_blocking=True)
     return full[torch.arange(full.shape[0], device=full.device)[:, None], index]
+
+
+def in_chunks(x: Tensor, size: int) -> Tensor:
+    """[B, H, T, ...] -> [B, H, chunks, size, ...], zeros after the last token."""
+    return F.pad(x, (0, 0) * (x.dim() - 3) + (0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

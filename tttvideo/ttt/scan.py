@@ -21,7 +21,6 @@ Closes = Sequence[bool | Tensor]
 [B, 1, 1, 1] by row."""
 
 
-@torch.compiler.disable(recursive=False)  # the loop depends on lengths; a chunk is a graph of its own, compiled once
 def scan(
     loop: InnerLoop,
     state: TTTState,
@@ -50,7 +49,8 @@ def scan(
         outputs [B, H, T, d], and the state after them.
     """
     length, pairs = tokens.v.shape[3], tokens.v.shape[2]
-    group = 0 if transformed() or not torch.is_grad_enabled() else group  # torch.func passes through no checkpoint
+    if group and (transformed() or not torch.is_grad_enabled()):  # torch.func passes through no checkpoint
+        group = 0
     if loop.cumulative:
         assert not offset
         read, parts = read_side_by_side, []

@@ -215,6 +215,8 @@ class VideoDataset(Dataset):
         # A rule without randomness is applied before frames are kept, any other one to the kept frames.
         self._rule_first = isinstance(self._rule, Dense | Uniform)
         self._margin = augment.margin if augment else 1.0
+        if augment and augment.changes:
+            import torchvision.transforms.v2  # noqa: F401  (here, and not by every worker)
         self._damaged: set[int] = set()
 
     def __len__(self) -> int:
@@ -369,7 +371,8 @@ class VideoDataset(Dataset):
             keep = keep[self.augment.resample(len(keep), generator)]
             most = self.longest(epoch)
             if most and len(keep) > most:
-                start = int(torch.randint(len(keep) - most + 1, (), generator=generator))
+                unit = self.preprocessing.window
+                start = unit * int(torch.randint((len(keep) - most) // unit + 1, (), generator=generator))
                 keep = keep[start : start + most]
         return keep
 

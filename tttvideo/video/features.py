@@ -70,6 +70,8 @@ class CachedFeatures(FeaturePreprocessing):
         views: how often each video is kept: as it is (view 0), then with changes that are drawn once and for all.
         augment: what draws them.
         view: which of them is read.
+        window: frames that the encoder sees together: a row is kept for so many sampled frames from the beginning of a
+            video on, and read for each of them.
     """
 
     folder: str = ""
@@ -78,6 +80,7 @@ class CachedFeatures(FeaturePreprocessing):
     views: int = 1
     augment: Augmentation = field(default_factory=Augmentation)
     view: int = 0
+    window: int = 1  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,6 +105,8 @@ class CachedFeatures(FeaturePreprocessing):
         """All that decides what the features of a video are, but the video."""
         said = {"encoder": self.encoder, "size": list(self.size), "fit": self.fit, "stream": self.stream}
         said |= {"kept": self.kind, "shape": list(self.shape), "format": 1}
+        if self.window > 1:  # which depend on what frames there are before
+            said |= {"window": self.window, "sampling": self.sampling}
         if self.view:
             changes = {f.name: getattr(self.augment, f.name) for f in fields(Augmentation) if f.name not in IN_TIME}
             said |= {"view": self.view, "changes": changes}
@@ -145,7 +150,7 @@ class CachedFeatures(FeaturePreprocessing):
             raise VideoError(rows.about["refused"].replace(PATH, path))
         if rows is None:
             raise VideoError(f"{path}: its features are not in {self.folder}; add them by `tttvideo cache`")
-        return FeatureReader(path, rows, self.shape)
+        return FeatureReader(path, rows, self.shape, self.window)
 
     def kept(self, path: str) -> Rows | None:
         """What is kept of a video, if it is of this video as it is now. Raises VideoError if there is none."""
@@ -175,6 +180,8 @@ class CachedFeatures(FeaturePreprocessing):
             rows = self.kept(path)
             if rows is None:
                 return False
+            if self.window > 1:
+                return all(start is end is None and (first or 0) % self.window == 0 for start, end, first in parts)
             if "refused" in rows.about or len(rows) == len(rows.times):
                 return True
             wanted = self.wanted(FeatureReader(path, rows, self.shape), parts)
@@ -233,7 +240,21 @@ class FeatureFiles(FeaturePreprocessing):
         return array
 
 
-class FileReader(Reader):
+class _OfFeatures(Reader):
+    """What gives features as frames of ``_shape`` (channels, rows, columns)."""
+
+    _shape: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._shape[1:]
+
+    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+        batches = list(self.stream(indices, batch=1024))
+        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+
+
+class FileReader(_OfFeatures):
     """Features [T, D] as frames [n, D, 1, 1]."""
 
     def __init__(self, path: str, features: np.ndarray, rate: float, shape: tuple[int, int, int]) -> None:
@@ -241,14 +262,6 @@ class FileReader(Reader):
         info = VideoInfo(path, "npy", 1, 1, count, rate, count / rate, "features")
         super().__init__(info, torch.arange(count, dtype=torch.float64) / rate, announced=count)
         self._features, self._shape = features, shape
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._shape[1:]
-
-    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        batches = list(self.stream(indices, batch=4096))
-        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         for start in range(0, len(wanted), batch):
@@ -270,37 +283,30 @@ def marks_of(path: str) -> list[Any]:
     return [hashlib.sha256(repr(images).encode()).hexdigest()]
 
 
-class FeatureReader(Reader):
+class FeatureReader(_OfFeatures):
     """Features of a video that ``Rows`` hold, as frames [n, channels, rows, columns]."""
 
-    def __init__(self, path: str, rows: Rows, shape: tuple[int, int, int]) -> None:
+    def __init__(self, path: str, rows: Rows, shape: tuple[int, int, int], window: int = 1) -> None:
         about = rows.about
         info = VideoInfo(path=path, frames=len(rows.times), reader="features", **about["info"])
         super().__init__(info, rows.times, announced=about["announced"], offset=about["offset"])
-        self._rows, self._shape, self._warnings = rows, shape, about["warnings"]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._shape[1:]
-
-    def read(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        batches = list(self.stream(indices, batch=1024))
-        return torch.cat(batches) if batches else torch.empty(0, *self._shape)
+        self._rows, self._shape, self._warnings, self._window = rows, shape, about["warnings"], window
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         for sentence, partial in self._warnings:
             self._tell(sentence, sentence, PartialVideoWarning if partial else VideoWarning)
         numbers = torch.as_tensor(list(wanted), dtype=torch.int64)
         if self._rows.about["cut"]:  # as the damaged video itself: what comes after its end is not given
-            numbers = numbers[numbers <= self._rows.numbers[-1]]
-        places = torch.searchsorted(self._rows.numbers, numbers)
-        if len(numbers) and not (
-            int(places[-1]) < len(self._rows) and torch.equal(self._rows.numbers[places], numbers)
-        ):
+            numbers = numbers[numbers <= self._rows.about.get("end", self._rows.numbers[-1])]
+        # of a window the number of its first frame is kept
+        places = torch.searchsorted(self._rows.numbers, numbers, right=True) - 1
+        first = slice(None, None, self._window)
+        if not torch.equal(self._rows.numbers[places[first]], numbers[first]):
             raise VideoError(f"{self.info.path}: the cache keeps other frames of it than are asked for")
         for part in places.split(batch):
+            needed, repeated = torch.unique(part, return_inverse=True)
             try:
-                rows = self._rows.take(part)
+                rows = self._rows.take(needed)[repeated]
             except DamagedRows as error:
                 with suppress(OSError):  # so that it is made again
                     self._rows.path.unlink()

@@ -122,11 +122,7 @@ def build_index(
         chosen, rule = _of_fold(source, rows, split, fold, seed)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
-    several = next((row for row in rows if len(row.labels or ()) > 1), None)
-    if multi_label is None:
-        multi_label = several is not None
-    elif several and not multi_label:
-        raise DataError(f"{several.where} has several labels but the model gives one; use a multi-label model")
+    multi_label = _several_labels(rows, multi_label)
     names = list(labels) if labels is not None else _class_names(source, rows, chosen, split, multi_label)
     numbers = {name: i for i, name in enumerate(names)}
     here = {name for row in chosen for name in row.labels or ()}
@@ -138,6 +134,14 @@ def build_index(
     if len(numbers) < len(names):
         raise DataError("the given class names contain the same name twice")
     return Index([_video(row, _numbers(row, numbers, multi_label)) for row in chosen], names, multi_label, split, rule)
+
+
+def _several_labels(rows: Sequence[Row], multi_label: bool | None) -> bool:
+    """Whether videos may have several labels: as given, else whether one has."""
+    several = next((row for row in rows if len(row.labels or ()) > 1), None)
+    if several and multi_label is False:
+        raise DataError(f"{several.where} has several labels but the model gives one; use a multi-label model")
+    return several is not None if multi_label is None else multi_label
 
 
 def split_names(source: str | Path, root: str | Path | None = None, *, labelled: bool = True) -> list[str]:
@@ -258,23 +262,30 @@ def _of_fold(source: Path, rows: list[Row], split: str, fold: Fold, seed: int) -
         if not rows:
             raise DataError(f"{source} has neither a split {fold.learned!r} nor {fold.measured!r} to make folds of")
     named = sorted({row.fold for row in rows if row.fold})
-    if named:
-        if missing := next((row for row in rows if not row.fold), None):
-            raise DataError(f"{missing.where} has an empty fold for {missing.key}; name one on every line")
-        if len(named) != fold.count:
-            raise DataError(f"{source} has {len(named)} folds ({_some(named)}), not {fold.count}; ask for {len(named)}")
-        folds = [named.index(row.fold or "") for row in rows]
-    else:
-        keys = [row.group or row.key for row in rows]
-        if len(set(keys)) < fold.count:
-            what = "groups" if any(row.group for row in rows) else "videos"
-            raise DataError(f"{source} has {len(set(keys))} {what}, too few for {fold.count} folds; ask for fewer")
-        folds = balanced_folds(keys, [row.labels or () for row in rows], fold.count, seed)
+    folds = _named_folds(source, rows, named, fold) if named else _balanced_folds(source, rows, fold, seed)
     measured = split == fold.measured
     chosen = [row for row, number in zip(rows, folds) if (number == fold.number - 1) == measured]
     by = "by the list's column fold" if named else f"grouped and stratified by class, seed {seed}"
     what = str(fold) if measured else f"all but {fold}"
     return chosen, f"{split}: {what}, {len(chosen)} of {len(rows)} videos of {source} ({by})"
+
+
+def _named_folds(source: Path, rows: list[Row], named: list[str], fold: Fold) -> list[int]:
+    """The number of each row's fold, from the list's column."""
+    if missing := next((row for row in rows if not row.fold), None):
+        raise DataError(f"{missing.where} has an empty fold for {missing.key}; name one on every line")
+    if len(named) != fold.count:
+        raise DataError(f"{source} has {len(named)} folds ({_some(named)}), not {fold.count}; ask for {len(named)}")
+    return [named.index(row.fold or "") for row in rows]
+
+
+def _balanced_folds(source: Path, rows: list[Row], fold: Fold, seed: int) -> list[int]:
+    """The number of each row's fold, made here."""
+    keys = [row.group or row.key for row in rows]
+    if len(set(keys)) < fold.count:
+        what = "groups" if any(row.group for row in rows) else "videos"
+        raise DataError(f"{source} has {len(set(keys))} {what}, too few for {fold.count} folds; ask for fewer")
+    return balanced_folds(keys, [row.labels or () for row in rows], fold.count, seed)
 
 
 def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool) -> list[str]:

@@ -273,7 +273,7 @@ class _Packets:
 def _conclude(
     file: tuple[str, int, int], stream: int | None, film: Film, packets: _Packets, decoded: Pictures | None
 ) -> Probe:
-    container, first, kind = film.container, packets.frame, film.container.format.name
+    first, kind = packets.frame, film.container.format.name
     rate, base = _rate(film.stream), float(film.stream.time_base or 0)
     stamps = np.sort(np.array(packets.pts, np.int64)) if packets.one_to_one else np.array(decoded.stamps, np.int64)  # type: ignore[union-attr]
     damaged, announced = _damage(film, file[0], packets, stamps, base, rate)
@@ -281,8 +281,8 @@ def _conclude(
         damaged = damaged or decoded.failed
     distinct = len(np.unique(stamps)) == len(stamps) and base > 0
     turns = round(first.rotation / 90) % 4
+    height, width = (first.width, first.height) if turns % 2 else (first.height, first.width)
     countable = packets.one_to_one and distinct and not packets.discarded
-    plain = countable and not damaged and turns == 0
     metadata = Probe(
         file=file,
         stream=stream,
@@ -291,8 +291,8 @@ def _conclude(
         container=kind,
         codec="av1" if packets.codec == "libdav1d" else packets.codec,
         pixels=first.format.name,
-        height=first.width if turns % 2 else first.height,
-        width=first.height if turns % 2 else first.width,
+        height=height,
+        width=width,
         turns=turns,
         base=base,
         rate=rate,
@@ -300,10 +300,7 @@ def _conclude(
         restarts=kind in _RESTARTING,
         announced=(announced or max(film.stream.frames, packets.count)) if damaged else len(stamps),
         damaged=damaged,
-        regular=plain
-        and any(name in kind for name in ("mp4", "matroska"))
-        and len(container.streams.video) == 1
-        and film.stream.frames in (0, packets.count),
+        regular=countable and not damaged and turns == 0 and _counted_alone(film, packets),
         broken=packets.broken_packets,
         holes=0 if damaged else _holes(film, file[0], packets, stamps),
         hidden=max(0, film.stream.frames - len(stamps)) if "mp4" in kind and not damaged else 0,
@@ -311,6 +308,13 @@ def _conclude(
         entries=packets.entries() if countable else np.empty(0, np.int32),
     )
     return with_pictures(metadata, decoded, complete=True) if decoded else metadata
+
+
+def _counted_alone(film: Film, packets: _Packets) -> bool:
+    """Whether the file has no other film, and its header, where it counts frames, counts these."""
+    container, kind = film.container, film.container.format.name
+    indexed = any(name in kind for name in ("mp4", "matroska"))
+    return indexed and len(container.streams.video) == 1 and film.stream.frames in (0, packets.count)
 
 
 def _holes(film: Film, path: str, packets: _Packets, stamps: np.ndarray) -> int:

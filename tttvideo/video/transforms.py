@@ -9,12 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import pad
 
 from .errors import VideoError
 from .kinds import FEATURES
@@ -22,6 +21,8 @@ from .listfile import DataError
 from .sampling import parse_sampling
 
 if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
     from .reader import Reader
 
 LARGEST_SIDE = 2**14
@@ -48,6 +49,9 @@ class Preprocessing:
     fit: Literal["crop", "pad", "stretch"] = "crop"
     sampling: str = "dense"
     stream: int | None = None
+
+    window: ClassVar[int] = 1
+    """What is read of a video begins at a multiple of so many (sampled) frames."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list when it comes from JSON
@@ -102,14 +106,12 @@ class Preprocessing:
         height, width = self.size
         h, w = frames.shape[-2:]
         frames = _resize(frames, *self._fitted(h, w, height, width))
-        if self.fit == "crop" and crop == 0.5:
-            return F.center_crop(frames, [height, width])
         if self.fit == "crop":
             top, left = (round(crop * (have - want)) for have, want in zip(frames.shape[-2:], self.size, strict=True))
-            return F.crop(frames, top, left, height, width)
+            return frames[..., top : top + height, left : left + width]
         top, left = (height - frames.shape[-2]) // 2, (width - frames.shape[-1]) // 2
         bottom, right = height - frames.shape[-2] - top, width - frames.shape[-1] - left
-        return F.pad(frames, [left, top, right, bottom])
+        return pad(frames, [left, right, top, bottom])
 
     def _fitted(self, h: int, w: int, height: int, width: int) -> tuple[int, int]:
         """h x w resized so that it covers (crop) or fits into (pad) height x width; rounding leaves no
@@ -238,7 +240,11 @@ class Augmentation:
         left = int(torch.randint(w - width + 1, ()))
         return _resize(frames[..., top : top + height, left : left + width], *size)
 
-    def _transforms(self) -> Iterator[v2.Transform]:
+    def _transforms(self) -> "Iterator[v2.Transform]":
+        if not self.changes:
+            return
+        from torchvision.transforms import v2  # not at the top: it takes longer to import than all else of this package
+
         if self.flip:
             yield v2.RandomHorizontalFlip(self.flip)
         if any(self.translate) or self.rotate:
@@ -272,6 +278,8 @@ def _uniform(low: float, high: float, generator: torch.Generator | None = None) 
 def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     if tuple(frames.shape[-2:]) == (height, width):
         return frames
+    from torchvision.transforms.v2 import functional as F
+
     return F.resize(frames, [height, width], antialias=True)
 
 

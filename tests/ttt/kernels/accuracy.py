@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tests.ttt.kernels.cases import Case, case, eager, fused, gradients
+from tests.ttt.kernels.cases import Case, case, eager, fused, gradients, plain_heads, plain_output
 from tttvideo.ttt import (
     MLP,
     SGD,
@@ -26,7 +26,7 @@ from tttvideo.ttt import (
     Stream,
     TokenCausal,
 )
-from tttvideo.ttt.kernels import launch
+from tttvideo.ttt.kernels import launch, norm_and_gate, split
 from tttvideo.ttt.kernels.choice import kind_of
 from tttvideo.ttt.kernels.verified import BOUNDS
 
@@ -42,10 +42,6 @@ class Problem(NamedTuple):
     lengths: tuple[int, ...]
     heads: int = 2
     dim: int = 64
-
-    @property
-    def long(self) -> bool:
-        return max(self.lengths) >= 65536
 
 
 PROBLEMS = (
@@ -82,16 +78,16 @@ def learning(model: Any) -> dict[str, Any]:
     return {"objective": DotProduct(), "optimizer": SGD(clip=1.0)} if isinstance(model, DWConv) else {}
 
 
-def rounded(one: Case, dtype: torch.dtype) -> Case:
-    """The same case in float32, its tokens rounded to ``dtype``."""
+def rounded(one: Case, dtype: torch.dtype, rest: torch.dtype = torch.float32) -> Case:
+    """The same case with q, k and v in ``dtype``, as a layer hands them over, and the rest in ``rest``."""
 
-    def leaf(x: Tensor) -> Tensor:
-        return x.detach().float().requires_grad_()
+    def leaf(x: Tensor, dtype: torch.dtype = rest) -> Tensor:
+        return x.detach().to(dtype).requires_grad_()
 
     def weights(fast):
         return {name: type(map)(*(None if x is None else leaf(x) for x in map)) for name, map in fast.items()}
 
-    tokens = {name: leaf(x.detach().to(dtype) if name in "qkv" else x) for name, x in one.tensors.items()}
+    tokens = {name: leaf(x, dtype if name in "qkv" else rest) for name, x in one.tensors.items()}
     return one._replace(tensors=tokens, weights=weights(one.weights), pending=weights(one.pending))
 
 
@@ -116,52 +112,107 @@ def few_programs(few: int) -> Iterator[None]:
         launch.FEW_PROGRAMS = before
 
 
+INPUTS = (
+    ("bf16", torch.bfloat16),
+    ("tf32", torch.bfloat16),
+    ("tf32x3", torch.float32),
+    ("tf32", torch.float32),
+    ("bf16", torch.float32),
+)
+"""What products read, and tokens of the layers that choose it (``choice.mode_of``); the most valuable first."""
+
+
 def measured(
-    problem: Problem, device: str, kernels: Any = fused, modes: tuple[str, ...] = tuple(BOUNDS)
+    problem: Problem, device: str, kernels: Any = fused, inputs: tuple[tuple[str, torch.dtype], ...] = INPUTS
 ) -> Iterator[Row]:
-    """A row for every mode and way to launch. ``error``, which ``BOUNDS`` bounds: on tokens in float32. ``over_eager``,
-    a figure: how many times the error of the eager scan in float32, both on tokens of ``tokens``, which a layer in half
-    precision rounds. ``same_bits``: of two runs. Where something raises, ``why``."""
+    """A row for every kind of inputs and way to launch. ``error``, which ``BOUNDS`` bounds, is against float64 on the
+    same rounded tokens; that of outputs and gradients in half precision includes their own rounding. ``over_eager``, a
+    figure: how many times the error of the eager scan in float32 on these tokens. ``same_bits``: of two runs. Where
+    something raises, ``why``."""
     model, chunk, frame, lengths, heads, dim = problem
     given = {"dim": dim, "heads": heads, "lengths": lengths, "frame": frame, "device": device}
     one = case(model, chunk, **given, **learning(model))
-    exact = gradients(eager, one)
-    one32 = rounded(one, torch.float32)
-    half = {} if problem.long else {torch.bfloat16: rounded(one, torch.bfloat16)}
-    of = {torch.float32: one32, **half}
-    plain = {dtype: relative(gradients(eager, some), exact) for dtype, some in of.items()}
+    exact, plain = {}, {}
+    for dtype in dict.fromkeys(dtype for _, dtype in inputs):
+        same = rounded(one, dtype)
+        exact[dtype] = gradients(eager, rounded(same, torch.float64, torch.float64))
+        plain[dtype] = relative(gradients(eager, rounded(same, torch.float32)), exact[dtype])
     programs = len(lengths) * heads
-    for mode in modes:
-        tokens = torch.float32 if mode == "tf32x3" or problem.long else torch.bfloat16
+    for mode, dtype in inputs:
         for few in (64, 1) if chunk.whole and programs < 64 and dim > 16 and kind_of(model) != "dwconv" else (64,):
             row = {
                 "kernel": kind_of(model),
                 "chunk": "frame" if chunk.whole else "token",
                 "shape": f"{model} {chunk} frames of {frame}, {heads} heads of {dim}, rows of {list(lengths)[:3]}",
                 "mode": mode,
+                "dtype": str(dtype).removeprefix("torch."),
                 "dim": dim,
                 "one_launch": bool(chunk.whole and programs >= few),
-                "tokens": str(tokens).removeprefix("torch."),
                 "bound": BOUNDS[mode],
             }
-            began = time.time()
+            began, mine = time.time(), rounded(one, dtype)
             try:
                 with few_programs(few):
-                    first, second = (gradients(lambda c: kernels(c, mode), one32) for _ in range(2))  # noqa: B023
-                    total = first if tokens == torch.float32 else gradients(lambda c: kernels(c, mode), of[tokens])  # noqa: B023
+                    first, second = (gradients(lambda c: kernels(c, mode), mine) for _ in range(2))  # noqa: B023
             except Exception as error:
                 yield row | {"within": False, "why": f"{type(error).__name__}: {str(error)[:400]}"}
                 continue
-            errors, mine = relative(first, exact), relative(total, exact)
+            errors = relative(first, exact[dtype])
             worst = max(errors, key=lambda name: errors[name])
             yield row | {
                 "worst": [worst, errors[worst]],
                 "within": errors[worst] <= BOUNDS[mode],
                 "same_bits": all(torch.equal(x, second[name]) for name, x in first.items()),
-                "over_eager": {name: round(mine[name] / max(plain[tokens][name], 1e-12), 2) for name in mine},
+                "over_eager": {name: round(errors[name] / max(plain[dtype][name], 1e-12), 2) for name in errors},
                 "error": errors,
                 "seconds": round(time.time() - began, 2),
             }
+
+
+AROUND = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
+"""Bounds of the kernels around the scan: they round what comes out once, and nothing else."""
+
+
+def around(device: str, dry: bool = False) -> Iterator[Row]:
+    """A row for each kernel around the scan and dtype of its tokens: errors against float64 on the same, and bits."""
+    batch, tokens, heads, dim = (1, 5, 3, 16) if dry else (2, 392, 12, 64)
+    positions = torch.arange(tokens, device=device) % 196
+    bent = {"silu": True, "unit": True}
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=rng).to(device, dtype).requires_grad_()
+
+    for dtype, bound in AROUND.items():
+        rng = torch.Generator().manual_seed(0)
+        x, weight, bias = leaf(batch, tokens, heads * dim, dtype=dtype), leaf(heads * dim), leaf(heads * dim)
+        y, gate = leaf(batch, heads, tokens, dim, dtype=dtype), leaf(batch, tokens, heads * dim, dtype=dtype)
+        for name, mine, exact, leaves in (
+            (
+                "heads",
+                lambda x: split(positions, x, heads=heads, theta=1e4, **bent)[0],
+                lambda x: plain_heads(x, positions, heads, **bent),
+                (x,),
+            ),
+            ("output", lambda *given: norm_and_gate(*given, dtype), plain_output, (y, weight, bias, gate)),  # noqa: B023
+        ):
+            about = {"around": name, "dtype": str(dtype).removeprefix("torch."), "bound": bound}
+            about["shape"] = f"{heads} heads of {dim}, {batch} rows of {tokens}"
+            try:
+                first, second = (_derived(mine, leaves) for _ in range(2))
+            except Exception as error:
+                yield about | {"within": False, "why": f"{type(error).__name__}: {str(error)[:400]}"}
+                continue
+            errors = relative(first, _derived(exact, tuple(x.detach().double().requires_grad_() for x in leaves)))
+            worst = max(errors, key=lambda name: errors[name])
+            same = all(torch.equal(x, second[name]) for name, x in first.items())
+            yield about | {"worst": [worst, errors[worst]], "within": errors[worst] <= bound, "same_bits": same}
+
+
+def _derived(run: Any, leaves: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    y = run(*leaves)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
+    gradients = torch.autograd.grad((y * weight).sum(), leaves)
+    return {"out": y.detach()} | {f"gradient at {i}": gradient for i, gradient in enumerate(gradients)}
 
 
 @torch.no_grad()

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tttvideo.ttt import SGD, FrameCausal, ResidualL2, TokenCausal
+from tttvideo.ttt.derivatives import EPS
 from tttvideo.ttt.inner_gradient import InnerLoop
+from tttvideo.ttt.interface import merge_heads
 from tttvideo.ttt.kernels import read
 from tttvideo.ttt.objective import Norm, Objective
+from tttvideo.ttt.primitives import rotate
 from tttvideo.ttt.ragged import Slots, closing
 from tttvideo.ttt.scan import scan
 from tttvideo.ttt.state import Map, Moments, TTTState, Weights, where, zeros_like
@@ -146,7 +150,9 @@ def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:
         for name, map in fast.items():
             outputs |= {f"{kind} {name}.{part}": x for part, x in zip(map._fields, map) if x is not None}
     rng = torch.Generator().manual_seed(seed)
-    total = sum((x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x)).sum() for x in outputs.values())
+    # rounded, so that they are the same numbers in every dtype
+    sums = {name: torch.randn(x.shape, generator=rng, dtype=torch.float64).bfloat16() for name, x in outputs.items()}
+    total = sum((x * sums[name].to(x)).sum() for name, x in outputs.items())
     leaves = one.leaves
     grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     outputs |= {
@@ -154,6 +160,20 @@ def gradients(run, one: Case, seed: int = 1) -> dict[str, Tensor]:
         for (name, leaf), g in zip(leaves.items(), grads, strict=True)
     }
     return {name: x.detach() for name, x in outputs.items()}
+
+
+def plain_heads(x: Tensor, positions: Tensor | None, heads: int, silu: bool = False, unit: bool = False) -> Tensor:
+    """``kernels.split`` by PyTorch's operations."""
+    y = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    y = F.silu(y) if silu else y
+    y = F.normalize(y, dim=-1) if unit else y
+    return y if positions is None else rotate(positions, 1e4, y)[0]
+
+
+def plain_output(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None) -> Tensor:
+    """``kernels.norm_and_gate`` likewise."""
+    y = F.layer_norm(merge_heads(heads), weight.shape, weight, bias, EPS)
+    return y if gate is None else y * F.gelu(gate, approximate="tanh")
 
 
 def worst(computed: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:

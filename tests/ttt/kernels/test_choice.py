@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
+from tests.helpers import name
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -82,7 +83,7 @@ def test_the_choice_is_logged_once(caplog):
 
 
 AUTO = TTT(Linear(), 2, TokenCausal(16), fused="auto")
-ROW = verified.Verified("linear", "token", "tf32x3", 90, "", 16, 2, 6, 1e-7, 3.0)
+ROW = verified.Verified("linear", "token", "tf32x3", "float32", 90, "", 16, 2, 6, 1e-7, 3.0)
 
 
 @pytest.fixture
@@ -111,7 +112,10 @@ def test_the_committed_table_has_rows_of_the_bounds_only():
     ("table", "reason"),
     [
         ((), "was not verified on sm_90 with Triton"),
-        ((ROW._replace(mode="bf16"), ROW._replace(kernel="mlp"), ROW._replace(sm=80)), "tf32x3 products, was not"),
+        (
+            (ROW._replace(dtype="bfloat16"), ROW._replace(kernel="mlp"), ROW._replace(sm=80)),
+            "tf32x3 products and tokens in float32, was not",
+        ),
         ((ROW._replace(dim=64), ROW._replace(dim=128)), "was verified for heads of 64, 128, not 16"),
         ((ROW._replace(programs=3), ROW._replace(tokens=7)), "was not found faster for 1 x 2 rows x heads of 6 tokens"),
     ],
@@ -152,13 +156,13 @@ def test_auto_checks_kernels_once_and_then_uses_them(as_on_a_gpu, caplog, monkey
 
 def wrong(*arguments):
     out, *rest = read(*arguments)
-    return (out + 0.01 * out.abs(), *rest)
+    return (out + 0.1 * out.abs(), *rest)
 
 
 @pytest.mark.parametrize(
     ("kernels", "reason"),
     [
-        (wrong, r"the relative error of .* is .*e-0[23], above 1e-04"),
+        (wrong, r"the relative error of .* is .*e-0[123], above 1e-04"),
         (lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel image")), "RuntimeError: no kernel image"),
     ],
 )
@@ -174,6 +178,26 @@ def test_kernels_that_fail_their_self_check_are_left_alone_with_one_warning(
     expected = replace(AUTO, fused="never").build(32)
     expected.load_state_dict(layer.state_dict())
     assert all(torch.equal(y, expected(x)[0]) for y in outputs)
+
+
+@pytest.mark.parametrize(
+    "config", [AUTO, pytest.param(TTT(MLP(), 2, FrameCausal(), fused="auto"), marks=pytest.mark.kernels)], ids=name
+)
+def test_kernels_of_a_layer_in_half_precision_are_checked_in_it(config, as_on_a_gpu, monkeypatch):
+    as_on_a_gpu()
+    given = (config, 16, (2, 3), torch.device("cpu"), "tf32", torch.bfloat16, False)
+    dtypes = set()
+
+    def also_wrong(*arguments):
+        dtypes.add(arguments[2].q.dtype)
+        return wrong(*arguments) if len(dtypes) > 1 else read(*arguments)
+
+    monkeypatch.setattr("tttvideo.ttt.layer.read_fused", also_wrong)
+    assert self_check.failure(*given) is None
+    assert dtypes == {torch.bfloat16}
+    dtypes.add(None)
+    self_check.failure.cache_clear()
+    assert "above 5e-02" in self_check.failure(*given)
 
 
 def test_the_environment_switches_kernels_off(as_on_a_gpu, monkeypatch):

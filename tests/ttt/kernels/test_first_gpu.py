@@ -17,8 +17,9 @@ def rows_of(folder):
 def check(rows) -> None:
     """What the rows of a dry run say."""
     assert [row["why"] for row in rows if "why" in row] == []
-    accurate = [row for row in rows if row["stage"] in ("smoke", "accuracy")]
+    accurate = [row for row in rows if row["stage"] in verify.ACCURACY and "mode" in row]
     assert accurate
+    assert all(row["within"] and row["same_bits"] for row in rows if "around" in row)
     assert all(row["within"] and row["same_bits"] for row in accurate)
     assert all(0 < row["worst"][1] <= BOUNDS[row["mode"]] for row in accurate)
     with pytest.raises(ValueError, match="rows of a dry run"):
@@ -85,9 +86,13 @@ def test_an_unknown_stage_is_one_sentence(tmp_path, capsys):
 
 ABOUT = {"stage": "versions", "sm": 90, "packages": {"triton": "3.6.0"}}
 GOOD = {
-    **{"stage": "accuracy", "kernel": "mlp", "chunk": "frame", "mode": "bf16", "dim": 64, "shape": "frames of 196"},
+    **{"stage": "accuracy", "kernel": "mlp", "chunk": "frame", "mode": "bf16", "dim": 64},
+    **{"dtype": "bfloat16", "shape": "frames of 196"},
     **{"worst": ["out", 0.002], "bound": 5e-2, "within": True, "same_bits": True},
 }
+
+
+AROUND = {key: GOOD[key] for key in ("stage", "dtype", "worst", "bound", "within", "same_bits")} | {"around": "heads"}
 
 
 def timed(programs, tokens, speedup, mode="bf16"):
@@ -96,11 +101,11 @@ def timed(programs, tokens, speedup, mode="bf16"):
 
 
 TIMED = [timed(12, 392, 0.8), timed(12, 1568, 3.0), timed(96, 392, 2.0), timed(96, 1568, 9.0)]
-FOUND = Verified("mlp", "frame", "bf16", 90, "3.6", 64, 12, 1568, 0.002, 3.0)
+FOUND = Verified("mlp", "frame", "bf16", "bfloat16", 90, "3.6", 64, 12, 1568, 0.002, 3.0)
 
 
 def test_what_is_right_and_faster_is_verified_from_where_it_is_faster():
-    verified, refused = verify.verify([ABOUT, GOOD, {**GOOD, "worst": ["W", 0.001]}, *TIMED])
+    verified, refused = verify.verify([ABOUT, AROUND, GOOD, {**GOOD, "worst": ["W", 0.001]}, *TIMED])
     assert verified == [FOUND, FOUND._replace(programs=96, tokens=392, speedup=2.0)]
     assert refused == []
 
@@ -112,15 +117,24 @@ def test_what_is_right_and_faster_is_verified_from_where_it_is_faster():
         ([GOOD, {**GOOD, "same_bits": False}, *TIMED], "two runs gave different bits"),
         ([GOOD, {**GOOD, "within": False, "why": "OutOfResources: shared"}, *TIMED], "OutOfResources: shared"),
         ([GOOD], "was not timed beside the eager scan"),
+        ([GOOD, {**AROUND, "why": "OutOfResources: registers"}, *TIMED], "OutOfResources: registers"),
+        ([GOOD, {**AROUND, "same_bits": False, "shape": "12 heads"}, *TIMED], "different bits (12 heads)"),
         ([GOOD, *TIMED, timed(96, 65536, 0.9)], "not faster at the largest size"),
         ([GOOD, timed(12, 392, 2.0, "tf32")], "was not timed"),
     ],
 )
 def test_what_is_wrong_or_slower_is_not_verified_and_why(rows, why):
-    verified, refused = verify.verify([ABOUT, *rows])
+    verified, refused = verify.verify([ABOUT, AROUND, *rows])
     assert verified == []
     assert len(refused) == 1
     assert why in refused[0]
+
+
+def test_nothing_is_verified_where_the_kernels_around_were_not_measured():
+    _, refused = verify.verify([ABOUT, {**AROUND, "dtype": "float32"}, GOOD, *TIMED])
+    assert refused == [
+        "mlp frame bf16, heads of 64, tokens in bfloat16: the kernels around the scan were not measured in bfloat16"
+    ]
 
 
 def test_the_table_keeps_what_other_devices_said(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.helpers import name
-from tests.ttt.kernels.accuracy import PROBLEMS, measured, replayed
+from tests.ttt.kernels.accuracy import PROBLEMS, around, measured, replayed
 from tttvideo.ttt import MLP, TTT, Conv, FrameCausal, Layout, Linear, TokenCausal
 
 pytestmark = [
@@ -29,6 +29,10 @@ def test_errors_keep_to_the_bounds_and_two_runs_give_the_same_bits(problem):
     for row in rows:
         print(row)
     assert [row for row in rows if not (row["within"] and row.get("same_bits"))] == []
+
+
+def test_errors_of_the_kernels_around_the_scan():
+    assert [row for row in around("cuda") if not (row["within"] and row.get("same_bits"))] == []
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..derivatives import gelu, gelu_backward
-from .base import Affine, InnerModel, MapShape, check_expansion
-from .neighbourhood import check_time, neighbourhoods
+from .base import Affine, MapShape, check_expansion
+from .neighbourhood import Convolution, neighbourhoods
 
 
 @dataclass(frozen=True)
-class Conv(InnerModel):
+class Conv(Convolution):
     """g = conv1x1(gelu(conv3x3(x))) on the frame's token grid, zero padding at the frame's border.
 
     A 3x3 convolution is an affine map on the 9d-long neighbourhood of each token, so the dual form holds for
@@ -26,18 +26,12 @@ class Conv(InnerModel):
     expansion: int = 1
     time: int = 1
 
-    mixes_tokens: ClassVar[bool] = True
-    sees_positions: ClassVar[bool] = True
     last: ClassVar[str] = "2"
     largest_rate: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_expansion(self, self.expansion)
-        check_time(self, self.time)
-
-    @property
-    def past_frames(self) -> int:
-        return self.time - 1
+        super().__post_init__()
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         hidden = max(1, round(self.expansion * dim))

@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..derivatives import gelu, gelu_backward
-from .base import Affine, InnerModel, MapShape
-from .neighbourhood import check_time, depthwise, neighbourhoods
+from .base import Affine, MapShape
+from .neighbourhood import Convolution, depthwise, neighbourhoods
 
 
 @dataclass(frozen=True)
-class ConvDepthwise(InnerModel):
+class ConvDepthwise(Convolution):
     """g = conv1x1(gelu(depthwise conv3x3(x))) on the frame's token grid: d^2 + 9d weights, next to 10 d^2 of
     ``Conv``.
 
@@ -21,17 +21,8 @@ class ConvDepthwise(InnerModel):
 
     time: int = 1
 
-    mixes_tokens: ClassVar[bool] = True
-    sees_positions: ClassVar[bool] = True
     last: ClassVar[str] = "2"
     largest_rate: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        check_time(self, self.time)
-
-    @property
-    def past_frames(self) -> int:
-        return self.time - 1
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         return {"1": MapShape(9 * self.time, 1, groups=dim, std=1 / 3), "2": MapShape(dim, dim)}

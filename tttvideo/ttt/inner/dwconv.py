@@ -5,12 +5,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Affine, InnerModel, MapShape
-from .neighbourhood import check_time, depthwise, neighbourhoods
+from .base import Affine, MapShape
+from .neighbourhood import Convolution, depthwise, neighbourhoods
 
 
 @dataclass(frozen=True)
-class DWConv(InnerModel):
+class DWConv(Convolution):
     """g = depthwise conv3x3(x): 9 weights per channel.
 
     With ``objective: DotProduct`` its gradient does not depend on its weights, so the weights after every frame
@@ -22,18 +22,9 @@ class DWConv(InnerModel):
 
     time: int = 1
 
-    mixes_tokens: ClassVar[bool] = True
-    sees_positions: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     base_rate: ClassVar[float] = 1.0
     largest_rate: ClassVar[float] = 2.0
-
-    def __post_init__(self) -> None:
-        check_time(self, self.time)
-
-    @property
-    def past_frames(self) -> int:
-        return self.time - 1
 
     def maps(self, dim: int) -> dict[str, MapShape]:
         return {"1": MapShape(9 * self.time, 1, bias=False, groups=dim, std=1 / 3)}

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .base import InnerModel
+
+
+class Convolution(InnerModel):
+    """A kernel over 3 x 3 tokens of the frame's grid and ``time`` frames (a field of the subclass): 1 is the frame
+    itself; it only looks back."""
+
+    time: int
+
+    mixes_tokens: ClassVar[bool] = True
+    sees_positions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.time < 1:
+            raise ValueError(f"{type(self).__name__}.time is {self.time}; the kernel covers at least 1 frame, its own.")
+
+    @property
+    def past_frames(self) -> int:
+        return self.time - 1
 
 
 def neighbourhoods(x: Tensor, grid: tuple[int, int], time: int = 1) -> Tensor:
@@ -34,9 +56,3 @@ def neighbourhoods(x: Tensor, grid: tuple[int, int], time: int = 1) -> Tensor:
 def depthwise(patches: Tensor) -> Tensor:
     """[B, H, T, taps, d] -> [B, H, d, T, taps]: inputs of a map with a group per channel."""
     return patches.permute(0, 1, 4, 2, 3)
-
-
-def check_time(owner: object, time: int) -> None:
-    """Raises ValueError unless the kernel covers at least the token's own frame."""
-    if time < 1:
-        raise ValueError(f"{type(owner).__name__}.time is {time}; the kernel covers at least 1 frame, its own.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from .launch import (
     frame_constants,
     frame_tiles,
     heads_constants,
+    output_constants,
     token_constants,
 )
 
@@ -30,8 +32,29 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 Specifications per Compute Capability'). sm_80 itself has 163 kB; what is compiled for it also runs on sm_86 and sm_89,
 which have 99."""
 
-_INTEGERS = {"heads", "tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group", "per_row"}
+_INTEGERS = {"tokens", "width", "taps", "columns", "frame", "begin", "end", "origin", "group", "per_row", "rows"}
 _INDICES = {"position", "lengths"}
+_TOKENS = {
+    "q",
+    "k",
+    "v",
+    "out",
+    "dout",
+    "dq",
+    "dk",
+    "dv",
+    "x",
+    "y",
+    "dy",
+    "gate",
+    "dgate",
+    "dheads",
+    "source",
+    "target",
+}
+
+HEADS = 12
+"""Of the layers whose channels the kernels of ``output`` are compiled for."""
 
 
 STACK = {"token": 8192, "frame": 1024}
@@ -53,6 +76,11 @@ class Configuration(NamedTuple):
     kind: str  # token or frame
     kernel: Any
     constants: dict[str, Any]
+    tokens: str = "fp32"  # what tokens are: fp32 or bf16 (fp16 takes as much as bf16)
+
+    def halved(self) -> Configuration:
+        """The same for a layer in bfloat16."""
+        return self._replace(name=f"{self.name}, bf16 tokens", tokens="bf16")
 
 
 def token_configurations(kind: str, dim: int, size: int, mode: str) -> Iterator[Configuration]:
@@ -108,26 +136,42 @@ def heads_configurations(dim: int) -> Iterator[Configuration]:
     """What stands between projections and kernels, either way."""
     from .heads_kernels import heads_kernel
 
-    for rotate, back in ((True, False), (True, True), (False, False), (False, True)):
-        label = f"heads {'merged' if back else 'split'}{', rotated' if rotate else ''} d={dim}"
-        yield Configuration(label, "frame", heads_kernel, heads_constants(dim, torch.float32, rotate, back))
+    for rotate, bent, back in itertools.product((True, False), (False, True), (False, True)):
+        label = f"heads {'merged' if back else 'split'}{', rotated' * rotate}{', SiLU and length' * bent} d={dim}"
+        constants = heads_constants(dim, torch.float32, rotate, back, bent, bent)
+        yield Configuration(label, "frame", heads_kernel, constants)
+
+
+def output_configurations(dim: int) -> Iterator[Configuration]:
+    """What stands between kernels and the last projection, either way."""
+    from .output_kernels import backward_kernel, forward_kernel
+
+    for gate in (False, True):
+        constants = output_constants(HEADS, dim, torch.float32, gate)
+        label = f"output{', gate' * gate} d={dim}"
+        yield Configuration(f"{label} forward", "frame", forward_kernel, constants)
+        yield Configuration(f"{label} backward", "frame", backward_kernel, constants)
 
 
 def configurations(dims: Sequence[int], capability: int) -> Iterator[Configuration]:
     """All that the launchers choose on a GPU of sm_``capability``: MLPs four times as wide as their heads, ``Conv`` as
-    wide."""
+    wide; tokens in bfloat16 and in float32 (products split in three: in float32)."""
     for dim in dims:
-        yield from cumulative_configurations(dim)
-        yield from heads_configurations(dim)
+        for around in (cumulative_configurations, heads_configurations, output_configurations):
+            for one in around(dim):
+                yield from (one, one.halved())
         for mode in ("bf16", "tf32", "tf32x3"):
-            if dim not in HEAD_DIMS[mode]:
-                continue
-            for kind in LARGEST_CHUNK:
-                for size in chunks_of(kind, dim, mode):
-                    yield from token_configurations(kind, dim, size, mode)
-            for kind in FRAME_KINDS:
-                if dim in CONV_DIMS or not kind.startswith("conv"):
-                    yield from frame_configurations(kind, dim, mode, capability)
+            for one in _scans(dim, mode, capability) if dim in HEAD_DIMS[mode] else ():
+                yield from (one,) if mode == "tf32x3" else (one.halved(), one)
+
+
+def _scans(dim: int, mode: str, capability: int) -> Iterator[Configuration]:
+    for kind in FRAME_KINDS:
+        if dim in CONV_DIMS or not kind.startswith("conv"):
+            yield from frame_configurations(kind, dim, mode, capability)
+    for kind in LARGEST_CHUNK:
+        for size in chunks_of(kind, dim, mode):
+            yield from token_configurations(kind, dim, size, mode)
 
 
 def compiled(configuration: Configuration, capability: int) -> Needs:
@@ -146,7 +190,7 @@ def build(configuration: Configuration, capability: int) -> Any:
 
     kernel, constants = configuration.kernel, dict(configuration.constants)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    types = {name: _type(name) for name in kernel.arg_names if name not in constants}
+    types = {name: _type(name, configuration) for name in kernel.arg_names if name not in constants}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     # tensors begin at multiples of 16 bytes, as the launcher finds at run time
     aligned = {
@@ -169,6 +213,10 @@ def disassembled(binary: Any, what: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, env=search).stdout
 
 
-def _type(name: str) -> str:
-    """Tensors are float32, as the layer hands them over."""
+def _type(name: str, configuration: Configuration) -> str:
+    """What the layer hands over: weights, states and sums are float32."""
+    if name == "heads":  # of output's kernels: the tokens; else their number
+        return f"*{configuration.tokens}" if "WIDTH" in configuration.constants else "i32"
+    if name in _TOKENS and not (name == "y" and configuration.name.startswith("dwconv correlate")):
+        return f"*{configuration.tokens}"
     return "i32" if name in _INTEGERS else "*i64" if name in _INDICES else "*fp32"

@@ -4,6 +4,8 @@ blocks of hidden units of an MLP's packed state (A1 [D, F], b1 [F], A2 [F, D], b
 import triton
 import triton.language as tl
 
+from .pointwise import store
+
 
 @triton.jit
 def load_block(state, f, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
@@ -106,7 +108,7 @@ def load_columns(x, t, valid, i, D: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.c
 @triton.jit
 def store_rows(x, t, valid, rows, D: tl.constexpr):
     col = tl.arange(0, D)
-    tl.store(x + t[:, None] * D + col[None, :], rows, mask=valid[:, None])
+    store(x + t[:, None] * D + col[None, :], rows, valid[:, None])
 
 
 @triton.jit

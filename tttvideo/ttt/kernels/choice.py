@@ -61,22 +61,26 @@ SWITCH = "TTTVIDEO_FUSED"
 """Environment variable; "never": no kernels in this process."""
 
 
-def use_kernels(config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, mode: str) -> bool:
-    """Whether the kernels compute tokens of ``shape`` [B, H, T, d] on this device, with products in ``mode``. Says so
-    once in the log.
+def use_kernels(
+    config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether the kernels compute tokens of ``shape`` [B, H, T, d] and ``dtype`` on this device. Says so once in the
+    log.
 
     Raises:
         ValueError: if the configuration requires kernels where there are none.
     """
     if config.fused == "never":
         return False
-    required = config.fused == "require"
+    mode, required = mode_of(dtype), config.fused == "require"
     elsewhere = switched_off() or not_here(device, mode, required)
     why = elsewhere or not_for(config, shape[-1], grid[0] * grid[1], mode)
     if why is not None and required:
         raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
     if why is None and not required:
-        why = not_trusted(config, tuple(shape), (grid[0], grid[1]), device, mode)
+        if torch.compiler.is_compiling():
+            from .. import uncompiled  # noqa: F401  (its answer is a constant of what is compiled)
+        why = not_trusted(config, tuple(shape), (grid[0], grid[1]), device, dtype)
     if device.type != "cpu" or elsewhere is None:
         _say(f"TTT {type(config.inner).__name__}: " + ("fused kernels" if why is None else f"the eager scan: {why}"))
     return why is None
@@ -94,22 +98,21 @@ def switched_off() -> str | None:
     return f"{SWITCH}=never is set" if word else None
 
 
-@torch.compiler.assume_constant_result
 def not_trusted(
-    config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, mode: str
+    config: TTT, shape: tuple[int, ...], grid: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """Why ``fused: auto`` leaves a configuration that there are kernels for to the eager scan, or None: kernels must
     have been verified and found faster on such a device, and agree with the eager scan on this one."""
     chunk = "frame" if isinstance(config.chunk, FrameCausal) else "token"
     kind = kind_of(config.inner)
     assert kind is not None  # not_for let it pass
-    why = verified.why_not(kind, chunk, mode, capability_of(device), shape)
+    why = verified.why_not(kind, chunk, mode_of(dtype), dtype, capability_of(device), shape)
     if why is not None:
         return why
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured, in which kernels cannot be checked; run the layer once before"
     many = shape[0] * shape[1] >= FEW_PROGRAMS
-    failure = self_check.failure(config, shape[-1], grid, device, mode, many)
+    failure = self_check.failure(config, shape[-1], grid, device, mode_of(dtype), dtype, many)
     if failure is None:
         return None
     _warn(f"TTT {type(config.inner).__name__}: kernels fail their self-check ({failure}); the eager scan is used.")

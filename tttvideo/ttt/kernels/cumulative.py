@@ -46,12 +46,12 @@ def read_cumulative(
         return x.reshape(-1, size, dim)
 
     learned = torch.where(valid, rate[..., None] * v, 0.0)
-    moves = correlate(frames(k), frames(learned), grid[1]) / size
+    moves = correlate(frames(k), frames(learned), grid[1], rate.dtype) / size
     moves = moves.unflatten(0, (batch * heads, -1))
     moves = optimizer.clipped({"1": Map(moves, None)})["1"].weight
     start = weights["1"].weight.squeeze(-1).mT.flatten(0, 1)[:, None]  # [B * H, 1, 9, d]
     # W first, so that the sum is taken in the order of a loop
     after = torch.cat((start, moves), 1).cumsum(1)[:, 1:]
-    out = convolve(frames(q), after.flatten(0, 1), grid[1]).reshape(q.shape)
+    out = convolve(frames(q), after.flatten(0, 1), grid[1], q.dtype).reshape(q.shape)
     last = after[:, -1].unflatten(0, (batch, heads)).mT[..., None]
     return torch.where(valid, out, 0.0), {"1": Map(last.contiguous(), None)}

@@ -22,13 +22,14 @@ from .launch import TAPS, contiguous, depthwise_constants, operator
 
 
 @operator("tttvideo::convolve")
-def convolve(x: Tensor, taps: Tensor, columns: int) -> Tensor:
+def convolve(x: Tensor, taps: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Every frame with its own kernel, zero padding at the border.
 
     Args:
-        x: tokens of M frames, [M, N, d], float32 (float64 in tests).
+        x: tokens of M frames, [M, N, d].
         taps: [M, 9, d], rows before columns.
         columns: of a frame's grid of tokens; N is a multiple.
+        dtype: of the result. Sums are taken in float32 at least.
 
     Returns:
         [M, N, d].
@@ -37,7 +38,7 @@ def convolve(x: Tensor, taps: Tensor, columns: int) -> Tensor:
 
     x, taps = contiguous(x, taps)
     count, frame, dim = x.shape
-    y, constants = torch.empty_like(x), depthwise_constants(dim, x.dtype)
+    y, constants = torch.empty_like(x, dtype=dtype), depthwise_constants(dim, x.dtype)
     grid = (count, -(-frame // constants["TILE"]))
     if x.numel():
         depthwise_kernels.convolve_kernel[grid](x, taps, y, frame, columns, TAPS, **constants)
@@ -45,13 +46,14 @@ def convolve(x: Tensor, taps: Tensor, columns: int) -> Tensor:
 
 
 @operator("tttvideo::correlate")
-def correlate(x: Tensor, y: Tensor, columns: int) -> Tensor:
-    """The gradient at a frame's kernel, [M, 9, d], where ``y`` [M, N, d] is that at what came of ``x`` [M, N, d]."""
+def correlate(x: Tensor, y: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """The gradient at a frame's kernel, [M, 9, d] in ``dtype``, where ``y`` [M, N, d] is that at what came of ``x``
+    [M, N, d]."""
     from . import depthwise_kernels
 
     x, y = contiguous(x, y)
     count, frame, dim = x.shape
-    taps = x.new_empty(count, TAPS, dim)
+    taps = x.new_empty(count, TAPS, dim, dtype=dtype)
     if count:
         constants = depthwise_constants(dim, x.dtype)
         depthwise_kernels.correlate_kernel[(count, TAPS)](x, y, taps, frame, columns, **constants)
@@ -59,36 +61,38 @@ def correlate(x: Tensor, y: Tensor, columns: int) -> Tensor:
 
 
 @convolve.register_fake
-def _(x, taps, columns):
-    return x.new_empty(x.shape)
+def _(x, taps, columns, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @correlate.register_fake
-def _(x, y, columns):
-    return x.new_empty(x.shape[0], TAPS, x.shape[2])
+def _(x, y, columns, dtype):
+    return x.new_empty(x.shape[0], TAPS, x.shape[2], dtype=dtype)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, ctx.columns = inputs
+    first, second, ctx.columns, _ = inputs
     ctx.save_for_backward(first, second)
 
 
 def _convolve_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, taps = ctx.saved_tensors
-    to_x, to_taps, _ = ctx.needs_input_grad
+    to_x, to_taps, *_ = ctx.needs_input_grad
     return (
-        convolve(dy, taps.flip(1), ctx.columns) if to_x else None,
-        correlate(x, dy, ctx.columns) if to_taps else None,
+        convolve(dy, taps.flip(1), ctx.columns, x.dtype) if to_x else None,
+        correlate(x, dy, ctx.columns, taps.dtype) if to_taps else None,
+        None,
         None,
     )
 
 
 def _correlate_backward(ctx: Any, dtaps: Tensor) -> tuple[Tensor | None, ...]:
     x, y = ctx.saved_tensors
-    to_x, to_y, _ = ctx.needs_input_grad
+    to_x, to_y, *_ = ctx.needs_input_grad
     return (
-        convolve(y, dtaps.flip(1), ctx.columns) if to_x else None,
-        convolve(x, dtaps, ctx.columns) if to_y else None,
+        convolve(y, dtaps.flip(1), ctx.columns, x.dtype) if to_x else None,
+        convolve(x, dtaps, ctx.columns, y.dtype) if to_y else None,
+        None,
         None,
     )
 

@@ -27,7 +27,7 @@ from .blocks import (
     slot_of_frame,
     store_rows,
 )
-from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
+from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised, store
 
 
 @triton.jit
@@ -206,7 +206,7 @@ def backward_kernel(
                     to_q = mm(dzq, tl.trans(tl.load(rows_of(there, i, D, BLOCK))), MODE)
                     at_part = at[:, None] * D + i + tl.arange(0, BLOCK)[None, :]
                     to_q += tl.load(dout + at_part, mask=valid[:, None], other=0.0).to(ACC)
-                    tl.store(dq + at_part, to_q, mask=valid[:, None])
+                    store(dq + at_part, to_q, valid[:, None])
             tl.debug_barrier()
         if (PHASES & 2) > 0:
             for i in range(part * BLOCK, width, parts * BLOCK):
@@ -250,7 +250,7 @@ def backward_kernel(
                     to_k -= mm(moved, tl.trans(tl.load(rows_of(dstate, i, D, BLOCK))), MODE)
                     at_part = at[:, None] * D + i + tl.arange(0, BLOCK)[None, :]
                     to_k += tl.load(dk + at_part, mask=valid[:, None], other=0.0).to(ACC)
-                    tl.store(dk + at_part, to_k, mask=valid[:, None])
+                    store(dk + at_part, to_k, valid[:, None])
             tl.debug_barrier()
         if (PHASES & 8) > 0:
             for i in range(part * BLOCK, width, parts * BLOCK):

@@ -145,9 +145,18 @@ def depthwise_constants(dim: int, dtype: torch.dtype) -> dict[str, Any]:
     return {"D": dim, "TILE": 32, "ACC": accumulator(dtype), "num_warps": 4, "num_stages": 1}
 
 
-def heads_constants(dim: int, dtype: torch.dtype, rotate: bool, back: bool) -> dict[str, Any]:
+def output_constants(heads: int, dim: int, dtype: torch.dtype, gate: bool) -> dict[str, Any]:
+    """What the kernels of ``output`` are compiled for: of 1,024 channels four tokens at a time."""
+    width = 1 << (heads * dim - 1).bit_length()
+    some = {"C": heads * dim, "D": dim, "TILE": max(1, 4096 // width), "WIDTH": width}
+    return some | {"ACC": accumulator(dtype), "GATE": gate, "num_warps": 8, "num_stages": 1}
+
+
+def heads_constants(
+    dim: int, dtype: torch.dtype, rotate: bool, back: bool, silu: bool = False, unit: bool = False
+) -> dict[str, Any]:
     """What the kernel of ``heads`` is compiled for."""
-    some = {"D": dim, "TILE": 32, "ACC": accumulator(dtype), "ROTATE": rotate, "BACK": back}
+    some = {"D": dim, "TILE": 32, "ACC": accumulator(dtype), "ROTATE": rotate, "BACK": back, "SILU": silu, "UNIT": unit}
     return some | {"num_warps": 4, "num_stages": 1}
 
 

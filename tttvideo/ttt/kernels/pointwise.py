@@ -42,6 +42,14 @@ def to_bf16(x):
 
 
 @triton.jit
+def store(at, values, inside):
+    """Rounded to nearest in what stands ``at``: the interpreter's own conversion to bfloat16 cuts."""
+    if INTERPRETED and at.dtype.element_ty == tl.bfloat16:
+        values = to_bf16(values)
+    tl.store(at, values, mask=inside)
+
+
+@triton.jit
 def mm(a, b, MODE: tl.constexpr):
     """a @ b, accumulated in the dtype of ``a``.
 

@@ -49,7 +49,8 @@ def read(
         read = torch.full((batch,), count, device=device)
     else:
         read = lengths.to(device, non_blocking=True)
-    q, k, v, rate = tokens.q, tokens.k[:, :, 0], tokens.v[:, :, 0], tokens.rate[:, :, 0, :, 0]
+    # not by indices, whose derivative would write all tokens twice more
+    q, k, v, rate = tokens.q, tokens.k.squeeze(2), tokens.v.squeeze(2), tokens.rate.squeeze(-1).squeeze(2)
     kind = kind_of(inner)
     if kind == CUMULATIVE:
         from .cumulative import read_cumulative

@@ -23,19 +23,23 @@ _SMALL_BATCH = 2
 
 
 @functools.cache
-def failure(config: TTT, dim: int, grid: tuple[int, int], device: torch.device, mode: str, many: bool) -> str | None:
+def failure(
+    config: TTT, dim: int, grid: tuple[int, int], device: torch.device, mode: str, dtype: torch.dtype, many: bool
+) -> str | None:
     """What is wrong with the kernels of a configuration, or None: outputs, state and all gradients of a small layer
     against one in float64 that the eager scan computes, to within ``BOUNDS``. Runs once in a process for its arguments.
 
     Args:
         dim: of a head; ``grid``: of a frame's tokens.
+        dtype: of the layer's products and tokens. One in half precision has rounded its own as "bf16" does.
         many: whether there are enough rows x heads for one program each (``launch.FEW_PROGRAMS``).
     """
     layout = Layout(grid)
     period = config.chunk.size(layout.tokens_per_frame)
     assert period is not None  # there are kernels for chunks of a fixed size only
     devices = [device] if device.type == "cuda" else []
-    before = torch.get_float32_matmul_precision()
+    before, half = torch.get_float32_matmul_precision(), dtype in (torch.bfloat16, torch.float16)
+    bound = BOUNDS["bf16" if half else mode]
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -49,16 +53,18 @@ def failure(config: TTT, dim: int, grid: tuple[int, int], device: torch.device, 
         kernels.load_state_dict(exact.state_dict())
         try:
             torch.set_float32_matmul_precision(PRECISION[mode])
-            mine, expected = _all_of(kernels, x.float(), layout), _all_of(exact, x, layout)
+            with torch.autocast(device.type, dtype, enabled=half):
+                mine = _all_of(kernels, x.float(), layout)
+            expected = _all_of(exact, x, layout)
         except Exception as error:  # whatever a compiler or a driver says: the eager scan can do without them
             return f"{type(error).__name__}: {str(error)[:300]}"
         finally:
             torch.set_float32_matmul_precision(before)
     errors = {name: _error(mine[name], exact) for name, exact in expected.items()}
     worst = max(errors, key=lambda name: errors[name])
-    if errors[worst] <= BOUNDS[mode]:
+    if errors[worst] <= bound:
         return None
-    return f"the relative error of {worst} is {errors[worst]:.1e}, above {BOUNDS[mode]:.0e}"
+    return f"the relative error of {worst} is {errors[worst]:.1e}, above {bound:.0e}"
 
 
 def _layer(config: TTT, dim: int, fused: str) -> torch.nn.Module:

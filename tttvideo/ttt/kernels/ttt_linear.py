@@ -19,7 +19,7 @@ from .blocks import (
     store_sums,
     tokens_of_chunk,
 )
-from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised
+from .pointwise import across, loss_gradient, loss_gradient_backward, mm, standardised, store
 
 
 @triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "group"])
@@ -122,7 +122,7 @@ def forward_kernel(
         if not SAVE:
             h, _ = standardised(zq - mm(causal_steps * (products + 1.0), g, MODE), D)
             q_tile = load_rows(q, t, valid, D, ACC)
-            tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
+            store(out + at, q_tile + gamma_row * h + beta_row, some)
         here = there
         tl.debug_barrier()  # the next chunk reads what this one wrote
 
@@ -245,8 +245,8 @@ def backward_kernel(
         dz, derror, rows = loss_gradient_backward(rates * dg, z, target, gamma_row, beta_row, D)
         of_gamma += tl.sum(rows, 0)
         of_beta += tl.sum(derror, 0)
-        tl.store(dv + at, -derror, mask=some)
-        tl.store(dk + at, derror, mask=some)
+        store(dv + at, -derror, some)
+        store(dk + at, derror, some)
         tl.store(drate + t, tl.sum(dg * slope, 1), mask=valid)
         db = tl.load(dstate + at_b)
         tl.debug_barrier()  # all have read what is written now; dk is read again below
@@ -271,8 +271,8 @@ def backward_kernel(
             to_k += tl.load(dk + at_part, mask=some, other=0.0).to(ACC)
             da += mm(tl.trans(q_part), dzq, MODE) + mm(tl.trans(k_part), dz, MODE)
             tl.debug_barrier()
-            tl.store(dq + at_part, to_q, mask=some)
-            tl.store(dk + at_part, to_k, mask=some)
+            store(dq + at_part, to_q, some)
+            store(dk + at_part, to_k, some)
             tl.store(dstate + at_a, da)
         of_scale -= tl.where((slot == K - 1) & closes, of_last, 0.0)
         tl.debug_barrier()  # the chunk before reads what this one wrote

@@ -25,7 +25,17 @@ from .blocks import (
     store_sums,
     tokens_of_chunk,
 )
-from .pointwise import across, gelu, gelu_bend, gelu_slope, loss_gradient, loss_gradient_backward, mm, standardised
+from .pointwise import (
+    across,
+    gelu,
+    gelu_bend,
+    gelu_slope,
+    loss_gradient,
+    loss_gradient_backward,
+    mm,
+    standardised,
+    store,
+)
 
 
 @triton.jit(do_not_specialize=["heads", "tokens", "width", "begin", "end", "origin", "group"])
@@ -147,7 +157,7 @@ def forward_kernel(
             tl.store(tile + 3 * K * F + 2 * K * D + slot[:, None] * K + slot[None, :], products2)
         else:
             h, _ = standardised(zq2, D)
-            tl.store(out + at, q_tile + gamma_row * h + beta_row, mask=some)
+            store(out + at, q_tile + gamma_row * h + beta_row, some)
         here = there
         tl.debug_barrier()  # the next chunk reads what this one wrote
 
@@ -302,7 +312,7 @@ def backward_kernel(
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
         of_scale += tl.sum(tl.where(causal, to_products1 * products1, 0.0), 1)
         to_products1 = causal_steps * to_products1
-        tl.store(dq + at, to_q + mm(to_products1, k_tile, MODE), mask=some)
+        store(dq + at, to_q + mm(to_products1, k_tile, MODE), some)
         to_k += mm(tl.trans(to_products1), q_tile, MODE)
         of_scale -= tl.where((slot == K - 1) & closes, of_last, 0.0)
 
@@ -316,7 +326,7 @@ def backward_kernel(
         of_gamma += tl.sum(rows, 0)
         of_beta += tl.sum(derror, 0)
         to_k += derror
-        tl.store(dv + at, -derror, mask=some)
+        store(dv + at, -derror, some)
         db2 = tl.load(dstate + at_b2)
         tl.debug_barrier()
         tl.store(dstate + at_b2, db2 + tl.sum(dzq2, 0) + tl.sum(dz2, 0))
@@ -331,7 +341,7 @@ def backward_kernel(
             da2 += mm(tl.trans(gelu(z1, MODE)), dz2, MODE)
             tl.debug_barrier()
             store_block(dstate, f, da1, db1, da2, D, F, BLOCK)
-        tl.store(dk + at, to_k, mask=some)
+        store(dk + at, to_k, some)
         tl.debug_barrier()  # the chunk before reads what this one wrote
 
     store_sums(dgamma, dbeta, dscale, program, of_gamma, of_beta, of_scale, D, K)

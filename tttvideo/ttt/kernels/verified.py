@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 BOUNDS = {"tf32x3": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
 """By what the products read (``choice.mode_of``): how large a kernel's error may be, of every output, state and
 gradient: |x - exact| / |exact|, exact in float64 on the same tokens."""
@@ -24,6 +26,7 @@ class Verified(NamedTuple):
 
     Attributes:
         kernel: inner model (``choice.KINDS``); ``chunk``: "token" or "frame"; ``mode``: what its products read.
+        dtype: of the tokens, "bfloat16": what the layer computes in.
         sm: compute capability (90: sm_90); ``triton``: its version, "3.6".
         dim: head dimension.
         programs: rows x heads, ``tokens``: of a row; from which on it was faster.
@@ -33,6 +36,7 @@ class Verified(NamedTuple):
     kernel: str
     chunk: str
     mode: str
+    dtype: str
     sm: int
     triton: str
     dim: int
@@ -47,12 +51,13 @@ def table() -> tuple[Verified, ...]:
     return tuple(Verified(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"])
 
 
-def why_not(kernel: str, chunk: str, mode: str, sm: int, shape: tuple[int, ...]) -> str | None:
-    """Why ``fused: auto`` leaves tokens of ``shape`` [B, H, T, d] to the eager scan, or None."""
+def why_not(kernel: str, chunk: str, mode: str, dtype: torch.dtype, sm: int, shape: tuple[int, ...]) -> str | None:
+    """Why ``fused: auto`` leaves tokens of ``shape`` [B, H, T, d] and ``dtype`` to the eager scan, or None."""
     batch, heads, tokens, dim = shape
     release = ".".join(version("triton").split(".")[:2])
-    rows = [row for row in table() if row[:5] == (kernel, chunk, mode, sm, release)]
-    what = f"the {kernel} kernel for {chunk}-causal chunks, {mode} products"
+    tokens_in = str(dtype).removeprefix("torch.")
+    rows = [row for row in table() if row[:6] == (kernel, chunk, mode, tokens_in, sm, release)]
+    what = f"the {kernel} kernel for {chunk}-causal chunks, {mode} products and tokens in {tokens_in}"
     if not rows:
         return f"{what}, was not verified on sm_{sm} with Triton {release}"
     if dim not in (dims := sorted({row.dim for row in rows})):

@@ -1,0 +1,272 @@
+"""Sequence layers over what a frozen encoder makes of real videos (docs/results/frozen.md has the protocol).
+
+    python -m benchmarks.frozen --videos DIR --cache DIR [--study configs/study/frozen.yaml]
+    python -m benchmarks.frozen --table docs/results/frozen.md
+
+The features that `tttvideo cache` keeps of each frame become one vector, the mean over its tokens. A row is a training
+by the settings of a recipe on those vectors, in this process, measured after its last step. Rates are chosen on a
+part of the training videos that those trainings are not shown; the validation split is read by reported rows alone.
+Finished rows are appended to a JSONL file at once, and skipped when the study is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.fair import Job, chosen_rate, difference, jobs, reported
+from benchmarks.small import ROOT, append_row, commit, read_rows, read_study
+from tttvideo.arguments import to_yaml
+from tttvideo.training.arguments import parse
+from tttvideo.training.loop import NonFinite
+from tttvideo.training.run import Run
+from tttvideo.training.validation import Scores, score
+from tttvideo.video.features import CachedFeatures
+
+STUDY = ROOT / "configs" / "study" / "frozen.yaml"
+
+
+class Clip(NamedTuple):
+    """A line of the data's manifest: path below the folder of all sets, class, recording."""
+
+    path: str
+    label: str
+    group: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: recipe, rates, seeds, tasks, variants")
+    parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
+    parser.add_argument("--videos", type=Path, help="folder that holds the sets and manifest.csv")
+    parser.add_argument("--cache", type=Path, help="folder of the encoder's features")
+    parser.add_argument("--task", help="only this reported task")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the finished rows into this page")
+    options = parser.parse_args()
+    study = read_study(options.study)
+    file = options.rows or ROOT / study["rows"]
+    if options.table:
+        begin, end = f"<!-- rows of {file.name} -->\n", f"<!-- end of {file.name} -->\n"
+        head, rest = options.table.read_text(encoding="utf-8").split(begin)
+        text = f"{head}{begin}{table(study, read_rows(file))}\n{end}{rest.split(end)[1]}"
+        options.table.write_text(text, encoding="utf-8")
+        return
+    if not (options.videos and options.cache):
+        parser.error("--videos and --cache are needed, but for --table")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        while (job := next(jobs(study, read_rows(file), options.task), None)) is not None:
+            row = run(study, job, options.videos, options.cache, Path(folder))
+            append_row(file, row)
+            print(job, row["measured"][0]["top1"], f"train {row['train_top1']}", f"{row['cpu_seconds']} s", flush=True)
+
+
+def run(study: dict[str, Any], job: Job, videos: Path, cache: Path, folder: Path) -> dict[str, Any]:
+    """Trains and measures a row; ``folder`` holds the vectors of sets that were read before."""
+    begin, task = time.process_time(), study["tasks"][job.task]
+    lag = study["variants"][job.variant].get("motion", 0)
+    vectors = folder / f"{task['set']}-{lag}"
+    if not vectors.exists():
+        write_vectors(study, task, videos, cache, vectors, lag)
+    with tempfile.TemporaryDirectory() as run_folder:
+        file = Path(run_folder) / "clips.csv"
+        with file.open("w", newline="") as lines:
+            csv.writer(lines).writerow(["path", "label", "split"])
+            for split, clips in zip(("train", "val"), divided(task, videos)):
+                csv.writer(lines).writerows([file_of(vectors, clip), clip.label, split] for clip in clips)
+        result = fit(words(study, job, file, Path(run_folder) / "run"))
+    about = {"cpu_seconds": round(time.process_time() - begin, 1), "commit": commit()}
+    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    return {**job._asdict(), "times": job.steps, **result, **about}
+
+
+def file_of(vectors: Path, clip: Clip) -> Path:
+    return vectors / f"{clip.path.replace('/', '-')}.npy"
+
+
+def write_vectors(
+    study: dict[str, Any], task: dict[str, Any], videos: Path, cache: Path, vectors: Path, lag: int
+) -> None:
+    """A .npy file [frames, channels] for each clip of a set; with ``lag`` the change from so many frames before stands
+    beside each frame's own vector.
+
+    Raises:
+        VideoError: the cache lacks a clip.
+    """
+    own = {"model.encoder.cache": cache, **task["features"]}
+    config, _ = parse(["--config", study["recipe"], *given(own)])
+    reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
+    assert isinstance(reading, CachedFeatures)
+    vectors.mkdir()
+    for clip in [clip for part in divided({"set": task["set"]}, videos) for clip in part]:
+        reader = reading.open(str(videos / clip.path))
+        features = reader.read(reading.wanted(reader, [(None, None, None)])).float().mean((2, 3)).numpy()
+        if lag:
+            before = features[np.maximum(np.arange(len(features)) - lag, 0)]
+            features = np.concatenate([features, features - before], 1)
+        np.save(file_of(vectors, clip), features)
+
+
+def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]:
+    """What is learned from and what is measured: the set's own splits; where a task has ``parts``, the training split
+    without one of so many (``part``, counted from 0), and that part: whole recordings, where the set names any."""
+    clips: dict[str, list[Clip]] = {"train": [], "val": []}
+    with (videos / "manifest.csv").open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            if line["dataset"] == task["set"]:
+                clips[line["split"]].append(Clip(line["path"], line["label"], line["group"]))
+    if "parts" not in task:
+        return clips["train"], clips["val"]
+    train = sorted(clips["train"])
+    groups = sorted({clip.group for clip in train})
+    number = [groups.index(clip.group) if len(groups) > 1 else i for i, clip in enumerate(train)]
+    held_out = [n % task["parts"] == task.get("part", 0) for n in number]
+    return (
+        [clip for clip, out in zip(train, held_out) if not out],
+        [clip for clip, out in zip(train, held_out) if out],
+    )
+
+
+def words(study: dict[str, Any], job: Job, file: Path, out: Path) -> list[str]:
+    """The command line of a training."""
+    task = study["tasks"][job.task]
+    settings = study["settings"] | study["variants"][job.variant].get("settings", {})
+    settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
+    settings |= {"schedule.epochs": task["epochs"], **task.get("settings", {})}
+    return ["--config", study["recipe"], *given(settings)]
+
+
+def given(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    texts = {
+        name: str(value) if isinstance(value, str | Path) else json.dumps(value) for name, value in settings.items()
+    }
+    return [word for name, text in texts.items() for word in (f"--{name}", text)]
+
+
+def fit(command: list[str]) -> dict[str, Any]:
+    """Trains as ``tttvideo train`` with these words, and measures what was trained after the last step; one whose loss
+    is no longer finite has no right answer."""
+    config, _ = parse(command)
+    training, scores = Run(config, to_yaml(config)), None
+    try:
+        training.prepare()
+        training.resume()
+        while not training.trainer.schedule.done(training.progress):
+            training.epoch()
+        scores = _scores(training)
+    except NonFinite:
+        pass
+    finally:
+        training.close(None)
+    assert training.val is not None
+    log = Path(str(config.out)) / "log.jsonl"
+    learned = [json.loads(line)["train_accuracy"] for line in log.read_text().splitlines()] if log.exists() else [0.0]
+    hits, loss = [False] * len(training.val.videos), 1e9
+    if scores is not None:
+        assert bool(scores.scored.all()), scores.failures
+        hits = (scores.rows.argmax(1) == scores.labels).tolist()
+        loss = float(cross_entropy(scores.rows, scores.labels))
+    measured = {
+        "length": 1,
+        "top1": round(statistics.mean(hits), 4),
+        "loss": round(loss, 4),
+        "n": len(hits),
+        "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",
+    }
+    return {
+        "measured": [measured],
+        "train_top1": round(learned[-1], 4),
+        "curve": [round(accuracy, 4) for accuracy in learned],
+        "diverged_at": training.progress.step if scores is None else None,
+        "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
+        "steps": training.progress.step,
+    }
+
+
+def _scores(training: Run) -> Scores:
+    assert training.val_batches is not None
+    assert training.val is not None
+    model = training.trainer.evaluated_model
+    model.set_inner_rate(1.0)
+    with training.trainer.evaluating():
+        return score(model, *training.val_batches, training.val, training.accelerator)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Markdown: of each task a line per variant with what each rate gave on the parts, then the reported seeds; of a
+    study without those a line per variant with all parts together."""
+    if not study["seeds"]:
+        return pooled(study, rows)
+    text: list[str] = []
+    base = next(iter(study["variants"]))
+    for task, trial in study["choice"].items():
+        rates = " | ".join(f"{rate:g}" for rate in study["rates"])
+        text += [
+            f"\n**{task}**\n",
+            f"| layer | {rates} | chosen | seeds | val top-1 (min-max) | minus {base} | train top-1 | parameters "
+            "| CPU s |",
+            "|---|" + "---|" * (len(study["rates"]) + 7),
+        ]
+        for variant in study["variants"]:
+            tried = {
+                row["rate"]: row["measured"][0]["top1"]
+                for row in rows
+                if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])
+            }
+            if not tried:
+                continue
+            cells = [f"{tried[rate]:.3f}" if rate in tried else "-" for rate in study["rates"]]
+            best = chosen_rate(study, rows, task, variant)
+            cells += ["-" if best is None else f"{best:g}"]
+            own = reported(study, rows, task, variant)
+            if own:
+                tops = [row["measured"][0]["top1"] for row in own]
+                cells += [str(len(own)), f"{statistics.mean(tops):.3f} ({min(tops):.3f}-{max(tops):.3f})"]
+                cells += ["-" if variant == base else difference(own, reported(study, rows, task, base))]
+                cells += [f"{statistics.mean(row['train_top1'] for row in own):.3f}", f"{own[0]['parameters']:,}"]
+                cells += [f"{statistics.median(row['cpu_seconds'] for row in own):.0f}"]
+            text.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def pooled(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    base, text = next(iter(study["variants"])), []
+    trials = list(dict.fromkeys(study["choice"].values()))
+    for variant in study["variants"]:
+        own = {row["task"]: row for row in rows if row["variant"] == variant}
+        tasks = [task for task in trials if task in own]
+        if tasks:
+            mine, other = (_joined(rows, tasks, name) for name in (variant, base))
+            learned = statistics.mean(own[task]["train_top1"] for task in tasks)
+            minus = "-" if variant == base else difference([mine], [other])
+            cells = [str(mine["n"]), f"{mine['top1']:.3f}", minus, f"{learned:.3f}", f"{own[tasks[0]]['parameters']:,}"]
+            text.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(
+        [f"| variant | clips | top-1 | minus {base} | train top-1 | parameters |", "|---|" + "---|" * 5, *text]
+    )
+
+
+def _joined(rows: list[dict[str, Any]], tasks: list[str], variant: str) -> dict[str, Any]:
+    """The measurements of a variant on several parts as one row."""
+    parts = [row["measured"][0] for task in tasks for row in rows if (row["task"], row["variant"]) == (task, variant)]
+    hits = "".join(f"{int(part['hits'], 16):0{part['n']}b}" for part in parts)
+    measured = {"n": len(hits), "hits": f"{int(hits, 2):x}"}
+    return {"seed": 0, "measured": [measured], "n": len(hits), "top1": hits.count("1") / len(hits)}
+
+
+if __name__ == "__main__":
+    main()
