@@ -129,8 +129,8 @@ def _samples_note(score: Score) -> str:
     if score.judged:
         return "Frames of a video with their numbers; below, the probability of each class had the video ended there."
     return (
-        f"Videos from the best {score.title} to the worst. Frames with their numbers; below, where the task has curves, "
-        "their values had the video ended there."
+        f"Videos from the best {score.title} to the worst. Frames with their numbers; below, where the task has "
+        "curves, their values had the video ended there."
     )
 
 
