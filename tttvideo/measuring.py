@@ -21,9 +21,8 @@ class EvaluateConfig:
     """Measure a checkpoint on the videos of one split.
 
     Every combination of frames, sampling and views is a row of the results: the video is cut to its first n frames,
-    divided into views, then the sampling rule is applied. Videos that cannot be read are listed; a classifier's count as
-    wrong.
-    Runs on several processes under torchrun, except for a model that predicts frames.
+    divided into views, then the sampling rule is applied. Videos that cannot be read are listed; a
+    classifier's count as wrong. Runs on several processes under torchrun, except for a model that predicts frames.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
