@@ -1,7 +1,7 @@
 """Which design for video? Small models that differ from a base in one factor, trained on generated clips in memory.
 
     python -m benchmarks.design [--study configs/study/design.yaml] [--jobs 2] [--task NAME] [--only VARIANT ...]
-    python -m benchmarks.design --table docs/results/design.md
+    python -m benchmarks.design --table FILE.md
 
 A row is one training: a task, a variant, a seed. Clips are drawn as they are needed, without encoding, so no clip
 is seen twice; all variants of a seed see the same clips in the same order. A row is measured after its last step on

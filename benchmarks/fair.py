@@ -3,10 +3,10 @@
     python -m benchmarks.fair [--dry]
     python -m benchmarks.fair --table docs/results/fair.md
 
-One thread, one training after another: first each layer at each rate on the seed of the choice, then, at the rate that
-was best there, on the reported seeds; where training was not flat at its end, again with more steps. Each finished row
-is appended to a JSONL file at once, and skipped when the study is started again; a training that was broken off goes on
-from its last minute, at the same commit.
+One thread, one training after another. Of each task five layers come first, then the others: each at each rate on the
+seed of the choice, then, at the rate that was best there, on the reported seeds; where training was not flat at its end,
+again with more steps. Each finished row is appended to a JSONL file at once, and skipped when the study is started
+again; a training that was broken off goes on from its last minute, at the same commit.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
     loss), or with the least error of prediction; one that diverged last; None: not all have been tried."""
     trial = study["choice"][task]
     own = [row for row in rows if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])]
-    if {row["rate"] for row in own} < set(study["rates"]):
+    own = [row for row in own if row["rate"] in study["rates"]]
+    if len(own) < len(study["rates"]):
         return None
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
@@ -134,8 +135,8 @@ def predicts(row: dict[str, Any]) -> bool:
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether accuracy in training left the level of those that remember nothing and rose by less than the study's
-    share from the last but one part to the last; or the loss of prediction fell by less than ``flat_loss``, a share."""
+    """Whether accuracy in training left the level of those that remember nothing and rose by less than ``flat`` from
+    the second to last part to the last; or the loss of prediction fell by less than the share ``flat_loss``."""
     curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
     if predicts(row):
         return len(curve) > 1 and curve[-1] > (1 - study["flat_loss"]) * curve[-2]
@@ -253,7 +254,7 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
 
 
 def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Paired over clips, seeds that both have drawn too, with its 95 % interval."""
+    """Paired over clips and over the seeds that both have, with its 95 % interval."""
     both = {row["seed"] for row in own} & {row["seed"] for row in base}
     if not both or own is base:
         return "-"

@@ -1,7 +1,7 @@
 """Sequence layers over what a frozen encoder makes of real videos (docs/results/frozen.md has the protocol).
 
     python -m benchmarks.frozen --videos DIR --cache DIR [--study configs/study/frozen.yaml]
-    python -m benchmarks.frozen --table docs/results/frozen.md
+    python -m benchmarks.frozen [--study FILE] --table docs/results/frozen.md
 
 The features that `tttvideo cache` keeps of each frame become one vector, the mean over its tokens. A row is a training
 by the settings of a recipe on those vectors, in this process, measured after its last step. Rates are chosen on a
@@ -142,7 +142,7 @@ def words(study: dict[str, Any], job: Job, file: Path, out: Path) -> list[str]:
     task = study["tasks"][job.task]
     settings = study["settings"] | study["variants"][job.variant].get("settings", {})
     settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
-    settings |= {"schedule.epochs": task["epochs"], **task.get("settings", {})}
+    settings |= {"schedule.epochs": job.steps * task["epochs"], **task.get("settings", {})}
     return ["--config", study["recipe"], *given(settings)]
 
 

@@ -1,4 +1,7 @@
-"""Prediction of what only a memory can know: trained on short clips of revisit, measured lap by lap on long ones."""
+"""Predicting pixels that are seen again: models trained on short clips of revisit, measured lap by lap on long ones.
+
+Rows of `benchmarks.fair`; not run by itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from benchmarks.design import any_suite, clips, fit
 from benchmarks.small import VAL_SEED, Partial
 from tttvideo.evaluation.suites import revealed_errors
+from tttvideo.evaluation.table import METHODS, MODEL
 from tttvideo.model import VideoModel
 from tttvideo.ttt.interface import state_bytes
 from tttvideo.video.synthetic import PredictionSuite
@@ -33,9 +37,13 @@ def train_row(
 
 
 def measure(model: VideoModel, suite: PredictionSuite, count: int) -> dict[str, Any]:
-    """Mean squared errors on newly revealed pixels, each frame predicted from all true ones before it: of all laps
-    after the first (``error``, and of each clip ``errors``), and lap by lap."""
-    sums, values = [], []
+    """Mean squared errors on newly revealed pixels, each frame predicted from all true ones before it.
+
+    Returns:
+        ``errors``, of each clip over all laps after the first, ``error``, their mean, and ``by_lap``, of all clips
+        together, for the laps that each of them has.
+    """
+    sums, counts = [], []
     for first in range(0, count, BATCH):
         numbers = range(first, min(first + BATCH, count))
         causes = [suite.plan("val", i).cause for i in numbers]
@@ -43,15 +51,15 @@ def measure(model: VideoModel, suite: PredictionSuite, count: int) -> dict[str, 
         frames, (_, lengths) = clips(suite, "val", numbers)
         pieces = frames.split(model.segment_frames(64), dim=1)
         segments = ((piece, torch.full_like(lengths, piece.shape[1])) for piece in pieces)
-        laps = 1 + suite.frames  # more than any clip has
-        squared, of_clip = revealed_errors(model, segments, revealed, laps)
-        sums.append(squared[:, 0])
-        values.append(of_clip)
-    squared, pixels = torch.cat(sums), torch.cat(values)  # [clips, laps]
-    laps = int(pixels.all(0).sum())  # that every clip has
-    squared, pixels = squared[:, :laps], pixels[:, :laps]
-    errors = squared[:, 1:].sum(1) / pixels[:, 1:].sum(1)
-    by_lap = squared.sum(0) / pixels.sum(0)
+        more_than_any = 1 + suite.frames
+        squared, values = revealed_errors(model, segments, revealed, more_than_any)
+        sums.append(squared[:, METHODS.index(MODEL)])
+        counts.append(values)
+    squared, values = torch.cat(sums), torch.cat(counts)  # [clips, laps]
+    laps = int(values.all(0).sum())  # that every clip has
+    squared, values = squared[:, :laps], values[:, :laps]
+    errors = squared[:, 1:].sum(1) / values[:, 1:].sum(1)
+    by_lap = squared.sum(0) / values.sum(0)
     return {
         "frames": suite.frames,
         "n": count,

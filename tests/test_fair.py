@@ -86,6 +86,9 @@ def test_a_rate_is_chosen_by_all_lengths():
     rows[2]["measured"] = [rows[2]["measured"][0] | {"top1": top1} for top1 in (1.0, 0.9, 0.7, 0.5)]
     rows[3]["measured"] = [rows[3]["measured"][0] | {"top1": top1} for top1 in (0.95, 0.9, 0.85, 0.8)]
     assert fair.chosen_rate(STUDY, rows, "flash-order", "GRU") == STUDY["rates"][3]
+    other = row(jobs[0]._replace(rate=9.0), 1.0)  # of a study that had other rates
+    assert fair.chosen_rate(STUDY, [*rows, other], "flash-order", "GRU") == STUDY["rates"][3]
+    assert fair.chosen_rate(STUDY, [*rows[1:], other], "flash-order", "GRU") is None
 
 
 def test_layers_have_equal_parameters_and_state(capsys):

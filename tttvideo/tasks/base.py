@@ -117,7 +117,7 @@ class Card(NamedTuple):
 @dataclass(frozen=True)
 class Task(ABC):
     """What a model is trained for; one subclass per file. Evaluation asks it, too, for figures, columns and a card:
-    ``report`` to ``card`` have answers that serve any task.
+    the methods from ``report`` to ``card`` have defaults that suit any task.
 
     Attributes:
         labelled: whether videos need labels; otherwise labels are ignored, and videos may lie anywhere.
@@ -272,16 +272,6 @@ class TaskHead(nn.Module, ABC):
     @abstractmethod
     def examiner(self) -> Examiner:
         """A new one, for a batch of videos; its memory does not grow with their length."""
-
-    def examine(self, segments: Iterable[Read]) -> Tensor:
-        """Whole videos, segment by segment -> float32 [B, columns], as an ``examiner`` finds them."""
-        examiner, empty = self.examiner(), True
-        for _, lengths, output in segments:
-            examiner.add(lengths, output)
-            empty = False
-        if empty:
-            raise ValueError("There are no frames to score.")
-        return examiner.rows()
 
     def timeline(self, output: Any) -> Tensor | None:
         """The rows that ``examiner`` would have, had the video ended at each time step of this output, [B, S, columns];
