@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -81,6 +82,18 @@ class Score(NamedTuple):
     title: str
     lower: bool = False
     share: bool = False
+
+    @property
+    def judged(self) -> bool:
+        """Whether every video is answered right or wrong: the column is ``correct``, with 1 or 0. Only of such a score
+        can be said what guessing and the best observer of a generated set reach."""
+        return self.column == "correct"
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """The number in a row of predictions.csv; None where there is none, or no number."""
+        value = row.get(self.column)
+        number = math.nan if value is None or value == "" else float(value)
+        return None if math.isnan(number) else number
 
 
 class Card(NamedTuple):
