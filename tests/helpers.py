@@ -284,6 +284,14 @@ def video_model(
     return model
 
 
+def examine(head, segments):
+    """Whole videos, segment by segment: the rows [B, columns] that evaluation gets of them."""
+    examiner = head.examiner()
+    for _, lengths, output in segments:
+        examiner.add(lengths, output)
+    return examiner.rows()
+
+
 def distance(a, b) -> float:
     """The largest difference between two tensors, or trees of tensors of one shape."""
     leaves = [pytree.tree_leaves(tree) for tree in (a, b)]

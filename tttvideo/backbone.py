@@ -28,8 +28,8 @@ class Backbone:
         width: channels C of the residual stream.
         depth: blocks.
         mixer: the sequence layer of every block: ``TTT``, ``Attention``, ``LinearAttention``, ``Mamba``,
-            ``GatedDeltaNet``, ``RWKV7``, ``LSTM``, ``GRU``, ``FrameAttention``, ``Bidirectional``, ``NoMixer``,
-            or a class by import path.
+            ``GatedDeltaNet``, ``RWKV7``, ``LSTM``, ``GRU``, ``ConvLSTM``, ``FrameAttention``, ``Bidirectional``,
+            ``NoMixer``, or a class by import path.
         pattern: the sequence layers of successive blocks, repeated down the stack, in place of ``mixer``: three
             ``TTT`` and one ``Attention`` make every fourth block attention. Empty: ``mixer`` everywhere.
         frame_attention: heads of a self-attention among the tokens of each frame, which each block then begins

@@ -21,8 +21,8 @@ class EvaluateConfig:
     """Measure a checkpoint on the videos of one split.
 
     Every combination of frames, sampling and views is a row of the results: the video is cut to its first n frames,
-    divided into views, then the sampling rule is applied. Videos that cannot be read count as wrong and are listed.
-    Runs on several processes under torchrun.
+    divided into views, then the sampling rule is applied. Videos that cannot be read are listed; a
+    classifier's count as wrong. Runs on several processes under torchrun, except for a model that predicts frames.
 
     Attributes:
         checkpoint: run folder (its best), checkpoint in it, or export.
@@ -39,8 +39,8 @@ class EvaluateConfig:
         controls: further rows, of the first sampling rule, with something taken away: inner-rate-0 (no learning at
             test time), reset (state thrown away after each chunk), shuffled (frames in a random order; holds whole
             videos), or all that apply.
-        by: report accuracy against a column of meta.csv or of the list, e.g. depth, or depth:8 for eight bins
-            (default: the columns that a generated suite names).
+        by: report accuracy (or the task's own score) against a column of meta.csv or of the list, e.g. depth, or
+            depth:8 for eight bins (default: the columns that a generated suite names).
         check_streaming: number of videos that are also read whole in one call and compared with the stream.
         workers: processes that read ahead; 0 for none (default: 2).
         context: frames that are read (default: 10).
@@ -63,7 +63,7 @@ class EvaluateConfig:
     positional: ClassVar = ("checkpoint",)
     several: ClassVar = ("sampling", "views", "controls", "by")
     groups: ClassVar = {
-        "of a classifier": ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers"),
+        "of a model that reads videos": ("frames", "sampling", "views", "controls", "by", "check_streaming", "workers"),
         "of a model that predicts frames": ("context", "horizon", "write", "grey", "lpips", "fvd"),
     }
 

@@ -40,7 +40,8 @@ class ModelConfig:
     """Architecture: frames -> encoder -> tokens of all frames -> backbone -> task head.
 
     Attributes:
-        encoder: frames to tokens: ``Patches``, ``Tubelets``, ``ConvStem`` or ``Timm``.
+        encoder: frames to tokens: ``Patches``, ``Tubelets``, ``ConvStem``, ``Timm``, ``Transformers``, ``Features`` or
+            a class by import path.
         backbone: the stack of blocks around a sequence layer.
         task: what is learned: ``Classification`` or ``Prediction``.
     """

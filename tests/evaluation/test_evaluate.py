@@ -13,7 +13,6 @@ from tests.evaluation.small import LABELS, evaluate, small_model, small_run, sma
 from tttvideo.cli import main
 from tttvideo.evaluation import print_report, write_report
 from tttvideo.evaluation.plots import plot_confusion
-from tttvideo.evaluation.strata import WRITTEN
 from tttvideo.video.synthetic import FlashRecall, ceiling_for, make
 
 SETTINGS = {"workers": 0, "frames": "8,all", "sampling": ["dense", "uniform=4"]}
@@ -270,7 +269,13 @@ def test_damaged_descriptions_are_one_sentence(data, tmp_path, name, text):
 
 def test_the_columns_of_predictions_are_reserved(run, data, tmp_path):
     _, rows = _written(run, data, tmp_path)
-    assert set(rows[0]) == set(WRITTEN) | {"first_onset"}
+    every = {"path", "start", "end", "frames", "sampling", "views", "control", "frames_used", "failure"}
+    of_task = {"label", "prediction", "correct", "probability", "label_probability", "rank", "top5"}
+    assert set(rows[0]) == every | of_task | {"first_onset"}
+    videos = sorted(data.glob("val/*/*.mp4"))
+    (tmp_path / "list.csv").write_text("path,label,rank\n" + "".join(f"{v},{v.parent.name},1\n" for v in videos))
+    with pytest.raises(ValueError, match=r"predictions\.csv has a column 'rank' of its own; rename"):
+        evaluate(run, tmp_path / "list.csv", split="all", by=["rank"])
 
 
 def test_frames_in_a_random_order_have_no_ceiling(run, data, tmp_path):

@@ -12,6 +12,7 @@ from tttvideo.backbone import Backbone
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Tubelets
 from tttvideo.evaluation.generating import forecasts, read_clip, shown_horizons
+from tttvideo.evaluation.page import page_of
 from tttvideo.evaluation.table import METHODS
 from tttvideo.export import export
 from tttvideo.inference.predict import mismatches
@@ -105,6 +106,10 @@ def test_metrics_by_horizon_for_the_model_and_every_trivial_prediction(run, data
     assert "it has 7 frames of the 11 that are needed" in page
     assert all(title in page for title in ("Squared error of a frame", "PSNR (dB)", "SSIM"))
     assert f"<b>{metrics['mean']['model']['mse']:.4g}</b> squared error" in page
+    for row, value in zip((*metrics["mean"].values(), *metrics["per_horizon"].values()), (1.0,) * 4 + ([1.0] * 5,) * 4):
+        row["edge_error"] = value  # a metric of somebody's own, of which nothing is known but its name
+    *_, own = page_of(metrics).grids
+    assert (own.title, own.best, own.details) == ("edge error", frozenset(), True)
     # by hand, one video after the other
     model = from_pretrained(run)
     errors = {method: torch.zeros(3, 5) for method in METHODS}

@@ -43,7 +43,7 @@ def test_columns_of_a_list_are_matched_by_file_and_span(tmp_path):
     with pytest.raises(ValueError, match="no column 'rom'; there are: start, end, room"):
         choose_columns(["rom"], rows)
     with pytest.raises(ValueError, match=r"predictions\.csv has a column 'start' of its own; rename"):
-        choose_columns(["start"], rows)
+        choose_columns(["start"], rows, {"start"})
     with pytest.raises(ValueError, match="with such a column is needed"):
         choose_columns(["room"], read_columns(tmp_path, None, index))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.evaluation.small import noise_video, small_run
-from tests.helpers import video_model
+from tests.helpers import examine, video_model
 from tttvideo.cli import main
 from tttvideo.encoder import Patches, Timm
 from tttvideo.pretrained import from_pretrained
@@ -87,7 +87,7 @@ def test_an_untrained_change_is_the_last_frame_again(frames):
         model.head.to_pixels.weight.zero_()
         output, _ = model(frames)
     assert torch.equal(output.timeline[:, :, 0], model.truth(frames))
-    rows = model.head.examine(model.outputs([(frames, torch.tensor([7, 7]))]))
+    rows = examine(model.head, model.outputs([(frames, torch.tensor([7, 7]))]))
     assert torch.equal(rows[:, 1:3], rows[:, 3:5])  # errors of the model and of copy-last
     assert rows[:, 1].min() > 0
 

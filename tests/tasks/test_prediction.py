@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import ALL_MIXERS, each_kind, name, video_model
+from tests.helpers import ALL_MIXERS, each_kind, examine, name, video_model
 from tttvideo.backbone import Backbone
 from tttvideo.encoder import ConvStem, Patches, Timm, Tubelets
 from tttvideo.mixers import Attention, Bidirectional, LinearAttention, Mamba, NoMixer
@@ -166,7 +166,7 @@ def test_what_is_too_short_gives_no_loss():
     target = (clips(4), torch.tensor([4]))
     assert model.loss(output, target) == 0
     assert model.head.loss(output, target).count == 0
-    rows = model.head.examine([(*target, output)])
+    rows = examine(model.head, [(*target, output)])
     with pytest.raises(ValueError, match="none of the 1 videos to validate on"):
         model.config.task.summary(rows, torch.tensor([-1]), torch.tensor([True]))
 
@@ -242,7 +242,7 @@ def test_examined_in_segments_is_by_hand(encoder):
     lengths = torch.tensor([11, 6, 1])
     frames = clips(11, 6, 1)
     segments = [(frames[:, s : s + 4], (lengths - s).clamp(0, 4)) for s in range(0, 11, 4)]
-    rows = model.head.examine(model.outputs(segments))
+    rows = examine(model.head, model.outputs(segments))
     first = -(-2 // stride) * stride  # predicted from at least two frames
     for row, length in ((0, 11), (1, 6)):
         x = frames[row, : length // stride * stride] / 255.0
@@ -307,6 +307,6 @@ def test_it_learns_a_motion():
         loss.backward()
         optimizer.step()
     model.eval()
-    rows = model.head.examine(model.outputs([(clip, lengths)]))
+    rows = examine(model.head, model.outputs([(clip, lengths)]))
     figures = config.task.summary(rows, torch.full((16,), -1), torch.ones(16, dtype=torch.bool))
     assert figures["mse"] < 0.1 * figures["copy_last_mse"]

@@ -4,8 +4,8 @@ from .base import Encoder, EncoderState, FrameEncoder
 from .features import Features
 from .hugging_face import Transformers
 from .patches import Patches, Tubelets
-from .pretrained import Timm
 from .stem import ConvStem
+from .timm_models import Timm
 
 __all__ = [
     "ConvStem",

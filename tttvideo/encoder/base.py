@@ -16,7 +16,7 @@ from ..video.transforms import Preprocessing
 
 @dataclass(frozen=True)
 class Encoder(ABC):
-    """Configuration of an encoder; one subclass per file."""
+    """Configuration of an encoder."""
 
     def portable(self) -> Encoder:
         """The same without what is of this machine alone, for an export."""
@@ -125,23 +125,30 @@ class FrameEncoder(nn.Module, ABC):
         Raises:
             ValueError: if a row continues after it ended in the middle of a time step.
         """
-        batch, count = frames.shape[:2]
-        given = torch.full((batch,), count) if lengths is None else lengths
-        self._refuse_continued(state, given)
-        ended = state.ended | (given % self.stride != 0)
-        if count % self.stride or bool((given % self.stride != 0).any()):
+        given, steps, after = self._count(frames, lengths, state)
+        if frames.shape[1] % self.stride or bool((given % self.stride != 0).any()):
             frames = self._complete(frames, given)
-        x = self._normalised(frames)
-        steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
-        tokens, tails = self.encode(x, steps, state)
-        return tokens, steps, EncoderState(tails, state.begun | (given > 0), ended)
+        tokens, tails = self.encode(self._normalised(frames), steps, state)
+        return tokens, steps, after._replace(tails=tails)
 
-    def _refuse_continued(self, state: EncoderState, given: Tensor) -> None:
+    def _count(
+        self, frames: Tensor, lengths: Tensor | None, state: EncoderState
+    ) -> tuple[Tensor, Tensor | None, EncoderState]:
+        """Valid frames [B] and valid time steps [B] (None for all) of each row of ``frames`` [B, F, ..], and the state
+        after them, whose tails are still those of before.
+
+        Raises:
+            ValueError: if a row continues after it ended in the middle of a time step.
+        """
+        given = torch.full((len(frames),), frames.shape[1]) if lengths is None else lengths
         if bool((state.ended & (given > 0)).any()):
             raise ValueError(
                 f"A video continues after a segment that was no multiple of {self.stride} frames (one time step "
                 "of this encoder); cut streams at multiples of that."
             )
+        steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
+        ended = state.ended | (given % self.stride != 0)
+        return given, steps, state._replace(begun=state.begun | (given > 0), ended=ended)
 
     def reading(self, preprocessing: Preprocessing) -> Preprocessing:
         """How videos are read for this encoder with its weights: by default as frames, else as their features."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..video.features import FeatureFiles
@@ -120,6 +119,5 @@ class FeatureEncoder(FrameEncoder):
     def embed(
         self, features: Tensor, lengths: Tensor | None, state: EncoderState
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
-        begun = torch.full((len(features),), features.shape[1] > 0) if lengths is None else lengths > 0
-        tokens = self.projection(self.norm(features.flatten(-3)))[:, :, None]
-        return tokens, lengths, state._replace(begun=state.begun | begun)
+        _, steps, after = self._count(features, lengths, state)
+        return self.projection(self.norm(features.flatten(-3)))[:, :, None], steps, after

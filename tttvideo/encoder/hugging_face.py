@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..printing import cause
 from .base import EncoderState
-from .frozen import Pretrained, PretrainedEncoder
+from .pretrained import Pretrained, PretrainedEncoder
 from .unfreezing import leave_trained, listed_blocks
 
 
@@ -147,14 +147,10 @@ class TransformersEncoder(PretrainedEncoder):
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
         if self.stride == 1:
             return super().forward(frames, lengths, state)
-        batch, count = frames.shape[:2]
-        counts = torch.full((batch,), count) if lengths is None else lengths.cpu()
-        self._refuse_continued(state, counts)
-        moved, tail = self._moved_back(self._normalised(frames), counts, state)
-        steps = None if lengths is None else (counts + self.stride - 1) // self.stride
+        given, steps, after = self._count(frames, lengths, state)
+        moved, tail = self._moved_back(self._normalised(frames), given, state)
         tokens, _ = self.encode(moved, steps, state)
-        ended = state.ended | (counts % self.stride != 0)
-        return tokens, steps, EncoderState((tail,), state.begun | (counts > 0), ended)
+        return tokens, steps, after._replace(tails=(tail,))
 
     def _moved_back(self, x: Tensor, counts: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
         """Whole windows [B, S*W, 3, H, W] of normalised frames, and the tail that follows them."""

@@ -40,7 +40,7 @@ def words(name: str) -> str:
 
 def settings_figures(metrics: dict[str, Any], main: dict[str, Any], score: Score) -> dict[str, Figure]:
     rows = metrics["results"]
-    several = "map" in rows[0]
+    several = score.judged and "map" in rows[0]
     dashed = ", with the ceiling dashed" if has_ceiling(rows) else ""
     measured = f"{metrics['n_videos']} videos, split {metrics['split']}; "
     measured += "mean average precision" if several else "bars: one standard error"
@@ -57,7 +57,8 @@ def settings_figures(metrics: dict[str, Any], main: dict[str, Any], score: Score
         figures[name] = Figure(f"{subject} by {column}", lambda path, p=protocol: plot_lines(path, p))
     if "confusion" in main:
         title = f"split {metrics['split']}, {main['frames']} frames, {main['sampling']}\n"
-        title += f"top-1 {main['top1']:.1%} of {main['n']} videos"
+        value = f"{main[score.figure]:.1%}" if score.share else f"{main[score.figure]:.4g}"
+        title += f"{score.title.removesuffix(' accuracy')} {value} of {main.get('n', metrics['n_videos'])} videos"
         figures["confusion.png"] = Figure(
             "Confusion matrix: rows are true classes",
             lambda path: plot_confusion(path, main["confusion"], metrics["labels"], title),

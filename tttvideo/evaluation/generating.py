@@ -45,7 +45,7 @@ def generate_videos(session: Session, config: EvaluateConfig, progress: bool = F
     model, index, write = session.model, session.index, config.write != "context"
     context = CONTEXT if config.context is None else config.context
     horizon = HORIZON if config.horizon is None else config.horizon
-    check_lengths(model, context, horizon)
+    check_context(model, context, horizon)
     metric = FrameMetrics(model.head.space, grey=config.grey, lpips=config.lpips)
     if config.fvd and metric.space == "features":
         raise ValueError("--fvd is of pixels, and this model predicts features; leave it out")
@@ -209,7 +209,7 @@ def rate_mismatch(what: str, rate: float | None, trained: float | None) -> list[
     return [f"{what} is read at {rate:.4g} frames a second and the model learned from {trained:.4g}: {faster}"]
 
 
-def check_lengths(model: VideoModel, context: int, horizon: int) -> None:
+def check_context(model: VideoModel, context: int, horizon: int) -> None:
     """Raises ValueError where a model cannot read such a context, or there is nothing to predict."""
     step = model.frame_multiple
     if horizon < 1:

@@ -6,24 +6,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..origin import selection_sentence
+from ..tasks import Score
+from ..tasks.frame_metrics import FRAME_METRICS, FrameMetric
 from .figures import Figure, has_ceiling, horizon_figures, same_length, settings_figures, way, words
 from .generating import shown_horizons
-from .samples import is_right, main_row
+from .samples import main_row, worst_first
 from .table import MODEL, Result, score_of
 
-NAMES = {
-    "top1": "top-1",
-    "mean_class": "mean class",
-    "map": "mAP",
-    "mse": "Squared error of a frame (sum)",
-    "mae": "Absolute error of a frame (sum)",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "ssim_openstl": "SSIM of OpenSTL",
-    "lpips": "LPIPS",
-    "cosine": "Cosine of features",
-}
-SMALLER_IS_BETTER = ("mse", "mae", "lpips")
+NAMES = {"top1": "top-1", "map": "mAP"}
+"""Figures of videos that were read whose titles are not just their names."""
 NO_FIGURES = ("frames", "sampling", "views", "control", "n", "n_failed", "frames_per_second", "ceiling")
 NO_FIGURES += ("mean_frames_used", "mean_tokens_used")
 """Numbers of a row of metrics.json that are no figures of the model."""
@@ -112,7 +103,7 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
     lines = [f"split: {metrics['split_rule']}", selection_sentence(metrics["selection"])]
     lines[1] += "" if chance is None else f"; chance {chance:.3f}"
     lines += [f"ceiling: {stated}"] if stated not in (None, "exact") else []
-    failed = "failed and count as wrong" if score.share else "failed"
+    failed = "failed and count as wrong" if score.judged else "failed"
     facts = [("videos", f"{metrics['n_videos']}, of which {metrics['n_failed']} {failed}")]
     facts += [("training clips", f"{metrics['clip_frames']} frames")] if metrics.get("clip_frames") else []
     facts += [("ceilings", stated)] if stated else []
@@ -127,10 +118,19 @@ def _settings_page(metrics: dict[str, Any]) -> Page:
         _facts(metrics, facts),
         [_results(metrics), *_strata(metrics), *_classes(main, metrics)],
         settings_figures(metrics, main, score),
-        "Frames of a video with their numbers; below, the probability of each class had the video ended there.",
+        _samples_note(score),
         "scored",
         failed,
         lines,
+    )
+
+
+def _samples_note(score: Score) -> str:
+    if score.judged:
+        return "Frames of a video with their numbers; below, the probability of each class had the video ended there."
+    return (
+        f"Videos from the best {score.title} to the worst. Frames with their numbers; below, where the task has "
+        "curves, their values had the video ended there."
     )
 
 
@@ -164,7 +164,7 @@ def _results(metrics: dict[str, Any]) -> Grid:
         columns.append(cells)
 
     for name in figures:
-        title = f"top-{min(5, len(metrics['labels']))}" if name == "top5" else NAMES.get(name, name.replace("_", " "))
+        title = f"top-{min(5, len(metrics['labels']))}" if name == "top5" else NAMES.get(name, words(name))
         add(title, [_number(row[name]) for row in rows], wide=name == "loss")
         if f"{name}_se" in rows[0]:
             add("± SE", [_number(row[f"{name}_se"]) for row in rows], wide=True)
@@ -181,12 +181,12 @@ def _results(metrics: dict[str, Any]) -> Grid:
 
 def _strata(metrics: dict[str, Any]) -> list[Grid]:
     rows, score = same_length(metrics["results"]), score_of(metrics)
-    name = NAMES.get(score.figure, score.figure)
+    name = NAMES.get(score.figure, words(score.figure))
     grids = []
     for column in rows[0].get("by", {}):
         cells = [
             [
-                f"{s[score.figure]:.3f}" + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
+                (_number(s[score.figure]) or "-") + (f" ({s['ceiling']:.3f})" if s["ceiling"] is not None else "")
                 for s in row["by"][column]
             ]
             for row in rows
@@ -262,18 +262,18 @@ def _horizon_page(metrics: dict[str, Any]) -> Page:
 
 def _by_horizon(metrics: dict[str, Any], name: str) -> Grid:
     """A few horizons and the mean: a value for each method, the best of them marked."""
+    metric = FRAME_METRICS.get(name, FrameMetric(words(name)))
     values = [[row[name][n - 1] for row in metrics["per_horizon"].values()] for n in shown_horizons(metrics["horizon"])]
     values.append([row[name] for row in metrics["mean"].values()])
     first = [*map(str, shown_horizons(metrics["horizon"])), "mean"]
     best = set()
     for number, row in enumerate(values):
         defined = [value for value in row if value is not None]
-        top = (min if name in SMALLER_IS_BETTER else max)(defined, default=None)
+        top = None if metric.lower is None else (min if metric.lower else max)(defined, default=None)
         best |= {(number, 1 + i) for i, value in enumerate(row) if value is not None and value == top}
     rows = [[ahead, *(_number(value, "{:.4g}") for value in row)] for ahead, row in zip(first, values)]
     header = ["frames ahead", *map(words, metrics["mean"])]
-    second = "psnr" if metrics["space"] == "pixels" else "cosine"
-    return Grid(NAMES[name], header, rows, best=frozenset(best), details=name not in ("mse", second))
+    return Grid(metric.title, header, rows, best=frozenset(best), details=not metric.brief)
 
 
 def _by_group(revealed: dict[str, Any]) -> Grid:
@@ -300,18 +300,27 @@ def worst_of(result: Result) -> Worst:
     main, score = main_row(result.metrics["results"]), score_of(result.metrics)
     settings = ("frames", "sampling", "views", "control")
     answers = [row for row in result.predictions if all(row[name] == main[name] for name in settings)]
-    wrong = [row for row in answers if not row["failure"] and not is_right(row, score)]
-    wrong.sort(key=lambda row: -float(row.get("probability") or row[score.column]))
+    wrong = [answers[i] for i in worst_first(answers, score)]
     pictures = {located(sample.row): sample.thumbnail for sample in result.worst}
-    names = [name for name in ("label", "prediction", "probability") if wrong and name in wrong[0]] or [score.column]
-    note = f"{len(wrong)} of {main.get('n', len(answers))} videos, the surest first"
+    names = [name for name in ("label", "prediction", "probability") if wrong and name in wrong[0]]
+    names = names if names and score.judged else [score.column, *names]
+    note = f"{len(wrong)} of {main.get('n', len(answers))} videos"
+    if not score.judged:
+        note += f", the {'largest' if score.lower else 'smallest'} {score.title} first"
+    elif "probability" in names:
+        note += ", the surest first"
     note += f"; {WORST_LISTED} of them here" if len(wrong) > WORST_LISTED else ""
     titles = {"label": "true class", "prediction": "answer"}
     cells = [
         (pictures.get(located(row), b""), [*(_cell(name, row[name]) for name in names), located(row)])
         for row in wrong[:WORST_LISTED]
     ]
-    return Worst("Wrong answers", note, [*(titles.get(name, name) for name in names), "file"], cells)
+    return Worst(
+        "Wrong answers" if score.judged else "Worst videos",
+        note,
+        [*(titles.get(name, name) for name in names), "file"],
+        cells,
+    )
 
 
 def _cell(column: str, value: Any) -> str:

@@ -46,12 +46,12 @@ class Statistics:
         series: dict[str, Any] = {}
         for (run, control), blocks in lines.items():
             name = f"{run}, {control}" if control else run
-            line = _joined([self.interval(block) for block in blocks], points)
+            line = _concatenated([self.interval(block) for block in blocks], points)
             series[name] = {"run": run, "control": control, "seeds": max(map(len, blocks), default=0)} | line
         for (run, control), blocks in lines.items():
             if differences and not control and run != first and (first, "") in lines:
                 parts = [self.difference(*pair) for pair in zip(blocks, lines[first, ""], strict=True)]
-                line = _joined(parts, points)
+                line = _concatenated(parts, points)
                 series[run]["difference"] = {"to": first} | {name: line[name] for name in Interval._fields}
         return series
 
@@ -68,7 +68,7 @@ def _samples(tables: Sequence[Table], videos: Sequence[VideoKey], method: str) -
     return Samples(sums, np.stack([table.counts[order_of] for table, order_of in zip(tables, rows)]))
 
 
-def _joined(parts: Sequence[Part], points: int) -> dict[str, list[Any]]:
+def _concatenated(parts: Sequence[Part], points: int) -> dict[str, list[Any]]:
     """Lists over all x; None where nothing was measured."""
     line: dict[str, list[Any]] = {name: [] for name in (*Interval._fields, "n")}
     for part in parts:
@@ -303,7 +303,7 @@ class Protocols(Statistics):
         for method in (name for name in tables[0].sums if name != MODEL):
             parts = [self.interval(block[:1], method) for block in blocks]
             name = method.replace("_", " ")
-            line = {"run": name, "control": "", "baseline": True, "seeds": 1} | _joined(parts, points)
+            line = {"run": name, "control": "", "baseline": True, "seeds": 1} | _concatenated(parts, points)
             series.setdefault(name, line)
         space = tables[0].about["space"]
         return {

@@ -15,10 +15,10 @@ from ..model import VideoModel
 from ..tasks import Score
 from ..video.index import Index, label_tensor
 from ..video.sampling import parse_sampling
-from ..video.views import with_length
+from ..video.views import Whole, with_length
 from .controls import applicable
 from .samples import read_samples
-from .scoring import NOT_FINITE, Answer, Answers, compare_streaming, score_videos
+from .scoring import NOT_FINITE, Answer, Answers, check_comparable, compare_streaming, score_videos
 from .session import Session, progress_bar, versions, where
 from .settings import (
     Setting,
@@ -59,6 +59,8 @@ def read_videos(session: Session, config: EvaluateConfig, progress: bool = False
     from accelerate.utils import gather_object
 
     model, index = session.model, session.index
+    if config.check_streaming:
+        check_comparable(model)
     plan, notes = _plan(session, config)
     mine = list(range(session.process, len(index.videos), session.processes))
     with progress_bar(progress and not session.process, len(mine) * len(plan.settings)) as advance:
@@ -98,13 +100,16 @@ def _plan(session: Session, config: EvaluateConfig) -> tuple[Plan, list[str]]:
     cuts = parse_frames(config.frames or "all", trained)
     ways = parse_all_views(config.views or ["whole"])
     views = list(dict.fromkeys(with_length(way, model.preprocessing, trained) for way in ways))
+    if any(way != Whole() for way in views):  # a task that has no average says so, before anything is read
+        model.config.task.average(torch.zeros(2, model.head.columns), index.multi_label)
     settings = all_settings(cuts, samplings, views, parse_controls(config.controls, applicable(model)))
     notes = check_lengths(index, cuts, samplings, views, model.preprocessing.stream)
     suite = generated_set(session.data, index)
     rows: Sequence[Mapping[str, str]] = [{} for _ in index.videos]
     if config.by or suite:
         rows = read_columns(session.data, session.root, index)
-    columns = choose_columns(config.by or (suite.strata(rows) if suite else []), rows)
+    wanted = config.by or (suite.strata(rows) if suite else [])
+    columns = choose_columns(wanted, rows, _written(model, index)) if wanted else []
     return Plan(settings, columns, rows, suite), [*session.notes, *notes]
 
 
@@ -126,15 +131,19 @@ def fill(
     if task.labelled and index.multi_label and not labels.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
     score, groups = task.score(index.multi_label), {column.name: strata(column) for column in plan.columns}
+    suite = plan.suite if score.judged else None  # whose ceilings are of right answers
     results, predictions, failures = [], [], {}
     for number, (setting, answers) in enumerate(zip(plan.settings, by_setting)):
         rows = torch.tensor([answer.row or [0.0] * model.head.columns for answer in answers])
         cells = [task.answer(rows[a.video] if a.row else None, labels[a.video], names) for a in answers]
         result = _row(model, score, rows, labels, answers, setting)
         result["frames_per_second"] = _throughput(gathered, number)
-        result["ceiling"] = plan.suite.ceiling(setting) if plan.suite else None
+        result["ceiling"] = suite.ceiling(setting) if suite else None
         if groups:
-            result["by"] = _by_column(groups, plan, setting, cells, score)
+            best = suite.oracle(setting, plan.rows) if suite else None
+            values = [score.of(own_cells) for own_cells in cells]
+            by = {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
+            result["by"] = by
         results.append(_short_first(result))
         predictions += [_prediction(index, setting, *pair, plan.columns) for pair in zip(answers, cells)]
         failures |= {answer.video: answer.failure for answer in answers if answer.failure}
@@ -145,7 +154,7 @@ def fill(
         "split": index.split,
         "n_videos": len(index.videos),
         "n_failed": len(failures),
-        "chance": _chance(labels, names, index.multi_label),
+        "chance": _chance(labels, names, index.multi_label) if score.judged else None,
         "results": results,
         "task": type(task).__name__,
         "score": score._asdict(),
@@ -164,6 +173,14 @@ def fill(
 
 
 LAST = ("frames_used", "failure")
+
+
+def _written(model: VideoModel, index: Index) -> set[str]:
+    """The columns of predictions.csv that are not of the data. The task's own are those of any answer."""
+    row, labels = torch.zeros(model.head.columns), label_tensor(index)
+    task = model.config.task
+    own = task.answer(row, labels[0], model.labels)
+    return {*COLUMNS, "label", task.score(index.multi_label).column, *own, *LAST}
 
 
 def _in_order(predictions: Sequence[Mapping[str, Any]], of_data: list[str]) -> list[str]:
@@ -259,29 +276,18 @@ def _suite_notes(plan: Plan, by_setting: Sequence[Sequence[Answer]]) -> list[str
     return plan.suite.notes(plan.settings, frames, plan.rows, plan.columns)
 
 
-def _by_column(
-    groups: Mapping[str, Sequence[Stratum]],
-    plan: Plan,
-    setting: Setting,
-    cells: Sequence[Mapping[str, Any]],
-    score: Score,
-) -> dict[str, list[dict[str, Any]]]:
-    """The score in every stratum of every column."""
-    values = [float(own_cells.get(score.column) or 0) for own_cells in cells]
-    best = plan.suite.oracle(setting, plan.rows) if plan.suite else None
-    return {name: [_stratum(s, values, best, score) for s in of_column] for name, of_column in groups.items()}
-
-
-def _stratum(stratum: Stratum, values: list[float], best: list[bool] | None, score: Score) -> dict[str, Any]:
-    n = len(stratum.videos)
-    mean = sum(values[i] for i in stratum.videos) / n
+def _stratum(stratum: Stratum, values: list[float | None], best: list[bool] | None, score: Score) -> dict[str, Any]:
+    """The score in one stratum: its mean over the videos that have one."""
+    scored = [value for i in stratum.videos if (value := values[i]) is not None]
+    n = len(scored)
+    mean = sum(scored) / n if n else None
     return {
         "value": stratum.name,
         "centre": stratum.centre,
         "n": n,
         score.figure: mean,
-        **({f"{score.figure}_se": _share_error(mean, n)} if score.share else {}),
-        "ceiling": None if best is None else sum(best[i] for i in stratum.videos) / n,
+        **({f"{score.figure}_se": None if mean is None else _share_error(mean, n)} if score.share else {}),
+        "ceiling": None if best is None else sum(best[i] for i in stratum.videos) / len(stratum.videos),
     }
 
 

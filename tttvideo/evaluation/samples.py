@@ -38,22 +38,16 @@ class Look(NamedTuple):
     curves: dict[str, list[float]]  # name -> value at each of them
 
 
-def is_right(row: dict[str, Any], score: Score) -> bool:
-    """Whether a video counts as right: one with more than half of what can be reached."""
-    return score.share and float(row.get(score.column) or 0) > 0.5
-
-
 def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> tuple[list[int], list[int]]:
-    """Positions of ``count`` videos to show at length, right and wrong in turn and with different labels as far as
-    there are any, and of the wrong ones, the surest (or worst) first."""
-    scored = [i for i, row in enumerate(predictions) if not row["failure"]]
-
-    def badness(i: int) -> float:
-        value = predictions[i].get("probability")
-        return -float(predictions[i][score.column] if value in (None, "") else value) * (-1 if score.lower else 1)
-
-    wrong = sorted((i for i in scored if not is_right(predictions[i], score)), key=badness)
-    right = [i for i in scored if is_right(predictions[i], score)]
+    """Positions of ``count`` videos to show at length, and those of ``worst_first``. Where videos are right or wrong,
+    these take turns, with different labels as far as there are any; else they stand evenly from the best to the
+    worst."""
+    wrong = worst_first(predictions, score)
+    if not score.judged:
+        shown = np.linspace(len(wrong) - 1, 0, min(count, len(wrong))).round().astype(int)
+        return [wrong[place] for place in shown], wrong
+    of_wrong = set(wrong)
+    right = [i for i, row in enumerate(predictions) if not row["failure"] and i not in of_wrong]
     first_of: dict[str, int] = {}
     for i in right:
         first_of.setdefault(str(predictions[i].get("label")), i)
@@ -61,6 +55,17 @@ def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> t
     alternating = [i for pair in zip(right, wrong) for i in pair]
     alternating += [i for i in right[len(wrong) :] + wrong[len(right) :]]
     return alternating[:count], wrong
+
+
+def worst_first(rows: Sequence[dict[str, Any]], score: Score) -> list[int]:
+    """Positions of the videos that went worst, the worst first: of wrong answers, the surest; else of all that have a
+    score."""
+    values = {i: score.of(row) for i, row in enumerate(rows) if not row["failure"]}
+    if score.judged:
+        wrong = [i for i, value in values.items() if not value]
+        return sorted(wrong, key=lambda i: -float(rows[i].get("probability") or 0))
+    ranked = {i: value for i, value in values.items() if value is not None}
+    return sorted(ranked, key=lambda i: -ranked[i] if score.lower else ranked[i])
 
 
 def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
@@ -73,22 +78,26 @@ def evenly(ranked: int, count: int) -> tuple[list[int], list[int]]:
 
 
 def read_samples(model: VideoModel, index: Index, result: Result, settings: Sequence[Setting], count: int) -> Result:
-    """The result with samples, in the setting that most readers mean."""
+    """The result with samples, of the ``main_row``."""
     results = result.metrics["results"]
     number = results.index(main_row(results))
     rows = result.predictions[number * len(index.videos) : (number + 1) * len(index.videos)]
-    usual, wrong = choose(rows, count, model.config.task.score(index.multi_label))
+    score = model.config.task.score(index.multi_label)
+    usual, wrong = choose(rows, count, score)
 
     def samples(numbers: Sequence[int]) -> list[Sample]:
         looks = [look_at(model, index.videos[i], rows[i], settings[number]) for i in numbers]
-        return [Sample(look.row, _caption(look.row), strip(look), thumbnails(look)) for look in looks if look]
+        return [Sample(look.row, _caption(look.row, score), strip(look), thumbnails(look)) for look in looks if look]
 
     return result._replace(samples=samples(usual), worst=samples(wrong[:WORST]))
 
 
-def _caption(row: dict[str, Any]) -> str:
-    """What it is, what was answered, and how surely; where the task says so."""
-    words = [row[name] for name in ("label",) if row.get(name)]
+def _caption(row: dict[str, Any], score: Score) -> str:
+    """Its score, where that is no right or wrong; what it is, what was answered, and how surely, where the task says
+    so."""
+    value = None if score.judged else score.of(row)
+    words = [] if value is None else [f"{score.title} {value:.4g}"]
+    words += [row[name] for name in ("label",) if row.get(name)]
     words += [f"answered {row['prediction']}"] if row.get("prediction") else []
     words += [f"probability {float(row['probability']):.3f}"] if row.get("probability") else []
     return ", ".join(words)
@@ -194,7 +203,7 @@ def _draw_curves(axes, look: Look) -> None:
     axes.set_xlim(0, look.total)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("frames read", fontsize=9)
-    axes.set_ylabel("probability", fontsize=9)
+    axes.set_ylabel("probability" if "probability" in look.row else "", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

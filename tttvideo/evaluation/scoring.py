@@ -141,7 +141,7 @@ def score_videos(
 ) -> Answers:
     """Score every video in every setting.
 
-    `batch_size` videos are read side by side, `segment` frames of each at a time (default: 64, rounded up to
+    `batch_size` videos are read side by side, `segment` frames of each at a time (default: 64, rounded down to
     where the model lets a stream be cut), with the model's state carried from segment to segment: memory depends
     on neither the videos' length nor their number. A model that does not stream holds all frames of a batch, and
     takes no `segment`. `workers` processes read ahead, each its own batches (0: read here). `progress` is called
@@ -185,20 +185,21 @@ def score_videos(
                 read += int(rows.read.sum())
                 if progress is not None:
                     progress(len(batches[batch]) * len(group) * len(videos) / len(views))
-        answers += [_joined(model, views) for views in of_views.values()]
+        answers += [_average(model, views) for views in of_views.values()]
         costs.append(Cost(group, read, time.perf_counter() - begun))
     return Answers(answers, costs, list(notes))
 
 
 def segment_of(model: VideoModel, segment: int | None) -> int:
-    """Frames read at a time; None: 64, rounded up to where the model lets a stream be cut.
+    """Frames read at a time; None: 64, rounded down to where the model lets a stream be cut, but
+    one step at least.
 
     Raises:
         ValueError: if the model cannot be stopped there.
     """
     multiple: int = model.frame_multiple
     if segment is None:
-        return model.segment_frames(-(-64 // multiple) * multiple)
+        return model.segment_frames(64)
     if not model.streams:
         raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
     if segment < 1 or segment % multiple:
@@ -206,7 +207,7 @@ def segment_of(model: VideoModel, segment: int | None) -> int:
     return segment
 
 
-def _joined(model: VideoModel, views: list[Answer]) -> Answer:
+def _average(model: VideoModel, views: list[Answer]) -> Answer:
     """One answer from those of a video's views; a video of which a view cannot be scored is a failure."""
     if len(views) == 1:
         return views[0]
@@ -223,8 +224,9 @@ def _run(
     batches: list[list[View]],
     cuts: list[int | None],
     device: torch.device,
-):
-    """Yield (batch, its rows once complete or None, warnings) while segments of several batches alternate."""
+) -> Iterator[tuple[int, _Rows | None, list[str]]]:
+    """After each segment: the number of its batch, the rows of that batch if it was the last one (else None), and
+    warnings. Segments of several batches alternate."""
     model = model.to(device).eval()
     open_batches: dict[int, _Rows] = {}
     for piece, output in model.outputs_of_batches(loader):
@@ -236,6 +238,15 @@ def _run(
         if not piece.last:
             open_batches[piece.batch] = rows
         yield piece.batch, rows if piece.last else None, piece.notes
+
+
+def check_comparable(model: VideoModel) -> None:
+    """Raises ValueError for a model that does not stream, or whose answers are no probabilities."""
+    if not model.streams:
+        raise ValueError("--check-streaming does not go with this model, which reads each video whole; leave it out")
+    if not model.config.task.classifies:
+        task = type(model.config.task).__name__
+        raise ValueError(f"--check-streaming does not go with {task}, which gives no probabilities; leave it out")
 
 
 @torch.no_grad()
@@ -251,12 +262,9 @@ def compare_streaming(model: VideoModel, videos: Sequence[Video], segment: int |
         how many videos have the ``same_class``, and bytes of the carried state after the first segment and the last.
 
     Raises:
-        ValueError: for a model that does not stream.
+        ValueError: as ``check_comparable``.
     """
-    if not model.streams:
-        raise ValueError("--check-streaming does not go with this model, which reads each video whole; leave it out")
-    if not model.head.has_timeline:
-        raise ValueError("--check-streaming does not go with this model's task; leave it out")
+    check_comparable(model)
     segment = segment or model.frame_multiple
     device = next(model.parameters()).device
     differences, same, sizes = [], 0, []

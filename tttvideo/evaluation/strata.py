@@ -1,10 +1,10 @@
-"""Accuracy against what is known of each video: the depth of a needle, the number of pairs, any column of its list."""
+"""The score against what is known of each video: the depth of a needle, the number of pairs, any column of its list."""
 
 import csv
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,6 @@ BINS = 4
 """Bins of a column with many numbers, each with about as many videos."""
 VALUES = 8
 """A column with no more different numbers than this has a stratum for each of them."""
-
-
-WRITTEN = (
-    *("path", "start", "end", "frames", "sampling", "views", "control", "label", "correct", "frames_used", "failure"),
-    *("prediction", "probability", "label_probability", "rank", "top5"),
-)
-"""What predictions.csv says of a video by itself: a column of the data must have another name to stand beside."""
 
 
 class Column(NamedTuple):
@@ -62,9 +55,19 @@ def _key(path: str, start: Any, end: Any) -> tuple[str, float | None, float | No
     return os.path.realpath(path), *span  # type: ignore[return-value]
 
 
-def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[Column]:
-    """Columns as asked for, "depth" or "depth:8" for eight bins, several per string allowed ("depth,needle"). Raises
-    ValueError with those that there are."""
+def choose_columns(
+    wanted: Sequence[str], rows: Sequence[Mapping[str, str]], written: Container[str] = ()
+) -> list[Column]:
+    """Columns as asked for, "depth" or "depth:8" for eight bins, several per string allowed ("depth,needle").
+
+    Args:
+        rows: of the data.
+        written: what predictions.csv says of a video by itself: a column of the data must have another name to stand
+            beside it.
+
+    Raises:
+        ValueError: for a column that is not there (with those that there are), or has the name of a ``written`` one.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("path", "label", "split", "index")))
     columns = []
     for text in (part for words in wanted for part in ([words] if words in names else words.split(","))):
@@ -77,7 +80,7 @@ def choose_columns(wanted: Sequence[str], rows: Sequence[Mapping[str, str]]) -> 
                 f"there are: {', '.join(names[:12])}" if names else "a list or a meta.csv with such a column is needed"
             )
             raise ValueError(f"--by {text}: the data have no column {name!r}; {there}")
-        if name in WRITTEN:
+        if name in written:
             raise ValueError(f"--by {text}: predictions.csv has a column {name!r} of its own; rename that of the data")
         columns.append(Column(name, [row.get(name) or "" for row in rows], bins))
     return columns

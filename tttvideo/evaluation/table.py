@@ -1,4 +1,4 @@
-"""The result of every evaluation: a table of values by video, condition and x, and the files that hold it."""
+"""The result of an evaluation, and the files that hold it read again as tables: values by video, condition and x."""
 
 from __future__ import annotations
 

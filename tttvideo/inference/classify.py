@@ -36,7 +36,7 @@ def resolved(how: How, model: VideoModel) -> How:
         raise ValueError("--segment does not go with this model, which reads each video whole; leave it out")
     if how.segment is not None and how.segment % multiple:
         raise ValueError(f"--segment must be a multiple of {multiple} frames, the model's step; got {how.segment}")
-    segment = how.segment or model.segment_frames(-(-64 // multiple) * multiple)
+    segment = how.segment or model.segment_frames(64)
     sampling = how.sampling or model.preprocessing.sampling
     return replace(how, sampling=sampling, views=str(views), segment=segment if model.streams else None)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..devices import best_device, choose_device
-from ..evaluation.generating import check_lengths, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
+from ..evaluation.generating import check_context, forecasts, generating_model, rate_mismatch, read_clip, shown_horizons
 from ..evaluation.table import METHODS
 from ..files import check_folder, replacing
 from ..measuring import PredictConfig
@@ -112,7 +112,7 @@ def predictor(config: PredictConfig) -> tuple[VideoModel, float | None]:
     """
     source = inspect_checkpoint(config.checkpoint)
     model = generating_model(source.folder, trust=config.trust).to(choose_device(config.device) or best_device())
-    check_lengths(model, config.context, config.horizon)
+    check_context(model, config.context, config.horizon)
     if model.head.space == "features":
         raise ValueError(
             f"{config.checkpoint} predicts features, of which there is no picture; measure it with tttvideo evaluate"

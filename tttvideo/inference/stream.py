@@ -165,7 +165,7 @@ class LiveStream:
             self.forget.restore(about["forget"])
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; give the file of LiveStream.save.") from None
-        except Exception as error:  # safetensors' own, and whatever a file of somebody else brings about
+        except Exception as error:  # safetensors' own, and whatever else a foreign file raises
             reason = " ".join(str(error).split()).removesuffix(".")
             raise ValueError(f"{path} is no stream of this model: {reason}.") from error
         self._state, self._frame, self._time, self._since, self._waiting = state, frame, time, since, waiting

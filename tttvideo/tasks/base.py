@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -82,6 +83,18 @@ class Score(NamedTuple):
     lower: bool = False
     share: bool = False
 
+    @property
+    def judged(self) -> bool:
+        """Whether every video is answered right or wrong: the column is ``correct``, with 1 or 0. Only of such a score
+        can be said what guessing and the best observer of a generated set reach."""
+        return self.column == "correct"
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """The number in a row of predictions.csv; None where there is none, or no number."""
+        value = row.get(self.column)
+        number = math.nan if value is None or value == "" else float(value)
+        return None if math.isnan(number) else number
+
 
 class Card(NamedTuple):
     """What the model card of an export says of its task, in Markdown.
@@ -104,7 +117,7 @@ class Card(NamedTuple):
 @dataclass(frozen=True)
 class Task(ABC):
     """What a model is trained for; one subclass per file. Evaluation asks it, too, for figures, columns and a card:
-    ``report`` to ``card`` have answers that serve any task.
+    the methods from ``report`` to ``card`` have defaults that suit any task.
 
     Attributes:
         labelled: whether videos need labels; otherwise labels are ignored, and videos may lie anywhere.
@@ -259,16 +272,6 @@ class TaskHead(nn.Module, ABC):
     @abstractmethod
     def examiner(self) -> Examiner:
         """A new one, for a batch of videos; its memory does not grow with their length."""
-
-    def examine(self, segments: Iterable[Read]) -> Tensor:
-        """Whole videos, segment by segment -> float32 [B, columns], as an ``examiner`` finds them."""
-        examiner, empty = self.examiner(), True
-        for _, lengths, output in segments:
-            examiner.add(lengths, output)
-            empty = False
-        if empty:
-            raise ValueError("There are no frames to score.")
-        return examiner.rows()
 
     def timeline(self, output: Any) -> Tensor | None:
         """The rows that ``examiner`` would have, had the video ended at each time step of this output, [B, S, columns];

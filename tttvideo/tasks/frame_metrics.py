@@ -4,7 +4,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,32 @@ LUMA = (0.299, 0.587, 0.114)
 
 LEAST_I3D = 10
 """Frames that I3D needs at least."""
+
+
+class FrameMetric(NamedTuple):
+    """How reports show a metric.
+
+    Attributes:
+        title: its name in words.
+        lower: smaller is better, larger if False; None: not known, and no value is marked as the best.
+        brief: shown on the screen, too, and not on the page alone.
+    """
+
+    title: str
+    lower: bool | None = None
+    brief: bool = False
+
+
+FRAME_METRICS = {
+    "mse": FrameMetric("Squared error of a frame (sum)", lower=True, brief=True),
+    "mae": FrameMetric("Absolute error of a frame (sum)", lower=True),
+    "psnr": FrameMetric("PSNR (dB)", lower=False, brief=True),
+    "ssim": FrameMetric("SSIM", lower=False),
+    "ssim_openstl": FrameMetric("SSIM of OpenSTL", lower=False),
+    "lpips": FrameMetric("LPIPS", lower=True),
+    "cosine": FrameMetric("Cosine of features", lower=False, brief=True),
+}
+"""By the name in metrics.json."""
 
 
 class FrameMetrics:
@@ -39,7 +65,6 @@ class FrameMetrics:
         self.lpips = None if lpips is None else perceptual(Path(lpips))
         self.names = ("mse", "mae", "cosine") if space == "features" else ("mse", "mae", "psnr", "ssim", "ssim_openstl")
         self.names += () if self.lpips is None else ("lpips",)
-        self.second = "cosine" if space == "features" else "psnr"
 
     @property
     def convention(self) -> str:

@@ -121,11 +121,12 @@ class Trainer:
         return self.bare if self.ema is None else self.ema.module
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Around a use of ``evaluated_model`` beside training."""
+        """Around a use of ``evaluated_model`` beside training. ``CompiledTrainer`` compiles nothing inside it."""
         return nullcontext()
 
     def states(self) -> list[dict[str, Tensor]] | None:
-        """What `restore` takes, of each process, to go on with the next batch; None: nothing. All call it together."""
+        """What `restore` takes, of each process, to go on with the next batch; None: nothing. All call it together.
+        ``SegmentTrainer`` overrides both: it carries the state of films from one step to the next."""
         return None
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -274,7 +275,8 @@ class Trainer:
         return Clips(frames, lengths, mixed, labels, float(batch.lengths.sum()))
 
     def _loss(self, clips: Clips, failures: int) -> tuple[Tensor, Tensor]:
-        """The same of clips. Nothing here waits for the device."""
+        """The loss of clips, summed over what counts, and their row of ``_columns``. Nothing here waits for the
+        device."""
         task = self.bare.config.task
         output = self._read(clips.frames, clips.lengths)
         loss = self.bare.summed_loss(output, task.target(clips.frames, clips.lengths, clips.mixed))

@@ -51,7 +51,8 @@ class TTT(Mixer):
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
             by themselves.)
         fused: Triton kernels in place of the eager scan: ``never``, ``auto`` where they were verified and found faster
-            on such a GPU and pass a self-check on this one, or ``require``, an error where there are none.
+            on such a GPU and pass a self-check on this one, or ``require``, an error where there are none. ``step``
+            obeys, too; with ``never`` it always is the eager scan, which can be exported.
     """
 
     inner: InnerModel = field(default_factory=MLP)

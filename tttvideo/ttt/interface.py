@@ -86,10 +86,10 @@ class SequenceLayer(nn.Module, ABC):
         return y.masked_fill(padding, 0.0), state
 
     def step(self, x: Tensor, state: State, grid: tuple[int, int] = (1, 1)) -> tuple[Tensor, State]:
-        """``forward`` for a stream that comes in whole steps: the fast way, and one that can be exported.
+        """``forward`` for a stream that comes in whole steps, with fewer checks, so that it can be exported.
 
-        Nothing depends on the values of tensors, and few things are checked: every token is valid, and so far all
-        was read in whole steps.
+        In plain PyTorch nothing depends on the values of tensors (a kernel that the configuration asks for may). It is
+        taken for granted that every token is valid, and that so far all was read in whole steps.
 
         Args:
             x: [B, T, C], T a multiple of ``step_unit``.

@@ -173,6 +173,8 @@ class TTTLayer(SequenceLayer):
     def step(self, x: Tensor, state: TTTState, grid: tuple[int, int] = (1, 1)) -> tuple[Tensor, TTTState]:
         self.check_step(x, grid)
         layout = Layout(grid)
+        if self.config.fused != "never" and self._use_kernels(x, layout) is not None:
+            return self.read(x, state, layout)
         tokens, tails = self._tokens(x, state.tails, 0, layout)
         before = TTTState(state.weights, None, *state[2:5], tails)
         with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,5 @@
-"""The definition of a TTT layer's inner loop, in plain PyTorch: slow, for reading, and what all tests are held to.
+"""The definition of a TTT layer's inner loop, in plain PyTorch: slow, for reading. tests/ttt/test_dual.py
+holds the layer to it.
 
 The hidden state is a list of weights. While a sequence is read they are trained, chunk by chunk, on the loss of
 mapping each token's key to its value; each token's query is read with the weights of that moment.
@@ -28,7 +29,7 @@ def chunk(
     scale: Tensor,
     sees: Tensor,
     start: list[Tensor] | None = None,
-    keep: Tensor | None = None,
+    forget: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradient descent on one chunk of T tokens, each of which gives S / T pairs (k, v), pair by pair.
 
@@ -36,7 +37,7 @@ def chunk(
         q: [..., T, d]; k and v: [..., S, d]; rate: learning rates [..., S].
         scale: [T], of the step that token t reads at.
         sees: bool [T, T], sees[t, s]: token t reads with what was learned from token s.
-        start: W_0, to which the gates ``keep`` [..., T] lead back.
+        start: W_0, to which the forget gates ``forget`` [..., T] in 0..1 (1: nothing is forgotten) lead back.
 
     Returns:
         out [..., T, d], and the weights after the last token.
@@ -48,8 +49,8 @@ def chunk(
     out, tokens = [], len(sees)
     for t in range(tokens):
         w_t = weights
-        if start is not None and keep is not None:
-            kept = keep[..., sees[t]].prod(-1)
+        if start is not None and forget is not None:
+            kept = forget[..., sees[t]].prod(-1)
             w_t = [
                 w0 + kept.reshape(*kept.shape, *[1] * (w.dim() - kept.dim())) * (w - w0) for w0, w in zip(start, w_t)
             ]

@@ -31,7 +31,7 @@ from .tokens import Tokens
 
 
 class Steps(NamedTuple):
-    """How long the step is that each token of a chunk reads at, and who sees whom.
+    """For each token of a chunk, the length of the step whose weights it reads, and which tokens it sees.
 
     Attributes:
         scale: of the step that each token's weights have taken, [K, 1].

@@ -129,7 +129,7 @@ class Stream:
         return output, [x for x, held in sides if held], tuple(x for x, held in sides if not held)
 
     def _record(self, output: Any, host: tuple[Any, ...]) -> _Recorded:
-        """The step on the static memory as it stands; ``output`` is one of its kind."""
+        """The step on the static memory as it stands; ``output`` has the shapes of what it puts out."""
         on_gpu = self._x.device.type == "cuda"
         kept = {} if on_gpu else {"output": pytree.tree_map_only(Tensor, torch.clone, output)}
 

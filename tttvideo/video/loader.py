@@ -42,10 +42,8 @@ class Batch(NamedTuple):
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """The batches of one rank, as lists of (epoch, index).
 
-    Shuffled (training): a permutation drawn from (seed, epoch). All ranks get equally many batches of equal
-    size; if the number of videos is not divisible by `world`, the last fewer than `world` of the permutation
-    are left out in that epoch. Not shuffled (validation): every video exactly once over all ranks, equally
-    many batches on all ranks, the last of which can be smaller or empty.
+    The order is a permutation drawn from (seed, epoch). All ranks get equally many batches of equal size; if the number
+    of videos is not divisible by `world`, the last fewer than `world` of the permutation are left out in that epoch.
 
     Args:
         n: number of videos.
@@ -55,7 +53,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             times and leaves out others, other ones each time.
 
     Raises:
-        DataError: fewer videos than ranks (training).
+        DataError: fewer videos than ranks.
     """
 
     def __init__(
@@ -64,16 +62,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         batch_size: int,
         *,
         seed: int = 0,
-        shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
         lengths: Sequence[int] | None = None,
         buckets: int = 1,
         classes: Sequence[int] | None = None,
     ) -> None:
-        if shuffle and n < world:
+        if n < world:
             raise DataError(f"there are {n} videos for {world} processes; use fewer processes")
-        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
+        self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world, self.lengths = rank, world, lengths
         self.buckets = buckets if lengths is not None else 1
         self.classes = classes
@@ -91,16 +88,16 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """Batches of a whole epoch on this rank."""
         whole = self.batch_size * self.world
         rest = self.n % whole
-        return self.n // whole + (rest >= self.world if self.shuffle else rest > 0)
+        return self.n // whole + (rest >= self.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter([[(self.epoch, i) for i in batch] for batch in self._batches(self.epoch)[self.first :]])
 
     def _batches(self, epoch: int) -> list[list[int]]:
         whole = self.batch_size * self.world
-        order = self._permutation(epoch) if self.shuffle else list(range(self.n))
+        order = self._permutation(epoch)
         chunks = [order[at : at + whole] for at in range(0, len(order), whole)]
-        if self.shuffle and self.buckets > 1:  # else all short videos would come first
+        if self.buckets > 1:  # else all short videos would come first
             draw = torch.randperm(len(chunks), generator=sample_generator(self.seed, epoch, _BUCKETS))
             chunks = [chunks[i] for i in draw.tolist()]
         return [chunk[self.rank :: self.world] for chunk in chunks]

@@ -59,8 +59,10 @@ def test_what_kernels_cannot_do_is_refused_with_a_reason_or_left_to_the_eager_sc
 
 def test_require_without_a_gpu_is_one_sentence(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ValueError, match="fused is require, but kernels run on GPUs, not on cpu"):
-        ABLE.build(32)(torch.randn(1, 6, 32))
+    layer, x = ABLE.build(32), torch.randn(1, 16, 32)
+    for call in (layer, layer.step):
+        with pytest.raises(ValueError, match="fused is require, but kernels run on GPUs, not on cpu"):
+            call(x, layer.init_state(1))
 
 
 def test_auto_on_a_cpu_is_the_eager_scan_even_with_an_interpreter(monkeypatch):

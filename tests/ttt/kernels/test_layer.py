@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.helpers import build, name
-from tests.ttt.test_reference import RECORDINGS, compare_with_recording
+from tests.helpers import build, distance, name
+from tests.ttt.test_ttt_lm import RECORDINGS, compare_with_recording
 from tttvideo.ttt import (
     MLP,
     SGD,
@@ -74,6 +74,21 @@ def test_streamed_is_whole(config):
     assert (torch.cat(pieces, 1) - whole).abs().max() <= 1e-12
     for key, map in end.weights.items():
         assert (state.weights[key].weight - map.weight).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("config", LAYERS, ids=name)
+@torch.no_grad()
+def test_steps_are_the_whole_by_kernels_too(config, monkeypatch):
+    monkeypatch.setattr("tttvideo.ttt.layer.scan", None)
+    layer = build(config, dim=DIM)
+    size = layer.step_unit(N)
+    x = torch.randn(1, 2 * size, DIM).double()
+    grid = GRID if config.chunk.whole else (1, 1)
+    whole, end = layer(x, None, Layout(grid))
+    first, state = layer.step(x[:, :size], layer.init_state(1), grid)
+    second, state = layer.step(x[:, size:], state, grid)
+    assert distance(torch.cat([first, second], 1), whole) <= 1e-12
+    assert distance(state, end) <= 1e-12
 
 
 @pytest.mark.parametrize("config", LAYERS, ids=name)

@@ -1,7 +1,7 @@
 """What happens between the matrix products, and the products themselves: device functions shared by all kernels.
 
 Tiles hold tokens as rows. Everything is computed in the dtype of its arguments: float32, or float64 where tests ask
-for it. Formulas are those of ``inner/activation.py`` and ``objective.py``; README.md derives them.
+for it. Formulas are those of ``derivatives.py`` and ``objective.py``; README.md derives them.
 """
 
 import triton
