@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files import replacing
 from ..printing import printable
-from ..video.features import PATH, CachedFeatures, Part, marks_of
+from ..video.features import PATH, CachedFeatures, Part, longest, marks_of
 from ..video.index import Index
 from ..video.reader import Reader, VideoError
 from ..video.reading import catch_damage
@@ -126,8 +126,10 @@ def fill(
         (path, reason) of the videos that cannot be read.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: the cache cannot be written, or no file holds what is asked for.
     """
+    for job in jobs:
+        reading.check_windows(job.parts)
     bad: dict[str, str] = {}
     waiting = list(jobs)
     for view in sorted({job.view for job in jobs}):
@@ -170,6 +172,8 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
         about: dict[str, Any] = {"video": marks_of(path)}
         with catch_damage() as notes, reading.pixels.open(path, reading.margin) as video:
             numbers, times = reading.wanted(video, job.parts), video.times
+            if reading.window > 1:
+                about["first"] = longest(job.parts)
             kept = reading.kept(path)
             if kept is not None and "refused" not in kept.about and reading.window == 1:
                 numbers = torch.unique(torch.cat([numbers, kept.numbers]))  # other parts of a long file stay
