@@ -101,7 +101,7 @@ def trial(encoder: FrameEncoder, reading: CachedFeatures, jobs: Sequence[Job]) -
             with catch_damage(), reading.pixels.open(job.path) as video:
                 wanted = reading.wanted(video, job.parts)[: max(_TRIAL, reading.window)]
                 for frames in video.stream(wanted, batch=_piece(reading)):
-                    _encoded(encoder, reading, reading.pixels.apply(frames))
+                    _encoded(encoder, reading, reading.pixels.apply(frames), job.path)
                     done += len(frames)
         except (VideoError, OSError):
             continue
@@ -180,7 +180,7 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
             before = torch.empty(0)
             for frames in ahead(_changed(video, numbers, reading, path)):
                 for windows in _whole_windows(before, frames, reading.window):
-                    writer.add(_encoded(encoder, reading, windows))
+                    writer.add(_encoded(encoder, reading, windows, path))
                 before, count = frames, count + len(frames)
             about |= {name: getattr(video, name) for name in ("announced", "offset")}
             about["info"] = {
@@ -227,8 +227,8 @@ def _changed(video: Reader, numbers: Tensor, reading: CachedFeatures, path: str)
 
 
 @torch.no_grad()
-def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor) -> Tensor:
-    """Frames uint8 [n, 3, H, W] -> rows [n, N, C] as they are kept.
+def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor, path: str) -> Tensor:
+    """Frames of a video uint8 [n, 3, H, W] -> rows [n, N, C] as they are kept.
 
     Raises:
         ValueError: numbers that the kept type does not hold.
@@ -239,8 +239,10 @@ def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor) -> 
         maps = encoder.features(frames[None].to(device), None)[0, :: reading.window]
     rows = maps.flatten(-2).mT.to(reading.dtype)
     if not bool(rows.isfinite().all()):
-        why = "are not finite" if not bool(maps.isfinite().all()) else "are too large for fp16; set cache_dtype: bf16"
-        raise ValueError(f"the encoder's features {why}")
+        why = "are too large for fp16; set cache_dtype: bf16"
+        if not bool(maps.isfinite().all()):
+            why = "are not finite: its weights are damaged, or its mean and standard deviation; give others"
+        raise ValueError(f"{path}: the encoder's features {why}")
     return rows
 
 
