@@ -4,9 +4,9 @@
     python -m benchmarks.fair --table docs/results/fair.md
 
 One thread, one training after another. Of each task five layers come first, then the others: each at each rate on the
-seed of the choice, then, at the rate that was best there, on the reported seeds; where training was not flat at its end,
-again with more steps. Each finished row is appended to a JSONL file at once, and skipped when the study is started
-again; a training that was broken off goes on from its last minute, at the same commit.
+seed of the choice, then, at the best rate there, on the reported seeds; where training was not flat at its end, again
+with more steps. Each finished row is appended to a JSONL file at once, and skipped when the study is started again; a
+training that was broken off goes on from its last minute, at the same commit.
 """
 
 from __future__ import annotations

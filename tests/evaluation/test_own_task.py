@@ -140,6 +140,10 @@ class OfClasses(Brightness):
 
     labelled = True
 
+    def report(self, rows, labels, scored, names):
+        confusion = torch.eye(len(names)).int().tolist()
+        return self.summary(rows, labels, scored) | {"per_class": dict.fromkeys(names, 0.25), "confusion": confusion}
+
 
 def test_a_score_that_is_no_right_answer_has_neither_chance_nor_ceiling(tmp_path):
     """Those of a generated set are of its classes."""
@@ -148,7 +152,11 @@ def test_a_score_that_is_no_right_answer_has_neither_chance_nor_ceiling(tmp_path
     (row,) = result.metrics["results"]
     assert (result.metrics["chance"], row["ceiling"]) == (None, None)
     assert {stratum["ceiling"] for strata in row["by"].values() for stratum in strata} == {None}
-    headline = page_of(result.metrics).headline
+    page = page_of(result.metrics)
+    headline, classes = page.headline, page.grids[-1]
+    assert (classes.header, classes.rows[0][-1]) == (["class", "videos", "value"], "0.250")
+    page.figures["confusion.png"].draw(tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
     assert headline[0] == f"{row['error']:.4g}"
     assert "chance" not in headline[1]
 

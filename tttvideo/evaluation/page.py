@@ -200,11 +200,12 @@ def _strata(metrics: dict[str, Any]) -> list[Grid]:
 
 
 def _classes(main: dict[str, Any], metrics: dict[str, Any]) -> list[Grid]:
-    if "per_class" not in main:
+    if not isinstance(main.get("per_class"), dict):
         return []
+    title = "recall" if score_of(metrics).judged else "value"
     counts = main.get("videos_per_class", {})  # not in older evaluations
     rows = [[name, str(counts.get(name, "")), _number(share)] for name, share in main["per_class"].items()]
-    return [Grid(f"Classes: {main['frames']} frames, {way(main)}", ["class", "videos", "recall"], rows, details=True)]
+    return [Grid(f"Classes: {main['frames']} frames, {way(main)}", ["class", "videos", title], rows, details=True)]
 
 
 # Generated frames, by horizon.

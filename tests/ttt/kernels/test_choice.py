@@ -207,9 +207,8 @@ def test_the_environment_switches_kernels_off(as_on_a_gpu, monkeypatch):
     monkeypatch.setattr("tttvideo.ttt.layer.read_fused", None)
     monkeypatch.setenv("TTTVIDEO_FUSED", "never")
     x = torch.randn(1, 6, 32)
-    AUTO.build(32)(x)
-    with pytest.raises(ValueError, match="fused is require, but TTTVIDEO_FUSED=never is set"):
-        replace(AUTO, fused="require").build(32)(x)
+    for fused in ("auto", "require"):  # a model that was trained with kernels serves where there are none
+        replace(AUTO, fused=fused).build(32)(x)
     monkeypatch.setenv("TTTVIDEO_FUSED", "off")
     with pytest.raises(ValueError, match="TTTVIDEO_FUSED is 'off'; set it to never, or not at all"):
         AUTO.build(32)(x)

@@ -58,7 +58,7 @@ log = logging.getLogger("tttvideo.ttt")
 
 
 SWITCH = "TTTVIDEO_FUSED"
-"""Environment variable; "never": no kernels in this process."""
+"""Environment variable; "never": no kernels in this process, whatever a model's ``fused`` is."""
 
 
 def use_kernels(
@@ -70,13 +70,13 @@ def use_kernels(
     Raises:
         ValueError: if the configuration requires kernels where there are none.
     """
-    if config.fused == "never":
+    if config.fused == "never" or switched_off():
         return False
     mode, required = mode_of(dtype), config.fused == "require"
-    elsewhere = switched_off() or not_here(device, mode, required)
+    elsewhere = not_here(device, mode, required)
     why = elsewhere or not_for(config, shape[-1], grid[0] * grid[1], mode)
     if why is not None and required:
-        raise ValueError(f"TTT.fused is require, but {why}; use fused: auto.")
+        raise ValueError(f"TTT.fused is require, but {why}; use fused: auto, or set {SWITCH}=never.")
     if why is None and not required:
         if torch.compiler.is_compiling():
             from .. import uncompiled  # noqa: F401  (its answer is a constant of what is compiled)
@@ -86,7 +86,7 @@ def use_kernels(
     return why is None
 
 
-def switched_off() -> str | None:
+def switched_off() -> bool:
     """Whether the environment forbids kernels.
 
     Raises:
@@ -95,7 +95,7 @@ def switched_off() -> str | None:
     word = os.environ.get(SWITCH, "")
     if word not in ("", "never"):
         raise ValueError(f"The environment variable {SWITCH} is {word!r}; set it to never, or not at all.")
-    return f"{SWITCH}=never is set" if word else None
+    return word == "never"
 
 
 def not_trusted(
