@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.training.run import main
 from tttvideo.video.features import CachedFeatures
+from tttvideo.video.index import Index, Video
 from tttvideo.video.listfile import DataError
 from tttvideo.video.reader import VideoError
 from tttvideo.video.rows import Rows
@@ -374,12 +376,19 @@ def test_evaluation_and_classification_use_it_where_it_matches(words, videos, tm
     assert command(["evaluate", str(run), "--data", str(videos), "--frames", "2,all", "--workers", "0"]) == 0
     read = json.loads((run / "metrics.json").read_text())
     opened.clear()
-    shutil.rmtree(tmp_path / "cache")
-    uncached, times = answers()
+    for file in files(tmp_path / "cache"):
+        whole = bytearray(file.read_bytes())
+        whole[2**14 + 1] ^= 4  # in the first row
+        file.write_bytes(whole)
+    with pytest.warns(DataNote, match="damaged features of 1 of these videos"):
+        uncached, times = answers()
     assert times == 1
     assert uncached == cached
+    capfd.readouterr()
     assert command(["evaluate", str(run), "--data", str(videos), "--frames", "2,all", "--workers", "0"]) == 0
+    assert re.search(r"note: .* damaged features of [45] of these videos", capfd.readouterr().err)
     anew = json.loads((run / "metrics.json").read_text())
+    assert [row["n_failed"] for row in anew["results"]] == [0] * len(read["results"])
     assert [row["top1"] for row in read["results"]] == [row["top1"] for row in anew["results"]]
 
 
@@ -430,6 +439,9 @@ def test_windows_of_first_frames_are_no_windows_of_the_whole(sampling, tmp_path)
     assert reading.serving([path], first=16) == reading
     assert reading.holds(path, parts[8]) == (sampling != "uniform=9"), "which chooses others of fewer frames"
     assert reading.serving([path]) == reading.pixels
+    index = Index([Video(path, 0, None, None, None)], ["a"], False, "train", "")
+    notes = filling.plan(reading, [(index, None, 1)]).notes
+    assert notes == ["1 files of the cache hold other frames than are asked for now: computed anew"]
     assert reading.serving([path], [(0.2, None)]) == reading.pixels
     assert replace(reading, sampling="last=8").serving([path]).window == 1
     assert fill(None) == []

@@ -67,14 +67,17 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
         for video in index.videos:
             for view in range(views):
                 wanted.setdefault((video.path, view), []).append((video.start, video.end, first))
-    jobs, bad, changed = [], {}, 0
+    jobs, bad, changed, lacking = [], {}, 0, 0
     for (path, view), spans in wanted.items():
         of_view = replace(reading, view=view)
         if of_view.holds(path, spans):
             if reason := _refusal(of_view, path):
                 bad[path] = reason
             continue
-        changed += of_view.file(path).exists()
+        if of_view.kept(path) is not None:
+            lacking += 1
+        else:
+            changed += of_view.file(path).exists()
         frames = 0
         with suppress(VideoError, OSError), reading.pixels.open(path) as video:
             frames = len(reading.wanted(video, spans))
@@ -82,6 +85,8 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
     notes = [said] if jobs and not reading.key.exists() and (said := _other_settings(reading)) else []
     if changed:
         notes.append(f"{changed} files of the cache are damaged, or of videos that have changed: computed anew")
+    if lacking:
+        notes.append(f"{lacking} files of the cache hold other frames than are asked for now: computed anew")
     return Plan(jobs, len(wanted) - len(jobs), list(bad.items()), notes)
 
 
