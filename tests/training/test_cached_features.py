@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -493,3 +494,14 @@ def test_damaged_features_are_not_served_but_frames_with_a_note(at, tmp_path):
         assert not reading.holds(path, job.parts), "removed, so that the next filling computes it anew"
         assert filling.fill(Means(), reading, [job]) == []
         assert reading.serving([path]) == reading
+
+
+@pytest.mark.parametrize(("level", "sentence"), [(float("nan"), "are not finite: its"), (1e5, "set cache_dtype: bf16")])
+def test_features_that_cannot_be_kept_are_said_with_the_video(level, sentence, tmp_path):
+    path = str(tmp_path / "film.mp4")
+    write_video(Path(path), 10, frames=4, size=64)
+    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path / "cache"), encoder={"name": "bad"})
+    encoder = Mock(mean=torch.zeros(1), features=lambda frames, _: torch.full((1, frames.shape[1], 1, 1, 1), level))
+    with pytest.raises(ValueError, match=rf"film\.mp4: the encoder's features .*{sentence}"):
+        filling.fill(encoder, reading, [filling.Job(path, 0, ((None, None, None),), 4)])
+    assert not files(tmp_path / "cache")
