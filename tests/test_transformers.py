@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers", reason="needs the extra transformers")
 
@@ -140,13 +141,15 @@ def test_wrong_input_is_one_sentence(tmp_path):
         Transformers(name).build((30, 32), 16)
     with pytest.raises(ValueError, match=r"set data\.size to the model's \(32\)"):
         Transformers(name).build((64, 64), 16)
+    with pytest.raises(ValueError, match=r"\); leave encoder\.window out \(the model was trained with windows of 4"):
+        Transformers(name, window=8).build((32, 32), 16)
     image = folder("DINOv3", tmp_path / "b")
     with pytest.raises(ValueError, match=r"reads images, so encoder\.window is 4 in vain"):
         Transformers(image, window=4).build((32, 32), 16)
     (tmp_path / "b" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"no preprocessor_config\.json with image_mean"):
         Transformers(image).build((32, 32), 16)
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match=r"none, which is no folder; correct encoder\.name"):
         Transformers(str(tmp_path / "none")).build((32, 32), 16)
     transformers.BertModel(transformers.BertConfig(**TINY, intermediate_size=16)).save_pretrained(tmp_path / "c")
     with pytest.raises(ValueError, match="of type bert"):
@@ -163,3 +166,63 @@ def test_the_last_blocks_of_a_frozen_model_learn(kind, tmp_path):
     assert {module.training for module in net.modules()} == {False, True}
     with pytest.raises(ValueError, match=r"encoder.trainable is 9, and .* has \d blocks"):
         model_of(Transformers(folder(kind, tmp_path), trainable=9))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("video_preprocessor_config.json", "{", r"video_preprocessor_config\.json cannot be read, or gives no"),
+        ("video_preprocessor_config.json", '{"image_mean": null, "image_std": 1}', "image_mean of three .* got null"),
+        ("video_preprocessor_config.json", '{"image_mean": [0, 0, 0, 0], "image_std": 1}', "image_mean of three"),
+        ("video_preprocessor_config.json", '{"image_mean": "0.5", "image_std": 1}', "image_mean of three"),
+        ("video_preprocessor_config.json", '{"image_mean": [NaN, 0, 0], "image_std": 1}', "image_mean of three"),
+        ("video_preprocessor_config.json", '{"image_mean": 0, "image_std": [0, 0, 0]}', "image_std of .* above 0"),
+        ("config.json", '{"model_type": "videomae", "num_frames": 0}', "num_frames of at least 1"),
+        ("config.json", "{}", r"the folder needs a sound config\.json"),
+        ("model.safetensors", "half", r"the folder needs a sound config\.json and model\.safetensors"),
+    ],
+)
+def test_damaged_settings_of_a_folder_are_one_sentence(file, text, sentence, tmp_path):
+    name = folder("VideoMAE", tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        Transformers(name).build((32, 32), 16)
+
+
+def test_one_number_is_that_of_all_colours(tmp_path):
+    name = folder("VideoMAE", tmp_path)
+    (tmp_path / "video_preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.25}')
+    encoder = Transformers(name).build((32, 32), 16)
+    assert encoder.statistics == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_weights_in_half_precision_are_read_in_single(kind, tmp_path):
+    name = folder(kind, tmp_path)
+    whole = model_of(Transformers(name)).encoder.model.state_dict()
+    KINDS[kind](transformers).from_pretrained(name).half().save_pretrained(name)
+    half = Transformers(name).resolved(())
+    for load in (True, False):
+        encoder = half.build((32, 32), 16, load=load)
+        assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+        assert encoder(clip(4), None, encoder.init_state(1))[0].isfinite().all()
+    weights = half.build((32, 32), 16).model.state_dict()
+    assert all(torch.allclose(weights[key], whole[key].float(), atol=1e-3) for key in whole)
+
+
+def test_weights_that_are_never_used_do_not_tell_caches_apart(tmp_path, capfd):
+    """Of V-JEPA 2 without a predictor, which is drawn anew at each start."""
+    name = folder("V-JEPA 2", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = {key: weight for key, weight in load_file(file).items() if "predictor" not in key}
+    save_file(weights, file, {"format": "pt"})
+    keys = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        encoder = Transformers(name, cache=str(tmp_path / "cache")).build((32, 32), 16)
+        keys.add(encoder.reading(Preprocessing(size=(32, 32))).key)
+    assert len(keys) == 1
+    assert "predictor" not in "".join(capfd.readouterr()), "no report of what is missing"
+    first = next(key for key in weights if "encoder" in key)
+    save_file(weights | {first: weights[first] + 1}, file, {"format": "pt"})
+    encoder = Transformers(name, cache=str(tmp_path / "cache")).build((32, 32), 16)
+    assert encoder.reading(Preprocessing(size=(32, 32))).key not in keys

@@ -99,6 +99,18 @@ def test_what_cannot_be_read_is_refused(words, features, capfd, change, settings
     assert sentence in capfd.readouterr().err
 
 
+def test_the_files_that_disagree_are_named_with_what_skips_them(tmp_path):
+    for i, rows in enumerate((20, 21, 22, 20, 21)):
+        np.save(tmp_path / f"{i}.npy", np.zeros((rows, 13 if i == 3 else 12), np.float32))
+    paths = [str(tmp_path / f"{i}.npy") for i in range(5)]
+    for given in ({}, {"channels": 12}, {"layout": "TD"}):
+        with pytest.raises(ValueError, match=r": 4 of 5 have 12 \(TD\), but \S*3\.npy is 20 x 13; mend such files, or"):
+            Features(**given).resolved(paths)
+    skipping = Features(layout="TD", channels=12)
+    assert skipping.resolved(paths) is skipping
+    assert Features().resolved(paths[:3]) == skipping
+
+
 def test_bad_files_are_skipped_with_their_reason(words, features, tmp_path):
     np.save(features / "a" / "a1.npy", np.zeros((5, 4), np.float32))
     np.save(features / "b" / "b1.npy", np.full((5, 6), np.nan, np.float32))

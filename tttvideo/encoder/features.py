@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -59,30 +60,42 @@ class Features(Encoder):
         if self.channels is not None and self.layout != "auto":  # files that differ are skipped one by one
             return self
         files = self.reading(Preprocessing())
-        shapes = {shape: path for path in dict.fromkeys(paths) if (shape := files.shape_of(path)) is not None}
+        shapes = {path: shape for path in dict.fromkeys(paths) if (shape := files.shape_of(path)) is not None}
         if not shapes:
             first = files.locate(paths[0])
             raise ValueError(f"None of the {len(paths)} files of features can be read (first: {first}).")
-        sides = {"TD": {shape[1] for shape in shapes}, "DT": {shape[0] for shape in shapes}}
-        fits = [
-            layout
-            for layout, sizes in sides.items()
-            if self.layout in ("auto", layout) and sizes == {self.channels or next(iter(sizes))}
-        ]
+        allowed = ("TD", "DT") if self.layout == "auto" else (self.layout,)
+        sides = {layout: Counter(shape[layout == "TD"] for shape in shapes.values()) for layout in allowed}
+        fits = [layout for layout in allowed if set(sides[layout]) == {self.channels or next(iter(sides[layout]))}]
         if not fits:
-            (a, first), (b, other) = [*shapes.items(), *shapes.items()][:2]
-            size = "" if self.channels is None else f" of {self.channels}"
-            raise ValueError(
-                f"The files of features share no side{size} that could be the features of a time step: {first} is "
-                f"{a[0]} x {a[1]}, {other} is {b[0]} x {b[1]}; give files of one kind."
-            )
+            raise ValueError(self._disagreement(files, shapes, sides))
         if len(fits) > 1:
-            shape = next(iter(shapes))
+            shape = next(iter(shapes.values()))
             raise ValueError(
                 f"All files of features are {shape[0]} x {shape[1]}, so that either side could be time; set "
                 "encoder.layout to TD (time first) or DT (features first)."
             )
-        return replace(self, layout=fits[0], channels=sides[fits[0]].pop())
+        return replace(self, layout=fits[0], channels=next(iter(sides[fits[0]])))
+
+    def _disagreement(
+        self, files: FeatureFiles, shapes: Mapping[str, tuple[int, int]], sides: Mapping[str, Counter[int]]
+    ) -> str:
+        """What most files share, and the first that has it not."""
+        most = [
+            (count, size, layout) for layout, sizes in sides.items() for size, count in sizes.items()
+            if self.channels in (None, size)
+        ]  # fmt: skip
+        of_size = "" if self.channels is None else f" of {self.channels}"
+        start = f"The files of features share no side{of_size} that could be the features of a time step"
+        count, size, layout = max(most, default=(0, 0, "TD"), key=lambda one: one[0])
+        path, (rows, columns) = next(item for item in shapes.items() if item[1][layout == "TD"] != size)
+        other = f"{files.locate(path)} is {rows} x {columns}"
+        if 2 * count <= len(shapes):
+            return f"{start}: {other}; give files of one kind{of_size and ', or correct encoder.channels'}."
+        return (
+            f"{start}: {count} of {len(shapes)} have {size} ({layout}), but {other}; mend such files, or set "
+            f"encoder.layout: {layout} and encoder.channels: {size}, with which they are skipped with the reason."
+        )
 
     def reading(self, preprocessing: Preprocessing) -> FeatureFiles:
         read = {f.name: getattr(preprocessing, f.name) for f in fields(Preprocessing)}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files import replacing
 from ..printing import printable
-from ..video.features import PATH, CachedFeatures, Part, marks_of
+from ..video.features import PATH, CachedFeatures, Part, longest, marks_of
 from ..video.index import Index
 from ..video.reader import Reader, VideoError
 from ..video.reading import catch_damage
@@ -67,14 +67,17 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
         for video in index.videos:
             for view in range(views):
                 wanted.setdefault((video.path, view), []).append((video.start, video.end, first))
-    jobs, bad, changed = [], {}, 0
+    jobs, bad, changed, lacking = [], {}, 0, 0
     for (path, view), spans in wanted.items():
         of_view = replace(reading, view=view)
         if of_view.holds(path, spans):
             if reason := _refusal(of_view, path):
                 bad[path] = reason
             continue
-        changed += of_view.file(path).exists()
+        if of_view.kept(path) is not None:
+            lacking += 1
+        else:
+            changed += of_view.file(path).exists()
         frames = 0
         with suppress(VideoError, OSError), reading.pixels.open(path) as video:
             frames = len(reading.wanted(video, spans))
@@ -82,6 +85,8 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
     notes = [said] if jobs and not reading.key.exists() and (said := _other_settings(reading)) else []
     if changed:
         notes.append(f"{changed} files of the cache are damaged, or of videos that have changed: computed anew")
+    if lacking:
+        notes.append(f"{lacking} files of the cache hold other frames than are asked for now: computed anew")
     return Plan(jobs, len(wanted) - len(jobs), list(bad.items()), notes)
 
 
@@ -101,7 +106,7 @@ def trial(encoder: FrameEncoder, reading: CachedFeatures, jobs: Sequence[Job]) -
             with catch_damage(), reading.pixels.open(job.path) as video:
                 wanted = reading.wanted(video, job.parts)[: max(_TRIAL, reading.window)]
                 for frames in video.stream(wanted, batch=_piece(reading)):
-                    _encoded(encoder, reading, reading.pixels.apply(frames))
+                    _encoded(encoder, reading, reading.pixels.apply(frames), job.path)
                     done += len(frames)
         except (VideoError, OSError):
             continue
@@ -126,8 +131,10 @@ def fill(
         (path, reason) of the videos that cannot be read.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: the cache cannot be written, or no file holds what is asked for.
     """
+    for job in jobs:
+        reading.check_windows(job.parts)
     bad: dict[str, str] = {}
     waiting = list(jobs)
     for view in sorted({job.view for job in jobs}):
@@ -170,13 +177,15 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
         about: dict[str, Any] = {"video": marks_of(path)}
         with catch_damage() as notes, reading.pixels.open(path, reading.margin) as video:
             numbers, times = reading.wanted(video, job.parts), video.times
+            if reading.window > 1:
+                about["first"] = longest(job.parts)
             kept = reading.kept(path)
             if kept is not None and "refused" not in kept.about and reading.window == 1:
                 numbers = torch.unique(torch.cat([numbers, kept.numbers]))  # other parts of a long file stay
             before = torch.empty(0)
             for frames in ahead(_changed(video, numbers, reading, path)):
                 for windows in _whole_windows(before, frames, reading.window):
-                    writer.add(_encoded(encoder, reading, windows))
+                    writer.add(_encoded(encoder, reading, windows, path))
                 before, count = frames, count + len(frames)
             about |= {name: getattr(video, name) for name in ("announced", "offset")}
             about["info"] = {
@@ -223,8 +232,8 @@ def _changed(video: Reader, numbers: Tensor, reading: CachedFeatures, path: str)
 
 
 @torch.no_grad()
-def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor) -> Tensor:
-    """Frames uint8 [n, 3, H, W] -> rows [n, N, C] as they are kept.
+def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor, path: str) -> Tensor:
+    """Frames of a video uint8 [n, 3, H, W] -> rows [n, N, C] as they are kept.
 
     Raises:
         ValueError: numbers that the kept type does not hold.
@@ -235,8 +244,10 @@ def _encoded(encoder: FrameEncoder, reading: CachedFeatures, frames: Tensor) -> 
         maps = encoder.features(frames[None].to(device), None)[0, :: reading.window]
     rows = maps.flatten(-2).mT.to(reading.dtype)
     if not bool(rows.isfinite().all()):
-        why = "are not finite" if not bool(maps.isfinite().all()) else "are too large for fp16; set cache_dtype: bf16"
-        raise ValueError(f"the encoder's features {why}")
+        why = "are too large for fp16; set cache_dtype: bf16"
+        if not bool(maps.isfinite().all()):
+            why = "are not finite: its weights are damaged, or its mean and standard deviation; give others"
+        raise ValueError(f"{path}: the encoder's features {why}")
     return rows
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..printing import cause
+from ..printing import cause, shortened
 from .base import EncoderState
 from .pretrained import Pretrained, PretrainedEncoder
 from .unfreezing import leave_trained, listed_blocks
@@ -39,6 +42,9 @@ KINDS = {
     "siglip_vision_model": Kind("SiglipVisionModel", "pixel_values"),
 }
 """By ``model_type`` of the configuration; of models with a text half (SigLIP, VideoPrism) that of the vision half."""
+
+
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Transformers(Pretrained):
 
     @property
     def base_model(self) -> str | None:
-        return self.name if self.name.count("/") == 1 and not self.name.startswith((".", "~")) else None
+        return _on_hub(self.name)
 
     def resolved(self, paths: Sequence[str]) -> Transformers:
         return self if self.architecture else replace(self, architecture=json.dumps(_read(self.name)))
@@ -135,6 +141,9 @@ class TransformersEncoder(PretrainedEncoder):
         own = {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
         sha = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
         return {"name": settings["model_type"], "architecture": sha.hexdigest()}
+
+    def used_weights(self) -> dict[str, Tensor]:
+        return {key: weight for key, weight in super().used_weights().items() if _is_used(key)}
 
     def tails(self, batch: int) -> tuple[Tensor, ...]:
         """The last frames before this call, of which a last window that is not full takes some."""
@@ -236,9 +245,13 @@ class TransformersEncoder(PretrainedEncoder):
             return self._pooled(torch.zeros(1, self.stride, 3, *size))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
+            frames = getattr(settings, self.kind.frames) if self.kind.frames else 1
+            todo = f"set data.size to the model's ({trained_size})"
+            if self.stride != frames:
+                todo = f"leave encoder.window out (the model was trained with windows of {frames} frames)"
             raise ValueError(
-                f"{name} cannot read windows of {self.stride} frames of {size[0]} x {size[1]} pixels ({reason}); set "
-                f"data.size to the model's ({trained_size}), and leave encoder.window out."
+                f"{name} cannot read windows of {self.stride} frames of {size[0]} x {size[1]} pixels ({reason}); "
+                f"{todo}."
             ) from error
 
 
@@ -249,50 +262,103 @@ def _read(name: str) -> dict[str, Any]:
         ValueError: there is no such model, it is of another type, or says nothing of mean and standard deviation.
     """
     transformers = _library()
+    name = os.path.expanduser(name)
+    if not Path(name).is_dir() and _on_hub(name) is None:
+        raise ValueError(
+            "Expected a local folder with a model, or a name on the Hugging Face Hub (organisation/model), got "
+            f"{name}, which is no folder; correct encoder.name."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         config = getattr(config, "vision_config", config)
         settings = json.loads(config.to_json_string(use_diff=False))
     except Exception as error:  # each cause has a class of its own
-        raise ValueError(f"The model {name} cannot be had ({cause(error)}); give a local folder.") from error
-    kind = settings.get("model_type")
-    if kind not in KINDS:
-        raise ValueError(f"Expected a model of type {', '.join(KINDS)}, got {name} of type {kind}; use one of those.")
+        raise _unreadable("configuration", name, error) from error
+    type_ = settings.get("model_type")
+    if type_ not in KINDS:
+        raise ValueError(f"Expected a model of type {', '.join(KINDS)}, got {name} of type {type_}; use one of those.")
+    kind = KINDS[type_]
+    frames = settings.get(kind.frames) if kind.frames else 1
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"Expected {kind.frames} of at least 1 in config.json of {name}, got {frames}; correct it.")
+    return settings | _statistics(name)
+
+
+def _statistics(name: str) -> dict[str, list[float]]:
+    """Mean and standard deviation of the colours, three numbers each, of a model's processor."""
+    transformers = _library()
     readers = (transformers.ImageProcessingMixin.get_image_processor_dict,)
-    if video := getattr(transformers, "AutoVideoProcessor", None):
+    if getattr(transformers, "AutoVideoProcessor", None):
         from transformers.video_processing_utils import BaseVideoProcessor
 
-        assert video is not None
         readers = (BaseVideoProcessor.get_video_processor_dict, *readers)
     for read in readers:
         try:
-            processor, _ = read(name)
+            processor = dict(read(name)[0])
         except Exception:  # it has the other kind
             continue
         if {"image_mean", "image_std"} <= set(processor):
-            return settings | {key: processor[key] for key in ("image_mean", "image_std")}
-    raise ValueError(
-        f"{name} has no preprocessor_config.json with image_mean and image_std; add the processor's settings."
-    )
+            return {key: _colours(name, key, processor[key]) for key in ("image_mean", "image_std")}
+    files = [file for file in PROCESSORS if (Path(name) / file).exists()]
+    what = f"{name} has no preprocessor_config.json with image_mean and image_std"
+    if files:
+        what = f"{name}: {' and '.join(files)} cannot be read, or gives no image_mean and image_std"
+    raise ValueError(f"{what}; add the processor's settings.")
+
+
+def _colours(name: str, key: str, value: Any) -> list[float]:
+    """A value for each colour; as in the library one number is that of all three."""
+    values = value if isinstance(value, list) else [value] * 3
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if len(values) != 3 or not numbers or (key == "image_std" and min(values) <= 0):
+        what = "three numbers above 0" if key == "image_std" else "three numbers"
+        raise ValueError(
+            f"Expected {key} of {what} (or one for all colours) in the processor's settings of {name}, got "
+            f"{shortened(value)}; correct it."
+        )
+    return [float(v) for v in values]
 
 
 def _model(name: str, settings: dict[str, Any], load: bool) -> nn.Module:
-    """Raises ValueError if the weights cannot be had, or are not all there."""
+    """In single precision, whatever it is stored in. Raises ValueError if the weights cannot be had, or are not all
+    there."""
     transformers = _library()
     cls = getattr(transformers, KINDS[settings["model_type"]].model)
-    config = cls.config_class.from_dict(settings)
+    config = cls.config_class.from_dict(settings | {"dtype": "float32"})
     if not load:
         return cls(config)
+    name = os.path.expanduser(name)
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # not its table of weights that are missing: see below
     try:
-        model, about = cls.from_pretrained(name, config=config, output_loading_info=True)
+        model, about = cls.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
-        raise ValueError(f"The weights of {name} cannot be had ({cause(error)}); give a local folder.") from error
-    missing = sorted(key for key in about["missing_keys"] if "predictor" not in key and "pooler" not in key)
+        raise _unreadable("weights", name, error) from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    missing = sorted(filter(_is_used, about["missing_keys"]))
     if missing:
         raise ValueError(
             f"{name} does not hold all weights of {cls.__name__} (first: {missing[0]}); give another folder."
         )
     return model
+
+
+def _is_used(weight: str) -> bool:
+    """Whether tokens depend on a weight of this name."""
+    return "predictor" not in weight and "pooler" not in weight
+
+
+def _on_hub(name: str) -> str | None:
+    """A name that can be one on the Hugging Face Hub."""
+    return name if name.count("/") == 1 and not name.startswith((".", "~", "/")) else None
+
+
+def _unreadable(what: str, name: str, error: Exception) -> ValueError:
+    todo = "there is no such folder, and the Hugging Face Hub did not give it: give a local folder"
+    if Path(name).is_dir():
+        todo = "the folder needs a sound config.json and model.safetensors of the library: copy the model again"
+    return ValueError(f"The {what} of {name} cannot be read ({cause(error)}); {todo}.")
 
 
 def _library() -> Any:

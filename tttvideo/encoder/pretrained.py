@@ -97,6 +97,10 @@ class PretrainedEncoder(FrameEncoder):
         """What tells the model apart, beside its weights."""
         return {"name": self.config.name}
 
+    def used_weights(self) -> dict[str, Tensor]:
+        """Those that the features depend on."""
+        return self.model.state_dict()
+
     def reading(self, preprocessing: Preprocessing) -> Preprocessing:
         """With a cache: the features that it keeps for these weights."""
         config = self.config
@@ -107,7 +111,7 @@ class PretrainedEncoder(FrameEncoder):
             **self.described(),
             "grid": config.grid,
             "statistics": self.statistics,
-            "weights": digest(self.model.state_dict()),
+            "weights": digest(self.used_weights()),
         }
         read = {f.name: getattr(preprocessing, f.name) for f in fields(preprocessing)}
         return CachedFeatures(

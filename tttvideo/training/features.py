@@ -14,7 +14,6 @@ from ..printing import printable
 from ..video.features import IN_TIME, CachedFeatures
 from ..video.index import Index
 from ..video.reading import damaged_videos_named
-from ..video.sampling import Dense, Uniform, parse_sampling
 from .arguments import parse
 from .config import ConfigError, RunConfig
 from .progress import clock
@@ -83,8 +82,7 @@ def _check_windows(reading: CachedFeatures, config: RunConfig, indexes: Sequence
     moved = [name for name in IN_TIME if name in data.augment.changes]
     if moved:
         raise ConfigError(f"{start}, and data.augment.{moved[0]} changes which frames these are; leave it out")
-    if not isinstance(parse_sampling(data.sampling), Dense | Uniform):
-        raise ConfigError(f"{start}, which data.sampling: {data.sampling} draws anew; use dense, fps=R or uniform=N")
+    reading.check_windows(())
     lengths = {"data.max_frames": data.max_frames, "validation.max_frames": config.validation.max_frames}
     lengths |= {"data.length_schedule": next((n for _, n in data.length_schedule if n % window), None)}
     for name, length in lengths.items():

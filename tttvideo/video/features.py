@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from ..files import map_array
 from .kinds import FEATURES
+from .listfile import DataError
 from .probe import identity
 from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, VideoWarning
-from .rows import DamagedRows, Rows
+from .rows import BLOCK, DamagedRows, Rows
 from .sampling import Dense, Uniform, parse_sampling
 from .transforms import Augmentation, Preprocessing, Span, sample_generator
+from .workers import DataNote
 
 Part = tuple[float | None, float | None, int | None]
 """What is read of a video: start and end in seconds, and frames that this is cut to before the sampling rule."""
@@ -138,10 +141,34 @@ class CachedFeatures(FeaturePreprocessing):
     def serving(
         self, paths: Sequence[str], spans: Sequence[Span] | None = None, first: int | None = None
     ) -> Preprocessing:
-        """Pixels, if the cache does not hold all of it."""
+        """Pixels, if the cache does not hold all of it as it was written."""
         spans = spans or [(None, None)] * len(paths)
+        damaged = [path for path in dict.fromkeys(paths) if self._damaged(path)]
+        if damaged:
+            warnings.warn(
+                f"the cache {self.folder} holds damaged features of {len(damaged)} of these videos (first: "
+                f"{damaged[0]}), which are removed; frames are decoded in their place, until `tttvideo cache` computes "
+                "them anew",
+                DataNote,
+                stacklevel=2,
+            )
+            return self.pixels
         held = all(self.holds(path, [(*span, first)]) for path, span in zip(paths, spans, strict=True))
         return self if held else self.pixels
+
+    def _damaged(self, path: str) -> bool:
+        """Whether what is kept of a video is not as it was written; it is removed then."""
+        try:
+            rows = Rows(self.file(path))
+            for places in torch.arange(len(rows)).split(BLOCK):
+                rows.take(places)
+        except FileNotFoundError:
+            return False
+        except DamagedRows:
+            with suppress(OSError):  # so that it is made again
+                self.file(path).unlink()
+            return True
+        return False
 
     def open(self, path: str, margin: float = 1.0) -> FeatureReader:
         """Raises VideoError if the video cannot be read, or nothing is kept of it as it is now."""
@@ -164,32 +191,75 @@ class CachedFeatures(FeaturePreprocessing):
 
     def wanted(self, reader: Reader, parts: Sequence[Part]) -> Tensor:
         """Numbers of the frames of a video that reading its parts can ask for: with a rule that chooses the same frames
-        every time only those."""
+        every time only those. Of windows those of the longest part, which the others begin (see ``holds``)."""
+        parts = parts if self.window == 1 else [(None, None, longest(parts))]
+        return torch.unique(torch.cat([self._chosen(reader, part) for part in parts]))
+
+    def _chosen(self, reader: Reader, part: Part) -> Tensor:
         from .reading import within
 
-        rule, chosen = parse_sampling(self.sampling), []
-        for start, end, first in parts:
-            inside = within(reader, start, end)[:first]
-            times = reader.times[inside]
-            chosen.append(inside[rule.indices(times - times[0], None)] if isinstance(rule, Dense | Uniform) else inside)
-        return torch.unique(torch.cat(chosen))
+        (start, end, first), rule = part, parse_sampling(self.sampling)
+        inside = within(reader, start, end)[:first]
+        times = reader.times[inside]
+        return inside[rule.indices(times - times[0], None)] if isinstance(rule, Dense | Uniform) else inside
+
+    def check_windows(self, parts: Sequence[Part]) -> None:
+        """Raises DataError for parts of a video whose windows one file cannot keep: they begin late, their frames
+        change, or one does not begin the other."""
+        if self.window == 1:
+            return
+        start = f"the encoder's cache keeps windows of {self.window} frames"
+        if not isinstance(parse_sampling(self.sampling), Dense | Uniform):
+            raise DataError(f"{start}, which data.sampling: {self.sampling} draws anew; use dense, fps=R or uniform=N")
+        if any(part[:2] != (None, None) for part in parts):
+            raise DataError(f"{start} of whole videos; leave start and end out, or set encoder.cache: null")
+        firsts = {first for _, _, first in parts}
+        if len(firsts) > 1 and (self.sampling != "dense" or any((first or 0) % self.window for first in firsts)):
+            raise DataError(
+                f"{start}, and data.sampling: {self.sampling} chooses others in a whole video than in its first frames "
+                f"({', '.join(str(first) for first in firsts if first)}), which are read, too; set max_frames: null"
+            )
 
     def holds(self, path: str, parts: Sequence[Part]) -> bool:
-        """Whether all is kept that reading parts of a video asks for; of one that cannot be read that is nothing."""
+        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read that is
+        nothing."""
         try:
             rows = self.kept(path)
             if rows is None:
                 return False
-            if self.window > 1:
-                return all(start is end is None and (first or 0) % self.window == 0 for start, end, first in parts)
-            if "refused" in rows.about or len(rows) == len(rows.times):
+            if "refused" in rows.about:
                 return True
-            wanted = self.wanted(FeatureReader(path, rows, self.shape), parts)
+            reader = FeatureReader(path, rows, self.shape)
+            if self.window > 1:
+                return self._holds_windows(rows, reader, parts)
+            if len(rows) == len(rows.times):
+                return True
+            wanted = self.wanted(reader, parts)
         except VideoError:
             return True
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]
         return bool(torch.isin(wanted, rows.numbers).all())
+
+    def _holds_windows(self, rows: Rows, reader: Reader, parts: Sequence[Part]) -> bool:
+        """Whether the windows of each part are the first of those kept: its frames begin the frames that were encoded,
+        and end with a window or with them."""
+        if "first" not in rows.about:  # written before it was kept
+            return False
+        try:
+            self.check_windows(parts)
+        except DataError:
+            return False
+        last = rows.about["end"] if rows.about["cut"] else len(rows.times)
+        encoded, *chosen = (
+            numbers[numbers <= last]
+            for numbers in (self._chosen(reader, part) for part in [(None, None, rows.about["first"]), *parts])
+        )
+        return all(
+            torch.equal(numbers, encoded[: len(numbers)])
+            and (len(numbers) % self.window == 0 or len(numbers) == len(encoded))
+            for numbers in chosen
+        )
 
 
 @dataclass(frozen=True)
@@ -274,6 +344,12 @@ class FileReader(_OfFeatures):
         pass
 
 
+def longest(parts: Sequence[Part]) -> int | None:
+    """Frames that the longest of some parts is cut to, which all begin a video."""
+    firsts = [first for _, _, first in parts if first is not None]
+    return max(firsts) if len(firsts) == len(parts) else None
+
+
 def marks_of(path: str) -> list[Any]:
     """Size and time of change of a video as it is now; of a folder of images, of each of them. Raises VideoError."""
     _, size, modified = identity(path)
@@ -302,7 +378,10 @@ class FeatureReader(_OfFeatures):
         places = torch.searchsorted(self._rows.numbers, numbers, right=True) - 1
         first = slice(None, None, self._window)
         if not torch.equal(self._rows.numbers[places[first]], numbers[first]):
-            raise VideoError(f"{self.info.path}: the cache keeps other frames of it than are asked for")
+            raise VideoError(
+                f"{self.info.path}: the cache keeps other frames of it than are asked for (in {self._rows.path}); "
+                "remove that file, so that it is computed anew, or set encoder.cache: null"
+            )
         for part in places.split(batch):
             needed, repeated = torch.unique(part, return_inverse=True)
             try:
