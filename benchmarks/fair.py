@@ -111,17 +111,16 @@ def job_of(row: dict[str, Any]) -> Job:
 def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
     """The rate with the best accuracy, mean over all lengths, on the seed of the choice (of equals, with the smaller
     loss), or with the least error of prediction; one that diverged last; None: not all have been tried."""
-    trial = study["choice"][task]
-    own = [row for row in rows if (row["task"], row["variant"], row["seed"]) == (trial, variant, study["choice_seed"])]
-    own = [row for row in own if row["rate"] in study["rates"]]
-    if len(own) < len(study["rates"]):
+    wanted = [Job(study["choice"][task], variant, study["choice_seed"], rate) for rate in study["rates"]]
+    trials = [row for row in rows if job_of(row) in wanted]
+    if len(trials) < len(wanted):
         return None
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
         good = (-mean(row, "error"), 0.0) if predicts(row) else (mean(row, "top1"), -mean(row, "loss"))
         return row["diverged_at"] is None, *good
 
-    return max(own, key=order)["rate"]
+    return max(trials, key=order)["rate"]
 
 
 def mean(row: dict[str, Any], figure: str) -> float:

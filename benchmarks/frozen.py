@@ -103,8 +103,8 @@ def write_vectors(
     Raises:
         VideoError: the cache lacks a clip.
     """
-    own = {"model.encoder.cache": cache, **task["features"]}
-    config, _ = parse(["--config", study["recipe"], *given(own)])
+    settings = {"model.encoder.cache": cache, **task["features"]}
+    config, _ = parse(["--config", study["recipe"], *given(settings)])
     reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
     assert isinstance(reading, CachedFeatures)
     vectors.mkdir()
@@ -232,13 +232,16 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             cells = [f"{tried[rate]:.3f}" if rate in tried else "-" for rate in study["rates"]]
             best = chosen_rate(study, rows, task, variant)
             cells += ["-" if best is None else f"{best:g}"]
-            own = reported(study, rows, task, variant)
-            if own:
-                tops = [row["measured"][0]["top1"] for row in own]
-                cells += [str(len(own)), f"{statistics.mean(tops):.3f} ({min(tops):.3f}-{max(tops):.3f})"]
-                cells += ["-" if variant == base else difference(own, reported(study, rows, task, base))]
-                cells += [f"{statistics.mean(row['train_top1'] for row in own):.3f}", f"{own[0]['parameters']:,}"]
-                cells += [f"{statistics.median(row['cpu_seconds'] for row in own):.0f}"]
+            finished = reported(study, rows, task, variant)
+            if finished:
+                tops = [row["measured"][0]["top1"] for row in finished]
+                cells += [str(len(finished)), f"{statistics.mean(tops):.3f} ({min(tops):.3f}-{max(tops):.3f})"]
+                cells += ["-" if variant == base else difference(finished, reported(study, rows, task, base))]
+                cells += [
+                    f"{statistics.mean(row['train_top1'] for row in finished):.3f}",
+                    f"{finished[0]['parameters']:,}",
+                ]
+                cells += [f"{statistics.median(row['cpu_seconds'] for row in finished):.0f}"]
             text.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(text)
 
@@ -247,13 +250,19 @@ def pooled(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     base, text = next(iter(study["variants"])), []
     trials = list(dict.fromkeys(study["choice"].values()))
     for variant in study["variants"]:
-        own = {row["task"]: row for row in rows if row["variant"] == variant}
-        tasks = [task for task in trials if task in own]
+        by_task = {row["task"]: row for row in rows if row["variant"] == variant}
+        tasks = [task for task in trials if task in by_task]
         if tasks:
             mine, other = (_joined(rows, tasks, name) for name in (variant, base))
-            learned = statistics.mean(own[task]["train_top1"] for task in tasks)
+            learned = statistics.mean(by_task[task]["train_top1"] for task in tasks)
             minus = "-" if variant == base else difference([mine], [other])
-            cells = [str(mine["n"]), f"{mine['top1']:.3f}", minus, f"{learned:.3f}", f"{own[tasks[0]]['parameters']:,}"]
+            cells = [
+                str(mine["n"]),
+                f"{mine['top1']:.3f}",
+                minus,
+                f"{learned:.3f}",
+                f"{by_task[tasks[0]]['parameters']:,}",
+            ]
             text.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(
         [f"| variant | clips | top-1 | minus {base} | train top-1 | parameters |", "|---|" + "---|" * 5, *text]

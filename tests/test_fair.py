@@ -150,9 +150,9 @@ def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
 def test_prediction_is_compared_by_errors(tmp_path):
     """The least error is the best rate; a loss that falls no more is flat; clips are paired."""
     task = STUDY["tasks"]["revisit"] | {"steps": 2, "val": 2, "measured": 60, "times": [1]}
-    own = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
-    own |= {"rates": [1e-3, 2e-3], "seeds": [0], "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}}
-    real = fair.run(own, fair.Job("revisit", "GRU", 100, 1e-3))
+    study = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
+    study |= {"rates": [1e-3, 2e-3], "seeds": [0], "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}}
+    real = fair.run(study, fair.Job("revisit", "GRU", 100, 1e-3))
     measured = real["measured"][0]
     assert measured["n"] == len(measured["errors"]) == 2
     assert measured["error"] == pytest.approx(sum(measured["errors"]) / 2, abs=1e-5)
@@ -165,14 +165,14 @@ def test_prediction_is_compared_by_errors(tmp_path):
         return row | {"measured": [measured | {"error": error, "errors": [error, error]}]}
 
     rows = [made_of(variant, 100, rate, error) for (variant, rate), error in errors.items()]
-    assert [fair.chosen_rate(own, rows, "revisit", v) for v in ("GRU", "TTT-MLP")] == [2e-3, 1e-3]
+    assert [fair.chosen_rate(study, rows, "revisit", v) for v in ("GRU", "TTT-MLP")] == [2e-3, 1e-3]
     rows += [made_of("GRU", 0, 2e-3, 0.3), made_of("TTT-MLP", 0, 1e-3, 0.1)]
-    text = fair.table(own, rows)
+    text = fair.table(study, rows)
     assert "| error in lap 1 | error in lap 2 | error in lap 4 | minus TTT-MLP, all laps after the first |" in text
     assert "| GRU | 0.5000 | 0.2500 | 0.002 |" in text
     assert "+0.200 (+0.200 to +0.200)" in text
     curves = {(1.0, 0.95): True, (1.0, 0.85): False}
-    assert {curve: fair.is_flat(own, real | {"curve": list(curve)}) for curve in curves} == curves
+    assert {curve: fair.is_flat(study, real | {"curve": list(curve)}) for curve in curves} == curves
 
 
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):

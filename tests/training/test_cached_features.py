@@ -8,7 +8,6 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import timm
@@ -22,9 +21,6 @@ from tttvideo.pretrained import from_pretrained
 from tttvideo.training.arguments import parse
 from tttvideo.training.run import main
 from tttvideo.video.features import CachedFeatures
-from tttvideo.video.index import Index, Video
-from tttvideo.video.listfile import DataError
-from tttvideo.video.reader import VideoError
 from tttvideo.video.rows import Rows
 from tttvideo.video.transforms import Preprocessing
 from tttvideo.video.workers import DataNote
@@ -86,10 +82,10 @@ def files(cache: Path) -> list[Path]:
 
 
 def test_a_run_encodes_each_video_once_and_learns_the_same(words, films, tmp_path, capfd, monkeypatch):
-    given = {"data.root": films, "mix.mixup": 0}
-    assert main(words("--model.encoder.cache", "null", out="plain", **given)) == 0
+    data = {"data.root": films, "mix.mixup": 0}
+    assert main(words("--model.encoder.cache", "null", out="plain", **data)) == 0
     capfd.readouterr()
-    assert main(words(out="cold", **given)) == 0
+    assert main(words(out="cold", **data)) == 0
     said = capfd.readouterr().err
     assert "cache  6 videos, 26 frames to encode into" in said
     assert "MB" in said
@@ -103,7 +99,7 @@ def test_a_run_encodes_each_video_once_and_learns_the_same(words, films, tmp_pat
         patch.setattr("tttvideo.training.run.usual_length", lambda *_: None)  # of the checkpoint's card
         patch.setattr("tttvideo.training.run.usual_rate", lambda *_: None)
         patch.setattr(Preprocessing, "open", refuse)
-        assert main(words(out="warm", **given)) == 0
+        assert main(words(out="warm", **data)) == 0
     assert losses(tmp_path / "cold") == losses(tmp_path / "warm")
     assert metrics(tmp_path / "cold") == metrics(tmp_path / "warm")
     assert losses(tmp_path / "cold") == pytest.approx(losses(tmp_path / "plain"), rel=2e-3)
@@ -119,19 +115,19 @@ def reading_of(words: list[str]) -> CachedFeatures:
 
 
 def test_what_does_not_match_is_computed_anew_and_said(words, films, weights, tmp_path, capfd):
-    given = {"data.root": films}
-    assert command(["cache", *words(**given)]) == 0
+    data = {"data.root": films}
+    assert command(["cache", *words(**data)]) == 0
     captured = capfd.readouterr()
     assert "6 of 6 videos" in captured.out
     assert "cache  6 videos" in captured.err
-    assert command(["cache", *words(**given)]) == 0
+    assert command(["cache", *words(**data)]) == 0
     assert capfd.readouterr().err == ""  # nothing to do, and nothing to say
 
     changed = films / "train" / "bright" / "0.mp4"
     write_video(changed, 90, frames=5)
-    damaged = reading_of(words(**given)).file(str(films / "train" / "dark" / "1.mp4"))
+    damaged = reading_of(words(**data)).file(str(films / "train" / "dark" / "1.mp4"))
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    assert command(["cache", *words(**given)]) == 0
+    assert command(["cache", *words(**data)]) == 0
     said = capfd.readouterr().err
     assert "2 files of the cache are damaged, or of videos that have changed" in said
     assert "cache  2 videos, 10 frames" in said
@@ -146,11 +142,11 @@ def test_what_does_not_match_is_computed_anew_and_said(words, films, weights, tm
         ({"data.fit": "pad"}, "fit crop, now pad"),
         ({"model.encoder.cache_dtype": "bf16"}, "kept fp16, now bf16"),
     ):
-        assert command(["cache", *words(**given, **settings)]) == 0
+        assert command(["cache", *words(**data, **settings)]) == 0
         said = capfd.readouterr().err
         assert "cache  6 videos" in said
         assert f"holds features of other settings ({what}" in said
-    assert command(["cache", *words(**given)]) == 0
+    assert command(["cache", *words(**data)]) == 0
     assert capfd.readouterr().err == ""  # the first are still there
 
 
@@ -163,9 +159,9 @@ def test_a_sparse_rule_keeps_what_it_reads_and_parts_add_up(words, tmp_path, vid
         for label, start, split in (("a", 0, "train"), ("b", 1, "train"), ("a", 3, "val"), ("b", 2, "val"))
     ]
     (tmp_path / "list.csv").write_text("path,label,start,end,split\n" + "\n".join(rows) + "\n")
-    given = {"data.list": tmp_path / "list.csv", "data.root": "null", "data.sampling": "fps=5"}
-    assert command(["cache", *words(**given)]) == 0
-    reading = reading_of(words(**given))
+    data = {"data.list": tmp_path / "list.csv", "data.root": "null", "data.sampling": "fps=5"}
+    assert command(["cache", *words(**data)]) == 0
+    reading = reading_of(words(**data))
     kept = reading.kept(str(film))
     assert len(kept) == 20
     assert len(kept.times) == 40
@@ -174,15 +170,15 @@ def test_a_sparse_rule_keeps_what_it_reads_and_parts_add_up(words, tmp_path, vid
     with reading.pixels.open(str(film)) as video, reading.open(str(film)) as features:
         assert torch.equal(video.times, features.times)
         assert features.offset == video.offset
-    given["data.sampling"] = "dense"
-    assert command(["cache", *words(**given)]) == 0
+    data["data.sampling"] = "dense"
+    assert command(["cache", *words(**data)]) == 0
     assert len(reading.kept(str(film))) == 40
 
 
 def test_features_are_those_of_the_encoder(words, videos):
-    given = words()
-    assert command(["cache", *given]) == 0
-    config, _ = parse(given)
+    argv = words()
+    assert command(["cache", *argv]) == 0
+    config, _ = parse(argv)
     encoder = config.model.encoder.build((32, 32), 16).eval()
     reading, path = encoder.reading(config.data.preprocessing), str(videos / "train" / "dark" / "2.mp4")
     with reading.pixels.open(path) as video, reading.open(path) as kept:
@@ -196,11 +192,11 @@ def test_features_are_those_of_the_encoder(words, videos):
 
 @pytest.mark.slow
 def test_views_are_drawn_and_fixed(words, videos, tmp_path):
-    given = words(**{"model.encoder.cache_views": 3, "data.augment.flip": 0.5, "data.augment.scale": "[0.3,1.0]"})
-    assert main(given) == 0
+    argv = words(**{"model.encoder.cache_views": 3, "data.augment.flip": 0.5, "data.augment.scale": "[0.3,1.0]"})
+    assert main(argv) == 0
     assert len(files(tmp_path / "cache")) == 3 * 14 + 5  # validation reads them as they are
-    config, _ = parse(given)
-    reading = reading_of(given)
+    config, _ = parse(argv)
+    reading = reading_of(argv)
     path = str(videos / "train" / "dark" / "2.mp4")
 
     def view(number):
@@ -217,7 +213,7 @@ def reading_views(reading: CachedFeatures, seed: int) -> int:
 
 
 def test_a_view_is_changed_alike_however_it_is_divided(words, videos):
-    given = words(
+    argv = words(
         **{
             "model.encoder.cache_views": 2,
             "data.augment.scale": "[0.3,0.6]",
@@ -227,8 +223,8 @@ def test_a_view_is_changed_alike_however_it_is_divided(words, videos):
             "data.augment.rotate": 20,
         }
     )
-    config, _ = parse(given)
-    reading = replace(reading_of(given), augment=config.data.augment, view=1)
+    config, _ = parse(argv)
+    reading = replace(reading_of(argv), augment=config.data.augment, view=1)
     frames = torch.randint(0, 256, (6, 3, 40, 48), dtype=torch.uint8)
     parts = torch.cat([reading.changed(part, "film.mp4") for part in frames.split(4)])
     assert torch.equal(parts, reading.changed(frames, "film.mp4"))
@@ -391,117 +387,3 @@ def test_evaluation_and_classification_use_it_where_it_matches(words, videos, tm
     anew = json.loads((run / "metrics.json").read_text())
     assert [row["n_failed"] for row in anew["results"]] == [0] * len(read["results"])
     assert [row["top1"] for row in read["results"]] == [row["top1"] for row in anew["results"]]
-
-
-class Means:
-    """Encodes windows of four frames by their mean."""
-
-    mean = torch.zeros(1)
-
-    def features(self, frames, lengths):  # [1, F, 3, H, W] -> [1, F, 1, 1, 1]
-        levels = frames[0].float().mean((1, 2, 3)).split(4)
-        return torch.cat([level.mean().expand(len(level)) for level in levels]).view(1, -1, 1, 1, 1)
-
-
-def test_windows_are_kept_from_the_beginning_on_and_the_last_is_moved_back(tmp_path, monkeypatch):
-    """Of an encoder that sees four frames together; also where a piece that is encoded at once ends in a window."""
-    monkeypatch.setattr(filling, "PIECE", 8)
-
-    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path), encoder={"name": "means"}, window=4)
-    last = {3: range(3), 8: range(4, 8), 14: range(10, 14)}
-    for count in last:
-        windows = [*(range(at, at + 4) for at in range(0, count - 4, 4)), last[count]]
-        path = str(tmp_path / f"{count}.mp4")
-        write_video(Path(path), 10 * count, frames=count, size=64)
-        assert filling.fill(Means(), reading, [filling.Job(path, 0, ((None, None, None),), count)]) == []
-        levels = reading.pixels.apply(reading.pixels.open(path).read()).float().mean((1, 2, 3))
-        expected = torch.stack([levels[list(window)].mean() for window in windows]).repeat_interleave(4)[:count]
-        assert torch.allclose(reading.open(path).read().flatten().float(), expected, rtol=1e-3)
-        assert torch.allclose(reading.open(path).read(range(4, count)).flatten().float(), expected[4:], rtol=1e-3)
-    assert reading.holds(path, [(None, None, 8)])
-    assert not reading.holds(path, [(None, None, 6)]), "another last window"
-    assert not reading.holds(path, [(0.2, None, None)])
-    assert not replace(reading, sampling="fps=5").holds(path, [(None, None, None)])
-    with pytest.raises(VideoError, match="keeps other frames"):
-        reading.open(path).read(range(2, 8))
-
-
-@pytest.mark.parametrize("sampling", ["dense", "fps=5", "uniform=9"])
-def test_windows_of_first_frames_are_no_windows_of_the_whole(sampling, tmp_path):
-    """What was kept of the first 16 frames does not serve the whole video, which is encoded when it is asked for."""
-    path = str(tmp_path / "film.mp4")
-    write_video(Path(path), 10, frames=30, size=64)  # 10 a second
-    reading = CachedFeatures(
-        size=(32, 32), folder=str(tmp_path), encoder={"name": "means"}, window=4, sampling=sampling
-    )
-    parts = {first: ((None, None, first),) for first in (8, 16, None)}
-    fill = lambda first: filling.fill(Means(), reading, [filling.Job(path, 0, parts[first], 30)])  # noqa: E731
-    assert fill(16) == []
-    assert reading.serving([path], first=16) == reading
-    assert reading.holds(path, parts[8]) == (sampling != "uniform=9"), "which chooses others of fewer frames"
-    assert reading.serving([path]) == reading.pixels
-    index = Index([Video(path, 0, None, None, None)], ["a"], False, "train", "")
-    notes = filling.plan(reading, [(index, None, 1)]).notes
-    assert notes == ["1 files of the cache hold other frames than are asked for now: computed anew"]
-    assert reading.serving([path], [(0.2, None)]) == reading.pixels
-    assert replace(reading, sampling="last=8").serving([path]).window == 1
-    assert fill(None) == []
-    assert reading.serving([path]) == reading
-    assert reading.holds(path, parts[16]) == (sampling != "uniform=9")
-    with reading.pixels.open(path) as video:
-        numbers = reading.wanted(video, parts[None])
-        levels = reading.pixels.apply(video.read(numbers)).float().mean((1, 2, 3))
-    whole = reading.open(path).read(numbers).flatten().float()
-    full = len(numbers) // 4 * 4
-    assert torch.allclose(whole[:full], levels[:full].view(-1, 4).mean(1).repeat_interleave(4), rtol=1e-3)
-    assert torch.allclose(whole[full:], levels[-4:].mean(), rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("sampling", "parts", "sentence"),
-    [
-        ("last=8", [(None, None, None)], "which data.sampling: last=8 draws anew"),
-        ("dense", [(1.0, None, None)], "of whole videos; leave start and end out"),
-        ("dense", [(None, None, 6), (None, None, None)], "set max_frames: null"),
-        ("uniform=9", [(None, None, 8), (None, None, None)], "chooses others in a whole video than in its first"),
-    ],
-)
-def test_windows_that_no_file_keeps_are_refused_by_the_filling_itself(sampling, parts, sentence, tmp_path):
-    reading = CachedFeatures(folder=str(tmp_path / "cache"), encoder={"name": "means"}, window=4, sampling=sampling)
-    with pytest.raises(DataError, match=sentence):
-        filling.fill(Means(), reading, [filling.Job("film.mp4", 0, tuple(parts), 8)])
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize("at", [2**14 + 1, 30])
-def test_damaged_features_are_not_served_but_frames_with_a_note(at, tmp_path):
-    path = str(tmp_path / "film.mp4")
-    write_video(Path(path), 10, frames=9, size=64)
-    for window in (1, 4):
-        reading = CachedFeatures(
-            size=(32, 32), folder=str(tmp_path / "cache"), encoder={"name": "means"}, window=window
-        )
-        job = filling.Job(path, 0, ((None, None, None),), 9)
-        assert filling.fill(Means(), reading, [job]) == []
-        assert reading.serving([path]) == reading
-        whole = bytearray(reading.file(path).read_bytes())
-        whole[at] ^= 4
-        reading.file(path).write_bytes(whole)
-        with pytest.warns(
-            DataNote, match=r"damaged features of 1 of these videos .*film.mp4.* frames are decoded in their place"
-        ):
-            assert reading.serving([path]) == reading.pixels
-        assert not reading.holds(path, job.parts), "removed, so that the next filling computes it anew"
-        assert filling.fill(Means(), reading, [job]) == []
-        assert reading.serving([path]) == reading
-
-
-@pytest.mark.parametrize(("level", "sentence"), [(float("nan"), "are not finite: its"), (1e5, "set cache_dtype: bf16")])
-def test_features_that_cannot_be_kept_are_said_with_the_video(level, sentence, tmp_path):
-    path = str(tmp_path / "film.mp4")
-    write_video(Path(path), 10, frames=4, size=64)
-    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path / "cache"), encoder={"name": "bad"})
-    encoder = Mock(mean=torch.zeros(1), features=lambda frames, _: torch.full((1, frames.shape[1], 1, 1, 1), level))
-    with pytest.raises(ValueError, match=rf"film\.mp4: the encoder's features .*{sentence}"):
-        filling.fill(encoder, reading, [filling.Job(path, 0, ((None, None, None),), 4)])
-    assert not files(tmp_path / "cache")

@@ -66,9 +66,9 @@ def test_runs_with_a_cache_of_windows(arguments, tmp_path, capfd):
             "data.augment.brightness": 0.0,
             **settings,
         }
-        given = arguments(out=out)
-        at = given.index("--model.encoder.patch")
-        return [*given[:at], *given[at + 2 :], *(w for k, v in values.items() for w in (f"--{k}", str(v))), *more]
+        argv = arguments(out=out)
+        at = argv.index("--model.encoder.patch")
+        return [*argv[:at], *argv[at + 2 :], *(w for k, v in values.items() for w in (f"--{k}", str(v))), *more]
 
     cache = {"model.encoder.cache": tmp_path / "cache"}
     assert main(words("cold", **cache)) == 0

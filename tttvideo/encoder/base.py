@@ -125,9 +125,9 @@ class FrameEncoder(nn.Module, ABC):
         Raises:
             ValueError: if a row continues after it ended in the middle of a time step.
         """
-        given, steps, after = self._count(frames, lengths, state)
-        if frames.shape[1] % self.stride or bool((given % self.stride != 0).any()):
-            frames = self._complete(frames, given)
+        valid, steps, after = self._count(frames, lengths, state)
+        if frames.shape[1] % self.stride or bool((valid % self.stride != 0).any()):
+            frames = self._complete(frames, valid)
         tokens, tails = self.encode(self._normalised(frames), steps, state)
         return tokens, steps, after._replace(tails=tails)
 
@@ -140,15 +140,15 @@ class FrameEncoder(nn.Module, ABC):
         Raises:
             ValueError: if a row continues after it ended in the middle of a time step.
         """
-        given = torch.full((len(frames),), frames.shape[1]) if lengths is None else lengths
-        if bool((state.ended & (given > 0)).any()):
+        valid = torch.full((len(frames),), frames.shape[1]) if lengths is None else lengths
+        if bool((state.ended & (valid > 0)).any()):
             raise ValueError(
                 f"A video continues after a segment that was no multiple of {self.stride} frames (one time step "
                 "of this encoder); cut streams at multiples of that."
             )
         steps = None if lengths is None else (lengths + self.stride - 1) // self.stride
-        ended = state.ended | (given % self.stride != 0)
-        return given, steps, state._replace(begun=state.begun | (given > 0), ended=ended)
+        ended = state.ended | (valid % self.stride != 0)
+        return valid, steps, state._replace(begun=state.begun | (valid > 0), ended=ended)
 
     def reading(self, preprocessing: Preprocessing) -> Preprocessing:
         """How videos are read for this encoder with its weights: by default as frames, else as their features."""

@@ -138,8 +138,8 @@ class TransformersEncoder(PretrainedEncoder):
     def described(self) -> dict[str, Any]:
         assert self.config.architecture is not None
         settings = json.loads(self.config.architecture)
-        own = {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
-        sha = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+        architecture = {key: settings[key] for key in settings if key not in ("transformers_version", "_name_or_path")}
+        sha = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
         return {"name": settings["model_type"], "architecture": sha.hexdigest()}
 
     def used_weights(self) -> dict[str, Tensor]:
@@ -156,8 +156,8 @@ class TransformersEncoder(PretrainedEncoder):
     ) -> tuple[Tensor, Tensor | None, EncoderState]:
         if self.stride == 1:
             return super().forward(frames, lengths, state)
-        given, steps, after = self._count(frames, lengths, state)
-        moved, tail = self._moved_back(self._normalised(frames), given, state)
+        valid, steps, after = self._count(frames, lengths, state)
+        moved, tail = self._moved_back(self._normalised(frames), valid, state)
         tokens, _ = self.encode(moved, steps, state)
         return tokens, steps, after._replace(tails=(tail,))
 

@@ -179,8 +179,8 @@ def _written(model: VideoModel, index: Index) -> set[str]:
     """The columns of predictions.csv that are not of the data. The task's own are those of any answer."""
     row, labels = torch.zeros(model.head.columns), label_tensor(index)
     task = model.config.task
-    own = task.answer(row, labels[0], model.labels)
-    return {*COLUMNS, "label", task.score(index.multi_label).column, *own, *LAST}
+    answer = task.answer(row, labels[0], model.labels)
+    return {*COLUMNS, "label", task.score(index.multi_label).column, *answer, *LAST}
 
 
 def _in_order(predictions: Sequence[Mapping[str, Any]], of_data: list[str]) -> list[str]:

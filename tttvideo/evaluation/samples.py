@@ -44,8 +44,8 @@ def choose(predictions: Sequence[dict[str, Any]], count: int, score: Score) -> t
     worst."""
     wrong = worst_first(predictions, score)
     if not score.judged:
-        shown = np.linspace(len(wrong) - 1, 0, min(count, len(wrong))).round().astype(int)
-        return [wrong[place] for place in shown], wrong
+        ranks = np.linspace(len(wrong) - 1, 0, min(count, len(wrong))).round().astype(int)
+        return [wrong[rank] for rank in ranks], wrong
     of_wrong = set(wrong)
     right = [i for i, row in enumerate(predictions) if not row["failure"] and i not in of_wrong]
     first_of: dict[str, int] = {}

@@ -143,7 +143,7 @@ class CachedFeatures(FeaturePreprocessing):
     ) -> Preprocessing:
         """Pixels, if the cache does not hold all of it as it was written."""
         spans = spans or [(None, None)] * len(paths)
-        damaged = [path for path in dict.fromkeys(paths) if self._damaged(path)]
+        damaged = [path for path in dict.fromkeys(paths) if self._remove_if_damaged(path)]
         if damaged:
             warnings.warn(
                 f"the cache {self.folder} holds damaged features of {len(damaged)} of these videos (first: "
@@ -156,7 +156,7 @@ class CachedFeatures(FeaturePreprocessing):
         held = all(self.holds(path, [(*span, first)]) for path, span in zip(paths, spans, strict=True))
         return self if held else self.pixels
 
-    def _damaged(self, path: str) -> bool:
+    def _remove_if_damaged(self, path: str) -> bool:
         """Whether what is kept of a video is not as it was written; it is removed then."""
         try:
             rows = Rows(self.file(path))

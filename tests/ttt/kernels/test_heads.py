@@ -9,6 +9,7 @@ from tests.ttt.kernels.cases import plain_heads, plain_output
 from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
 from tttvideo.ttt.interface import merge_heads
 from tttvideo.ttt.kernels import heads, norm_and_gate, output, read, split
+from tttvideo.ttt.kernels.verified import BOUNDS
 
 HEADS, DIM, TOKENS = 3, 16, 35  # two tiles of tokens; channels are no power of two
 
@@ -56,9 +57,9 @@ def test_heads_after_silu_and_of_length_one(silu, unit):
 def test_norm_and_gate_are_those_of_plain_operations(gated, programs, monkeypatch):
     """Where a program sums over one tile of tokens and over several."""
     monkeypatch.setattr(output, "PROGRAMS", programs)
-    channels, given = HEADS * DIM, {"dtype": torch.float64, "requires_grad": True}
-    x, gate = torch.randn(2, HEADS, 135, DIM, **given), torch.randn(2, 135, channels, **given) if gated else None
-    weight, bias = torch.randn(channels, **given), torch.randn(channels, **given)
+    channels, options = HEADS * DIM, {"dtype": torch.float64, "requires_grad": True}
+    x, gate = torch.randn(2, HEADS, 135, DIM, **options), torch.randn(2, 135, channels, **options) if gated else None
+    weight, bias = torch.randn(channels, **options), torch.randn(channels, **options)
     mine = norm_and_gate(x, weight, bias, gate, torch.float64)
     expected = plain_output(x, weight, bias, gate)
     assert (mine - expected).abs().max() <= 1e-13
@@ -130,8 +131,10 @@ def test_a_layer_in_bfloat16_keeps_its_tokens_in_bfloat16(options, monkeypatch):
     z = x.detach().clone().requires_grad_()
     expected = exact(z, None, Layout((2, 2)))[0]
     expected.square().sum().backward()
+    # The bound of bf16 for every output and gradient: over 150 draws the worst gradient here is off by 0.030, and the
+    # eager scan's under the same autocast by 0.031, since the LayerNorm enlarges what rounding tokens does.
     for one, other in ((y, expected), (x.grad, z.grad)):
-        assert (one - other).norm() <= 0.03 * other.norm()
+        assert (one - other).norm() <= BOUNDS["bf16"] * other.norm()
 
 
 @pytest.mark.parametrize(("train", "most"), [(False, 45), (True, 110)])

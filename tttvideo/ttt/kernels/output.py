@@ -40,9 +40,9 @@ def norm_and_gate(heads: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | No
     y = heads.new_empty(batch, tokens, count * dim, dtype=dtype)
     constants = output_constants(count, dim, heads.dtype, gate is not None)
     if y.numel():
-        given = (heads, weight, bias, y if gate is None else gate.contiguous(), y)
         grid = (-(-batch * tokens // constants["TILE"]),)
-        forward_kernel[grid](*given, batch * tokens, tokens, **constants)
+        gate = y if gate is None else gate.contiguous()  # y: in the place of what is not read
+        forward_kernel[grid](heads, weight, bias, gate, y, batch * tokens, tokens, **constants)
     return y
 
 
@@ -64,8 +64,9 @@ def norm_and_gate_backward(
     summed = torch.float64 if heads.dtype == torch.float64 else torch.float32
     dweight, dbias = heads.new_empty(2, programs, count * dim, dtype=summed)
     if programs:
-        given = (dy, heads, weight, bias, gate, dheads, dgate, dweight, dbias)
-        backward_kernel[(programs,)](*given, batch * tokens, tokens, **constants)
+        backward_kernel[(programs,)](
+            dy, heads, weight, bias, gate, dheads, dgate, dweight, dbias, batch * tokens, tokens, **constants
+        )
     return dheads, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dgate
 
 
