@@ -135,7 +135,7 @@ def segments(suite: Suite, stage: int, rows: int, length: int) -> Iterator[Segme
 
 
 @torch.no_grad()
-def measure(model: VideoModel, suite: Suite, total: int, segment: int, rows: int = 16) -> dict[str, Any]:
+def measure(model: VideoModel, suite: Suite, total: int, segment: int, rows: int = 24) -> dict[str, Any]:
     """Answers at the end of whole films, read in segments whose states are carried."""
     assert isinstance(suite, FlashRecall)
     hits: list[bool] = []
