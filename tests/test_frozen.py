@@ -102,7 +102,7 @@ def test_tables():
     study, rows = small.read_study(STUDIES[2]), []
     while (job := next(jobs(study, rows), None)) is not None:
         rows.append(row(job, 0.75 if "first" in job.variant else 0.5))
-    assert len(rows) == 3 * len(study["variants"]) * (len(study["rates"]) + len(study["seeds"]))
+    assert len(rows) == len(study["variants"]) * (2 * len(study["rates"]) + 3 * len(study["seeds"]))
     assert (
         frozen.table(study, rows).count("| TTT-MLP, predicted first | 0.750 | 0.750 | 0.750 | 0.001 | 3 | 0.750") == 3
     )
