@@ -103,12 +103,12 @@ DELTA_RULE = TTT(
 LACT = TTT(
     inner=GLU(),
     objective=DotProduct(),
-    optimizer=Muon(rate=1.0, momentum=0.0, coefficients="lact"),
+    optimizer=Muon(rate=1.0, momentum="learned", coefficients="lact"),
     heads=2,
     chunk=Whole(2),
     normalize_qk=True,
     silu=True,
-    learning=Learning(rate_per_map=True),
+    learning=Learning(rate_per_map=True, start_rank=2),
 )
 
 OPTIONS = [

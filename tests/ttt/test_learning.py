@@ -15,12 +15,14 @@ from tttvideo.ttt import (
     SGD,
     TTT,
     Conv,
+    ConvDepthwise,
     DotProduct,
     DWConv,
     FrameCausal,
     Layout,
     Learning,
     Linear,
+    Momentum,
     Muon,
     ResidualL2,
     TokenCausal,
@@ -130,7 +132,7 @@ def test_the_delta_rules_are_ttt(forget):
     layer = build(dataclasses.replace(DELTA_RULE, forget=forget, learning=learning))
     x = torch.randn(2, 5 * N, DIM).double()
     y, state = layer(x, None, LAYOUT)
-    q, k, v, rate, fade = layer._tokens(x, {}, 0, LAYOUT)[0]
+    q, k, v, rate, fade, _ = layer._tokens(x, {}, 0, LAYOUT)[0]
     step = (1 + layer.scale_shift).clamp_min(0)  # learned by position in the chunk: here one number
     beta, log_decay = (
         step * rate[:, :, 0, :, 0],
@@ -218,6 +220,14 @@ def ttt(**options):
         (lambda: SGD(clip=1.0, clip_by="row"), "head or column"),
         (lambda: Muon(coefficients="mine"), "jordan or lact"),
         (lambda: Muon(coefficients="lact", iterations=4), "there are 5"),
+        (lambda: Muon(momentum="given"), "1 excluded, or is learned"),
+        (lambda: Momentum(momentum=1.0), "1 excluded, or is learned"),
+        (lambda: Learning(start_rank=0), "at least 1, or null"),
+        (lambda: ttt(inner=ConvDepthwise(), learning=Learning(start_rank=2)), "W_0 of ConvDepthwise"),
+        (
+            lambda: ttt(inner=Linear(), objective=L2(), learning=Learning(start="zero", start_rank=2)),
+            "with start: zero is no product",
+        ),
     ],
 )
 def test_what_does_not_go_together_says_so(make, words):

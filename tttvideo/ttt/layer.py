@@ -62,7 +62,11 @@ class Projections(nn.Module):
             # Keeps 99% of the old weights per frame (per token where chunks are of tokens) to begin with.
             nn.init.normal_(self.forget.weight, std=0.02)
             nn.init.constant_(self.forget.bias, 4.6)
-        exempt_from_decay(self.rate, self.forget)
+        self.momentum = nn.Linear(dim, config.heads) if config.optimizer.momentum == "learned" else None
+        if self.momentum is not None:
+            nn.init.normal_(self.momentum.weight, std=0.02)
+            nn.init.zeros_(self.momentum.bias)
+        exempt_from_decay(self.rate, self.forget, self.momentum)
 
 
 class TTTLayer(SequenceLayer):
@@ -102,7 +106,8 @@ class TTTLayer(SequenceLayer):
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
         self.o_proj = nn.Linear(dim, dim, bias=config.bias)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
-        exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
+        exempt_from_decay(self.weights, self.right, self.biases)
+        exempt_from_decay(self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         self._choose_scan()
         self.checkpoint_group = config.checkpoint_group
 
@@ -117,13 +122,21 @@ class TTTLayer(SequenceLayer):
 
     def _add_start(self, start: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         """W_0 as parameters, or the shapes of its maps where it is zero; and which of the maps learn."""
-        inner, learning = self.config.inner, self.config.learning
+        inner, learning, rank = self.config.inner, self.config.learning, self.config.learning.start_rank
         self.learns = {inner.last or next(iter(start))} if learning.update == "last" else set(start)
         self.all_learn = len(self.learns) == len(start)
         self.zero_start = None
         if learning.start == "zero":
             self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
             start = {}
+        self.right = None
+        if rank is not None:  # `start` keeps the left factors; standard deviations are LaCT's
+            right = {}
+            for name in [name for name in start if name != inner.last]:
+                (heads, inputs, outputs), bias = start[name][0].shape, start[name][1]
+                start[name] = torch.randn(heads, inputs, rank) / (2 * inputs**0.5), bias
+                right[f"{name}_right"] = torch.randn(heads, rank, outputs) / (2 * rank**0.5)
+            self.right = nn.ParameterDict(right)
         self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
         self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
 
@@ -258,13 +271,17 @@ class TTTLayer(SequenceLayer):
         fade = None
         if project.forget is not None:
             fade = F.logsigmoid(at_least_float32(project.forget(x))).mT[..., None] / (1 if token_wise else period)
+        momentum = None
+        if project.momentum is not None:
+            momentum = torch.sigmoid(at_least_float32(project.momentum(x))).mT[..., None]
+            momentum = torch.cat((momentum, torch.ones_like(momentum)), -1)
         past = self.past_frames * per_frame
         if past:  # what the inner model's kernel over time looks back on
             q = with_past(q.transpose(1, 2), tails["inner_q"], past)  # [B, P + T, H, d]
             k = with_past(k[:, :, 0].transpose(1, 2), tails["inner_k"], past)
             last = {name: last_valid(t, past, layout.lengths) for name, t in (("inner_q", q), ("inner_k", k))}
             q, k, tails = q.transpose(1, 2), k.transpose(1, 2)[:, :, None], tails | last
-        return Tokens(q, k, v, rate, fade), tails
+        return Tokens(q, k, v, rate, fade, momentum), tails
 
     def _share(self, x: Tensor, layout: Layout) -> Tensor:
         """In full-batch descent 1 / frames of each row, [B, 1, 1, 1]: the step is that of the mean over them."""
@@ -389,5 +406,10 @@ class TTTLayer(SequenceLayer):
             bias = self.biases.get(f"{name}_bias")
             if not torch.is_grad_enabled():  # a view of a parameter asks for its gradient even under no_grad
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            start[name] = Map(weight.to(dtype)[None], None if bias is None else bias.to(dtype)[None])
+            weight = weight.to(dtype)
+            if self.right is not None and f"{name}_right" in self.right:
+                right = self.right[f"{name}_right"].to(dtype)
+                identity = torch.eye(weight.shape[1], right.shape[2], dtype=dtype, device=right.device)
+                weight = weight @ right + identity / 2
+            start[name] = Map(weight[None], None if bias is None else bias.to(dtype)[None])
         return start
