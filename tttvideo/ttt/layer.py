@@ -18,7 +18,8 @@ from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, norm_and_gate, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
-from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
+from .primitives import at_least_float32, last_valid, product_dtype, query_key_value, with_past
+from .projections import Projections
 from .ragged import Slots, closing
 from .scan import scan
 from .state import Map, Moments, TTTState, Weights, zeros_like
@@ -32,41 +33,6 @@ def _scan() -> Callable[..., tuple[Tensor, TTTState]]:
     from . import uncompiled
 
     return uncompiled.scan
-
-
-class Projections(nn.Module):
-    """The projections of a TTT layer: q, k and v of every head, inner learning rates, forget gate.
-
-    Args:
-        config: the layer's.
-        dim: channels C.
-    """
-
-    def __init__(self, config: TTT, dim: int):
-        super().__init__()
-        self.config = config
-        wide = dim * config.views
-        self.q_proj = nn.Linear(dim, dim, bias=config.bias)
-        self.k_proj = None if config.share_qk else nn.Linear(dim, wide, bias=config.bias)
-        self.v_proj = nn.Linear(dim, wide, bias=config.bias)
-        convs = {} if config.short_conv == "none" else {"q": CausalConv(dim), "k": CausalConv(wide)}
-        self.convs = nn.ModuleDict(convs)
-        maps = 1
-        if config.learning.rate_per_map and config.learning.update == "all":
-            maps = len(config.inner.maps(dim // config.heads))
-        self.rate = nn.Linear(dim, config.heads * config.views * maps)
-        nn.init.normal_(self.rate.weight, std=0.02)
-        nn.init.zeros_(self.rate.bias)
-        self.forget = nn.Linear(dim, config.heads) if config.forget else None
-        if self.forget is not None:
-            # Keeps 99% of the old weights per frame (per token where chunks are of tokens) to begin with.
-            nn.init.normal_(self.forget.weight, std=0.02)
-            nn.init.constant_(self.forget.bias, 4.6)
-        self.momentum = nn.Linear(dim, config.heads) if config.optimizer.momentum == "learned" else None
-        if self.momentum is not None:
-            nn.init.normal_(self.momentum.weight, std=0.02)
-            nn.init.zeros_(self.momentum.bias)
-        exempt_from_decay(self.rate, self.forget, self.momentum)
 
 
 class TTTLayer(SequenceLayer):
