@@ -78,8 +78,9 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
     for task, trial, variants in comparisons(study):
         if only not in (None, task):
             continue
-        trials = [Job(trial, v, study["choice_seed"], rate) for v in variants for rate in study["rates"]]
-        yield from (job for job in trials if job not in done)
+        for variant in variants:
+            for rate in untried(study, rows, task, variant):
+                yield Job(trial, variant, study["choice_seed"], rate)
         for seed in study["seeds"]:
             for variant in variants:
                 rate = chosen_rate(study, rows, task, variant)
@@ -109,18 +110,43 @@ def job_of(row: dict[str, Any]) -> Job:
 
 
 def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
-    """The rate with the best accuracy, mean over all lengths, on the seed of the choice (of equals, with the smaller
-    loss), or with the least error of prediction; one that diverged last; None: not all have been tried."""
+    """The best of the rates that are to be tried; None: not all have been."""
+    tried = trials(study, rows, task, variant)
+    return None if not tried or untried(study, rows, task, variant) else max(tried, key=_order)["rate"]
+
+
+def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[float]:
+    """Rates that are still to be tried for a task: all of the study; or, where it names a task to ``begin`` with and
+    this is another, the rate that was chosen there and its neighbours, until the best one's neighbours were tried."""
+    rates, tried = study["rates"], trials(study, rows, task, variant)
+    done = {row["rate"] for row in tried}
+    begin = study.get("begin")
+    if begin is not None and begin != study["choice"][task]:
+        if (start := chosen_rate(study, rows, begin, variant)) is None:
+            return []
+        if done.issuperset(_near(rates, start)):
+            start = max(tried, key=_order)["rate"]
+        rates = _near(rates, start)
+    return [rate for rate in rates if rate not in done]
+
+
+def _near(rates: list[float], rate: float) -> list[float]:
+    """A rate and its neighbours."""
+    at = rates.index(rate)
+    return rates[max(at - 1, 0) : at + 2]
+
+
+def trials(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
+    """Rows of the choice of a task's rate, at the rates of the study."""
     wanted = [Job(study["choice"][task], variant, study["choice_seed"], rate) for rate in study["rates"]]
-    trials = [row for row in rows if job_of(row) in wanted]
-    if len(trials) < len(wanted):
-        return None
+    return [row for row in rows if job_of(row) in wanted]
 
-    def order(row: dict[str, Any]) -> tuple[bool, float, float]:
-        good = (-mean(row, "error"), 0.0) if predicts(row) else (mean(row, "top1"), -mean(row, "loss"))
-        return row["diverged_at"] is None, *good
 
-    return max(trials, key=order)["rate"]
+def _order(row: dict[str, Any]) -> tuple[bool, float, float]:
+    """Greatest for the best trial: the best accuracy, mean over all lengths (of equals, the smaller loss), or the least
+    error of prediction; one that diverged comes last."""
+    good = (-mean(row, "error"), 0.0) if predicts(row) else (mean(row, "top1"), -mean(row, "loss"))
+    return row["diverged_at"] is None, *good
 
 
 def mean(row: dict[str, Any], figure: str) -> float:
