@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,13 @@ def test_of_a_run(plan, tmp_path):
     assert report["trial"]["steps"] >= 1
     assert report["trial"]["epoch_seconds"] == pytest.approx(4 * report["trial"]["seconds"])
     assert not report["change"]
+
+
+def test_folds_are_counted(plan):
+    """A model of two learns from half of the 19 videos."""
+    text = " ".join(plan("--folds", "2")[1].out.replace("│", " ").split())
+    assert "an epoch of 3 steps" in text  # 10 videos by 2, two batches a step
+    assert re.search(r"\d the 2 epochs, \d+:\d\d:\d\d the 2 folds, without validation", text)
 
 
 def test_what_to_change_where_it_does_not_fit(plan, capsys):

@@ -229,6 +229,8 @@ def test_a_run_stopped_inside_a_film_goes_on_as_if_nothing_had_been(words, tmp_p
         ({"data.buckets": 2}, "data.buckets does not go with"),
         ({"training.segment_frames": "null", "training.restart": 0.5}, "set training.segment_frames too"),
         ({"training.detach_every": 3}, "must be 1 (each segment) or 0"),
+        ({"training.detach_every": 0, "training.restart": 0.5}, "a step is a whole film; leave them out"),
+        ({"training.detach_every": 0, "training.start_gradient": "straight"}, "a step is a whole film"),
         ({"model.backbone.mixer": "Attention"}, "set model.backbone.mixer.window"),
         ({"model.backbone.mixer": "Bidirectional"}, "reads videos whole"),
     ],

@@ -222,6 +222,11 @@ class TrainingConfig:
             self.segment_frames is not None or not changed,
             "training.detach_every, start_gradient and restart are of segments; set training.segment_frames too",
         )
+        _require(
+            self.detach_every == 1 or (self.start_gradient, self.restart) == ("stop", 0.0),
+            "training.start_gradient and restart are of states that are carried from step to step, and with "
+            "training.detach_every: 0 a step is a whole film; leave them out",
+        )
 
     @property
     def carries(self) -> bool:
