@@ -72,7 +72,8 @@ def test_a_fold_is_measured_on_what_it_kept(undivided, tmp_path):
     (run / "config.yaml").write_text(f"data:\n  root: {undivided}\n  split_seed: 7\n  fold: [2, 3]\n")
     copy, other = tmp_path / "copy", tmp_path / "other"
     shutil.copytree(undivided, copy)
-    small_set(other, count=6)
+    for video in small_set(other, count=6).rglob("*.mp4"):
+        video.write_bytes(video.read_bytes() + b"\0\0\0\x08free")  # still decodes, and is another file
     exported = export(run, tmp_path / "export")
     for source, data in ((run, undivided), (exported, undivided), (exported, copy)):
         metrics = evaluate(source, data).metrics

@@ -139,9 +139,9 @@ def test_videos_that_share_a_file_are_refused(words, features, tmp_path, capfd, 
         video = tmp_path / "videos" / f"{name}.mp4"
         video.parent.mkdir(parents=True, exist_ok=True)
         video.write_bytes(b"a video")
-    assert main(words(**{"data.root": tmp_path / "videos", "model.encoder.folder": features})) == 2
+    assert main(words(**{"data.root": tmp_path / "videos", "model.encoder.folder": features / "a"})) == 2
     said = capfd.readouterr().err
-    assert f"{other}.mp4 have the same name, and so one file of features, {features / 'a3.npy'};" in said
+    assert f"{other}.mp4 have the same name, and so one file of features, {features / 'a' / 'a3.npy'};" in said
     assert not (tmp_path / "run").exists()
 
 

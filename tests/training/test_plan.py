@@ -82,7 +82,7 @@ def test_of_a_run(plan, tmp_path):
 
 def test_folds_are_counted(plan):
     """A model of two learns from half of the 19 videos."""
-    text = " ".join(plan("--folds", "2")[1].out.replace("│", " ").split())
+    text = " ".join(plan("--folds", "2", "--evaluate_every", "1")[1].out.replace("│", " ").split())
     assert "an epoch of 3 steps" in text  # 10 videos by 2, two batches a step
     assert re.search(r"\d the 2 epochs, \d+:\d\d:\d\d the 2 folds, without validation", text)
 
@@ -101,6 +101,7 @@ def test_what_to_change_where_it_does_not_fit(plan, capsys):
     [
         (["--gpu", "24"], "gpu must be a memory such as 24GB (or GiB, MB, MiB), not '24'"),
         (["--gpu", "0GB"], "gpu must be a memory such as 24GB"),
+        (["--gpu", 400 * "9" + "GB"], "gpu must be a memory such as 24GB"),
         (["--data.batch_size", "0"], "data.batch_size is 0; it must be at least 1"),
         (["--gpus", "24GB"], "did you mean 'gpu'?"),
     ],

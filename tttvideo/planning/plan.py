@@ -66,7 +66,7 @@ class PlanConfig(RunConfig):
 def memory_in_bytes(text: str) -> int:
     """Raises ConfigError for what is no size such as 24GB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
+    if not match or not 0 < float(match[1]) < math.inf:
         raise ConfigError(f"gpu must be a memory such as 24GB (or GiB, MB, MiB), not {text!r}")
     unit = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}[match[2].lower()]
     return int(float(match[1]) * unit)
