@@ -232,6 +232,7 @@ def test_prediction_is_compared_by_errors(tmp_path):
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     small_study = STUDY | {
         "rates": [1e-3, 2e-3],
+        "begin": None,
         "seeds": [0],
         "lengths": [1, 2],
         "choice": {"order": "order"},
