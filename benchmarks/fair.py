@@ -3,7 +3,8 @@
     python -m benchmarks.fair [--dry]
     python -m benchmarks.fair --table docs/results/fair.md
 
-One thread, one training after another. Of each task five layers come first, then the others: each at each rate on the
+The second one writes that page from the rows, figures beside it, and the tables of the other pages in its folder. One
+thread, one training after another. Of each task five layers come first, then the others: each at each rate on the
 seed of the choice, then, at the best rate there, on the reported seeds; where training was not flat at its end, again
 with more steps. Each finished row is appended to a JSONL file at once, and skipped when the study is started again; a
 training that was broken off goes on from its last minute, at the same commit.
@@ -47,14 +48,16 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
     parser.add_argument("--dry", action="store_true", help="only print the trainings that can be named so far")
     parser.add_argument("--task", help="only this reported task")
-    parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the table of the finished rows")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="only publish the finished rows, in its folder")
     options = parser.parse_args()
     study = read_study(options.study)
     if options.task is not None and options.task not in study["choice"]:
         parser.error(f"the study has no task {options.task!r}; it has {', '.join(study['choice'])}")
     file = options.rows or ROOT / study["rows"]
     if options.table:
-        options.table.write_text(table(study, read_rows(file)), encoding="utf-8")
+        from benchmarks.fair_report import publish  # which reads rows as this file does
+
+        publish(study, read_rows(file), options.table)
         return
     if options.dry:
         for job in dict.fromkeys(jobs(study, read_rows(file), options.task)):
@@ -181,93 +184,10 @@ def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict
     return about | train_row(own, job.task, job.variant, job.seed, partial)
 
 
-# --- the table ------------------------------------------------------------------------------------
-
-
-HEAD = """# The fair comparison: its rows
-
-Made by `python -m benchmarks.fair --table docs/results/fair.md` from {rows} rows of `{file}` alone,
-by the [protocol](protocol.md). What is not here has not been trained yet; layers are to be compared within a table of
-reported seeds, and only where each has all of them.
-"""
-
-
-def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Markdown: rates that were tried, and of each task a line per layer, with accuracy by length, the paired
-    difference to the base at the greatest one, and what it cost."""
-    text = [HEAD.format(rows=len(rows), file=study["rows"]), *rates(study, rows)]
-    for task in study["choice"]:
-        best = {variant: reported(study, rows, task, variant) for variant in study["variants"]}
-        best = {variant: own for variant, own in best.items() if own}
-        if not best:
-            continue
-        heads, compared = columns(study, task)
-        text += [
-            f"## {task}: reported seeds\n",
-            f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {compared} | state, bytes | parameters "
-            "| CPU s a step |",
-            "|---|---|---|" + "---|" * (len(heads) + 4),
-        ]
-        for variant, own in best.items():
-            cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
-            long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
-            long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
-            cost = statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
-            text.append(
-                f"| {variant} | {own[0]['rate']:g} | {len(own)}{long} "
-                f"| {' | '.join(f'{cell:.3f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
-                f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost:.3f} |"
-            )
-        text.append("")
-    return "\n".join(text)
-
-
-def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
-    """Heads of the columns of a task's figures, and of which of them layers are compared."""
-    if "measured" in study["tasks"][task]:
-        return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
-    frames = study["tasks"][task]["parameters"]["frames"]
-    heads = [f"{factor * frames} frames" for factor in study["lengths"]]
-    return heads, heads[-1]
-
-
-def figures(study: dict[str, Any], row: dict[str, Any]) -> list[float]:
-    """One for each column: accuracy by length, or mean squared error by lap."""
-    if predicts(row):
-        return [row["measured"][0]["by_lap"][lap] for lap in study["laps"]]
-    return [measured["top1"] for measured in row["measured"]]
-
-
-def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Of each task on which rates are chosen a line per layer: accuracy at each rate."""
-    text = []
-    for trial in dict.fromkeys(study["choice"].values()):
-        task = next(task for task, where in study["choice"].items() if where == trial)
-        lines = []
-        for variant in study["variants"]:
-            own = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
-            if own:
-                best = chosen_rate(study, rows, task, variant)
-                cells = [_trial(own[rate]) if rate in own else "-" for rate in study["rates"]]
-                lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
-        if lines:
-            heads = " | ".join(f"{rate:g}" for rate in study["rates"])
-            text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
-            steps = study["tasks"][trial]["steps"]
-            what = "Accuracy, mean over all lengths (at the length of training)"
-            if "measured" in study["tasks"][trial]:
-                what = "Mean squared error of all laps after the first"
-            text += [f"{what}. {steps} steps.\n"]
-            text += [f"| layer | {heads} | chosen |"]
-            text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
-    return text
-
-
-def _trial(row: dict[str, Any]) -> str:
-    diverged = "" if row["diverged_at"] is None else ", diverged"
-    if predicts(row):
-        return f"{mean(row, 'error'):.4f}{diverged}"
-    return f"{mean(row, 'top1'):.3f} ({row['measured'][0]['top1']:.3f}{diverged})"
+def all_reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, list[dict[str, Any]]]:
+    """``reported`` of every variant that has any."""
+    best = {variant: reported(study, rows, task, variant) for variant in study["variants"]}
+    return {variant: own for variant, own in best.items() if own}
 
 
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
