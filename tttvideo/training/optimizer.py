@@ -114,6 +114,14 @@ class Schedule:
             return progress.epoch >= config.epochs
         return progress.step - int(progress.best.removeprefix("step-")) >= config.patience * self._steps_per_epoch
 
+    def ended_early(self, progress: Progress) -> str | None:
+        """A sentence on a run that ends before its last epoch."""
+        epochs, patience = self.config.epochs, self.config.patience
+        if progress.epoch >= epochs:
+            return None
+        why = f"{patience} epochs without a better checkpoint (schedule.patience)"
+        return f"ended after epoch {progress.epoch} of {epochs}: {why}"
+
     def set(self, step: int) -> float:
         """Prepare the optimizer for its step number `step` (from 0); returns the highest learning rate."""
         assert self._scheduler is not None

@@ -375,12 +375,8 @@ class Run:
 
     def finish(self) -> None:
         """End the trackers, say why a run ends early, and which checkpoint is the best."""
-        schedule = self.config.schedule
-        if self.progress.epoch < schedule.epochs:
-            self.record.say(
-                f"ended after epoch {self.progress.epoch} of {schedule.epochs}: {schedule.patience} epochs without a "
-                "better checkpoint (schedule.patience)"
-            )
+        if reason := self.trainer.schedule.ended_early(self.progress):
+            self.record.say(reason)
         self.record.close_trackers()
         if self.leader and (progress := self.progress).best:
             value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"

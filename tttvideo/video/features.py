@@ -323,6 +323,9 @@ class _OfFeatures(Reader):
         batches = list(self.stream(indices, batch=1024))
         return torch.cat(batches) if batches else torch.empty(0, *self._shape)
 
+    def close(self) -> None:
+        pass
+
 
 class FileReader(_OfFeatures):
     """Features [T, D] as frames [n, D, 1, 1]."""
@@ -340,9 +343,6 @@ class FileReader(_OfFeatures):
             if not bool(rows.isfinite().all()):
                 raise VideoError(f"{self.info.path}: features from {wanted[start]} on are not finite in float32")
             yield rows.view(-1, *self._shape)
-
-    def close(self) -> None:
-        pass
 
 
 def longest(parts: Sequence[Part]) -> int | None:
@@ -396,6 +396,3 @@ class FeatureReader(_OfFeatures):
                 ) from error
             maps = rows.mT.unflatten(-1, self._shape[1:])
             yield maps.float() if maps.dtype == torch.bfloat16 else maps  # which numpy, between processes, lacks
-
-    def close(self) -> None:
-        pass
