@@ -206,7 +206,8 @@ def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
     own, base = ([row for row in rows if row["seed"] in both] for rows in (own, base))
     samples = [Samples(np.array([by_clip(row) for row in rows])[..., None]) for rows in (own, base)]
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    digits = 4 if predicts(own[0]) else 3
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def by_clip(row: dict[str, Any]) -> list[float]:

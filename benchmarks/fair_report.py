@@ -65,6 +65,7 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         "| CPU s a step |",
         "|---|---|---|" + "---|" * (len(heads) + 4),
     ]
+    digits = 4 if "measured" in study["tasks"][task] else 3
     for variant, own in best.items():
         cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
         long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
@@ -72,7 +73,7 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         edge = {study["rates"][0]: " (smallest tried)", study["rates"][-1]: " (largest tried)"}.get(own[0]["rate"], "")
         text.append(
             f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
-            f"| {' | '.join(f'{cell:.3f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
+            f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
             f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost(own):.3f} |"
         )
     return [*text, ""]
@@ -134,7 +135,7 @@ def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
         return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
     frames = described["parameters"]["frames"]
     heads = [f"{factor * frames} frames" for factor in study["lengths"]]
-    own = [f"{value} {described['by']} in {frames}" for value in groups(described)]
+    own = [f"{described['by']}: {value} ({frames} frames)" for value in groups(described)]
     return heads + own, heads[-1]
 
 

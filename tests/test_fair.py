@@ -70,8 +70,7 @@ def test_the_order_of_the_study(tmp_path):
     fair_report.publish(STUDY, rows, tmp_path / "fair.md")
     assert page.read_text().startswith("Before.\n<!-- rows of flash-recall -->\n| layer | rate | seeds | 64 frames |")
     assert (
-        "| 512 frames | 1 pairs in 64 | 4 pairs in 64 | 16 pairs in 64 | minus TTT-MLP, 512 frames |"
-        in page.read_text()
+        "| 512 frames | pairs: 1 (64 frames) | pairs: 4 (64 frames) | pairs: 16 (64 frames) | minus" in page.read_text()
     )
     assert "| 0.900 | 1.000 | 0.900 | 0.250 | - |" in page.read_text()
     assert page.read_text().endswith("](fair-flash-recall.png)\n<!-- end of flash-recall -->\nAfter.\n")
@@ -220,7 +219,7 @@ def test_prediction_is_compared_by_errors(tmp_path):
     text = fair_report.table(study, rows)
     assert "| error in lap 1 | error in lap 2 | error in lap 4 | minus TTT-MLP, all laps after the first |" in text
     assert "| GRU | 0.5000 | 0.2500 | 0.002 |" in text
-    assert "+0.200 (+0.200 to +0.200)" in text
+    assert "+0.2000 (+0.2000 to +0.2000)" in text
     figure = fair_report.drawn(study, rows, "revisit")
     assert figure["series"]["GRU"]["mean"] == [measured["by_lap"][lap] for lap in (0, 1, 3)]
     fair_report.publish(study, rows, tmp_path / "fair.md")

@@ -57,6 +57,8 @@ class TTTLayer(SequenceLayer):
         self.rope = not config.inner.sees_positions if config.rope is None else config.rope
         if self.rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
+        if self.rope == "time_and_place" and head_dim < 8:
+            raise ValueError(f"rope: time_and_place turns three parts of a head of {head_dim} channels; it needs 8.")
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
         self._set_rates()
@@ -139,6 +141,8 @@ class TTTLayer(SequenceLayer):
         if self.past_frames:
             nothing = weight.new_zeros(batch, 0, config.heads, self.head_dim)
             tails |= {"inner_q": nothing, "inner_k": nothing}
+        if self.rope == "time_and_place":
+            tails["frames"] = weight.new_zeros(batch)
         count = weight.new_zeros(batch, int(config.optimizer.counts), 1, 1)
         return TTTState(
             weights,
@@ -215,7 +219,9 @@ class TTTLayer(SequenceLayer):
         per_frame = layout.grid[0] * layout.grid[1]
         period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else per_frame
         positions = None
-        if self.rope:
+        if self.rope == "time_and_place":
+            positions, tails = self._time_and_place(x, tails, layout)
+        elif self.rope:
             first = age if token_wise else 0
             # made on the device where rows agree: a copy would wait for it, and could not be part of a CUDA graph
             device = "cpu" if isinstance(first, Tensor) else x.device
@@ -248,6 +254,18 @@ class TTTLayer(SequenceLayer):
             last = {name: last_valid(t, past, layout.lengths) for name, t in (("inner_q", q), ("inner_k", k))}
             q, k, tails = q.transpose(1, 2), k.transpose(1, 2)[:, :, None], tails | last
         return Tokens(q, k, v, rate, fade, momentum), tails
+
+    def _time_and_place(
+        self, x: Tensor, tails: dict[str, Tensor], layout: Layout
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        """Frame [B, T], row and column [T] of every token, and the tails, with the frames read after x."""
+        per_frame, index = layout.tokens_per_frame, torch.arange(x.shape[1], device=x.device)
+        before, cell = tails["frames"], index % per_frame
+        read = x.shape[1] // per_frame
+        if layout.lengths is not None:
+            read = (layout.lengths // per_frame).to(before.device, non_blocking=True)
+        positions = before[:, None] + index // per_frame, cell // layout.grid[1], cell % layout.grid[1]
+        return positions, tails | {"frames": before + read}
 
     def _share(self, x: Tensor, layout: Layout) -> Tensor:
         """In full-batch descent 1 / frames of each row, [B, 1, 1, 1]: the step is that of the mean over them."""
