@@ -103,12 +103,12 @@ DELTA_RULE = TTT(
 LACT = TTT(
     inner=GLU(),
     objective=DotProduct(),
-    optimizer=Muon(rate=1.0, momentum=0.0, coefficients="lact"),
+    optimizer=Muon(rate=1.0, momentum="learned", coefficients="lact"),
     heads=2,
     chunk=Whole(2),
     normalize_qk=True,
     silu=True,
-    learning=Learning(rate_per_map=True),
+    learning=Learning(rate_per_map=True, start_rank=2),
 )
 
 OPTIONS = [
@@ -133,6 +133,7 @@ OPTIONS = [
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, chunk=TokenCausal(3), objective=ResidualL2(normalize_target=True)),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
+    TTT(heads=1, chunk=FrameCausal(2), short_conv="time", rope="time_and_place"),
     TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
     TTT(
         inner=GLU(), objective=DotProduct(), heads=2, chunk=FrameCausal(2), silu=True, learning=Learning(update="last")

@@ -1,20 +1,23 @@
 """The fair comparison: what is trained in which order, how a rate is chosen, and that it goes on where it was."""
 
 import json
+import re
+import statistics
 import sys
 from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from benchmarks import design, fair, small
+from benchmarks import design, fair, fair_report, small
 from benchmarks.design import list_variants
 
 STUDY = small.read_study(fair.STUDY)
 
 
 def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
-    measured = [{"top1": top1, "loss": loss, "hits": "5", "n": 4}] * len(STUDY["lengths"])
+    groups = {"1": 1.0, "4": top1, "16": 0.25}
+    measured = [{"top1": top1, "loss": loss, "hits": "5", "n": 4, "by": groups}] * len(STUDY["lengths"])
     about = {"state_bytes": 4, "parameters": 9, "cpu_seconds": 6.0, "steps": 3}
     return job._asdict() | {
         "times": job.steps,
@@ -25,34 +28,53 @@ def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
     }
 
 
-def test_the_order_of_the_study():
+def test_the_order_of_the_study(tmp_path):
     rows, seen = [], []
+    variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
+    for variant in variants:  # where the search begins
+        best = 1.2e-2 if variant == "GRU" else 3.0e-3
+        choice = [fair.Job("flash-order-16", variant, 100, rate) for rate in STUDY["rates"]]
+        rows += [row(job, 0.9 if job.rate == best else 0.8) for job in choice]
     while (job := next(fair.jobs(STUDY, rows, "flash-recall"), None)) is not None:
         seen.append(job)
         top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}.get(job.rate, 0.4)
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
-    variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
-    rates = len(STUDY["rates"])
-    many = len(STUDY["first"]) * (rates + 3) + 3  # three seeds; Mamba-2 thrice more
+    trials = (
+        3 * len(STUDY["first"]) + 2
+    )  # GRU: of 6e-3, 1.2e-2 and 2.4e-2 the first is best, so 3e-3 comes, then 1.5e-3
+    many = trials + 3 * len(STUDY["first"]) + 3  # three seeds; Mamba-2 thrice more
     first, others = seen[:many], seen[many:]
-    for part, names in ((first, STUDY["first"]), (others, [v for v in variants if v not in STUDY["first"]])):
+    rest = [v for v in variants if v not in STUDY["first"]]
+    for part, names, number in ((first, STUDY["first"], trials), (others, rest, 3 * len(rest))):
         assert {job.variant for job in part} == set(names)
-        trials, reported = part[: rates * len(names)], part[rates * len(names) :]
-        assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
+        tried, reported = part[:number], part[number:]
+        assert {(job.task, job.seed) for job in tried} == {("flash-recall-four", 100)}
         assert [job.seed for job in reported] == sorted(job.seed for job in reported)
         assert {job.seed for job in reported} == {0, 1, 2}
         assert {job.rate for job in reported} == {3.0e-3}  # of two equals that with the smaller loss
+    of_gru = [job.rate for job in first if (job.variant, job.seed) == ("GRU", 100)]
+    assert of_gru == [6e-3, 1.2e-2, 2.4e-2, 3e-3, 1.5e-3]
     longer = [job for job in seen if job.steps == 2]
     assert [(job.variant, job.seed) for job in longer] == [("Mamba-2", seed) for seed in (0, 1, 2)]
     assert 100 not in STUDY["seeds"]
     assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
-    text = fair.table(STUDY, rows)
+    text = fair_report.table(STUDY, rows)
     assert "## flash-recall: reported seeds" in text
-    assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | 0.400 (0.400) | 0.400 (0.400) | 0.003 |" in text
+    assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | - | - | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
-    assert "| GRU | 0.003 | 2 |" in fair.table(STUDY, fewer)
+    assert "| GRU | 0.003 | 2 |" in fair_report.table(STUDY, fewer)
+    page = tmp_path / "recall.md"
+    page.write_text("Before.\n<!-- rows of flash-recall -->\nold\n<!-- end of flash-recall -->\nAfter.\n")
+    fair_report.publish(STUDY, rows, tmp_path / "fair.md")
+    assert page.read_text().startswith("Before.\n<!-- rows of flash-recall -->\n| layer | rate | seeds | 64 frames |")
+    assert (
+        "| 512 frames | pairs: 1 (64 frames) | pairs: 4 (64 frames) | pairs: 16 (64 frames) | minus" in page.read_text()
+    )
+    assert "| 0.900 | 1.000 | 0.900 | 0.250 | - |" in page.read_text()
+    assert page.read_text().endswith("](fair-flash-recall.png)\n<!-- end of flash-recall -->\nAfter.\n")
+    assert (tmp_path / "fair-flash-recall.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_level_without_memory_is_not_flat():
@@ -113,10 +135,19 @@ def test_layers_have_equal_parameters_and_state(capsys):
     assert "parameters" in capsys.readouterr().out
 
 
-def test_the_published_table_is_that_of_the_rows():
-    page = small.ROOT / "docs" / "results" / "fair.md"
+RESULTS = small.ROOT / "docs" / "results"
+
+
+def test_the_published_tables_are_those_of_the_rows(tmp_path):
     rows = small.read_rows(small.ROOT / STUDY["rows"])
-    assert page.read_text() == fair.table(STUDY, rows), "run python -m benchmarks.fair --table docs/results/fair.md"
+    for page in RESULTS.glob("*.md"):
+        (tmp_path / page.name).write_text(page.read_text())
+    fair_report.publish(STUDY, rows, tmp_path / "fair.md")
+    for page in RESULTS.glob("*.md"):
+        again = (tmp_path / page.name).read_text()
+        assert page.read_text() == again, f"{page.name}: run python -m benchmarks.fair --table docs/results/fair.md"
+    assert {file.name for file in tmp_path.glob("*.png")} == {file.name for file in RESULTS.glob("fair-*.png")}
+    assert "| TTT-MLP |" in (RESULTS / "length.md").read_text()
     assert rows
     assert all(len(row["commit"]) == 12 and row["torch"] for row in rows)
     assert len({fair.job_of(row) for row in rows}) == len(rows)
@@ -124,6 +155,23 @@ def test_the_published_table_is_that_of_the_rows():
         assert sum(fair._hits(row["measured"][0])) / row["measured"][0]["n"] == pytest.approx(
             row["measured"][0]["top1"], abs=5e-5
         )
+
+
+@pytest.mark.parametrize("page", ["docs/results/length.md", "docs/results/index.md", "README.md"])
+def test_published_figures_in_words_are_those_of_the_rows(page):
+    """ "TTT-MLP 0.93" in a sentence on the longest clips, and who is said to keep less."""
+    rows = small.read_rows(small.ROOT / STUDY["rows"])
+    best = fair.all_reported(STUDY, rows, "flash-order-16")
+    text = (small.ROOT / page).read_text().replace("\n", " ")
+    (sentences,) = re.findall(r"(?:\*\*Answer\.\*\*|asked after 128:|tested on 128\)).*?(?:\*\*|\||$)", text)
+    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
+    said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentences))
+    assert said.keys() >= {"TTT-MLP", "DeltaNet", "RWKV-7", "GRU", "attention", "Mamba-2"}
+    for name, value in said.items():
+        assert value == f"{statistics.mean(row['measured'][-1]['top1'] for row in best[name]):.2f}", name
+    for name in said.keys() - {fair.BASE}:
+        behind = float(re.findall(r"to ([+-][.\d]+)\)", fair.difference(best[name], best[fair.BASE]))[0]) < 0
+        assert behind == (name in ("Mamba-2", "linear attention")), name
 
 
 def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
@@ -151,7 +199,8 @@ def test_prediction_is_compared_by_errors(tmp_path):
     """The least error is the best rate; a loss that falls no more is flat; clips are paired."""
     task = STUDY["tasks"]["revisit"] | {"steps": 2, "val": 2, "measured": 60, "times": [1]}
     study = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
-    study |= {"rates": [1e-3, 2e-3], "seeds": [0], "variants": {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}}
+    study |= {"rates": [1e-3, 2e-3], "begin": None, "seeds": [0]}
+    study["variants"] = {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}
     real = fair.run(study, fair.Job("revisit", "GRU", 100, 1e-3))
     measured = real["measured"][0]
     assert measured["n"] == len(measured["errors"]) == 2
@@ -167,10 +216,14 @@ def test_prediction_is_compared_by_errors(tmp_path):
     rows = [made_of(variant, 100, rate, error) for (variant, rate), error in errors.items()]
     assert [fair.chosen_rate(study, rows, "revisit", v) for v in ("GRU", "TTT-MLP")] == [2e-3, 1e-3]
     rows += [made_of("GRU", 0, 2e-3, 0.3), made_of("TTT-MLP", 0, 1e-3, 0.1)]
-    text = fair.table(study, rows)
+    text = fair_report.table(study, rows)
     assert "| error in lap 1 | error in lap 2 | error in lap 4 | minus TTT-MLP, all laps after the first |" in text
     assert "| GRU | 0.5000 | 0.2500 | 0.002 |" in text
-    assert "+0.200 (+0.200 to +0.200)" in text
+    assert "+0.2000 (+0.2000 to +0.2000)" in text
+    figure = fair_report.drawn(study, rows, "revisit")
+    assert figure["series"]["GRU"]["mean"] == [measured["by_lap"][lap] for lap in (0, 1, 3)]
+    fair_report.publish(study, rows, tmp_path / "fair.md")
+    assert (tmp_path / "fair-revisit.png").exists()
     curves = {(1.0, 0.95): True, (1.0, 0.85): False}
     assert {curve: fair.is_flat(study, real | {"curve": list(curve)}) for curve in curves} == curves
 
@@ -178,6 +231,7 @@ def test_prediction_is_compared_by_errors(tmp_path):
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     small_study = STUDY | {
         "rates": [1e-3, 2e-3],
+        "begin": None,
         "seeds": [0],
         "lengths": [1, 2],
         "choice": {"order": "order"},

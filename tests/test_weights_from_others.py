@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.helpers import distance, recorded
 from tttvideo.mixers import TTT
-from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal
+from tttvideo.ttt import MLP, FrameCausal, Linear, TokenCausal, convert
 from tttvideo.ttt.convert import from_ttt_video
 from tttvideo.ttt.interface import Layout
 from tttvideo.ttt_lm import read_ttt_lm
@@ -97,6 +97,32 @@ def test_a_checkpoint_of_ttt_lm_that_is_not_whole(tmp_path):
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ValueError, match=r"missing|nothing for"):
         read_ttt_lm(folder)
+
+
+def test_the_layer_of_ttt_video_turned_by_time_and_place():
+    """Outputs and all gradients, whole and frame by frame."""
+    tensors = recorded("ttt_video_layer_3d")
+    layer, left = from_ttt_video(checkpoint_of(tensors), base_lr=0.1, rope_theta=10000.0)
+    assert not left
+    x, layout = tensors["x"].requires_grad_(), Layout((2, 3))
+    y = layer(x, None, layout)[0]
+    assert distance(y, tensors["y"]) <= 1e-7
+    state, pieces = None, []
+    for frame in x.split(6, 1):
+        piece, state = layer(frame, state, layout)
+        pieces.append(piece)
+    assert distance(torch.cat(pieces, 1), y) <= 1e-12
+    unturned, _ = from_ttt_video(checkpoint_of(tensors), base_lr=0.1)
+    assert distance(unturned(x, None, layout)[0], y) > 1e-2
+    expected = {"x": tensors["grad.x"]}
+    for theirs in checkpoint_of(tensors):
+        expected[convert._TTT_VIDEO[f"ssm.ttt.{theirs}"]] = tensors[f"gradient.{theirs}"]
+    leaves = {"x": x, **dict(layer.named_parameters())}
+    assert leaves.keys() == expected.keys()
+    gradients = torch.autograd.grad((y * tensors["weight"]).sum(), list(leaves.values()))
+    for key, gradient in zip(leaves, gradients, strict=True):
+        value = expected[key]
+        assert distance(gradient.reshape(value.shape), value) <= 1e-6 * (1 + float(value.abs().max())), key
 
 
 @pytest.mark.parametrize(("name", "rate"), [("mlp", 0.1), ("linear", 1.0)])

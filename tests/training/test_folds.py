@@ -65,6 +65,13 @@ def test_a_column_names_the_folds(videos, tmp_path):
         config(2).index("val")
 
 
+def test_a_fold_that_leaves_one_class_is_named(videos, tmp_path):
+    rows = "".join(f"{f},{f.parent.name},{f.parent.name}\n" for f in sorted(videos.rglob("*.mp4")))
+    (tmp_path / "list.csv").write_text("path,label,group\n" + rows)
+    with pytest.raises(DataError, match=r"all but fold 1 of 2 of .*list.csv holds one class only"):
+        DataConfig(list=str(tmp_path / "list.csv"), fold=(1, 2)).index("train")
+
+
 def test_the_interval_is_that_of_students_t():
     rows = [{"top1": v, "n": 10.0, "map": None} for v in (0.5, 0.75, 0.75, 1.0)]
     (mean, low, high) = summary(rows)["top1"].values()

@@ -15,12 +15,14 @@ from tttvideo.ttt import (
     SGD,
     TTT,
     Conv,
+    ConvDepthwise,
     DotProduct,
     DWConv,
     FrameCausal,
     Layout,
     Learning,
     Linear,
+    Momentum,
     Muon,
     ResidualL2,
     TokenCausal,
@@ -130,7 +132,7 @@ def test_the_delta_rules_are_ttt(forget):
     layer = build(dataclasses.replace(DELTA_RULE, forget=forget, learning=learning))
     x = torch.randn(2, 5 * N, DIM).double()
     y, state = layer(x, None, LAYOUT)
-    q, k, v, rate, fade = layer._tokens(x, {}, 0, LAYOUT)[0]
+    q, k, v, rate, fade, _ = layer._tokens(x, {}, 0, LAYOUT)[0]
     step = (1 + layer.scale_shift).clamp_min(0)  # learned by position in the chunk: here one number
     beta, log_decay = (
         step * rate[:, :, 0, :, 0],
@@ -218,6 +220,17 @@ def ttt(**options):
         (lambda: SGD(clip=1.0, clip_by="row"), "head or column"),
         (lambda: Muon(coefficients="mine"), "jordan or lact"),
         (lambda: Muon(coefficients="lact", iterations=4), "there are 5"),
+        (lambda: Muon(momentum="given"), "1 excluded, or is learned"),
+        (lambda: Momentum(momentum=1.0), "1 excluded, or is learned"),
+        (lambda: Learning(start_rank=0), "at least 1, or null"),
+        (lambda: ttt(rope="3d"), "true, false, time_and_place or null"),
+        (lambda: ttt(rope="time_and_place", chunk=TokenCausal(4)), "use chunk: FrameCausal, or rope: true"),
+        (lambda: ttt(rope="time_and_place").build(8), "it needs 8"),
+        (lambda: ttt(inner=ConvDepthwise(), learning=Learning(start_rank=2)), "W_0 of ConvDepthwise"),
+        (
+            lambda: ttt(inner=Linear(), objective=L2(), learning=Learning(start="zero", start_rank=2)),
+            "with start: zero is no product",
+        ),
     ],
 )
 def test_what_does_not_go_together_says_so(make, words):
@@ -231,6 +244,7 @@ def test_what_does_not_go_together_says_so(make, words):
         ({"learning": Learning(direction="ascent")}, "only for the defaults"),
         ({"objective": ResidualL2(eps=1e-8)}, "in kernels it is 1e-06"),
         ({"objective": ResidualL2(normalize_target=True)}, "no kernel for normalize_target"),
+        ({"rope": "time_and_place"}, "no kernel for rope"),
         (
             {"inner": DWConv(), "objective": DotProduct(), "optimizer": SGD(clip=1.0, clip_by="column")},
             "clip_by: column",

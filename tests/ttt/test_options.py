@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import DIM, GRID, N, build, distance
-from tttvideo.ttt import MLP, TTT, FrameCausal, Layout, Linear
+from tttvideo.ttt import GLU, MLP, TTT, FrameCausal, Layout, Learning, Linear, Momentum, Muon, Whole
 
 
 @pytest.mark.parametrize("forget", [False, True])
@@ -73,6 +73,39 @@ def test_inner_rate_zero_freezes_the_hidden_state():
     layer.rate_warmup = 0.0
     _, state = layer(torch.randn(1, 3 * N, DIM).double(), None, Layout(GRID))
     assert torch.equal(state.weights["1"].weight[0], layer.weights["1_weight"])
+
+
+@pytest.mark.parametrize("optimizer", [Momentum, Muon])
+def test_a_learned_momentum_is_the_mean_over_a_chunk(optimizer):
+    learned = build(TTT(heads=2, chunk=Whole(2), optimizer=optimizer(momentum="learned")))
+    fixed = TTT(heads=2, chunk=Whole(2), optimizer=optimizer(momentum=0.5)).build(DIM).double()
+    fixed.load_state_dict({k: v for k, v in learned.state_dict().items() if not k.startswith("project.momentum")})
+    x, layout = torch.randn(1, 6 * N, DIM).double(), Layout(GRID)
+    free = learned(x, None, layout)
+    with torch.no_grad():
+        learned.project.momentum.weight.zero_()
+        learned.project.momentum.bias.zero_()
+    assert distance(learned(x, None, layout), fixed(x, None, layout)) <= 1e-12
+    assert distance(free[1].weights, fixed(x, None, layout)[1].weights) > 1e-6
+    x = torch.randn(1, 3 * N, DIM).double()  # a chunk and a half: the mean is over the tokens that there are
+    assert distance(learned(x, None, layout), fixed(x, None, layout)) <= 1e-12
+
+
+def test_a_start_of_low_rank():
+    """left @ right + I / 2 in all maps but the last, LaCT's standard deviations; nothing else is learned of them."""
+    torch.manual_seed(0)
+    layer = TTT(inner=GLU(), heads=2, learning=Learning(start_rank=3)).build(64)
+    names = [key for key, _ in layer.named_parameters() if key.startswith(("weights", "right"))]
+    assert sorted(names) == sorted(
+        ["weights.gate_weight", "weights.up_weight", "weights.down_weight", "right.gate_right", "right.up_right"]
+    )
+    start = layer.init_state(2).weights
+    for key in ("gate", "up"):
+        product = start[key].weight[0] - torch.eye(32, 64) / 2
+        assert (torch.linalg.matrix_rank(product, atol=1e-5) == 3).all()
+        assert layer.weights[f"{key}_weight"].std().item() == pytest.approx(0.5 * 32**-0.5, rel=0.2)
+        assert layer.right[f"{key}_right"].std().item() == pytest.approx(0.5 * 3**-0.5, rel=0.2)
+    assert (torch.linalg.matrix_rank(start["down"].weight[0]) == 32).all()
 
 
 def test_default_inner_model_is_the_papers_mlp():

@@ -60,26 +60,78 @@ def gradients_agree(leaves, loss, tensors, prefix, tolerance):
         assert distance(gradient.reshape_as(leaf), expected) <= tolerance * (1 + float(expected.abs().max())), key
 
 
-def test_lact():
-    """Three chunks, each read before it is learned, as theirs are; the last one is not learned. Newton-Schulz here adds
-    1e-14 to the squared length of a gradient, which is about 1e-6 long."""
-    config, tensors = preset("lact"), recorded("lact")
-    assert config.normalize_qk
-    assert config.silu
-    leaves = leaves_of(tensors)
+LACT = {"gate": "w0", "up": "w2", "down": "w1"}
+"""Our names of its matrices, and theirs."""
+
+
+def read_lact(config, tensors, leaves, start):
+    """Three chunks, each read before it is learned, as theirs are; the last one is not learned."""
     q, k, v = (leaves[name][:, None] for name in "qkv")
-    start = {key: Map(leaves[name].mT[:, None], None) for key, name in (("down", "w1"), ("gate", "w0"), ("up", "w2"))}
-    rate = torch.cat([leaves[f"lr{i}"] for i in (1, 0, 2)], -1)[:, None, None]
+    rate = torch.cat([leaves[LACT[key].replace("w", "lr")] for key in start], -1)[:, None, None]
+    momentum = None
+    if "momentum" in leaves:
+        momentum = torch.cat((leaves["momentum"], torch.ones_like(leaves["momentum"])), -1)[:, None]
     loop, state, outputs, size = loop_of(config, start), state_of(config, start), [], 6
     for i in range(0, 18, size):
         part, weights = slice(i, i + size), state.weights
         outputs.append(config.inner(q[:, :, part], lambda name, x, own=weights: affine(own[name], x), (1, 1)))
         if i < 12:
-            tokens = Tokens(q[:, :, part], k[:, :, None, part], v[:, :, None, part], rate[:, :, :, part])
+            own = None if momentum is None else momentum[:, :, part]
+            tokens = Tokens(q[:, :, part], k[:, :, None, part], v[:, :, None, part], rate[:, :, :, part], None, own)
             _, state = scan(loop, state, tokens, **whole(1 / size, size))
-    out = torch.cat(outputs, 2)[:, 0]
+    return torch.cat(outputs, 2)[:, 0], state
+
+
+def test_lact_without_momentum():
+    """Newton-Schulz here adds 1e-14 to the squared length of a gradient, which is about 1e-6 long."""
+    config, tensors = preset("lact"), recorded("lact")
+    assert config.normalize_qk
+    assert config.silu
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, momentum=0.0))
+    leaves = leaves_of(tensors)
+    start = {key: Map(leaves[theirs].mT[:, None], None) for key, theirs in LACT.items()}
+    out, _ = read_lact(config, tensors, leaves, start)
     assert distance(out, tensors["o"]) <= 1e-6
     gradients_agree(leaves, (out * tensors["weight_o"]).sum(), tensors, "", 1e-5)
+
+
+def test_lact():
+    """With momentum by token and W_0 of low rank: outputs, weights, averages of gradients, all gradients."""
+    config, tensors = preset("lact"), recorded("lact_momentum")
+    assert config.optimizer.momentum == "learned"
+    learning = dataclasses.replace(config.learning, start_rank=3)
+    inner = dataclasses.replace(config.inner, expansion=2.0)
+    layer = dataclasses.replace(config, heads=2, inner=inner, learning=learning).build(8).double()
+    leaves = leaves_of(tensors)
+    factors = {}  # theirs are transposed, so left is right
+    for key in ("gate", "up"):
+        factors[f"weights.{key}_weight"] = leaves[f"{LACT[key]}.right"].mT
+        factors[f"right.{key}_right"] = leaves[f"{LACT[key]}.left"].mT
+    factors["weights.down_weight"] = leaves["w1"].mT
+    start = torch.func.functional_call(_Start(layer), {f"layer.{key}": w for key, w in factors.items()}, ())
+    for key in ("gate", "up"):
+        assert distance(start[key].weight[0].mT, tensors[f"W0.{LACT[key]}"]) <= 1e-15
+    start = {key: Map(map.weight[0].repeat(2, 1, 1)[:, None], None) for key, map in start.items()}
+    out, state = read_lact(layer.config, tensors, leaves, start)
+    assert distance(out, tensors["o"]) <= 1e-6
+    loss = (out * tensors["weight_o"]).sum()
+    for key, theirs in LACT.items():
+        assert distance(state.weights[key].weight[:, 0].mT, tensors[f"last.{theirs}"]) <= 1e-6
+        average = -6 * state.moments.averages[0][key].weight[:, 0].mT  # theirs ascends, and sums over a chunk
+        assert distance(average, tensors[f"average.{theirs}"]) <= 1e-9
+        loss = loss + (state.weights[key].weight[:, 0].mT * tensors[f"weight_{theirs}"]).sum()
+    gradients_agree(leaves, loss, tensors, "", 1e-5)
+
+
+class _Start(torch.nn.Module):
+    """W_0 as a function of its parameters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self):
+        return self.layer._start()
 
 
 def test_vit3_depthwise():

@@ -45,7 +45,8 @@ class TTT(Mixer):
         normalize_qk: scale q and k to unit length.
         silu: apply SiLU to q, k and v, after the convolutions and before the lengths (LaCT, Gated DeltaNet).
         rope: rotary positions within the chunk (token-causal) or the frame; null: on, except for convolutional
-            inner models, which see positions by themselves.
+            inner models, which see positions by themselves. ``time_and_place``: a quarter of a head's channels turned
+            by the frame's number in the video, the rest half by row, half by column (ttt-video; chunks of frames).
         rope_theta: base of the rotary wavelengths.
         learning: where gradients are taken, of what, and how far a step goes, where that departs from the paper.
         checkpoint_group: chunks per activation checkpoint of the eager scan; 0 stores everything. (Kernels recompute
@@ -70,7 +71,7 @@ class TTT(Mixer):
     tanh_gate: float | None = None
     normalize_qk: bool = False
     silu: bool = False
-    rope: bool | None = None
+    rope: bool | Literal["time_and_place"] | None = None
     rope_theta: float = 10000.0
     learning: Learning = field(default_factory=Learning)
     checkpoint_group: int = 0
@@ -100,6 +101,13 @@ class TTT(Mixer):
             )
         if self.short_conv not in ("none", "raster", "time"):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
+        if self.rope not in (None, True, False, "time_and_place"):
+            raise ValueError(f"TTT.rope is {self.rope!r}; it must be true, false, time_and_place or null.")
+        if self.rope == "time_and_place" and isinstance(self.chunk, TokenCausal):
+            raise ValueError(
+                "TTT.rope is time_and_place, which counts whole frames, but TokenCausal may stop inside one; use "
+                "chunk: FrameCausal, or rope: true."
+            )
         if self.tanh_gate is not None and not math.isfinite(self.tanh_gate):
             raise ValueError(f"TTT.tanh_gate is {self.tanh_gate}; it is where alpha starts: 0, or 0.1, or null.")
         if self.fused not in ("auto", "never", "require"):

@@ -129,11 +129,10 @@ def ttt_lm_config(
     )
 
 
-def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float) -> TTTVideo:
+def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float, rope_theta: float | None = None) -> TTTVideo:
     """The TTT layer of a block of ttt-video, as it reads forwards, and its gate tanh(alpha).
 
-    Theirs reads chunks of ``mini_batch_size`` tokens as a whole; ours is one frame, of any number of tokens. Theirs
-    rotates q and k of video tokens by time, row and column; ours does not rotate (as theirs does not text tokens). Then
+    Theirs reads chunks of ``mini_batch_size`` tokens as a whole; ours is one frame, of any number of tokens. Then
     theirs reads what came out once more, backwards, by the same weights and a gate of its own, and adds that:
     ``Bidirectional`` reads its input in both directions instead, so that gate has no place here, nor have the gates of
     text and the attention inside the block.
@@ -142,6 +141,8 @@ def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float) -> TTTVideo:
         tensors: of one ``seq_modeling_block`` under the authors' names (``ssm.ttt.wq.weight``, ...,
             ``forward_ssm_gating_video.gating_alpha``), or of its ``ssm.ttt`` alone (``wq.weight``, ...).
         base_lr: the authors' ``ttt_base_lr``.
+        rope_theta: base of the wavelengths by which q and k of video tokens are turned by time, row and column (theirs:
+            10000); null: they are not turned, as text tokens are not.
 
     Returns:
         the layer in the dtype of ``tensors``, and the names of those that it does not take.
@@ -166,7 +167,8 @@ def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float) -> TTTVideo:
         bias=True,
         tanh_gate=0.1 if "forward_ssm_gating_video.gating_alpha" in taken else None,
         normalize_qk=True,
-        rope=False,
+        rope=False if rope_theta is None else "time_and_place",
+        rope_theta=10000.0 if rope_theta is None else rope_theta,
     )
     what = f"a ttt-video layer ({type(config.inner).__name__}, {config.heads} heads)"
     layer = _filled(config, taken["ssm.ttt.wq.weight"], taken, lambda name: _TTT_VIDEO.get(name, name), what)

@@ -18,7 +18,8 @@ from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
 from .kernels import mode_of, norm_and_gate, split, use_kernels
 from .kernels import read as read_fused
 from .objective import EPS, Norm
-from .primitives import CausalConv, at_least_float32, last_valid, product_dtype, query_key_value, with_past
+from .primitives import at_least_float32, last_valid, product_dtype, query_key_value, with_past
+from .projections import Projections
 from .ragged import Slots, closing
 from .scan import scan
 from .state import Map, Moments, TTTState, Weights, zeros_like
@@ -32,37 +33,6 @@ def _scan() -> Callable[..., tuple[Tensor, TTTState]]:
     from . import uncompiled
 
     return uncompiled.scan
-
-
-class Projections(nn.Module):
-    """The projections of a TTT layer: q, k and v of every head, inner learning rates, forget gate.
-
-    Args:
-        config: the layer's.
-        dim: channels C.
-    """
-
-    def __init__(self, config: TTT, dim: int):
-        super().__init__()
-        self.config = config
-        wide = dim * config.views
-        self.q_proj = nn.Linear(dim, dim, bias=config.bias)
-        self.k_proj = None if config.share_qk else nn.Linear(dim, wide, bias=config.bias)
-        self.v_proj = nn.Linear(dim, wide, bias=config.bias)
-        convs = {} if config.short_conv == "none" else {"q": CausalConv(dim), "k": CausalConv(wide)}
-        self.convs = nn.ModuleDict(convs)
-        maps = 1
-        if config.learning.rate_per_map and config.learning.update == "all":
-            maps = len(config.inner.maps(dim // config.heads))
-        self.rate = nn.Linear(dim, config.heads * config.views * maps)
-        nn.init.normal_(self.rate.weight, std=0.02)
-        nn.init.zeros_(self.rate.bias)
-        self.forget = nn.Linear(dim, config.heads) if config.forget else None
-        if self.forget is not None:
-            # Keeps 99% of the old weights per frame (per token where chunks are of tokens) to begin with.
-            nn.init.normal_(self.forget.weight, std=0.02)
-            nn.init.constant_(self.forget.bias, 4.6)
-        exempt_from_decay(self.rate, self.forget)
 
 
 class TTTLayer(SequenceLayer):
@@ -87,6 +57,8 @@ class TTTLayer(SequenceLayer):
         self.rope = not config.inner.sees_positions if config.rope is None else config.rope
         if self.rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
+        if self.rope == "time_and_place" and head_dim < 8:
+            raise ValueError(f"rope: time_and_place turns three parts of a head of {head_dim} channels; it needs 8.")
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
         self._set_rates()
@@ -102,7 +74,8 @@ class TTTLayer(SequenceLayer):
         self.g_proj = nn.Linear(dim, dim, bias=False) if config.gate else None
         self.o_proj = nn.Linear(dim, dim, bias=config.bias)
         self.alpha = None if config.tanh_gate is None else nn.Parameter(torch.full((dim,), config.tanh_gate))
-        exempt_from_decay(self.weights, self.biases, self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
+        exempt_from_decay(self.weights, self.right, self.biases)
+        exempt_from_decay(self.norm_scale, self.norm_shift, self.scale_shift, self.alpha)
         self._choose_scan()
         self.checkpoint_group = config.checkpoint_group
 
@@ -117,13 +90,21 @@ class TTTLayer(SequenceLayer):
 
     def _add_start(self, start: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         """W_0 as parameters, or the shapes of its maps where it is zero; and which of the maps learn."""
-        inner, learning = self.config.inner, self.config.learning
+        inner, learning, rank = self.config.inner, self.config.learning, self.config.learning.start_rank
         self.learns = {inner.last or next(iter(start))} if learning.update == "last" else set(start)
         self.all_learn = len(self.learns) == len(start)
         self.zero_start = None
         if learning.start == "zero":
             self.zero_start = {name: (w.shape, None if b is None else b.shape) for name, (w, b) in start.items()}
             start = {}
+        self.right = None
+        if rank is not None:  # `start` keeps the left factors; standard deviations are LaCT's
+            right = {}
+            for name in [name for name in start if name != inner.last]:
+                (heads, inputs, outputs), bias = start[name][0].shape, start[name][1]
+                start[name] = torch.randn(heads, inputs, rank) / (2 * inputs**0.5), bias
+                right[f"{name}_right"] = torch.randn(heads, rank, outputs) / (2 * rank**0.5)
+            self.right = nn.ParameterDict(right)
         self.weights = nn.ParameterDict({f"{name}_weight": w for name, (w, _) in start.items()})
         self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
 
@@ -160,6 +141,8 @@ class TTTLayer(SequenceLayer):
         if self.past_frames:
             nothing = weight.new_zeros(batch, 0, config.heads, self.head_dim)
             tails |= {"inner_q": nothing, "inner_k": nothing}
+        if self.rope == "time_and_place":
+            tails["frames"] = weight.new_zeros(batch)
         count = weight.new_zeros(batch, int(config.optimizer.counts), 1, 1)
         return TTTState(
             weights,
@@ -236,7 +219,9 @@ class TTTLayer(SequenceLayer):
         per_frame = layout.grid[0] * layout.grid[1]
         period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else per_frame
         positions = None
-        if self.rope:
+        if self.rope == "time_and_place":
+            positions, tails = self._time_and_place(x, tails, layout)
+        elif self.rope:
             first = age if token_wise else 0
             # made on the device where rows agree: a copy would wait for it, and could not be part of a CUDA graph
             device = "cpu" if isinstance(first, Tensor) else x.device
@@ -258,13 +243,29 @@ class TTTLayer(SequenceLayer):
         fade = None
         if project.forget is not None:
             fade = F.logsigmoid(at_least_float32(project.forget(x))).mT[..., None] / (1 if token_wise else period)
+        momentum = None
+        if project.momentum is not None:
+            momentum = torch.sigmoid(at_least_float32(project.momentum(x))).mT[..., None]
+            momentum = torch.cat((momentum, torch.ones_like(momentum)), -1)
         past = self.past_frames * per_frame
         if past:  # what the inner model's kernel over time looks back on
             q = with_past(q.transpose(1, 2), tails["inner_q"], past)  # [B, P + T, H, d]
             k = with_past(k[:, :, 0].transpose(1, 2), tails["inner_k"], past)
             last = {name: last_valid(t, past, layout.lengths) for name, t in (("inner_q", q), ("inner_k", k))}
             q, k, tails = q.transpose(1, 2), k.transpose(1, 2)[:, :, None], tails | last
-        return Tokens(q, k, v, rate, fade), tails
+        return Tokens(q, k, v, rate, fade, momentum), tails
+
+    def _time_and_place(
+        self, x: Tensor, tails: dict[str, Tensor], layout: Layout
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        """Frame [B, T], row and column [T] of every token, and the tails, with the frames read after x."""
+        per_frame, index = layout.tokens_per_frame, torch.arange(x.shape[1], device=x.device)
+        before, cell = tails["frames"], index % per_frame
+        read = x.shape[1] // per_frame
+        if layout.lengths is not None:
+            read = (layout.lengths // per_frame).to(before.device, non_blocking=True)
+        positions = before[:, None] + index // per_frame, cell // layout.grid[1], cell % layout.grid[1]
+        return positions, tails | {"frames": before + read}
 
     def _share(self, x: Tensor, layout: Layout) -> Tensor:
         """In full-batch descent 1 / frames of each row, [B, 1, 1, 1]: the step is that of the mean over them."""
@@ -389,5 +390,10 @@ class TTTLayer(SequenceLayer):
             bias = self.biases.get(f"{name}_bias")
             if not torch.is_grad_enabled():  # a view of a parameter asks for its gradient even under no_grad
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            start[name] = Map(weight.to(dtype)[None], None if bias is None else bias.to(dtype)[None])
+            weight = weight.to(dtype)
+            if self.right is not None and f"{name}_right" in self.right:
+                right = self.right[f"{name}_right"].to(dtype)
+                identity = torch.eye(weight.shape[1], right.shape[2], dtype=dtype, device=right.device)
+                weight = weight @ right + identity / 2
+            start[name] = Map(weight[None], None if bias is None else bias.to(dtype)[None])
         return start

@@ -24,6 +24,8 @@ class Learning:
         rate_per_map: every affine map of the inner model has a learned rate of its own (LaCT).
         start: W_0 is ``learned``, or ``zero`` and not learned, as in linear attention and the delta rule (inner models
             of one map, losses without the inner LayerNorm).
+        start_rank: W_0 of every map but the last is left @ right + I / 2, of this rank (LaCT); null: all its numbers
+            are learned.
         forget_first: the forget gate acts before the gradient is taken, as in Gated DeltaNet, not after it (chunks read
             as a whole: ``FrameCausal(1)``, ``TokenCausal(1)``, ``Whole``).
         update: ``all`` maps learn, or the ``last`` one only; the others stay as W_0 has them.
@@ -35,6 +37,7 @@ class Learning:
     rate_scale: Literal["head_dim"] | None = "head_dim"
     rate_per_map: bool = False
     start: Literal["learned", "zero"] = "learned"
+    start_rank: int | None = None
     forget_first: bool = False
     update: Literal["all", "last"] = "all"
     direction: Literal["descent", "ascent"] = "descent"
@@ -46,6 +49,8 @@ class Learning:
                 *most, last = ("null" if word is None else word for word in words)
                 said = f"it must be {', '.join(most)} or {last}."
                 raise ValueError(f"Learning.{name} is {getattr(self, name)!r}; {said}")
+        if self.start_rank is not None and self.start_rank < 1:
+            raise ValueError(f"Learning.start_rank is {self.start_rank}; it is at least 1, or null.")
 
     def check(self, config: TTT) -> None:
         """Raises ValueError, in one sentence, where this does not go together with the rest of a layer."""
@@ -56,6 +61,12 @@ class Learning:
                 f"TTT.learning.start is zero, but {name} with {type(config.objective).__name__}"
                 f"{' and weight_norm' if config.optimizer.weight_norm else ''} cannot learn from there; use an inner "
                 "model of one map such as Linear, the objective L2 or DotProduct, and no weight_norm."
+            )
+        grouped = any(map.groups for map in inner.maps(8).values())
+        if self.start_rank is not None and (self.start == "zero" or grouped):
+            raise ValueError(
+                f"TTT.learning.start_rank is {self.start_rank}, but W_0 of {name} with start: {self.start} is no "
+                "product of two matrices; leave start_rank out."
             )
         if self.update == "last" and inner.last is None and not single:
             raise ValueError(

@@ -49,6 +49,9 @@ class InnerOptimizer(ABC):
     """True if ``update`` gives back the gradient as it is: plain gradient descent."""
     follows_length: ClassVar[bool] = True
     """True if a gradient of twice the length makes the step twice as long, so that the layer's base_rate matters."""
+    momentum: ClassVar[float | Literal["learned"]] = 0.0
+    """Share of the former average that is kept; ``learned``: the layer has shortened it before ``update``, by a share
+    that it learns per token and head, the mean over a chunk (LaCT)."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.steps != int(self.steps):
@@ -108,18 +111,19 @@ class Momentum(InnerOptimizer):
 
     Attributes:
         momentum: share of the former update kept; a constant gradient is followed 1 / (1 - momentum) as fast.
+            ``learned``: see ``Muon``.
     """
 
-    momentum: float = 0.9
+    momentum: float | Literal["learned"] = 0.9
 
     averages: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self, "momentum", self.momentum)
+        _check_momentum(self)
 
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
-        average = combine(lambda m, g: self.momentum * m + g, moments.averages[0], gradient)
+        average = _averaged(self.momentum, moments, gradient)
         return average, Moments((average,), moments.count)
 
 
@@ -176,7 +180,8 @@ class Muon(InnerOptimizer):
 
     Attributes:
         rate: length of the step: the largest singular value of what is subtracted from a matrix.
-        momentum: share of the former average kept; 0 is LaCT's plain form.
+        momentum: share of the former average kept; 0 is LaCT's plain form. ``learned``: sigmoid(w x + b) of every
+            token and head, of which a chunk takes the mean (LaCT's other form).
         iterations: of Newton-Schulz.
         coefficients: of the iteration: ``jordan``, the same each time (singular values to 0.68 to 1.13), or ``lact``,
             five in turn (to 0.98 to 1.03).
@@ -185,7 +190,7 @@ class Muon(InnerOptimizer):
 
     weight_norm: bool = True
     rate: float = 0.1
-    momentum: float = 0.9
+    momentum: float | Literal["learned"] = 0.9
     iterations: int = 5
     coefficients: Literal["jordan", "lact"] = "jordan"
 
@@ -194,7 +199,7 @@ class Muon(InnerOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self, "momentum", self.momentum)
+        _check_momentum(self)
         if self.rate < 0 or self.iterations < 1:
             raise ValueError(
                 f"Muon needs rate at least 0 and at least 1 iteration, not {self.rate} and {self.iterations}."
@@ -205,7 +210,7 @@ class Muon(InnerOptimizer):
             raise ValueError(f"Muon.iterations is {self.iterations}; there are 5 with coefficients: lact.")
 
     def update(self, gradient: Weights, moments: Moments, warmup: float) -> tuple[Weights, Moments]:
-        average = combine(lambda m, g: self.momentum * m + g, moments.averages[0], gradient)
+        average = _averaged(self.momentum, moments, gradient)
         step = combine(lambda m: self.rate * warmup * orthogonalized(m, self.iterations, self.coefficients), average)
         return step, Moments((average,), moments.count)
 
@@ -251,6 +256,18 @@ def _squares(map: Map) -> Tensor:
     """Squared length of every column, [B, H, 1, outputs]; the bias is the weight of an input that is always 1."""
     squares = map.weight.square().sum(-2, keepdim=True) + 1e-20
     return squares if map.bias is None else squares + map.bias.square()
+
+
+def _averaged(momentum: float | str, moments: Moments, gradient: Weights) -> Weights:
+    share = 1.0 if momentum == "learned" else momentum
+    return combine(lambda m, g: share * m + g, moments.averages[0], gradient)
+
+
+def _check_momentum(optimizer: Momentum | Muon) -> None:
+    momentum = optimizer.momentum
+    if momentum != "learned" and not (isinstance(momentum, float | int) and 0 <= momentum < 1):
+        name = type(optimizer).__name__
+        raise ValueError(f"{name}.momentum is {momentum!r}; it lies in 0 to 1, 1 excluded, or is learned.")
 
 
 def _check_share(optimizer: InnerOptimizer, name: str, value: float) -> None:

@@ -17,7 +17,7 @@ def query_key_value(
     layer: Any,
     x: Tensor,
     tails: dict[str, Tensor],
-    positions: Tensor | None,
+    positions: Tensor | tuple[Tensor, Tensor, Tensor] | None,
     layout: Layout,
     silu: bool = False,
     to_heads: Callable[..., list[Tensor]] | None = None,
@@ -30,7 +30,8 @@ def query_key_value(
             ``rope_theta``.
         x: [B, T, C].
         tails: last inputs of the convolutions, by name.
-        positions: [T] or [B, T], by which q and k are rotated; None: they are not.
+        positions: [T] or [B, T], by which q and k are rotated; or frame, row and column of the tokens; None: they are
+            not rotated.
         silu: apply SiLU to q, k and v after the convolutions.
         to_heads: ``kernels.split`` with ``heads`` and ``theta``, which does all that follows the projections in the
             dtype that they have; None: PyTorch's operations do it, in float32 at least.
@@ -57,9 +58,29 @@ def query_key_value(
         q, k, v = F.silu(q), F.silu(k), F.silu(v)
     if config.normalize_qk:
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    if positions is not None:
+    if isinstance(positions, tuple):
+        q, k = rotate_by_time_and_place(positions, config.rope_theta, q, k)
+    elif positions is not None:
         q, k = rotate(positions, config.rope_theta, q, k)
     return q, k, v, tails
+
+
+def rotate_by_time_and_place(
+    positions: tuple[Tensor, Tensor, Tensor], theta: float, q: Tensor, k: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``rotate`` of three parts of every head: 3/8 of its channels, rounded down to pairs, by row and as many by
+    column, the first ones by frame (ttt-video; CogVideoX, arXiv 2408.06072).
+
+    Args:
+        positions: frame, row and column, [T] or [B, T] each.
+        theta: base of the wavelengths of each part.
+        q: [B, H, T, d] with d at least 8, and k likewise.
+    """
+    place = q.shape[-1] * 3 // 16 * 2
+    sizes = [q.shape[-1] - 2 * place, place, place]
+    parts = zip(positions, q.split(sizes, -1), k.split(sizes, -1), strict=True)
+    turned = [rotate(position, theta, *part) for position, *part in parts]
+    return torch.cat([a for a, _ in turned], -1), torch.cat([b for _, b in turned], -1)
 
 
 def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:

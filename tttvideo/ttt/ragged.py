@@ -34,6 +34,7 @@ class Slots:
             self._at_slots(tokens.v, 0),
             self._at_slots(tokens.rate, 0),
             None if tokens.fade is None else self._at_slots(tokens.fade, 0),
+            None if tokens.momentum is None else self._at_slots(tokens.momentum, 0),
         )
 
     def scatter(self, x: Tensor, length: int) -> Tensor:

@@ -107,7 +107,8 @@ def cut(tokens: Tokens, size: int, first: int | None = None) -> list[Tokens]:
         q, k = ((x[..., : past + first, :], x[..., first:, :]) for x in (tokens.q, tokens.k))
         v, rate = tokens.v.split(sizes, -2), tokens.rate.split(sizes, -2)
         fade = (None, None) if tokens.fade is None else tokens.fade.split(sizes, -2)
-        head, rest = (Tokens(*parts) for parts in zip(q, k, v, rate, fade, strict=True))
+        momentum = (None, None) if tokens.momentum is None else tokens.momentum.split(sizes, -2)
+        head, rest = (Tokens(*parts) for parts in zip(q, k, v, rate, fade, momentum, strict=True))
         return [head, *cut(rest, size)]
     if past:
         q, k = _windows(tokens.q, past, size), _windows(tokens.k, past, size)
@@ -115,7 +116,8 @@ def cut(tokens: Tokens, size: int, first: int | None = None) -> list[Tokens]:
         q, k = tokens.q.split(size, -2), tokens.k.split(size, -2)
     v, rate = tokens.v.split(size, -2), tokens.rate.split(size, -2)
     fade = (None,) * len(v) if tokens.fade is None else tokens.fade.split(size, -2)
-    return list(map(Tokens, q, k, v, rate, fade))
+    momentum = (None,) * len(v) if tokens.momentum is None else tokens.momentum.split(size, -2)
+    return list(map(Tokens, q, k, v, rate, fade, momentum))
 
 
 def _windows(x: Tensor, past: int, size: int) -> Sequence[Tensor]:

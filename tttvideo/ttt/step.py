@@ -91,9 +91,18 @@ def optimized(
     for number in range(loop.optimizer.steps):
         if number:
             parts = traces(loop, weights, tokens)
+        if tokens.momentum is not None:
+            moments = _kept(moments, tokens.momentum)
         gradient = combine(lambda g: scale * g, summed(weights, parts))
         weights, moments = loop.optimizer.step(weights, gradient, moments, loop.start, loop.warmup)
     return weights, moments
+
+
+def _kept(moments: Moments, momentum: Tensor) -> Moments:
+    """What a chunk keeps of the average gradients: the mean of what its tokens [B, H, T, 2] would."""
+    share, count = momentum.sum(2, keepdim=True).split(1, -1)
+    share = share / count.clamp_min(1)
+    return moments._replace(averages=tuple(combine(lambda m: by_row(share, m) * m, a) for a in moments.averages))
 
 
 def read_ahead_then_update(

@@ -16,6 +16,8 @@ class Tokens(NamedTuple):
         v: values [B, H, V, T, d].
         rate: inner learning rates [B, H, V, T, 1], 0 for padding.
         fade: logarithm of what is kept of the old weights [B, H, T, 1], 0 for padding; None: no forget gate.
+        momentum: what each would keep of the average gradient, and 1, [B, H, T, 2], 0 and 0 for padding; None: not
+            learned.
     """
 
     q: Tensor
@@ -23,3 +25,4 @@ class Tokens(NamedTuple):
     v: Tensor
     rate: Tensor
     fade: Tensor | None = None
+    momentum: Tensor | None = None

@@ -185,6 +185,8 @@ def _why_not_learned(config: TTT) -> str | None:
 
 
 def _why_not_views(config: TTT) -> str | None:
+    if config.rope == "time_and_place":
+        return "there is no kernel for rope: time_and_place"
     if config.views > 1 or config.forget:
         return f"there is no kernel for {'several views' if config.views > 1 else 'the forget gate'}"
     return None

@@ -1,0 +1,184 @@
+"""Tables and figures of the fair comparison, from its rows alone: ``python -m benchmarks.fair --table FILE.md``."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.design import suite_of
+from benchmarks.fair import BASE, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
+from benchmarks.small import VAL_SEED
+from tttvideo.evaluation.plots import plot_lines
+
+
+def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> None:
+    """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder, between
+    ``<!-- rows of TASK -->`` and ``<!-- end of TASK -->``, the table and figure of a task (``cost``: costs of all)."""
+    parts = {"cost": "\n".join(costs(study, rows))}
+    for task in study["choice"]:
+        lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
+        if (protocol := drawn(study, rows, task)) is not None:
+            plot_lines(page.parent / f"fair-{task}.png", protocol)
+            lines += [f"![{protocol['title']}](fair-{task}.png)", ""]
+        parts[task] = "\n".join(lines)
+    page.write_text(table(study, rows), encoding="utf-8")
+    for other in page.parent.glob("*.md"):
+        text = other.read_text(encoding="utf-8")
+        filled = re.sub(
+            r"(<!-- rows of (\S+) -->\n).*?(<!-- end of \2 -->\n)",
+            lambda match: f"{match[1]}{parts[match[2]]}{match[3]}" if match[2] in parts else match[0],
+            text,
+            flags=re.DOTALL,
+        )
+        if filled != text:
+            other.write_text(filled, encoding="utf-8")
+
+
+HEAD = """# The fair comparison: its rows
+
+Made by `python -m benchmarks.fair --table docs/results/fair.md` from {rows} rows of `{file}` alone,
+by the [protocol](protocol.md). What is not here has not been trained yet; layers are to be compared within a table of
+reported seeds, and only where each has all of them.
+"""
+
+
+def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Markdown: rates that were tried, and of each task a line per layer, with accuracy by length, the paired
+    difference to the base at the greatest one, and what it cost."""
+    text = [HEAD.format(rows=len(rows), file=study["rows"]), *rates(study, rows)]
+    for task in study["choice"]:
+        if lines := reported_table(study, rows, task):
+            text += [f"## {task}: reported seeds\n", *lines]
+    return "\n".join(text)
+
+
+def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> list[str]:
+    """Lines of the table of a task's reported seeds; none where there are no rows."""
+    best = all_reported(study, rows, task)
+    if not best:
+        return []
+    heads, compared = columns(study, task)
+    text = [
+        f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {compared} | state, bytes | parameters "
+        "| CPU s a step |",
+        "|---|---|---|" + "---|" * (len(heads) + 4),
+    ]
+    digits = 4 if "measured" in study["tasks"][task] else 3
+    for variant, own in best.items():
+        cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
+        long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
+        long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
+        edge = {study["rates"][0]: " (smallest tried)", study["rates"][-1]: " (largest tried)"}.get(own[0]["rate"], "")
+        text.append(
+            f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
+            f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
+            f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost(own):.3f} |"
+        )
+    return [*text, ""]
+
+
+def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of what the layers cost: state after a clip of the training length, and a training step."""
+    tasks = {task: best for task in study["choice"] if (best := all_reported(study, rows, task))}
+    heads = [f"{task}: {head}" for task in tasks for head in ("state, bytes", "CPU s a step", f"of {BASE}'s")]
+    text = [f"| layer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for variant in dict.fromkeys(variant for best in tasks.values() for variant in best):
+        cells = []
+        for best in tasks.values():
+            own, base = best.get(variant), best.get(BASE)
+            cells.append(f"{own[0]['state_bytes']:,}" if own else "")
+            cells.append(f"{cost(own):.3f}" if own else "")
+            cells.append(f"{cost(own) / cost(base):.2f}" if own and base else "")
+        text.append(f"| {variant} | {' | '.join(cells)} |")
+    return [*text, ""]
+
+
+def cost(rows: list[dict[str, Any]]) -> float:
+    """Processor seconds of a training step."""
+    return statistics.median(row["cpu_seconds"] / row["steps"] for row in rows)
+
+
+def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, Any] | None:
+    """The figure of a task for ``plot_lines``: accuracy against length, or against what the task is measured ``by``, or
+    error by lap, mean and range over seeds; None where there are no rows."""
+    best, described = all_reported(study, rows, task), study["tasks"][task]
+    if not best:
+        return None
+    first, unit = 0, {}
+    frames = described["parameters"]["frames"]
+    if "measured" in described:
+        xs, label = [lap + 1 for lap in study["laps"]], "lap"
+        bounds = {"no memory": next(iter(best.values()))[0]["measured"][0]["no_memory"]}
+        unit = {"unit": "squared error on newly revealed pixels", "bounds": bounds}
+    elif "by" in described:
+        xs, label, first = [int(value) for value in groups(described)], described["by"], len(study["lengths"])
+    else:
+        xs, label = [factor * frames for factor in study["lengths"]], "frames of the clip"
+        unit = {"trained": [frames]}
+    series = {}
+    for variant, own in best.items():
+        points = list(zip(*(figures(study, row)[first:] for row in own), strict=True))
+        about = {"run": variant, "control": "", "mean": list(map(statistics.mean, points))}
+        series[variant] = about | {"low": list(map(min, points)), "high": list(map(max, points))}
+    chance = None if "measured" in described else suite_of(study, task, VAL_SEED).chance
+    title = f"{task}: trained on {frames} frames, mean and range over seeds"
+    axis = {"x": xs, "x_label": label, "numeric": True, "joined": True, "ceiling": [], "chance": chance}
+    return {"title": title, "series": series, **axis, **unit}
+
+
+def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
+    """Heads of the columns of a task's figures, and of which of them layers are compared."""
+    described = study["tasks"][task]
+    if "measured" in described:
+        return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
+    frames = described["parameters"]["frames"]
+    heads = [f"{factor * frames} frames" for factor in study["lengths"]]
+    own = [f"{described['by']}: {value} ({frames} frames)" for value in groups(described)]
+    return heads + own, heads[-1]
+
+
+def groups(described: dict[str, Any]) -> list[str]:
+    """The values of what a task is measured ``by``, in clips of the training length."""
+    return str(described["parameters"][described["by"]]).split(",") if "by" in described else []
+
+
+def figures(study: dict[str, Any], row: dict[str, Any]) -> list[float]:
+    """One for each column: accuracy by length and by group, or mean squared error by lap."""
+    if predicts(row):
+        return [row["measured"][0]["by_lap"][lap] for lap in study["laps"]]
+    by_group = [row["measured"][0]["by"][group] for group in groups(study["tasks"][row["task"]])]
+    return [measured["top1"] for measured in row["measured"]] + by_group
+
+
+def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Of each task on which rates are chosen a line per layer: accuracy at each rate."""
+    text = []
+    for trial in dict.fromkeys(study["choice"].values()):
+        task = next(task for task, where in study["choice"].items() if where == trial)
+        lines = []
+        for variant in study["variants"]:
+            own = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
+            if own:
+                best = chosen_rate(study, rows, task, variant)
+                cells = [_trial(own[rate]) if rate in own else "-" for rate in study["rates"]]
+                lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
+        if lines:
+            heads = " | ".join(f"{rate:g}" for rate in study["rates"])
+            text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
+            steps = study["tasks"][trial]["steps"]
+            what = "Accuracy, mean over all lengths (at the length of training)"
+            if "measured" in study["tasks"][trial]:
+                what = "Mean squared error of all laps after the first"
+            text += [f"{what}. {steps} steps.\n"]
+            text += [f"| layer | {heads} | chosen |"]
+            text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
+    return text
+
+
+def _trial(row: dict[str, Any]) -> str:
+    diverged = "" if row["diverged_at"] is None else ", diverged"
+    if predicts(row):
+        return f"{mean(row, 'error'):.4f}{diverged}"
+    return f"{mean(row, 'top1'):.3f} ({row['measured'][0]['top1']:.3f}{diverged})"
