@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -73,18 +74,23 @@ def main() -> None:
 
 def run(study: dict[str, Any], job: Job, videos: Path, cache: Path, folder: Path) -> dict[str, Any]:
     """Trains and measures a row; ``folder`` holds the vectors of sets that were read before."""
-    begin, task = time.process_time(), study["tasks"][job.task]
-    lag = study["variants"][job.variant].get("motion", 0)
+    begin, task, variant = time.process_time(), study["tasks"][job.task], study["variants"][job.variant]
+    lag, predicting = variant.get("motion", 0), variant.get("first")
     vectors = folder / f"{task['set']}-{lag}"
     if not vectors.exists():
         write_vectors(study, task, videos, cache, vectors, lag)
-    with tempfile.TemporaryDirectory() as run_folder:
-        file = Path(run_folder) / "clips.csv"
-        with file.open("w", newline="") as lines:
-            csv.writer(lines).writerow(["path", "label", "split"])
-            for split, clips in zip(("train", "val"), divided(task, videos)):
-                csv.writer(lines).writerows([file_of(vectors, clip), clip.label, split] for clip in clips)
-        result = fit(words(study, job, file, Path(run_folder) / "run"))
+    train, val = divided(task, videos)
+    train, unlabelled = labelled(train, task["labels"], job.seed) if "labels" in task else (train, [])
+    settings: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        parts = Path(place)
+        if predicting:
+            clips = write_list(parts / "unlabelled.csv", vectors, unlabelled, train)
+            result["first"] = pretrain(words(study, job, clips, parts / "first", predicting), parts / "pretrained")
+            settings["init_from"] = parts / "pretrained"
+        clips = write_list(parts / "clips.csv", vectors, train, val)
+        result |= fit(words(study, job, clips, parts / "run", settings))
     about = {"cpu_seconds": round(time.process_time() - begin, 1), "commit": commit()}
     about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     return {**job._asdict(), "times": job.steps, **result, **about}
@@ -137,12 +143,39 @@ def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]
     )
 
 
-def words(study: dict[str, Any], job: Job, file: Path, out: Path) -> list[str]:
-    """The command line of a training."""
+def labelled(clips: list[Clip], count: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """So many of the clips, equally many of each class, drawn by ``seed``, and the others. A draw of fewer is part of
+    one of more.
+
+    Raises:
+        ValueError: if the number does not divide by the classes, or one of them has not as many clips.
+    """
+    classes = sorted({clip.label for clip in clips})
+    each, left = divmod(count, len(classes))
+    chosen: list[Clip] = []
+    for label in classes:
+        own = sorted(clip for clip in clips if clip.label == label)
+        if left or each > len(own):
+            raise ValueError(f"Expected as many labels of each of {len(classes)} classes, got {count} in all.")
+        chosen += random.Random(f"{seed} {label}").sample(own, len(own))[:each]
+    return chosen, [clip for clip in clips if clip not in chosen]
+
+
+def write_list(file: Path, vectors: Path, train: list[Clip], val: list[Clip]) -> Path:
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerow(["path", "label", "split"])
+        for split, clips in (("train", train), ("val", val)):
+            csv.writer(lines).writerows([file_of(vectors, clip), clip.label, split] for clip in clips)
+    return file
+
+
+def words(study: dict[str, Any], job: Job, file: Path, out: Path, more: dict[str, Any] | None = None) -> list[str]:
+    """The command line of a training; ``more``: settings in place of the task's."""
     task = study["tasks"][job.task]
     settings = study["settings"] | study["variants"][job.variant].get("settings", {})
     settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
     settings |= {"schedule.epochs": job.steps * task["epochs"], **task.get("settings", {})}
+    settings |= more or {}
     return ["--config", study["recipe"], *given(settings)]
 
 
@@ -154,23 +187,22 @@ def given(settings: dict[str, Any]) -> list[str]:
     return [word for name, text in texts.items() for word in (f"--{name}", text)]
 
 
+def pretrain(command: list[str], out: Path) -> dict[str, float]:
+    """Trains to predict as ``tttvideo train`` with these words, saves the model in ``out``, and returns its error on
+    the list's validation clips beside those of the predictions that need no model."""
+    training, scores = trained(command)
+    if scores is None:
+        raise RuntimeError(f"The prediction's loss is no longer finite after {training.progress.step} steps.")
+    training.trainer.evaluated_model.save_pretrained(out)
+    return {"steps": training.progress.step} | training.task.summary(scores.rows, scores.labels, scores.scored)
+
+
 def fit(command: list[str]) -> dict[str, Any]:
     """Trains as ``tttvideo train`` with these words, and measures what was trained after the last step; one whose loss
     is no longer finite has no right answer."""
-    config, _ = parse(command)
-    training, scores = Run(config, to_yaml(config)), None
-    try:
-        training.prepare()
-        training.resume()
-        while not training.trainer.schedule.done(training.progress):
-            training.epoch()
-        scores = _scores(training)
-    except NonFinite:
-        pass
-    finally:
-        training.close(None)
+    training, scores = trained(command)
     assert training.val is not None
-    log = Path(str(config.out)) / "log.jsonl"
+    log = Path(str(training.config.out)) / "log.jsonl"
     learned = [json.loads(line)["train_accuracy"] for line in log.read_text().splitlines()] if log.exists() else [0.0]
     hits, loss = [False] * len(training.val.videos), 1e9
     if scores is not None:
@@ -192,6 +224,24 @@ def fit(command: list[str]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in training.model.parameters() if p.requires_grad),
         "steps": training.progress.step,
     }
+
+
+def trained(command: list[str]) -> tuple[Run, Scores | None]:
+    """A finished training, and what its last weights answer to the validation clips; None if the loss was no longer
+    finite."""
+    config, _ = parse(command)
+    training, scores = Run(config, to_yaml(config)), None
+    try:
+        training.prepare()
+        training.resume()
+        while not training.trainer.schedule.done(training.progress):
+            training.epoch()
+        scores = _scores(training)
+    except NonFinite:
+        pass
+    finally:
+        training.close(None)
+    return training, scores
 
 
 def _scores(training: Run) -> Scores:

@@ -1,14 +1,16 @@
 """The study over frozen features: its settings exist, held-out clips are not learned from, tables of made-up rows."""
 
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import frozen, small
 from benchmarks.fair import Job, jobs
 from tttvideo.training.arguments import parse
 
-STUDIES = [frozen.STUDY, frozen.STUDY.with_name("frozen-ut6.yaml")]
+STUDIES = [frozen.STUDY, frozen.STUDY.with_name("frozen-ut6.yaml"), frozen.STUDY.with_name("frozen-few.yaml")]
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
@@ -21,7 +23,8 @@ def test_every_variant_is_a_configuration_of_its_own(file):
             config, _ = parse(frozen.words(study, job, Path("clips.csv"), Path("run")))
             assert config.optimizer.lr == study["rates"][0]
             assert config.model.encoder.views == 1, "reads files of features"
-            configs.append((config.model, config.data, config.mix, config.optimizer, config.ema, own.get("motion")))
+            other = (own.get("motion"), str(own.get("first")))
+            configs.append((config.model, config.data, config.mix, config.optimizer, config.ema, other))
         assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
 
 
@@ -36,6 +39,44 @@ def test_a_part_of_the_training_clips_is_held_out(tmp_path):
     for learned, out in parts:
         assert {clip.group for clip in learned}.isdisjoint(clip.group for clip in out)
         assert len(learned) + len(out) == 12
+
+
+def test_few_labels_are_drawn_evenly_and_the_few_are_among_the_more():
+    clips = [frozen.Clip(f"s/{i}.mp4", str(i % 3), "g") for i in range(30)]
+    draws = {(n, seed): frozen.labelled(clips, n, seed) for n in (3, 6, 15) for seed in (0, 1)}
+    for (n, _), (own, rest) in draws.items():
+        assert sorted([*own, *rest]) == sorted(clips)
+        assert Counter(clip.label for clip in own) == dict.fromkeys("012", n // 3)
+    for seed in (0, 1):
+        assert set(draws[3, seed][0]) < set(draws[6, seed][0]) < set(draws[15, seed][0])
+    assert draws[6, 0] != draws[6, 1]
+    for n in (4, 33):
+        with pytest.raises(ValueError, match=f"of each of 3 classes, got {n} in all"):
+            frozen.labelled(clips, n, 0)
+
+
+def test_prediction_comes_before_the_few_labels(tmp_path):
+    """A row of the study on features that are written here: predicted on the clips without a label, whose encoder and
+    backbone then learn from those with one."""
+    study = small.read_study(STUDIES[2])
+    random = np.random.default_rng(0)
+    lines = [f"ut6,{split},{split}-{i}.mp4,{i % 2},g,x" for split in ("train", "val") for i in range(6)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["dataset,split,path,label,group,source", *lines]))
+    (tmp_path / "ut6-0").mkdir()
+    for line in lines:
+        path = line.split(",")[2]
+        np.save(tmp_path / "ut6-0" / f"{path}.npy", random.normal(size=(9, 5)).astype("float32"))
+    study["tasks"]["6 labels"] |= {"labels": 2, "epochs": 2}
+    study["variants"]["TTT-MLP, predicted first"]["first"]["schedule.steps"] = 3
+    starts = []
+    for variant in ("TTT-MLP", "TTT-MLP, predicted first"):
+        result = frozen.run(study, Job("6 labels", variant, 0, 1e-3), tmp_path, tmp_path, tmp_path)
+        assert (result["steps"], result["measured"][0]["n"]) == (2, 6)
+        starts.append(result["measured"][0]["loss"])
+    assert starts[0] != starts[1], "what was learned before changes what is learned"
+    assert result["first"]["steps"] == 3
+    assert result["first"]["n"] == 2, "measured on the clips with a label"
+    assert 0 < result["first"]["mse"] < 2 * result["first"]["copy_last_mse"]
 
 
 def row(job, top1):
@@ -58,3 +99,19 @@ def test_tables():
         rows.append(row(job, 0.75 if job.variant == "Mixup" else 0.5))
     assert len(rows) == 3 * len(study["variants"])
     assert "| Mixup | 12 | 0.750 | +0.250 (" in frozen.table(study, rows)
+    study, rows = small.read_study(STUDIES[2]), []
+    while (job := next(jobs(study, rows), None)) is not None:
+        rows.append(row(job, 0.75 if "first" in job.variant else 0.5))
+    assert len(rows) == len(study["variants"]) * (2 * len(study["rates"]) + 3 * len(study["seeds"]))
+    assert (
+        frozen.table(study, rows).count("| TTT-MLP, predicted first | 0.750 | 0.750 | 0.750 | 0.001 | 3 | 0.750") == 3
+    )
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_page_holds_what_the_rows_say(file):
+    study = small.read_study(file)
+    name = Path(study["rows"]).name
+    page = (small.ROOT / "docs" / "results" / "frozen.md").read_text(encoding="utf-8")
+    shown = page.split(f"<!-- rows of {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0]
+    assert shown == f"{frozen.table(study, small.read_rows(small.ROOT / study['rows']))}\n"

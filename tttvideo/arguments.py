@@ -44,14 +44,17 @@ def read(cls: type[Config], words: Sequence[str], *, prog: str, description: str
     """
     _show_help(cls, words, prog, description)
     root = defaults_of(cls)
-    for setting in settings_of(cls, [word for word in words if word != "--print_config"]):
+    settings = settings_of(cls, [word for word in words if word != "--print_config"])
+    for number, setting in enumerate(settings, 1):
         try:
             if setting.key:
                 assign(root, setting.key.split("."), setting.value, setting.key)
             else:
                 fill(root, setting.value, "")
         except ConfigError as error:
-            raise ConfigError(f"{error} (in {setting.source})" if setting.source else str(error)) from None
+            later = [s.key for s in settings[number:] if s.key and setting.key.startswith(f"{s.key}.")]
+            hint = f"; give --{later[0]} before it" if later else ""
+            raise ConfigError(f"{error} (in {setting.source})" if setting.source else f"{error}{hint}") from None
     positional = getattr(cls, "positional", ())
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         if field.name not in root.settings:

@@ -105,10 +105,16 @@ def _findings(config: VideosConfig) -> list[Finding]:
     from rich.progress import Progress
 
     from .video.index import build_index
+    from .video.kinds import FEATURES
     from .video.library import build
 
     index = build_index(config.data, "all", root=config.root, labelled=False)
     paths = list(dict.fromkeys(video.path for video in index.videos))
+    if features := [path for path in paths if path.endswith(FEATURES)]:
+        raise ConfigError(
+            f"{config.data} names {len(features)} files of features (first: {features[0]}), and this command reads "
+            "videos; training reads such files as they are, and skips those that it cannot read with the reason"
+        )
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("videos", total=len(paths))
         return build(

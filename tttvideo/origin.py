@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import file_checksum
-from .serialize import read_description, read_index, read_provenance, resolve_checkpoint
+from .serialize import check_drawn, read_description, read_index, read_provenance, resolve_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -14,7 +14,7 @@ class Checkpoint(NamedTuple):
     run: Path | None  # the run folder around it; None for an export
     sha256: str  # of model.safetensors: figures belong to weights, not to paths
     selection: dict[str, Any] | None  # {"step", "rule", "split", "split_rule", "value"}: how it was chosen
-    drawn: dict[str, Any]  # {"val_fraction", "seed"}: how train and val were drawn, where the data has no splits
+    drawn: dict[str, Any]  # how train and val were made: {"val_fraction", "seed", "fold"}, see ``check_drawn``
     data: str | None  # folder or list file of the run
     root: str | None  # folder that the run's list counts from; None where it used no list, or none was given
     provenance: dict[str, Any]  # as the checkpoint's config.json states it
@@ -82,6 +82,10 @@ def _settings(run: Path) -> tuple[dict[str, Any], str | None, str | None]:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())})") from error
     settings = {"val_fraction": data.get("val_fraction"), "seed": data.get("split_seed")}
+    if fold := data.get("fold"):
+        fold = fold if isinstance(fold, list) else [fold]
+        settings["fold"] = [*fold, data.get("split_train", "train"), data.get("split_val", "val")]
     drawn = {name: value for name, value in settings.items() if value is not None}
+    check_drawn(drawn, file)
     listing, root = data.get("list"), data.get("root")
     return (drawn, listing, root) if listing else (drawn, root, None)

@@ -92,10 +92,17 @@ def read_provenance(description: Mapping[str, Any], where: Path) -> dict[str, An
         value = provenance.get(key)
         if not (value is None or (isinstance(value, kind) and not isinstance(value, bool) and least <= value <= 1e9)):
             raise ValueError(f"{where} is damaged: provenance.{key} cannot be {value!r:.50}.")
-    drawn = provenance.get("drawn") or {}
-    if not all(isinstance(drawn.get(key, 0), int | float) for key in ("val_fraction", "seed")):
-        raise ValueError(f"{where} is damaged: provenance.drawn cannot be {drawn!r:.50}.")
+    check_drawn(provenance.get("drawn") or {}, where)
     return provenance
+
+
+def check_drawn(drawn: dict[str, Any], where: Path) -> None:
+    """Raises ValueError for what cannot say how a run divided its videos: val_fraction, seed, and the fold as
+    [number, count, split learned from, split measured]."""
+    fold = drawn.get("fold", [1, 2, "train", "val"])
+    whole = isinstance(fold, list) and list(map(type, fold)) == [int, int, str, str] and 1 <= fold[0] <= fold[1]
+    if not (whole and all(isinstance(drawn.get(key, 0), int | float) for key in ("val_fraction", "seed"))):
+        raise ValueError(f"{where} is damaged: videos cannot have been divided by {drawn!r:.80}.")
 
 
 def _check_values(description: dict[str, Any], where: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.small import evaluate, small_model, small_run, small_set
 from tttvideo.evaluation import print_report
 from tttvideo.export import export
-from tttvideo.video.index import Video, build_index
+from tttvideo.video.index import Fold, Video, build_index
 from tttvideo.video.overlap import count_seen, mark_of, training_marks
 
 
@@ -63,6 +63,30 @@ def test_data_that_was_not_trained_on_is_measured_in_full(run, undivided, tmp_pa
             file.write(b"\0\0\0\x08free")
     metrics = evaluate(run, other).metrics
     assert (metrics["split"], metrics["notes"]) == ("all", [])
+
+
+def test_a_fold_is_measured_on_what_it_kept(undivided, tmp_path):
+    """The run, its export, and a copy of the data; other data are divided, or not, as ever."""
+    learned, kept = (build_index(undivided, s, seed=7, fold=Fold(2, 3, "train", "val")) for s in ("train", "val"))
+    run = small_run(tmp_path / "run", small_model(), provenance={"trained_on": training_marks(learned.videos)})
+    (run / "config.yaml").write_text(f"data:\n  root: {undivided}\n  split_seed: 7\n  fold: [2, 3]\n")
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(undivided, copy)
+    for video in small_set(other, count=6).rglob("*.mp4"):
+        video.write_bytes(video.read_bytes() + b"\0\0\0\x08free")  # still decodes, and is another file
+    exported = export(run, tmp_path / "export")
+    for source, data in ((run, undivided), (exported, undivided), (exported, copy)):
+        metrics = evaluate(source, data).metrics
+        assert metrics["n_videos"] == len(kept.videos) == 4
+        assert (metrics["split"], metrics["notes"]) == ("val", [])
+        assert metrics["split_rule"].startswith("val: fold 2 of 3, 4 of 12 videos")
+    assert evaluate(run, undivided, split="train").metrics["notes"] == ["8 of the 8 measured videos were trained on"]
+    assert evaluate(run, undivided, split="all").metrics["n_videos"] == 12
+    assert evaluate(run, other).metrics["split_rule"].startswith(f"val: the folder {other / 'val'}, 6 videos")
+    for fold in ("[2, 1]", "x", "[1, 2, 3]"):
+        (run / "config.yaml").write_text(f"data:\n  fold: {fold}\n")
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged: videos cannot have been divided by"):
+            evaluate(run, undivided)
 
 
 def test_marks(tmp_path):

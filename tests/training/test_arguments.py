@@ -107,6 +107,8 @@ def test_an_unknown_setting_is_named_with_its_whole_key():
         parse(["--model.backbone.mixer.optimizer", "SGD", "--model.backbone.mixer.optimizer.rate", "0.01"])
     with pytest.raises(ConfigError, match=r"unknown setting model\.backbone\.mixer\.foo: TTT has no 'foo'"):
         parse(["--model.backbone.mixer.foo", "1"])
+    with pytest.raises(ConfigError, match=r"Patches has no 'layout'; .*; give --model\.encoder before it"):
+        parse(["--model.encoder.layout", "TD", "--model.encoder", "Features"])
 
 
 def test_lists_with_commas():

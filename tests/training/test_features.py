@@ -11,6 +11,7 @@ from tttvideo.cli import main as command
 from tttvideo.encoder import Features
 from tttvideo.pretrained import from_pretrained
 from tttvideo.training.run import main
+from tttvideo.video.reader import VideoError
 from tttvideo.video.transforms import Preprocessing
 
 
@@ -90,6 +91,8 @@ def test_both_orders_give_one_run(words, features, tmp_path, capfd):
         (lambda a: a.astype(str), {}, "None of the"),
         (lambda a: a, {"data.augment.flip": 0.5}, "data.augment.flip changes frames, and features are read"),
         (lambda a: a, {"model.encoder.rate": 0}, "give the features a second"),
+        (lambda a: a, {"model.encoder.channels": -1, "model.encoder.layout": "TD"}, "encoder.channels is -1"),
+        (lambda a: a.T, {"model.encoder.layout": "TD"}, "a0.npy is 6 x 5); set encoder.layout: DT"),
     ],
 )
 def test_what_cannot_be_read_is_refused(words, features, capfd, change, settings, sentence):
@@ -127,6 +130,33 @@ def test_bad_files_are_skipped_with_their_reason(words, features, tmp_path):
         "b2.npy",
     ):
         assert sentence in said
+
+
+@pytest.mark.parametrize("other", ["train/b/a3", "val/a/a3"])
+def test_videos_that_share_a_file_are_refused(words, features, tmp_path, capfd, other):
+    """Of two classes, or of two splits."""
+    for name in ("train/a/a1", "train/a/a3", "train/b/b1", "val/a/a5", "val/b/b5", other):
+        video = tmp_path / "videos" / f"{name}.mp4"
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_bytes(b"a video")
+    assert main(words(**{"data.root": tmp_path / "videos", "model.encoder.folder": features / "a"})) == 2
+    said = capfd.readouterr().err
+    assert f"{other}.mp4 have the same name, and so one file of features, {features / 'a' / 'a3.npy'};" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_with_dots_are_whole():
+    reading = Features(folder="f").reading(Preprocessing())
+    for path in ("v/P01.cam1", "P01.cam1.MP4", "x/P01.cam1.txt"):
+        assert reading.locate(path) == "f/P01.cam1.npy"
+
+
+def test_numbers_beyond_float32_are_not_finite(tmp_path):
+    file = tmp_path / "a.npy"
+    np.save(file, np.full((5, 6), 1e300))
+    reading = Features(channels=6, layout="TD").reading(Preprocessing())
+    with reading.open(str(file)) as reader, pytest.raises(VideoError, match="from 0 on are not finite in float32"):
+        reader.read()
 
 
 def test_rate_counts_time(features):

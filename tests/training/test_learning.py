@@ -112,12 +112,13 @@ def test_videos_alone_take_the_recipe_folder(videos, capfd):
 
 
 @pytest.mark.slow
-def test_a_run_with_patience_ends_and_stays_ended(arguments, tmp_path):
+def test_a_run_with_patience_ends_and_stays_ended(arguments, tmp_path, capfd):
     given = {"schedule.epochs": 30, "schedule.patience": 2, "data.balance": "true", "optimizer.lr": 1e-6}
     words = arguments(**given)
     assert main(words) == 0
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert len(lines) < 30
+    assert f"ended after epoch {len(lines)} of 30: 2 epochs without a better" in capfd.readouterr().out
     assert json.loads(lines[-1])["epoch"] == len(lines)
     assert main([*words, "--resume", "auto"]) == 0
     assert (tmp_path / "run" / "log.jsonl").read_text().splitlines() == lines

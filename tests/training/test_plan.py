@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,13 @@ def test_of_a_run(plan, tmp_path):
     assert not report["change"]
 
 
+def test_folds_are_counted(plan):
+    """A model of two learns from half of the 19 videos."""
+    text = " ".join(plan("--folds", "2", "--evaluate_every", "1")[1].out.replace("│", " ").split())
+    assert "an epoch of 3 steps" in text  # 10 videos by 2, two batches a step
+    assert re.search(r"\d the 2 epochs, \d+:\d\d:\d\d the 2 folds, without validation", text)
+
+
 def test_what_to_change_where_it_does_not_fit(plan, capsys):
     peak = json.loads(plan("--json")[1].out)["memory"]["peak"]
     _, said = plan("--gpu", f"{0.95 * peak / 1e6:.6f}MB")
@@ -93,6 +101,7 @@ def test_what_to_change_where_it_does_not_fit(plan, capsys):
     [
         (["--gpu", "24"], "gpu must be a memory such as 24GB (or GiB, MB, MiB), not '24'"),
         (["--gpu", "0GB"], "gpu must be a memory such as 24GB"),
+        (["--gpu", 400 * "9" + "GB"], "gpu must be a memory such as 24GB"),
         (["--data.batch_size", "0"], "data.batch_size is 0; it must be at least 1"),
         (["--gpus", "24GB"], "did you mean 'gpu'?"),
     ],

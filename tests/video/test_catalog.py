@@ -295,6 +295,10 @@ def test_index_and_check_from_the_command_line(tmp_path, capsys):
     assert main(["check", str(data)]) == 0
     assert "nothing is wrong with the 1 videos" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "missing")]) == 2
+    np.save(data / "features.npy", np.zeros((5, 6)))
+    (data / "good.mp4").unlink()
+    assert main(["check", str(data)]) == main(["index", str(data)]) == 2
+    assert "names 1 files of features" in capsys.readouterr().err
     assert main(["index", str(data), "--jobs", "0"]) == 2
 
 

@@ -36,6 +36,10 @@ class Encoder(ABC):
         """With what the data say of it: ``paths`` are those of the training videos."""
         return self
 
+    def check(self, paths: Sequence[str]) -> None:
+        """Raises ValueError where what is read of one of these videos is that of another."""
+        return
+
     @property
     def views(self) -> int:
         """Fixed views of each video, where features are read in place of frames; 0 where frames are."""

@@ -37,6 +37,8 @@ class Features(Encoder):
     def __post_init__(self) -> None:
         if not self.rate > 0:
             raise ValueError(f"encoder.rate is {self.rate}; give the features a second, a number above 0.")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"encoder.channels is {self.channels}; give the features of a time step, at least 1.")
         if self.layout not in ("auto", "TD", "DT"):
             raise ValueError(f"encoder.layout is {self.layout!r}; it must be auto, TD or DT.")
 
@@ -68,6 +70,7 @@ class Features(Encoder):
         sides = {layout: Counter(shape[layout == "TD"] for shape in shapes.values()) for layout in allowed}
         fits = [layout for layout in allowed if set(sides[layout]) == {self.channels or next(iter(sides[layout]))}]
         if not fits:
+            self._check_layout(files, shapes)
             raise ValueError(self._disagreement(files, shapes, sides))
         if len(fits) > 1:
             shape = next(iter(shapes.values()))
@@ -76,6 +79,28 @@ class Features(Encoder):
                 "encoder.layout to TD (time first) or DT (features first)."
             )
         return replace(self, layout=fits[0], channels=next(iter(sides[fits[0]])))
+
+    def _check_layout(self, files: FeatureFiles, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ValueError where the layout is given, and it is the other side that all files share."""
+        other: Literal["TD", "DT"] = "DT" if self.layout == "TD" else "TD"
+        sizes = {shape[other == "TD"] for shape in shapes.values()}
+        if self.layout == "auto" or len(sizes) > 1 or self.channels not in (None, *sizes):
+            return
+        path, (rows, columns) = next(iter(shapes.items()))
+        raise ValueError(
+            f"encoder.layout is {self.layout}, but what all files of features share is the other side ("
+            f"{files.locate(path)} is {rows} x {columns}); set encoder.layout: {other}."
+        )
+
+    def check(self, paths: Sequence[str]) -> None:
+        files, owners = self.reading(Preprocessing()), dict[str, str]()
+        for path in paths:
+            file = files.locate(path)
+            if (other := owners.setdefault(file, path)) != path:
+                raise ValueError(
+                    f"{other} and {path} have the same name, and so one file of features, {file}; give each a name of "
+                    "its own, or let the data name the .npy files."
+                )
 
     def _disagreement(
         self, files: FeatureFiles, shapes: Mapping[str, tuple[int, int]], sides: Mapping[str, Counter[int]]

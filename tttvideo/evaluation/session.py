@@ -13,7 +13,7 @@ from ..devices import best_device, choose_device, join_processes, started_proces
 from ..model import VideoModel
 from ..origin import Checkpoint, inspect_checkpoint
 from ..pretrained import from_pretrained
-from ..video.index import Index, Video, build_index, split_names
+from ..video.index import Fold, Index, Video, build_index, split_names
 from ..video.overlap import count_seen
 
 
@@ -76,7 +76,7 @@ def open_session(
         data: folder of class folders, or list file. Labels are matched to the checkpoint's by name, and not needed
             where the task has none.
         split: the part of the data; "all" for everything. None: ``val``, but all of data that has no splits of its own
-            and of which no video was trained on.
+            and of which no video was trained on. Of the data of a fold's run, train and val are those of the fold.
         root: folder against which a list's relative paths are resolved. None: for the list that the run was trained
             with, as it was then; for others, the list's own folder.
 
@@ -89,8 +89,13 @@ def open_session(
     # A split that is drawn and not given must be drawn as in training, or training videos would be measured.
     options: dict[str, Any] = {"root": root, **source.drawn}
     options |= {"labels": model.labels, "multi_label": model.multi_label} if labelled else {"labelled": False}
+    if (fold := options.pop("fold", None)) and _was_trained_on(data, source, options):
+        fold = Fold(*fold)
+        split = split or fold.measured
+        options |= {"fold": fold} if split in (fold.learned, fold.measured) else {}
     split = split or _default_split(data, source, labelled, options)
     index = build_index(data, split, **options)
+    model.config.encoder.check([video.path for video in index.videos])
     chosen, process, processes = wanted or best_device(), 0, 1
     if started_processes() > 1:
         chosen, process, processes = join_processes(wanted)
@@ -101,13 +106,17 @@ def open_session(
 
 def _default_split(data: str | Path, source: Checkpoint, labelled: bool, options: dict[str, Any]) -> str:
     """``val``; or ``all`` of a set without splits, unless the model was trained on a part of it."""
-    if split_names(data, root=options["root"], labelled=labelled):
-        return "val"
+    divided = split_names(data, root=options["root"], labelled=labelled)
+    return "val" if divided or _was_trained_on(data, source, options) else "all"
+
+
+def _was_trained_on(data: str | Path, source: Checkpoint, options: dict[str, Any]) -> bool:
+    """Whether some of the videos were."""
     if marks := source.provenance.get("trained_on"):
-        return "val" if count_seen(build_index(data, "all", **options).videos, marks) else "all"
+        return count_seen(build_index(data, "all", **options).videos, marks) > 0
     # Nothing tells which videos were trained on (too many, or an older checkpoint): then the name must do.
     trained_on = source.data or source.provenance.get("data")
-    return "val" if trained_on and Path(trained_on).resolve().name == Path(data).resolve().name else "all"
+    return bool(trained_on) and Path(trained_on).resolve().name == Path(data).resolve().name
 
 
 def where(video: Video) -> dict[str, Any]:

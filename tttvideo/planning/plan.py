@@ -66,7 +66,7 @@ class PlanConfig(RunConfig):
 def memory_in_bytes(text: str) -> int:
     """Raises ConfigError for what is no size such as 24GB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
+    if not match or not 0 < float(match[1]) < math.inf:
         raise ConfigError(f"gpu must be a memory such as 24GB (or GiB, MB, MiB), not {text!r}")
     unit = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}[match[2].lower()]
     return int(float(match[1]) * unit)
@@ -118,7 +118,8 @@ def plan(argv: Sequence[str]) -> int:
         raise ConfigError("tttvideo plan looks at one process; start it without torchrun")
     with tempfile.TemporaryDirectory() as folder, damaged_videos_named():
         silent = {"out": os.path.join(folder, "run"), "resume": None, "folds": None, "trackers": (), "processes": None}
-        run = Run(replace(config, data=replace(config.data, cache="none"), **silent), "")
+        fold = (1, config.folds) if config.folds else config.data.fold
+        run = Run(replace(config, data=replace(config.data, cache="none", fold=fold), **silent), "")
         run.index()
         run.build(None)
         report = _report(run, config)
@@ -166,6 +167,7 @@ def _report(run: Run, config: PlanConfig) -> dict[str, Any]:
         "cache": cache,
         "steps_per_epoch": steps,
         "epochs": run.config.schedule.epochs,
+        "folds": config.folds,
         "trial": None if measured is None else {**measured._asdict(), "epoch_seconds": measured.seconds * steps},
         "change": list(_changes(run, reading, memory, parts)),
     }
@@ -285,7 +287,8 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "time", f"{trial['seconds']:.3g} s a step of {trial['frames']:,.0f} frames ({trial['steps']} tried{what})"
         epoch, epochs = trial["epoch_seconds"], report["epochs"]
         one = f"{clock(epoch)} an epoch of {report['steps_per_epoch']} steps"
-        yield "", f"{one}, {clock(epoch * epochs)} the {epochs} epochs, without validation"
+        folds = f", {clock(epoch * epochs * report['folds'])} the {report['folds']} folds" if report["folds"] else ""
+        yield "", f"{one}, {clock(epoch * epochs)} the {epochs} epochs{folds}, without validation"
     for sentence in report["change"]:
         yield "change", sentence
 

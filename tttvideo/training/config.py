@@ -217,10 +217,11 @@ class TrainingConfig:
             self.detach_every in (0, 1), f"training.detach_every must be 1 (each segment) or 0, not {self.detach_every}"
         )
         _require(0 <= self.restart < 1, f"training.restart is a probability below 1, not {self.restart}")
-        changed = (self.detach_every, self.start_gradient, self.restart) != (1, "stop", 0.0)
+        whole = self.detach_every == 1 or self.segment_frames is not None
+        _require(whole, "training.detach_every is of segments; set training.segment_frames too")
         _require(
-            self.segment_frames is not None or not changed,
-            "training.detach_every, start_gradient and restart are of segments; set training.segment_frames too",
+            self.carries or (self.start_gradient, self.restart) == ("stop", 0.0),
+            "training.start_gradient and restart are of carried states: they need segment_frames and detach_every: 1",
         )
 
     @property

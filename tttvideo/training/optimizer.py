@@ -97,12 +97,14 @@ class Schedule:
 
     def _within_run(self, name: str, config: ScheduleConfig) -> float:
         """Epochs of a warm-up; half of the run where it would be longer than that."""
-        epochs = getattr(config, name)
+        epochs, steps = getattr(config, name), getattr(config, f"{name}_steps")
         if epochs <= config.epochs:
             return epochs
-        self.notes.append(
-            f"schedule.{name} is {epochs:g} epochs and the run {config.epochs}: shortened to {config.epochs / 2:g}"
-        )
+        if steps is None:
+            name, given, unit, whole = name, epochs, "epochs", config.epochs
+        else:
+            name, given, unit, whole = f"{name}_steps", steps, "steps", self.total_steps
+        self.notes.append(f"schedule.{name} is {given:g} {unit} and the run {whole}: shortened to {whole / 2:g}")
         return config.epochs / 2
 
     def done(self, progress: Progress) -> bool:
@@ -111,6 +113,14 @@ class Schedule:
         if progress.epoch >= config.epochs or config.patience is None or progress.best is None or progress.batch:
             return progress.epoch >= config.epochs
         return progress.step - int(progress.best.removeprefix("step-")) >= config.patience * self._steps_per_epoch
+
+    def ended_early(self, progress: Progress) -> str | None:
+        """A sentence on a run that ends before its last epoch."""
+        epochs, patience = self.config.epochs, self.config.patience
+        if progress.epoch >= epochs:
+            return None
+        why = f"{patience} epochs without a better checkpoint (schedule.patience)"
+        return f"ended after epoch {progress.epoch} of {epochs}: {why}"
 
     def set(self, step: int) -> float:
         """Prepare the optimizer for its step number `step` (from 0); returns the highest learning rate."""

@@ -191,6 +191,7 @@ class Run:
         self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
         self.train_batches = self.training_videos(reading)
         self.val, self._part = validation_videos(self.config, self.train)
+        encoder.check([video.path for part in (self.train, self.val) if part for video in part.videos])
         self.config = replace(self.config, schedule=in_epochs(self.config.schedule, self.steps_per_epoch))
 
     def resume(self) -> None:
@@ -373,7 +374,9 @@ class Run:
         )
 
     def finish(self) -> None:
-        """End the trackers and say which checkpoint is the best."""
+        """End the trackers, say why a run ends early, and which checkpoint is the best."""
+        if reason := self.trainer.schedule.ended_early(self.progress):
+            self.record.say(reason)
         self.record.close_trackers()
         if self.leader and (progress := self.progress).best:
             value = "" if progress.best_value is None else f" = {progress.best_value:.4f}"

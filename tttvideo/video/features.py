@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..files import map_array
-from .kinds import FEATURES
+from .kinds import FEATURES, features_of
 from .listfile import DataError
 from .probe import identity
 from .reader import PartialVideoWarning, Reader, VideoError, VideoInfo, VideoWarning
@@ -221,21 +221,22 @@ class CachedFeatures(FeaturePreprocessing):
             )
 
     def holds(self, path: str, parts: Sequence[Part]) -> bool:
-        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read that is
-        nothing."""
+        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read, still, that
+        is nothing."""
         try:
             rows = self.kept(path)
             if rows is None:
                 return False
-            if "refused" in rows.about:
-                return True
+            if "refused" in rows.about:  # a disk that was away, rights that were missing: it may be readable by now
+                self.pixels.open(path).close()
+                return False
             reader = FeatureReader(path, rows, self.shape)
             if self.window > 1:
                 return self._holds_windows(rows, reader, parts)
             if len(rows) == len(rows.times):
                 return True
             wanted = self.wanted(reader, parts)
-        except VideoError:
+        except (VideoError, OSError):
             return True
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]
@@ -279,7 +280,7 @@ class FeatureFiles(FeaturePreprocessing):
         """The file of a video's features."""
         if self.folder is None or path.endswith(FEATURES):
             return path
-        return str(Path(self.folder).expanduser() / (Path(path).stem + FEATURES))
+        return str(Path(self.folder).expanduser() / features_of(os.path.basename(path)))
 
     def shape_of(self, path: str) -> tuple[int, int] | None:
         """Of a file; None if it cannot be read."""
@@ -323,6 +324,9 @@ class _OfFeatures(Reader):
         batches = list(self.stream(indices, batch=1024))
         return torch.cat(batches) if batches else torch.empty(0, *self._shape)
 
+    def close(self) -> None:
+        pass
+
 
 class FileReader(_OfFeatures):
     """Features [T, D] as frames [n, D, 1, 1]."""
@@ -335,13 +339,11 @@ class FileReader(_OfFeatures):
 
     def _stream(self, wanted: Sequence[int], batch: int) -> Iterator[Tensor]:
         for start in range(0, len(wanted), batch):
-            rows = torch.from_numpy(self._features[list(wanted[start : start + batch])].astype(np.float32))
+            with np.errstate(over="ignore"):  # to infinity, which is refused below
+                rows = torch.from_numpy(self._features[list(wanted[start : start + batch])].astype(np.float32))
             if not bool(rows.isfinite().all()):
-                raise VideoError(f"{self.info.path}: features from {wanted[start]} on are not finite")
+                raise VideoError(f"{self.info.path}: features from {wanted[start]} on are not finite in float32")
             yield rows.view(-1, *self._shape)
-
-    def close(self) -> None:
-        pass
 
 
 def longest(parts: Sequence[Part]) -> int | None:
@@ -395,6 +397,3 @@ class FeatureReader(_OfFeatures):
                 ) from error
             maps = rows.mT.unflatten(-1, self._shape[1:])
             yield maps.float() if maps.dtype == torch.bfloat16 else maps  # which numpy, between processes, lacks
-
-    def close(self) -> None:
-        pass

@@ -118,12 +118,14 @@ def build_index(
         rows = read_list(source, root=root, labelled=labelled, multi_label=multi_label)
     if fold is None:
         chosen, rule = _choose(source, rows, split, val_fraction, seed)
+        part = f"split {split!r}"
     else:
+        part = str(fold) if split == fold.measured else f"all but {fold}"
         chosen, rule = _of_fold(source, rows, split, fold, seed)
     if not labelled:
         return Index([_video(row, None) for row in chosen], list(labels or ()), bool(multi_label), split, rule)
     multi_label = _several_labels(rows, multi_label)
-    names = list(labels) if labels is not None else _class_names(source, rows, chosen, split, multi_label)
+    names = list(labels) if labels is not None else _class_names(source, rows, chosen, part, multi_label)
     numbers = {name: i for i, name in enumerate(names)}
     here = {name for row in chosen for name in row.labels or ()}
     if len(here) > 1 and here.isdisjoint(numbers):
@@ -288,11 +290,11 @@ def _balanced_folds(source: Path, rows: list[Row], fold: Fold, seed: int) -> lis
     return balanced_folds(keys, [row.labels or () for row in rows], fold.count, seed)
 
 
-def _class_names(source: Path, rows: list[Row], chosen: list[Row], split: str, multi_label: bool) -> list[str]:
+def _class_names(source: Path, rows: list[Row], chosen: list[Row], part: str, multi_label: bool) -> list[str]:
     names = {name for row in rows for name in row.labels or ()}
     here = {name for row in chosen for name in row.labels or ()}
     if len(here) < 2 and not (multi_label and here):
-        where = f"{source} holds" if here == names else f"split {split!r} of {source} holds"
+        where = f"{source} holds" if here == names else f"{part} of {source} holds"
         raise DataError(f"{where} one class only ({', '.join(here) or 'none'}); at least two are needed")
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))

@@ -16,6 +16,13 @@ _DERIVED = {"flow", "depth", "mask", "masks", "seg", "segmentation", "disparity"
 _AXES = {"x", "y", "u", "v"}  # whole names of flow pictures: x_00001.jpg beside img_00001.jpg
 
 
+def features_of(path: str) -> str:
+    """The name of a video's file of features: that of the video with another extension, if it has one (a dot may belong
+    to a name). MS-TCN's lists name such files .txt."""
+    stem, extension = os.path.splitext(path)
+    return (stem if extension.lower() in VIDEO_EXTENSIONS | {".txt"} else path) + FEATURES
+
+
 def holds_images(folder: str | os.PathLike) -> bool:
     """Whether a folder is one video given as frame images: images in it and no videos."""
     names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..printing import as_number
-from .kinds import FEATURES, VIDEO_EXTENSIONS, holds_images
+from .kinds import VIDEO_EXTENSIONS, features_of, holds_images
 
 # What a split may be called where nothing else says that a name is a split.
 SPLIT_NAMES = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
@@ -256,8 +256,7 @@ def _row(where: str, base: Path, cells: dict[str, str], labelled: bool) -> Row:
 
 def _file_of(path: str) -> str:
     """The file that a row names: of features also without its extension, as lists of such data are written."""
-    stem, extension = os.path.splitext(path)
-    named = (stem if extension.lower() in VIDEO_EXTENSIONS | {".txt"} else path) + FEATURES  # .txt: MS-TCN's bundles
+    named = features_of(path)
     return named if not os.path.exists(path) and os.path.isfile(named) else path
 
 

@@ -1,0 +1,73 @@
+"""The study of films whose question comes 9,000 frames after its answer: films in segments, a small row, the table."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from benchmarks import long_recall, small
+from benchmarks.design import any_suite, build, plan
+
+TASK = "one pair"
+
+
+@pytest.fixture
+def study():
+    return small.read_study(long_recall.STUDY)
+
+
+def test_variants_differ_in_the_layer_and_not_in_size(study):
+    suite = any_suite(study["tasks"][TASK], 0)
+    configs = [plan(study, TASK, variant) for variant in study["variants"]]
+    sizes = [small.count(build(config, suite)) for config in configs]
+    assert len({str(config.model.backbone.mixer) for config in configs}) == len(configs)
+    assert max(sizes) < 1.01 * min(sizes)
+
+
+def test_measured_films_hide_the_flash_for_9000_frames(study):
+    described = study["tasks"][TASK]
+    suite = any_suite(described, small.VAL_SEED, **described["measured"][-1])
+    assert suite.frames == 10_000
+    assert suite.ceiling(range(10_000)) == 1.0
+    assert suite.ceiling(range(1_000, 10_000)) == suite.chance, "nothing but the first frames tells"
+    assert min(suite.plan("val", i).cause["depth"] for i in range(64)) >= 9_000
+
+
+def test_films_are_read_side_by_side_from_end_to_end(study):
+    suite = any_suite(study["tasks"][TASK], 0, frames=40)
+    pieces = list(islice(long_recall.segments(suite, stage=1, rows=2, length=16), 6))
+    assert [piece.lengths.tolist() for piece in pieces] == [[16, 16], [16, 16], [8, 8]] * 2
+    assert [piece.films.tolist() for piece in pieces] == [[[1, 0], [1, 1]]] * 3 + [[[1, 2], [1, 3]]] * 3
+    frames, labels = long_recall.clips(suite, "train", range(2))
+    assert torch.equal(torch.cat([piece.frames for piece in pieces[:3]], 1), frames)
+    assert torch.equal(pieces[2].labels, labels)
+
+
+def test_a_row_and_its_table(study):
+    described = study["tasks"][TASK]
+    described["stages"] = [
+        {"steps": 2, "rows": 2, "parameters": {"frames": 20}},
+        {"steps": 3, "rows": 2, "parameters": {"frames": 40}},
+    ]
+    described |= {"measured": [{"frames": 20}, {"frames": 60, "gap": 24}], "val": 6}
+    study["segment"] = 16
+    base, other = list(study["variants"])[:2]
+    study["variants"] = {variant: study["variants"][variant] for variant in (base, other)}
+    rows = [long_recall.train_row(study, TASK, variant, 0) for variant in study["variants"]]
+    for row in rows:
+        assert (row["steps"], row["diverged_at"], [len(curve) for curve in row["curves"]]) == (5, None, [2, 3])
+        for measured in row["measured"]:
+            assert measured["top1"] == round(int(measured["hits"], 16).bit_count() / 6, 4)
+    again = long_recall.train_row(study, TASK, base, 0)
+    assert [m["loss"] for m in again["measured"]] == [m["loss"] for m in rows[0]["measured"]]
+    line = next(
+        line for line in long_recall.table(study, rows).splitlines() if line.startswith(f"| {other} | 0.012 | 1")
+    )
+    assert f"| {rows[1]['measured'][1]['top1']:.3f} | " in line
+    assert " to " in line, "an interval"
+
+
+def test_the_page_holds_what_the_rows_say(study):
+    page = (small.ROOT / "docs" / "results" / "long-recall.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- rows -->\n")[1].split("<!-- end of rows -->")[0]
+    assert shown == f"{long_recall.table(study, small.read_rows(small.ROOT / study['rows']))}\n"
