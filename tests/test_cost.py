@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cost, layer
+from benchmarks import authors, cost, layer
 
 
 def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
@@ -43,6 +43,18 @@ def test_mistakes_are_one_sentence(benchmark, words, said, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark.main()
     assert said.replace("--frames", lengths) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "is not there"), ("import no_such_package", "not installed")])
+def test_the_authors_code_is_given(text, said, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "ttt.py"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr("sys.argv", ["benchmark", str(file)])
+    with pytest.raises(SystemExit) as caught:
+        authors.main()
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_prefill_that_would_take_too_long_is_skipped():

@@ -89,6 +89,15 @@ def test_files_and_figures(run, data, tmp_path, capsys):
     assert "ceiling" in shown
 
 
+def test_where_no_video_can_be_read_there_are_no_figures(run, damaged, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(damaged, data)
+    for video in data.rglob("*.mp4"):
+        video.write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"none of the 12 videos of split val can be measured .the first"):
+        evaluate(run, data, **SETTINGS)
+
+
 def test_failures_count_as_wrong_and_are_listed(run, damaged, tmp_path, capsys):
     evaluation = evaluate(run, damaged, **SETTINGS)
     with undrawn():

@@ -13,6 +13,7 @@ from tttvideo.video.features import CachedFeatures
 from tttvideo.video.index import Index, Video
 from tttvideo.video.listfile import DataError
 from tttvideo.video.reader import VideoError
+from tttvideo.video.transforms import Preprocessing
 from tttvideo.video.workers import DataNote
 
 
@@ -128,3 +129,26 @@ def test_features_that_cannot_be_kept_are_said_with_the_video(level, sentence, t
     with pytest.raises(ValueError, match=rf"film\.mp4: the encoder's features .*{sentence}"):
         filling.fill(encoder, reading, [filling.Job(path, 0, ((None, None, None),), 4)])
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_video_that_could_not_be_read_is_tried_again_once_it_opens(window, tmp_path, monkeypatch):
+    """Rights are given without a new time of change; a file that is no video stays refused."""
+    film, text = str(tmp_path / "film.mp4"), str(tmp_path / "text.mp4")
+    write_video(Path(film), 10, frames=8, size=64)
+    Path(text).write_text("no video")
+    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path / "cache"), encoder={"name": "means"}, window=window)
+    index = Index([Video(path, 0, None, None, None) for path in (film, text)], ["a"], False, "train", "")
+
+    def denied(*_):
+        raise VideoError(f"{film}: permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preprocessing, "open", denied)
+        bad = filling.fill(Means(), reading, filling.plan(reading, [(index, None, 1)]).jobs)
+        assert [reason for _, reason in bad] == ["permission denied", f"{film}: permission denied"]
+        assert filling.plan(reading, [(index, None, 1)]).jobs == []
+    lacking = filling.plan(reading, [(index, None, 1)])
+    assert ([job.path for job in lacking.jobs], lacking.notes) == ([film], [])
+    assert filling.fill(Means(), reading, lacking.jobs) == []
+    assert reading.serving([film]) == reading

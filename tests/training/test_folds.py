@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tttvideo.training.folds import summary
+from tttvideo.training.folds import summary, table
 from tttvideo.training.run import main
 from tttvideo.video.dataset import DataConfig, DataError
 from tttvideo.video.split import balanced_folds
@@ -78,6 +78,13 @@ def test_the_interval_is_that_of_students_t():
     # standard deviation 0.204, over the root of 4 folds, times 3.182
     assert (mean, low, high) == pytest.approx((0.75, 0.4252, 1.0748), abs=1e-4)
     assert list(summary(rows)) == ["top1"]
+
+
+def test_small_errors_are_told_apart():
+    rows = [{"mse": mse, "copy_last_mse": 0.0, "n": 6.0, "too_short": 0} for mse in (0.000904, 0.00121)]
+    one, *_, interval, _ = [line.split() for line in table(rows)][1:]
+    assert one == ["1", "6", "0.000904", "0.000"]
+    assert interval == ["95", "%", "-0.000887", "to", "0.003", "0.000", "to", "0.000"]
 
 
 def test_one_command_trains_and_resumes_all_folds(arguments, tmp_path, capsys):

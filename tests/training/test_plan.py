@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from tests.video.clips import write
 from tttvideo import cli
 from tttvideo.arguments import to_yaml
 from tttvideo.planning.allocated import Results, peak_beyond
-from tttvideo.planning.plan import PlanConfig
+from tttvideo.planning.plan import PlanConfig, words_of_segments
 from tttvideo.planning.trial import Point, extrapolated
+from tttvideo.training.arguments import parse
 from tttvideo.training.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +95,21 @@ def test_what_to_change_where_it_does_not_fit(plan, capsys):
     text = " ".join(said.out.replace("│", " ").split())
     assert "DOES NOT FIT into" in text
     assert "--data.batch_size 1 --accumulate 4" in text
-    assert "--data.max_frames null --training.segment_frames" in text
+    (words,) = re.findall(r"(--data.max_frames null --mix.mixup 0 --mix.cutmix 0 --training.segment_frames \d+):", text)
+    assert plan("--json", *words.split())[0] == 0
+
+
+def test_segments_are_suggested_where_they_go(arguments):
+    run = Mock(config=parse(arguments("--data.augment.speed", "0.5,2", "--data.balance", "true"))[0])
+    run.model.frame_multiple, run.model.config = 1, run.config.model
+    words = words_of_segments(run, 4)
+    off = "--data.augment.speed 1,1 --data.balance false --mix.mixup 0 --mix.cutmix 0"
+    assert words == f"--data.max_frames null {off} --training.segment_frames 4"
+    assert parse(arguments("--data.augment.speed", "0.5,2", *words.split()))
+    run.model.streams = False
+    assert words_of_segments(run, 4) is None
+    run = Mock(config=parse(arguments("--data.sampling", "segments=4"))[0])
+    assert words_of_segments(run, 4) is None
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,10 @@ def plan(reading: CachedFeatures, parts: Sequence[tuple[Index, int | None, int]]
             if reason := _refusal(of_view, path):
                 bad[path] = reason
             continue
-        if of_view.kept(path) is not None:
-            lacking += 1
-        else:
+        if (kept := of_view.kept(path)) is None:
             changed += of_view.file(path).exists()
+        else:
+            lacking += "refused" not in kept.about
         frames = 0
         with suppress(VideoError, OSError), reading.pixels.open(path) as video:
             frames = len(reading.wanted(video, spans))

@@ -124,10 +124,16 @@ def fill(
     """The result of all answers: a row of metrics.json for each setting, and of predictions.csv for each video in it.
 
     Raises:
-        ValueError: if no answer is a number, or no video has a label.
+        ValueError: if no answer is a number, no video can be read, or none has a label.
     """
     task, names, labels = model.config.task, model.labels, label_tensor(index)
     by_setting = _by_setting(gathered, len(plan.settings), len(index.videos))
+    if all(answer.failure for answers in by_setting for answer in answers):
+        first = by_setting[0][0]
+        raise ValueError(
+            f"none of the {len(index.videos)} videos of split {index.split} can be measured (the first, "
+            f"{index.videos[first.video].path}: {first.failure}), so there are no figures"
+        )
     if task.labelled and index.multi_label and not labels.any():
         raise ValueError(f"no video of split {index.split} has a label, so there is nothing to measure")
     score, groups = task.score(index.multi_label), {column.name: strata(column) for column in plan.columns}

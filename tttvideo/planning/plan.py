@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 from ..encoder.filling import plan as lacking_of
@@ -20,6 +21,7 @@ from ..training.arguments import parse
 from ..training.config import ConfigError, RunConfig
 from ..training.progress import clock
 from ..training.run import Run
+from ..training.segments import check_segments
 from ..video.features import CachedFeatures
 from ..video.loader import EpochSampler
 from ..video.reading import damaged_videos_named, usual_rate
@@ -229,8 +231,8 @@ def _changes(run: Run, reading: Preprocessing, memory: Memory, parts: list[Part]
         name = "training.segment_frames" if config.training.segment_frames else "data.max_frames"
         peak = _size(memory.peak(frames * memory.videos))
         yield f"--{name} {frames}: batches of {memory.videos} in {peak}"
-        if not config.training.segment_frames:
-            yield f"--data.max_frames null --training.segment_frames {frames}: the same memory, for films of any length"
+        if words := words_of_segments(run, frames):
+            yield f"{words}: the same memory, for films of any length"
     if run.model.inner_rates() and not config.activation_checkpointing:
         run.model.set_checkpointing(CHUNKS)
         points = memory_of_steps(run, reading, (memory.videos, memory.frames), SECONDS / 2)
@@ -242,6 +244,29 @@ def _changes(run: Run, reading: Preprocessing, memory: Memory, parts: list[Part]
             f"a smaller model: weights, optimizer and gradients alone take "
             f"{_size(memory.peak(0))}; lower model.backbone.width or depth"
         )
+
+
+def words_of_segments(run: Run, frames: int) -> str | None:
+    """What to add so that films are read in segments: what does not go with them is left out. None where they are, or
+    where something else is in the way."""
+    config, data = run.config, run.config.data
+    off = {"data.augment.speed": "1,1", "data.augment.drop": "0", "data.buckets": "1", "data.balance": "false"}
+    off |= {"mix.mixup": "0", "mix.cutmix": "0"}
+    if config.training.segment_frames:
+        return None
+    augment = replace(data.augment, speed=(1.0, 1.0), drop=0.0)
+    try:
+        segments = replace(
+            config,
+            data=replace(data, max_frames=None, buckets=1, balance=False, augment=augment),
+            mix=replace(config.mix, mixup=0.0, cutmix=0.0),
+            training=replace(config.training, segment_frames=frames),
+        )
+        check_segments(run.model, segments.training)
+    except ConfigError:
+        return None
+    changed = [f"--{key} {value}" for key, value in off.items() if attrgetter(key)(config) != attrgetter(key)(segments)]
+    return " ".join(["--data.max_frames null", *changed, f"--training.segment_frames {frames}"])
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -19,6 +19,9 @@ from .run_folder import JsonLines, writing
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """97.5 % of Student's t with 1, 2, ... degrees of freedom; with more than these it is taken as 2.12."""
 
+COUNTS = ("n", "failed", "too_short")
+"""What of a validation is a number of videos, and no figure."""
+
 
 def cross_validate(config: RunConfig, train: Callable[[RunConfig, str], Any]) -> None:
     """Trains a model for each fold in out/fold-1, out/fold-2, ... and leaves out/folds.json.
@@ -67,9 +70,7 @@ def last_validation(run: Path) -> dict[str, float]:
 def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Of each figure that all folds have: their mean, and the interval (95 %) in which Student's t over the folds puts
     it."""
-    figures = [
-        name for name in rows[0] if name not in ("n", "failed") and all(_is_number(row.get(name)) for row in rows)
-    ]
+    figures = [name for name in rows[0] if name not in COUNTS and all(_is_number(row.get(name)) for row in rows)]
     intervals = {}
     for name in figures:
         values = [row[name] for row in rows]
@@ -83,15 +84,20 @@ def table(rows: Sequence[dict[str, float]]) -> list[str]:
     """The folds, their mean and its interval, a line each."""
     means = summary(rows)
     lines = [["fold", "videos", *means]]
-    lines += [[str(k), f"{row['n']:.0f}", *(f"{row[name]:.3f}" for name in means)] for k, row in enumerate(rows, 1)]
-    lines.append(["mean", f"{sum(row['n'] for row in rows):.0f}", *(f"{m['mean']:.3f}" for m in means.values())])
-    lines.append(["95 %", "", *(f"{m['low']:.3f} to {m['high']:.3f}" for m in means.values())])
+    lines += [[str(k), f"{row['n']:.0f}", *(_short(row[name]) for name in means)] for k, row in enumerate(rows, 1)]
+    lines.append(["mean", f"{sum(row['n'] for row in rows):.0f}", *(_short(m["mean"]) for m in means.values())])
+    lines.append(["95 %", "", *(f"{_short(m['low'])} to {_short(m['high'])}" for m in means.values())])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
     text.append(
         "Figures of each last validation, on which nothing was chosen; the interval is Student's t over the folds."
     )
     return text
+
+
+def _short(value: float) -> str:
+    """Three places, or three digits of what is small."""
+    return f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 def _is_number(value: Any) -> bool:

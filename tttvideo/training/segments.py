@@ -275,12 +275,12 @@ def prepare_model(model: VideoModel, training: TrainingConfig) -> None:
         ConfigError: for a model that cannot be trained in segments.
     """
     if training.segment_frames:
-        _check(model, training)
+        check_segments(model, training)
     if training.carries:
         model.exempt_from_decay(start_parameters(model))
 
 
-def _check(model: VideoModel, training: TrainingConfig) -> None:
+def check_segments(model: VideoModel, training: TrainingConfig) -> None:
     """Raises ConfigError for a model that cannot be trained by such segments."""
     segment, multiple = training.segment_frames, model.frame_multiple
     assert segment is not None

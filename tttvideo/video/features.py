@@ -221,21 +221,22 @@ class CachedFeatures(FeaturePreprocessing):
             )
 
     def holds(self, path: str, parts: Sequence[Part]) -> bool:
-        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read that is
-        nothing."""
+        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read, still, that
+        is nothing."""
         try:
             rows = self.kept(path)
             if rows is None:
                 return False
-            if "refused" in rows.about:
-                return True
+            if "refused" in rows.about:  # a disk that was away, rights that were missing: it may be readable by now
+                self.pixels.open(path).close()
+                return False
             reader = FeatureReader(path, rows, self.shape)
             if self.window > 1:
                 return self._holds_windows(rows, reader, parts)
             if len(rows) == len(rows.times):
                 return True
             wanted = self.wanted(reader, parts)
-        except VideoError:
+        except (VideoError, OSError):
             return True
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]
