@@ -30,6 +30,8 @@ OF_MIXERS = (
     ".dt_bias",
     ".D",
 )
+SINCE = (".momentum.", ".right.")
+"""Of options that are younger: a learned share of momentum goes as the rate, factors of W_0 as W_0."""
 
 
 build = partial(video_model, size=(32, 64), width=8, depth=1)
@@ -46,7 +48,7 @@ def exempt_before(model: VideoModel) -> set[str]:
     named = {
         key
         for key, _ in model.named_parameters()
-        if "position" in key or (".mixer." in key and any(part in key for part in OF_MIXERS))
+        if "position" in key or (".mixer." in key and any(part in key for part in OF_MIXERS + SINCE))
     }
     if isinstance(model.config.encoder, Timm):
         named |= {f"encoder.model.{key}" for key in getattr(model.encoder.model, "no_weight_decay", set)()}
