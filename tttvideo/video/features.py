@@ -221,14 +221,16 @@ class CachedFeatures(FeaturePreprocessing):
             )
 
     def holds(self, path: str, parts: Sequence[Part]) -> bool:
-        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read that is
-        nothing, unless it did not open and now does."""
+        """Whether exactly that is kept that reading parts of a video asks for: nothing, of one that cannot be read."""
         try:
             rows = self.kept(path)
             if rows is None:
                 return False
-            if "refused" in rows.about:  # "opened" is missing in old files
-                return rows.about.get("opened", True) or not self._opens(path)
+            if rows.about.get("opened") is False:  # its disk was away, or rights to it were missing; old files lack this
+                with suppress(VideoError, OSError), self.pixels.open(path, self.margin):
+                    return False
+            if "refused" in rows.about:
+                return True
             reader = FeatureReader(path, rows, self.shape)
             if self.window > 1:
                 return self._holds_windows(rows, reader, parts)
@@ -240,14 +242,6 @@ class CachedFeatures(FeaturePreprocessing):
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]
         return bool(torch.isin(wanted, rows.numbers).all())
-
-    def _opens(self, path: str) -> bool:
-        """Whether a video opens now: its disk may have been away, or rights to it missing."""
-        try:
-            self.pixels.open(path, self.margin).close()
-        except (VideoError, OSError):
-            return False
-        return True
 
     def _holds_windows(self, rows: Rows, reader: Reader, parts: Sequence[Part]) -> bool:
         """Whether the windows of each part are the first of those kept: its frames begin the frames that were encoded,
