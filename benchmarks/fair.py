@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import laps, long_clip
 from benchmarks.design import CURVE
-from benchmarks.small import ROOT, Partial, append_row, commit, read_rows, read_study
+from benchmarks.small import ROOT, VAL_SEED, Partial, append_row, commit, read_rows, read_study
 from tttvideo.evaluation.bootstrap import Bootstrap, Samples
 
 STUDY = ROOT / "configs" / "study" / "fair.yaml"
@@ -78,12 +78,11 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
     """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
     early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
     done = {job_of(row): row for row in rows}
-    for task, trial, variants in comparisons(study):
+    for task, variants in comparisons(study):
         if only not in (None, task):
             continue
         for variant in variants:
-            for rate in untried(study, rows, task, variant):
-                yield Job(trial, variant, study["choice_seed"], rate)
+            yield from untried(study, rows, task, variant)
         for seed in study["seeds"]:
             for variant in variants:
                 rate = chosen_rate(study, rows, task, variant)
@@ -98,14 +97,13 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
                         break
 
 
-def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """Task, the task on which its rates are chosen, and variants that are compared: of each task those named ``first``,
-    then the others."""
-    for task, trial in study["choice"].items():
+def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Task and variants that are compared: of each task those named ``first``, then the others."""
+    for task in study["choice"]:
         variants = [v for v, own in study["variants"].items() if task in own.get("tasks", [task])]
         first = [v for v in study["first"] if v in variants]
-        yield task, trial, first
-        yield task, trial, [v for v in variants if v not in first]
+        yield task, first
+        yield task, [v for v in variants if v not in first]
 
 
 def job_of(row: dict[str, Any]) -> Job:
@@ -118,19 +116,20 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
     return None if not tried or untried(study, rows, task, variant) else max(tried, key=_order)["rate"]
 
 
-def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[float]:
-    """Rates that are still to be tried for a task: all of the study; or, where it names a task to ``begin`` with and
-    this is another, the rate that was chosen there and its neighbours, until the best one's neighbours were tried."""
-    rates, tried = study["rates"], trials(study, rows, task, variant)
+def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
+    """Trials that a task's rate still waits for: all rates; or, where the study names a task to ``begin`` with and
+    this is another, first those of that task, then the rate that was chosen there and its neighbours, until the best
+    one's neighbours were tried."""
+    rates, trial, begin = study["rates"], study["choice"][task], study.get("begin")
+    tried = trials(study, rows, task, variant)
     done = {row["rate"] for row in tried}
-    begin = study.get("begin")
-    if begin is not None and begin != study["choice"][task]:
+    if begin is not None and begin != trial:
         if (start := chosen_rate(study, rows, begin, variant)) is None:
-            return []
+            return untried(study, rows, begin, variant)
         if done.issuperset(_near(rates, start)):
             start = max(tried, key=_order)["rate"]
         rates = _near(rates, start)
-    return [rate for rate in rates if rate not in done]
+    return [Job(trial, variant, study["choice_seed"], rate) for rate in rates if rate not in done]
 
 
 def _near(rates: list[float], rate: float) -> list[float]:
@@ -179,6 +178,8 @@ def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict
     task = own["tasks"][job.task]
     for stage in (task, *task.get("curriculum", [])):
         stage["steps"] *= job.steps
+    if job.seed == study["choice_seed"] and job.task != study.get("begin"):
+        own["val_seed"] = VAL_SEED + 1  # rates are not chosen on the clips that are reported
     about = {"rate": job.rate, "times": job.steps, "commit": commit()}
     train_row = laps.train_row if "measured" in task else long_clip.train_row
     return about | train_row(own, job.task, job.variant, job.seed, partial)
@@ -199,7 +200,7 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
 
 
 def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Paired over clips and over the seeds that both have, with its 95 % interval."""
+    """Over the seeds that both have, paired over clips, with its 95 % interval; seeds are drawn for each by itself."""
     both = {row["seed"] for row in own} & {row["seed"] for row in base}
     if not both or own is base:
         return "-"

@@ -266,7 +266,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for task, trial in study["choice"].items():
         rates = " | ".join(f"{rate:g}" for rate in study["rates"])
         text += [
-            f"\n**{task}**\n",
+            f"\n**{task}**{'' if trial.startswith(task) else f', at the rates of {trial}'}\n",
             f"| layer | {rates} | chosen | seeds | val top-1 (min-max) | minus {base} | train top-1 | parameters "
             "| CPU s |",
             "|---|" + "---|" * (len(study["rates"]) + 7),

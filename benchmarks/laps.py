@@ -26,7 +26,7 @@ def train_row(
     """Trains and measures one row."""
     model, about = fit(study, task, variant, seed, partial)
     described = study["tasks"][task]
-    suite = any_suite(described, VAL_SEED, frames=described["measured"])
+    suite = any_suite(described, study.get("val_seed", VAL_SEED), frames=described["measured"])
     assert isinstance(suite, PredictionSuite)
     measured = [measure(model, suite, described["val"])]
     frames, _ = clips(any_suite(described, VAL_SEED), "val", range(1))

@@ -47,7 +47,7 @@ def train_row(
     model, about = fit(study, task, variant, seed, partial)
     options, described = study["variants"][variant], study["tasks"][task]
     own = options.get("sampling", "dense")
-    suite = suite_of(study, task, VAL_SEED)
+    suite = suite_of(study, task, study.get("val_seed", VAL_SEED))
     rules = study["samplings"] if own == "dense" else []
     controls = applicable(model) if options.get("controls") else []
     longer = {factor: replace(suite, frames=factor * suite.frames) for factor in study["lengths"]}

@@ -261,3 +261,33 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     assert rows.read_text().count("\n") == 7  # the torn line has not taken another with it
     run("--table", str(tmp_path / "table.md"))
     assert "| GRU |" in (tmp_path / "table.md").read_text()
+
+
+def test_rates_are_not_chosen_on_the_clips_that_are_reported(monkeypatch):
+    """But on flash-order-16, whose rows are older than that rule."""
+    seen = {}
+
+    def train_row(study, task, variant, seed, partial):
+        seen[task, seed] = study.get("val_seed", small.VAL_SEED)
+        return {}
+
+    monkeypatch.setattr(fair.long_clip, "train_row", train_row)
+    monkeypatch.setattr(fair.laps, "train_row", train_row)
+    for task, seed in (
+        ("flash-order-16", 100),
+        ("flash-recall-four", 100),
+        ("flash-recall", 0),
+        ("revisit", 100),
+        ("revisit", 0),
+    ):
+        fair.run(STUDY, fair.Job(task, "GRU", seed, 3e-3))
+    others = {task for (task, _), clips in seen.items() if clips != small.VAL_SEED}
+    assert others == {"flash-recall-four", "revisit"}
+    assert seen["revisit", 0] == small.VAL_SEED
+
+
+def test_a_task_alone_begins_with_the_choice_that_its_rates_rest_on():
+    trials = list(fair.jobs(STUDY, [], "flash-recall"))
+    assert {(job.task, job.seed) for job in trials} == {("flash-order-16", 100)}
+    variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
+    assert len(trials) == len(variants) * len(STUDY["rates"])
