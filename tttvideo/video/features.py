@@ -226,7 +226,7 @@ class CachedFeatures(FeaturePreprocessing):
             rows = self.kept(path)
             if rows is None:
                 return False
-            if rows.about.get("opened") is False:  # its disk was away, or rights to it were missing; old files lack this
+            if rows.about.get("opened") is False:  # its disk was away, or rights were missing; not in old files
                 with suppress(VideoError, OSError), self.pixels.open(path, self.margin):
                     return False
             if "refused" in rows.about:
