@@ -133,7 +133,7 @@ OPTIONS = [
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, chunk=TokenCausal(3), objective=ResidualL2(normalize_target=True)),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
-    TTT(heads=1, chunk=FrameCausal(2), short_conv="time", rope="time_and_place"),
+    TTT(heads=1, chunk=FrameCausal(2), short_conv="time", rope="frame_row_column"),
     TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
     TTT(
         inner=GLU(), objective=DotProduct(), heads=2, chunk=FrameCausal(2), silu=True, learning=Learning(update="last")

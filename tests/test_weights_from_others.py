@@ -99,7 +99,7 @@ def test_a_checkpoint_of_ttt_lm_that_is_not_whole(tmp_path):
         read_ttt_lm(folder)
 
 
-def test_the_layer_of_ttt_video_turned_by_time_and_place():
+def test_the_layer_of_ttt_video_turned_by_frame_row_and_column():
     """Outputs and all gradients, whole and frame by frame."""
     tensors = recorded("ttt_video_layer_3d")
     layer, left = from_ttt_video(checkpoint_of(tensors), base_lr=0.1, rope_theta=10000.0)

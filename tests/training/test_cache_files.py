@@ -13,6 +13,7 @@ from tttvideo.video.features import CachedFeatures
 from tttvideo.video.index import Index, Video
 from tttvideo.video.listfile import DataError
 from tttvideo.video.reader import VideoError
+from tttvideo.video.rows import RowsWriter
 from tttvideo.video.transforms import Preprocessing
 from tttvideo.video.workers import DataNote
 
@@ -152,3 +153,30 @@ def test_a_video_that_could_not_be_read_is_tried_again_once_it_opens(window, tmp
     assert ([job.path for job in lacking.jobs], lacking.notes) == ([film], [])
     assert filling.fill(Means(), reading, lacking.jobs) == []
     assert reading.serving([film]) == reading
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_row_out_of_range_leaves_the_others_served_by_the_cache(old, tmp_path, monkeypatch):
+    """The video opens, but is refused for good; so it is where a file does not say whether it opened."""
+    good, bad = (str(tmp_path / f"{name}.mp4") for name in ("good", "bad"))
+    for path in (good, bad):
+        write_video(Path(path), 10, frames=8, size=64)  # 0.8 s
+    reading = CachedFeatures(size=(32, 32), folder=str(tmp_path / "cache"), encoder={"name": "means"})
+    index = Index([Video(good, 0, None, None, None), Video(bad, 0, None, 100.0, 110.0)], ["a"], False, "train", "")
+    finish = RowsWriter.finish
+
+    def without(writer, numbers, times, about):
+        finish(writer, numbers, times, {key: value for key, value in about.items() if key != "opened"})
+
+    with monkeypatch.context() as patch:
+        if old:
+            patch.setattr(RowsWriter, "finish", without)
+        ((path, reason),) = filling.fill(Means(), reading, filling.plan(reading, [(index, None, 1)]).jobs)
+    assert path == bad
+    assert ("opened" in reading.kept(bad).about) != old
+    again = filling.plan(reading, [(index, None, 1)])
+    assert (again.jobs, again.bad, again.notes) == ([], [(bad, reason)], [])
+    assert reading.serving([good, bad], [(None, None), (100.0, 110.0)]) == reading
+    assert reading.serving([good, bad]) == reading
+    with pytest.raises(VideoError, match="no frame between 100 s and 110 s"):
+        reading.open(bad)

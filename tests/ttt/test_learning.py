@@ -223,14 +223,16 @@ def ttt(**options):
         (lambda: Muon(momentum="given"), "1 excluded, or is learned"),
         (lambda: Momentum(momentum=1.0), "1 excluded, or is learned"),
         (lambda: Learning(start_rank=0), "at least 1, or null"),
-        (lambda: ttt(rope="3d"), "true, false, time_and_place or null"),
-        (lambda: ttt(rope="time_and_place", chunk=TokenCausal(4)), "use chunk: FrameCausal, or rope: true"),
-        (lambda: ttt(rope="time_and_place").build(8), "it needs 8"),
+        (lambda: ttt(rope="3d"), "true, false, frame_row_column or null"),
+        (lambda: ttt(rope="frame_row_column", chunk=TokenCausal(4)), "use chunk: FrameCausal, or rope: true"),
+        (lambda: ttt(rope="frame_row_column").build(8), "it needs 8"),
         (lambda: ttt(inner=ConvDepthwise(), learning=Learning(start_rank=2)), "W_0 of ConvDepthwise"),
         (
             lambda: ttt(inner=Linear(), objective=L2(), learning=Learning(start="zero", start_rank=2)),
             "with start: zero is no product",
         ),
+        (lambda: ttt(inner=Linear(), learning=Learning(start_rank=2)), "Linear has no map that is the last of several"),
+        (lambda: ttt(inner=GLU(1.0, down=False), learning=Learning(start_rank=2)), "GLU has no map that is the last"),
     ],
 )
 def test_what_does_not_go_together_says_so(make, words):
@@ -244,7 +246,7 @@ def test_what_does_not_go_together_says_so(make, words):
         ({"learning": Learning(direction="ascent")}, "only for the defaults"),
         ({"objective": ResidualL2(eps=1e-8)}, "in kernels it is 1e-06"),
         ({"objective": ResidualL2(normalize_target=True)}, "no kernel for normalize_target"),
-        ({"rope": "time_and_place"}, "no kernel for rope"),
+        ({"rope": "frame_row_column"}, "no kernel for rope"),
         (
             {"inner": DWConv(), "objective": DotProduct(), "optimizer": SGD(clip=1.0, clip_by="column")},
             "clip_by: column",

@@ -172,10 +172,11 @@ def _refusal(reading: CachedFeatures, path: str) -> str | None:
 
 def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, job: Job) -> str | None:
     """Encodes one view of a video into its file; returns why it cannot be read."""
-    path, count, times = job.path, 0, torch.empty(0)
+    path, count, times, opened = job.path, 0, torch.empty(0), False
     try:
         about: dict[str, Any] = {"video": marks_of(path)}
         with catch_damage() as notes, reading.pixels.open(path, reading.margin) as video:
+            opened = True
             numbers, times = reading.wanted(video, job.parts), video.times
             if reading.window > 1:
                 about["first"] = longest(job.parts)
@@ -196,7 +197,7 @@ def _write(writer: RowsWriter, encoder: FrameEncoder, reading: CachedFeatures, j
             _, rows, columns = reading.shape
             writer.add(torch.empty(0, rows * columns, reading.shape[0], dtype=reading.dtype))
             reason = str(error).replace(printable(path), PATH).replace(path, PATH)
-            writer.finish(torch.empty(0), torch.empty(0), about | {"refused": reason})
+            writer.finish(torch.empty(0), torch.empty(0), about | {"refused": reason, "opened": opened})
         return str(error).removeprefix(f"{printable(path)}: ")
     start = f"{printable(path)}: "
     about["warnings"] = [(note.removeprefix(start), notes.damage) for note in notes]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, merge_heads, split_heads
-from ..ttt.primitives import CausalConv, rotate
+from ..ttt.primitives import CausalConv, rotate, rotate_parts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Attention(Mixer):
         window: how many frames (``token``: tokens) are seen, a token's own included; null: all so far.
         rope: what turns q and k: ``time``, the frame's index (``frame``) or the token's, which leaves the tokens of a
             frame alike; or ``time_and_place``: the frame's index turns half of each head's channels, row and column
-            in the frame a quarter each (heads of a multiple of 8 channels).
+            in the frame a quarter each (heads of a multiple of 8 channels; ``TTT.rope: frame_row_column`` differs).
         rope_theta: base of the rotary wavelengths of time; those of row and column have 100, as in ``FrameAttention``.
         short_conv: causal convolutions on q and k, as in ``TTT``.
     """
@@ -143,11 +143,9 @@ class AttentionLayer(SequenceLayer):
         if config.rope == "time":
             return tuple(rotate(slots // self.unit(per_frame), config.rope_theta, q, k))  # type: ignore[return-value]
         cell = slots % per_frame
-        axes = ((slots // per_frame, config.rope_theta), (cell // grid[1], 100.0), (cell % grid[1], 100.0))
+        positions = slots // per_frame, cell // grid[1], cell % grid[1]
         sizes = [q.shape[-1] // 2, q.shape[-1] // 4, q.shape[-1] // 4]
-        parts = zip(axes, q.split(sizes, -1), k.split(sizes, -1), strict=True)
-        turned = [rotate(positions, theta, *part) for (positions, theta), *part in parts]
-        return torch.cat([a for a, _ in turned], -1), torch.cat([b for _, b in turned], -1)
+        return rotate_parts(positions, (config.rope_theta, 100.0, 100.0), sizes, q, k)
 
     def _attend(
         self,

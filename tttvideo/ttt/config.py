@@ -45,7 +45,7 @@ class TTT(Mixer):
         normalize_qk: scale q and k to unit length.
         silu: apply SiLU to q, k and v, after the convolutions and before the lengths (LaCT, Gated DeltaNet).
         rope: rotary positions within the chunk (token-causal) or the frame; null: on, except for convolutional
-            inner models, which see positions by themselves. ``time_and_place``: a quarter of a head's channels turned
+            inner models, which see positions by themselves. ``frame_row_column``: a quarter of a head's channels turned
             by the frame's number in the video, the rest half by row, half by column (ttt-video; chunks of frames).
         rope_theta: base of the rotary wavelengths.
         learning: where gradients are taken, of what, and how far a step goes, where that departs from the paper.
@@ -71,7 +71,7 @@ class TTT(Mixer):
     tanh_gate: float | None = None
     normalize_qk: bool = False
     silu: bool = False
-    rope: bool | Literal["time_and_place"] | None = None
+    rope: bool | Literal["frame_row_column"] | None = None
     rope_theta: float = 10000.0
     learning: Learning = field(default_factory=Learning)
     checkpoint_group: int = 0
@@ -101,11 +101,11 @@ class TTT(Mixer):
             )
         if self.short_conv not in ("none", "raster", "time"):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
-        if self.rope not in (None, True, False, "time_and_place"):
-            raise ValueError(f"TTT.rope is {self.rope!r}; it must be true, false, time_and_place or null.")
-        if self.rope == "time_and_place" and isinstance(self.chunk, TokenCausal):
+        if self.rope not in (None, True, False, "frame_row_column"):
+            raise ValueError(f"TTT.rope is {self.rope!r}; it must be true, false, frame_row_column or null.")
+        if self.rope == "frame_row_column" and isinstance(self.chunk, TokenCausal):
             raise ValueError(
-                "TTT.rope is time_and_place, which counts whole frames, but TokenCausal may stop inside one; use "
+                "TTT.rope is frame_row_column, which counts whole frames, but TokenCausal may stop inside one; use "
                 "chunk: FrameCausal, or rope: true."
             )
         if self.tanh_gate is not None and not math.isfinite(self.tanh_gate):

@@ -141,8 +141,8 @@ def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float, rope_theta: fl
         tensors: of one ``seq_modeling_block`` under the authors' names (``ssm.ttt.wq.weight``, ...,
             ``forward_ssm_gating_video.gating_alpha``), or of its ``ssm.ttt`` alone (``wq.weight``, ...).
         base_lr: the authors' ``ttt_base_lr``.
-        rope_theta: base of the wavelengths by which q and k of video tokens are turned by time, row and column (theirs:
-            10000); null: they are not turned, as text tokens are not.
+        rope_theta: base of the wavelengths by which q and k are turned by frame, row and column (10000.0: as theirs of
+            video tokens); null: not turned, as theirs of text tokens, which is not what a block computes of a video.
 
     Returns:
         the layer in the dtype of ``tensors``, and the names of those that it does not take.
@@ -167,7 +167,7 @@ def from_ttt_video(tensors: dict[str, Tensor], *, base_lr: float, rope_theta: fl
         bias=True,
         tanh_gate=0.1 if "forward_ssm_gating_video.gating_alpha" in taken else None,
         normalize_qk=True,
-        rope=False if rope_theta is None else "time_and_place",
+        rope=False if rope_theta is None else "frame_row_column",
         rope_theta=10000.0 if rope_theta is None else rope_theta,
     )
     what = f"a ttt-video layer ({type(config.inner).__name__}, {config.heads} heads)"

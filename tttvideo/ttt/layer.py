@@ -57,8 +57,8 @@ class TTTLayer(SequenceLayer):
         self.rope = not config.inner.sees_positions if config.rope is None else config.rope
         if self.rope and head_dim % 2:
             raise ValueError(f"Rotary positions need an even head dimension; {dim} channels / {heads} heads is odd.")
-        if self.rope == "time_and_place" and head_dim < 8:
-            raise ValueError(f"rope: time_and_place turns three parts of a head of {head_dim} channels; it needs 8.")
+        if self.rope == "frame_row_column" and head_dim < 8:
+            raise ValueError(f"rope: frame_row_column turns three parts of a head of {head_dim} channels; it needs 8.")
         self.config = config
         self.streams, self.causal = config.chunk.streams, config.chunk.causal
         self._set_rates()
@@ -141,7 +141,7 @@ class TTTLayer(SequenceLayer):
         if self.past_frames:
             nothing = weight.new_zeros(batch, 0, config.heads, self.head_dim)
             tails |= {"inner_q": nothing, "inner_k": nothing}
-        if self.rope == "time_and_place":
+        if self.rope == "frame_row_column":
             tails["frames"] = weight.new_zeros(batch)
         count = weight.new_zeros(batch, int(config.optimizer.counts), 1, 1)
         return TTTState(
@@ -219,8 +219,8 @@ class TTTLayer(SequenceLayer):
         per_frame = layout.grid[0] * layout.grid[1]
         period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else per_frame
         positions = None
-        if self.rope == "time_and_place":
-            positions, tails = self._time_and_place(x, tails, layout)
+        if self.rope == "frame_row_column":
+            positions, tails = self._frame_row_column(x, tails, layout)
         elif self.rope:
             first = age if token_wise else 0
             # made on the device where rows agree: a copy would wait for it, and could not be part of a CUDA graph
@@ -255,7 +255,7 @@ class TTTLayer(SequenceLayer):
             q, k, tails = q.transpose(1, 2), k.transpose(1, 2)[:, :, None], tails | last
         return Tokens(q, k, v, rate, fade, momentum), tails
 
-    def _time_and_place(
+    def _frame_row_column(
         self, x: Tensor, tails: dict[str, Tensor], layout: Layout
     ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
         """Frame [B, T], row and column [T] of every token, and the tails, with the frames read after x."""

@@ -24,8 +24,8 @@ class Learning:
         rate_per_map: every affine map of the inner model has a learned rate of its own (LaCT).
         start: W_0 is ``learned``, or ``zero`` and not learned, as in linear attention and the delta rule (inner models
             of one map, losses without the inner LayerNorm).
-        start_rank: W_0 of every map but the last is left @ right + I / 2, of this rank (LaCT); null: all its numbers
-            are learned.
+        start_rank: W_0 of every map but the last is left @ right + I / 2, of this rank (LaCT; inner models with a last
+            map after others); null: all its numbers are learned.
         forget_first: the forget gate acts before the gradient is taken, as in Gated DeltaNet, not after it (chunks read
             as a whole: ``FrameCausal(1)``, ``TokenCausal(1)``, ``Whole``).
         update: ``all`` maps learn, or the ``last`` one only; the others stay as W_0 has them.
@@ -67,6 +67,11 @@ class Learning:
             raise ValueError(
                 f"TTT.learning.start_rank is {self.start_rank}, but W_0 of {name} with start: {self.start} is no "
                 "product of two matrices; leave start_rank out."
+            )
+        if self.start_rank is not None and inner.last is None:
+            raise ValueError(
+                f"TTT.learning.start_rank is {self.start_rank}, of every map but the last, but {name} has no map that "
+                "is the last of several; leave start_rank out, or use an inner model that has one, such as GLU."
             )
         if self.update == "last" and inner.last is None and not single:
             raise ValueError(

@@ -3,7 +3,7 @@ positions, and the last tokens that a state keeps for what looks back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,17 +59,17 @@ def query_key_value(
     if config.normalize_qk:
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     if isinstance(positions, tuple):
-        q, k = rotate_by_time_and_place(positions, config.rope_theta, q, k)
+        q, k = rotate_by_frame_row_column(positions, config.rope_theta, q, k)
     elif positions is not None:
         q, k = rotate(positions, config.rope_theta, q, k)
     return q, k, v, tails
 
 
-def rotate_by_time_and_place(
+def rotate_by_frame_row_column(
     positions: tuple[Tensor, Tensor, Tensor], theta: float, q: Tensor, k: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``rotate`` of three parts of every head: 3/8 of its channels, rounded down to pairs, by row and as many by
-    column, the first ones by frame (ttt-video; CogVideoX, arXiv 2408.06072).
+    """3/8 of every head's channels, rounded down to pairs, are turned by row and as many by column, the first ones by
+    frame (ttt-video; CogVideoX, arXiv 2408.06072). ``Attention.rope: time_and_place`` divides a head otherwise.
 
     Args:
         positions: frame, row and column, [T] or [B, T] each.
@@ -77,9 +77,15 @@ def rotate_by_time_and_place(
         q: [B, H, T, d] with d at least 8, and k likewise.
     """
     place = q.shape[-1] * 3 // 16 * 2
-    sizes = [q.shape[-1] - 2 * place, place, place]
-    parts = zip(positions, q.split(sizes, -1), k.split(sizes, -1), strict=True)
-    turned = [rotate(position, theta, *part) for position, *part in parts]
+    return rotate_parts(positions, (theta,) * 3, [q.shape[-1] - 2 * place, place, place], q, k)
+
+
+def rotate_parts(
+    positions: Sequence[Tensor], thetas: Sequence[float], sizes: list[int], q: Tensor, k: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``rotate`` of consecutive parts of every head, of ``sizes`` channels, by positions and a base of their own."""
+    parts = zip(positions, thetas, q.split(sizes, -1), k.split(sizes, -1), strict=True)
+    turned = [rotate(*part) for part in parts]
     return torch.cat([a for a, _ in turned], -1), torch.cat([b for _, b in turned], -1)
 
 

@@ -44,7 +44,7 @@ class TTTState(NamedTuple):
         position: tokens that the open chunk has read, int64 [B] on the host; rows may differ in age.
         tails: last inputs of what looks back, by name: the short convolutions (``q``, ``k``) [B, tokens, C], the
             inner model's kernel over time (``inner_q``, ``inner_k``) [B, tokens, H, d]; and with ``rope:
-            time_and_place`` the number of ``frames`` read, [B].
+            frame_row_column`` the number of ``frames`` read, [B].
     """
 
     weights: Weights

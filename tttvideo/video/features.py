@@ -221,22 +221,23 @@ class CachedFeatures(FeaturePreprocessing):
             )
 
     def holds(self, path: str, parts: Sequence[Part]) -> bool:
-        """Whether exactly that is kept that reading parts of a video asks for; of one that cannot be read, still, that
-        is nothing."""
+        """Whether exactly that is kept that reading parts of a video asks for: nothing, of one that cannot be read."""
         try:
             rows = self.kept(path)
             if rows is None:
                 return False
-            if "refused" in rows.about:  # a disk that was away, rights that were missing: it may be readable by now
-                self.pixels.open(path).close()
-                return False
+            if rows.about.get("opened") is False:  # its disk was away, or rights were missing; not in old files
+                with suppress(VideoError, OSError), self.pixels.open(path, self.margin):
+                    return False
+            if "refused" in rows.about:
+                return True
             reader = FeatureReader(path, rows, self.shape)
             if self.window > 1:
                 return self._holds_windows(rows, reader, parts)
             if len(rows) == len(rows.times):
                 return True
             wanted = self.wanted(reader, parts)
-        except (VideoError, OSError):
+        except VideoError:
             return True
         if rows.about["cut"]:
             wanted = wanted[wanted <= rows.numbers[-1]]

@@ -161,7 +161,7 @@ def not_for(config: TTT, head_dim: int, tokens_per_frame: int, mode: str) -> str
     if isinstance(chunk, TokenCausal) and chunk.tokens not in (allowed := chunks_of(kind_of(inner), head_dim, mode)):
         can = f"kernels of {type(inner).__name__} read chunks of {_either(allowed)}"
         return f"chunks have {chunk.tokens} tokens; {can} (heads of {head_dim}, {mode} products)"
-    return _why_not_learned(config) or _why_not_views(config)
+    return _why_not_learned(config) or _why_not_rope_views_forget(config)
 
 
 def _why_not_learned(config: TTT) -> str | None:
@@ -184,9 +184,9 @@ def _why_not_learned(config: TTT) -> str | None:
     return None
 
 
-def _why_not_views(config: TTT) -> str | None:
-    if config.rope == "time_and_place":
-        return "there is no kernel for rope: time_and_place"
+def _why_not_rope_views_forget(config: TTT) -> str | None:
+    if config.rope == "frame_row_column":
+        return "there is no kernel for rope: frame_row_column"
     if config.views > 1 or config.forget:
         return f"there is no kernel for {'several views' if config.views > 1 else 'the forget gate'}"
     return None
