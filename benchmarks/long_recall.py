@@ -87,7 +87,7 @@ def fit(study: dict[str, Any], task: str, variant: str, seed: int) -> tuple[Vide
     steps = sum(stage["steps"] for stage in described["stages"])
     torch.manual_seed(seed)
     model = build(config, any_suite(described, seed))
-    training = TrainingConfig(segment_frames=study["segment"])
+    training = TrainingConfig(segment_frames=study["segment"], **study["variants"][variant].get("training", {}))
     prepare_model(model, training)
     accelerator = Accelerator(cpu=True)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
