@@ -26,8 +26,11 @@ def check(rows) -> None:
         verify.verify(rows)
 
 
-def test_a_stage_runs_dry(tmp_path, monkeypatch):
-    """In this process, which interprets kernels."""
+@pytest.mark.parametrize("stand_in", [False, True])
+def test_a_stage_runs_dry(stand_in, tmp_path, monkeypatch):
+    """In this process, which interprets kernels; and where that cannot be, by the eager scan in their place."""
+    if stand_in:
+        monkeypatch.setattr(first_gpu_stages, "not_interpreted", lambda: "no interpreter")
     monkeypatch.setattr(sys, "argv", ["first_gpu_stages", "smoke", "0", str(tmp_path), "240", "--dry"])
     first_gpu_stages.main()
     check(rows_of(tmp_path))
