@@ -16,11 +16,13 @@ def study():
     return small.read_study(long_recall.STUDY)
 
 
-def test_variants_differ_in_the_layer_and_not_in_size(study):
+def test_variants_differ_in_the_layer_or_in_training_and_not_in_size(study):
     suite = any_suite(study["tasks"][TASK], 0)
     configs = [plan(study, TASK, variant) for variant in study["variants"]]
     sizes = [small.count(build(config, suite)) for config in configs]
-    assert len({str(config.model.backbone.mixer) for config in configs}) == len(configs)
+    trainings = [str(options.get("training")) for options in study["variants"].values()]
+    pairs = {(str(config.model.backbone.mixer), own) for config, own in zip(configs, trainings, strict=True)}
+    assert len(pairs) == len(configs)
     assert max(sizes) < 1.01 * min(sizes)
 
 
