@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.design import suite_of
 from benchmarks.fair import BASE, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
-from benchmarks.small import VAL_SEED
+from benchmarks.small import VAL_SEED, fill_page
 from tttvideo.evaluation.plots import plot_lines
 
 
 def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> None:
-    """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder, between
-    ``<!-- rows of TASK -->`` and ``<!-- end of TASK -->``, the table and figure of a task (``cost``: costs of all)."""
+    """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder
+    (``fill_page``) the table and figure of a task by its name, and what the layers cost as ``cost``."""
     parts = {"cost": "\n".join(costs(study, rows))}
     for task in study["choice"]:
         lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
-        if (protocol := drawn(study, rows, task)) is not None:
-            plot_lines(page.parent / f"fair-{task}.png", protocol)
-            lines += [f"![{protocol['title']}](fair-{task}.png)", ""]
+        if (chart := drawn(study, rows, task)) is not None:
+            plot_lines(page.parent / f"fair-{task}.png", chart)
+            lines += [f"![{chart['title']}](fair-{task}.png)", ""]
         parts[task] = "\n".join(lines)
     page.write_text(table(study, rows), encoding="utf-8")
     for other in page.parent.glob("*.md"):
-        text = other.read_text(encoding="utf-8")
-        filled = re.sub(
-            r"(<!-- rows of (\S+) -->\n).*?(<!-- end of \2 -->\n)",
-            lambda match: f"{match[1]}{parts[match[2]]}{match[3]}" if match[2] in parts else match[0],
-            text,
-            flags=re.DOTALL,
-        )
-        if filled != text:
-            other.write_text(filled, encoding="utf-8")
+        fill_page(other, parts)
 
 
 HEAD = """# The fair comparison: its rows
@@ -135,8 +126,8 @@ def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
         return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
     frames = described["parameters"]["frames"]
     heads = [f"{factor * frames} frames" for factor in study["lengths"]]
-    own = [f"{described['by']}: {value} ({frames} frames)" for value in groups(described)]
-    return heads + own, heads[-1]
+    by_group = [f"{described['by']}: {value} ({frames} frames)" for value in groups(described)]
+    return heads + by_group, heads[-1]
 
 
 def groups(described: dict[str, Any]) -> list[str]:
@@ -159,10 +150,10 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         task = next(task for task, where in study["choice"].items() if where == trial)
         lines = []
         for variant in study["variants"]:
-            own = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
-            if own:
+            tried = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
+            if tried:
                 best = chosen_rate(study, rows, task, variant)
-                cells = [_trial(own[rate]) if rate in own else "-" for rate in study["rates"]]
+                cells = [_trial(tried[rate]) if rate in tried else "-" for rate in study["rates"]]
                 lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
         if lines:
             heads = " | ".join(f"{rate:g}" for rate in study["rates"])

@@ -26,7 +26,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.fair import Job, chosen_rate, difference, jobs, reported
-from benchmarks.small import ROOT, append_row, commit, read_rows, read_study
+from benchmarks.small import ROOT, append_row, commit, fill_page, hexadecimal, read_rows, read_study
 from tttvideo.arguments import to_yaml
 from tttvideo.training.arguments import parse
 from tttvideo.training.loop import NonFinite
@@ -57,10 +57,7 @@ def main() -> None:
     study = read_study(options.study)
     file = options.rows or ROOT / study["rows"]
     if options.table:
-        begin, end = f"<!-- rows of {file.name} -->\n", f"<!-- end of {file.name} -->\n"
-        head, rest = options.table.read_text(encoding="utf-8").split(begin)
-        text = f"{head}{begin}{table(study, read_rows(file))}\n{end}{rest.split(end)[1]}"
-        options.table.write_text(text, encoding="utf-8")
+        fill_page(options.table, {file.name: f"{table(study, read_rows(file))}\n"})
         return
     if not (options.videos and options.cache):
         parser.error("--videos and --cache are needed, but for --table")
@@ -83,8 +80,8 @@ def run(study: dict[str, Any], job: Job, videos: Path, cache: Path, folder: Path
     train, unlabelled = labelled(train, task["labels"], job.seed) if "labels" in task else (train, [])
     settings: dict[str, Any] = {}
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as place:
-        parts = Path(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Path(scratch)
         if predicting:
             clips = write_list(parts / "unlabelled.csv", vectors, unlabelled, train)
             result["first"] = pretrain(words(study, job, clips, parts / "first", predicting), parts / "pretrained")
@@ -154,10 +151,10 @@ def labelled(clips: list[Clip], count: int, seed: int) -> tuple[list[Clip], list
     each, left = divmod(count, len(classes))
     chosen: list[Clip] = []
     for label in classes:
-        own = sorted(clip for clip in clips if clip.label == label)
-        if left or each > len(own):
+        candidates = sorted(clip for clip in clips if clip.label == label)
+        if left or each > len(candidates):
             raise ValueError(f"Expected as many labels of each of {len(classes)} classes, got {count} in all.")
-        chosen += random.Random(f"{seed} {label}").sample(own, len(own))[:each]
+        chosen += random.Random(f"{seed} {label}").sample(candidates, len(candidates))[:each]
     return chosen, [clip for clip in clips if clip not in chosen]
 
 
@@ -214,7 +211,7 @@ def fit(command: list[str]) -> dict[str, Any]:
         "top1": round(statistics.mean(hits), 4),
         "loss": round(loss, 4),
         "n": len(hits),
-        "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",
+        "hits": hexadecimal(hits),
     }
     return {
         "measured": [measured],

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.design import clips, fit, run_study, suite_of
 from benchmarks.long_clip_report import ENDING, table
-from benchmarks.small import ROOT, VAL_SEED, Partial
+from benchmarks.small import ROOT, VAL_SEED, Partial, hexadecimal
 from tttvideo.evaluation.controls import applicable, without
 from tttvideo.model import VideoModel
 from tttvideo.tasks.classification import ClassificationHead, Output
@@ -102,7 +102,7 @@ def measure(
         "loss": round(statistics.mean(losses), 4),
         "ceiling": round(suite.ceiling(sampled), 4),
         "n": count,
-        "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",  # a bit for each clip, the first one highest
+        "hits": hexadecimal(hits),
         "top1_of_the_end": round(statistics.mean(ending_hits), 4) if ending_hits else None,
         "positions": _positions(torch.cat(by_step).mean(0), sampled),
     }

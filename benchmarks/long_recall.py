@@ -24,7 +24,17 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.design import any_suite, build, clips, plan
 from benchmarks.fair import difference
-from benchmarks.small import ROOT, VAL_SEED, append_row, commit, count, read_rows, read_study
+from benchmarks.small import (
+    ROOT,
+    VAL_SEED,
+    append_row,
+    commit,
+    count,
+    fill_page,
+    hexadecimal,
+    read_rows,
+    read_study,
+)
 from tttvideo.model import VideoModel
 from tttvideo.training.config import MixConfig, TrainingConfig
 from tttvideo.training.loop import NonFinite
@@ -49,10 +59,7 @@ def main() -> None:
     study = read_study(options.study)
     file = options.rows or ROOT / study["rows"]
     if options.table:
-        begin, end = "<!-- rows -->\n", "<!-- end of rows -->"
-        head, rest = options.table.read_text(encoding="utf-8").split(begin)
-        text = f"{head}{begin}{table(study, read_rows(file))}\n{end}{rest.split(end)[1]}"
-        options.table.write_text(text, encoding="utf-8")
+        fill_page(options.table, {file.name: f"{table(study, read_rows(file))}\n"})
         return
     torch.set_num_threads(1)
     done = {(row["task"], row["variant"], row["seed"]) for row in read_rows(file)}
@@ -157,7 +164,7 @@ def measure(model: VideoModel, suite: Suite, total: int, segment: int, rows: int
         "loss": round(statistics.mean(losses), 4),
         "ceiling": suite.ceiling(range(suite.frames)),
         "n": total,
-        "hits": f"{int(''.join('01'[hit] for hit in hits), 2):x}",
+        "hits": hexadecimal(hits),
         "frames_per_cpu_second": round(total * suite.frames / cpu),
     }
 
@@ -178,8 +185,8 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         ]
         for variant, own in by_variant.items():
             cells = [f"{statistics.mean(row['measured'][i]['top1'] for row in own):.3f}" for i in range(len(lengths))]
-            stages_ = zip(*(row["curves"] for row in own), strict=False)
-            ends = ", ".join(f"{statistics.mean(curve[-1] for curve in stage):.2f}" for stage in stages_)
+            by_stage = zip(*(row["curves"] for row in own), strict=False)  # one that diverged lacks the last ones
+            ends = ", ".join(f"{statistics.mean(curve[-1] for curve in stage):.2f}" for stage in by_stage)
             diverged = " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
             text.append(
                 f"| {variant} | {own[0]['rate']:g} | {len(own)}{diverged} | {' | '.join(cells)} "

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import tempfile
 import time
@@ -163,3 +164,22 @@ def drawn(suite: Suite, plans: Sequence[Plan], split: str, numbers: Sequence[int
     """Clips as they are drawn, without encoding, uint8 [B, F, 3, H, W]."""
     frames = np.stack([suite.draw(made, suite.rng("drawing", split, i)) for made, i in zip(plans, numbers)])
     return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def fill_page(page: Path, parts: dict[str, str]) -> None:
+    """Writes ``parts`` into a page, each between ``<!-- rows of NAME -->`` and ``<!-- end of NAME -->``; a page with
+    none of the names stays as it is."""
+    text = page.read_text(encoding="utf-8")
+    filled = re.sub(
+        r"(<!-- rows of (\S+) -->\n).*?(<!-- end of \2 -->\n)",
+        lambda match: f"{match[1]}{parts[match[2]]}{match[3]}" if match[2] in parts else match[0],
+        text,
+        flags=re.DOTALL,
+    )
+    if filled != text:
+        page.write_text(filled, encoding="utf-8")
+
+
+def hexadecimal(hits: Sequence[bool]) -> str:
+    """A bit for each clip, the first one highest."""
+    return f"{int(''.join('01'[hit] for hit in hits), 2):x}"

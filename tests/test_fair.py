@@ -40,9 +40,8 @@ def test_the_order_of_the_study(tmp_path):
         top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}.get(job.rate, 0.4)
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
-    trials = (
-        3 * len(STUDY["first"]) + 2
-    )  # GRU: of 6e-3, 1.2e-2 and 2.4e-2 the first is best, so 3e-3 comes, then 1.5e-3
+    # of GRU's 6e-3, 1.2e-2 and 2.4e-2 the first is best, so 3e-3 comes, then 1.5e-3
+    trials = 3 * len(STUDY["first"]) + 2
     many = trials + 3 * len(STUDY["first"]) + 3  # three seeds; Mamba-2 thrice more
     first, others = seen[:many], seen[many:]
     rest = [v for v in variants if v not in STUDY["first"]]
@@ -265,10 +264,10 @@ def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
 
 def test_rates_are_not_chosen_on_the_clips_that_are_reported(monkeypatch):
     """But on flash-order-16, whose rows are older than that rule."""
-    seen = {}
+    val_seeds = {}
 
     def train_row(study, task, variant, seed, partial):
-        seen[task, seed] = study.get("val_seed", small.VAL_SEED)
+        val_seeds[task, seed] = study.get("val_seed", small.VAL_SEED)
         return {}
 
     monkeypatch.setattr(fair.long_clip, "train_row", train_row)
@@ -281,9 +280,9 @@ def test_rates_are_not_chosen_on_the_clips_that_are_reported(monkeypatch):
         ("revisit", 0),
     ):
         fair.run(STUDY, fair.Job(task, "GRU", seed, 3e-3))
-    others = {task for (task, _), clips in seen.items() if clips != small.VAL_SEED}
+    others = {task for (task, _), val_seed in val_seeds.items() if val_seed != small.VAL_SEED}
     assert others == {"flash-recall-four", "revisit"}
-    assert seen["revisit", 0] == small.VAL_SEED
+    assert val_seeds["revisit", 0] == small.VAL_SEED
 
 
 def test_a_task_alone_begins_with_the_choice_that_its_rates_rest_on():

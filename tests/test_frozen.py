@@ -113,5 +113,5 @@ def test_the_page_holds_what_the_rows_say(file):
     study = small.read_study(file)
     name = Path(study["rows"]).name
     page = (small.ROOT / "docs" / "results" / "frozen.md").read_text(encoding="utf-8")
-    shown = page.split(f"<!-- rows of {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0]
-    assert shown == f"{frozen.table(study, small.read_rows(small.ROOT / study['rows']))}\n"
+    published = page.split(f"<!-- rows of {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0]
+    assert published == f"{frozen.table(study, small.read_rows(small.ROOT / study['rows']))}\n"

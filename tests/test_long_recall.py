@@ -71,5 +71,5 @@ def test_a_row_and_its_table(study):
 
 def test_the_page_holds_what_the_rows_say(study):
     page = (small.ROOT / "docs" / "results" / "long-recall.md").read_text(encoding="utf-8")
-    shown = page.split("<!-- rows -->\n")[1].split("<!-- end of rows -->")[0]
-    assert shown == f"{long_recall.table(study, small.read_rows(small.ROOT / study['rows']))}\n"
+    published = page.split("<!-- rows of long-recall.jsonl -->\n")[1].split("<!-- end of long-recall.jsonl -->")[0]
+    assert published == f"{long_recall.table(study, small.read_rows(small.ROOT / study['rows']))}\n"

@@ -67,8 +67,8 @@ def test_a_warm_up_longer_than_the_run_shrinks_with_a_note():
         "schedule.inner_warmup is 3 epochs and the run 1: shortened to 0.5",
         "schedule.warmup is 2 epochs and the run 1: shortened to 0.5",
     ]
-    given = in_epochs(ScheduleConfig(epochs=1, warmup_steps=20), 8)
-    assert Schedule(optimizer, given, 8).notes == ["schedule.warmup_steps is 20 steps and the run 8: shortened to 4"]
+    in_steps = in_epochs(ScheduleConfig(epochs=1, warmup_steps=20), 8)
+    assert Schedule(optimizer, in_steps, 8).notes == ["schedule.warmup_steps is 20 steps and the run 8: shortened to 4"]
     fits = Schedule(optimizer, ScheduleConfig(epochs=2, warmup=2.0), steps_per_epoch=8)
     assert fits.notes == same.notes == []
 

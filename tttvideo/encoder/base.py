@@ -36,7 +36,7 @@ class Encoder(ABC):
         """With what the data say of it: ``paths`` are those of the training videos."""
         return self
 
-    def check(self, paths: Sequence[str]) -> None:
+    def check_paths(self, paths: Sequence[str]) -> None:
         """Raises ValueError where what is read of one of these videos is that of another."""
         return
 

@@ -92,7 +92,7 @@ class Features(Encoder):
             f"{files.locate(path)} is {rows} x {columns}); set encoder.layout: {other}."
         )
 
-    def check(self, paths: Sequence[str]) -> None:
+    def check_paths(self, paths: Sequence[str]) -> None:
         files, owners = self.reading(Preprocessing()), dict[str, str]()
         for path in paths:
             file = files.locate(path)

@@ -95,7 +95,7 @@ def open_session(
         options |= {"fold": fold} if split in (fold.learned, fold.measured) else {}
     split = split or _default_split(data, source, labelled, options)
     index = build_index(data, split, **options)
-    model.config.encoder.check([video.path for video in index.videos])
+    model.config.encoder.check_paths([video.path for video in index.videos])
     chosen, process, processes = wanted or best_device(), 0, 1
     if started_processes() > 1:
         chosen, process, processes = join_processes(wanted)

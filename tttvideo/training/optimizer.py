@@ -100,11 +100,10 @@ class Schedule:
         epochs, steps = getattr(config, name), getattr(config, f"{name}_steps")
         if epochs <= config.epochs:
             return epochs
-        if steps is None:
-            name, given, unit, whole = name, epochs, "epochs", config.epochs
-        else:
-            name, given, unit, whole = f"{name}_steps", steps, "steps", self.total_steps
-        self.notes.append(f"schedule.{name} is {given:g} {unit} and the run {whole}: shortened to {whole / 2:g}")
+        length, unit, whole = f"{name} is {epochs:g}", "epochs", config.epochs
+        if steps is not None:
+            length, unit, whole = f"{name}_steps is {steps:g}", "steps", self.total_steps
+        self.notes.append(f"schedule.{length} {unit} and the run {whole}: shortened to {whole / 2:g}")
         return config.epochs / 2
 
     def done(self, progress: Progress) -> bool:

@@ -191,7 +191,7 @@ class Run:
         self._lengths = film_lengths(data, self.train, reading) if self.config.training.carries else []
         self.train_batches = self.training_videos(reading)
         self.val, self._part = validation_videos(self.config, self.train)
-        encoder.check([video.path for part in (self.train, self.val) if part for video in part.videos])
+        encoder.check_paths([video.path for part in (self.train, self.val) if part for video in part.videos])
         self.config = replace(self.config, schedule=in_epochs(self.config.schedule, self.steps_per_epoch))
 
     def resume(self) -> None:

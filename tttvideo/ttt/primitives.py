@@ -76,8 +76,8 @@ def rotate_by_frame_row_column(
         theta: base of the wavelengths of each part.
         q: [B, H, T, d] with d at least 8, and k likewise.
     """
-    place = q.shape[-1] * 3 // 16 * 2
-    return rotate_parts(positions, (theta,) * 3, [q.shape[-1] - 2 * place, place, place], q, k)
+    spatial = q.shape[-1] * 3 // 16 * 2
+    return rotate_parts(positions, (theta,) * 3, [q.shape[-1] - 2 * spatial, spatial, spatial], q, k)
 
 
 def rotate_parts(
