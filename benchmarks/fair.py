@@ -71,7 +71,8 @@ def main() -> None:
         row = run(study, job, Partial(unfinished, of))
         append_row(file, row)
         unfinished.unlink(missing_ok=True)
-        print(job, [m["top1"] for m in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
+        figure = "error" if predicts(row) else "top1"
+        print(job, [measured[figure] for measured in row["measured"]], f"{row['cpu_seconds']} s", flush=True)
 
 
 def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = None) -> Iterator[Job]:
@@ -113,7 +114,7 @@ def job_of(row: dict[str, Any]) -> Job:
 def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> float | None:
     """The best of the rates that are to be tried; None: not all have been."""
     tried = trials(study, rows, task, variant)
-    return None if not tried or untried(study, rows, task, variant) else max(tried, key=_order)["rate"]
+    return None if not tried or untried(study, rows, task, variant) else _best(study, tried)["rate"]
 
 
 def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
@@ -127,7 +128,7 @@ def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varian
         if (start := chosen_rate(study, rows, begin, variant)) is None:
             return untried(study, rows, begin, variant)
         if done.issuperset(_near(rates, start)):
-            start = max(tried, key=_order)["rate"]
+            start = _best(study, tried)["rate"]
         rates = _near(rates, start)
     return [Job(trial, variant, study["choice_seed"], rate) for rate in rates if rate not in done]
 
@@ -144,15 +145,21 @@ def trials(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant
     return [row for row in rows if job_of(row) in wanted]
 
 
-def _order(row: dict[str, Any]) -> tuple[bool, float, float]:
-    """Greatest for the best trial: the best accuracy, mean over all lengths (of equals, the smaller loss), or the least
-    error of prediction; one that diverged comes last."""
-    good = (-mean(row, "error"), 0.0) if predicts(row) else (mean(row, "top1"), -mean(row, "loss"))
-    return row["diverged_at"] is None, *good
+def _best(study: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the trials of a rate: that with the best accuracy, mean over the lengths that the task is ``chosen_at`` (all;
+    of equals the one with the smaller loss), or the least error of prediction; one that diverged comes last."""
+
+    def order(row: dict[str, Any]) -> tuple[bool, float, float]:
+        at = study["tasks"][row["task"]].get("chosen_at", study["lengths"])
+        own = row | {"measured": [m for m in row["measured"] if m.get("length", 1) in at]}
+        good = (-mean(own, "error"), 0.0) if predicts(own) else (mean(own, "top1"), -mean(own, "loss"))
+        return row["diverged_at"] is None, *good
+
+    return max(tried, key=order)
 
 
 def mean(row: dict[str, Any], figure: str) -> float:
-    """Of a row's figure, over all lengths."""
+    """Of a row's figure, over the lengths that were measured."""
     return statistics.mean(measured[figure] for measured in row["measured"])
 
 

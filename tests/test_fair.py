@@ -1,5 +1,6 @@
 """The fair comparison: what is trained in which order, how a rate is chosen, and that it goes on where it was."""
 
+import copy
 import json
 import re
 import statistics
@@ -17,7 +18,8 @@ STUDY = small.read_study(fair.STUDY)
 
 def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
     groups = {"1": 1.0, "4": top1, "16": 0.25}
-    measured = [{"top1": top1, "loss": loss, "hits": "5", "n": 4, "by": groups}] * len(STUDY["lengths"])
+    figures = {"top1": top1, "loss": loss, "hits": "5", "n": 4, "by": groups}
+    measured = [{"length": factor} | figures for factor in STUDY["lengths"]]
     about = {"state_bytes": 4, "parameters": 9, "cpu_seconds": 6.0, "steps": 3}
     return job._asdict() | {
         "times": job.steps,
@@ -29,23 +31,25 @@ def row(job, top1=0.5, curve=(0.7, 0.7), loss=1.0, diverged_at=None):
 
 
 def test_the_order_of_the_study(tmp_path):
+    study = copy.deepcopy(STUDY)
+    study["tasks"]["flash-recall"]["times"] = [1, 2]
     rows, seen = [], []
-    variants = [v for v, own in STUDY["variants"].items() if "tasks" not in own]
+    variants = [v for v, own in study["variants"].items() if "tasks" not in own]
     for variant in variants:  # where the search begins
         best = 1.2e-2 if variant == "GRU" else 3.0e-3
-        choice = [fair.Job("flash-order-16", variant, 100, rate) for rate in STUDY["rates"]]
+        choice = [fair.Job("flash-order-16", variant, 100, rate) for rate in study["rates"]]
         rows += [row(job, 0.9 if job.rate == best else 0.8) for job in choice]
-    while (job := next(fair.jobs(STUDY, rows, "flash-recall"), None)) is not None:
+    while (job := next(fair.jobs(study, rows, "flash-recall"), None)) is not None:
         seen.append(job)
         top1 = {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}.get(job.rate, 0.4)
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
     # of GRU's 6e-3, 1.2e-2 and 2.4e-2 the first is best, so 3e-3 comes, then 1.5e-3
-    trials = 3 * len(STUDY["first"]) + 2
-    many = trials + 3 * len(STUDY["first"]) + 3  # three seeds; Mamba-2 thrice more
+    trials = 3 * len(study["first"]) + 2
+    many = trials + 3 * len(study["first"]) + 3  # three seeds; Mamba-2 thrice more
     first, others = seen[:many], seen[many:]
-    rest = [v for v in variants if v not in STUDY["first"]]
-    for part, names, number in ((first, STUDY["first"], trials), (others, rest, 3 * len(rest))):
+    rest = [v for v in variants if v not in study["first"]]
+    for part, names, number in ((first, study["first"], trials), (others, rest, 3 * len(rest))):
         assert {job.variant for job in part} == set(names)
         tried, reported = part[:number], part[number:]
         assert {(job.task, job.seed) for job in tried} == {("flash-recall-four", 100)}
@@ -56,17 +60,17 @@ def test_the_order_of_the_study(tmp_path):
     assert of_gru == [6e-3, 1.2e-2, 2.4e-2, 3e-3, 1.5e-3]
     longer = [job for job in seen if job.steps == 2]
     assert [(job.variant, job.seed) for job in longer] == [("Mamba-2", seed) for seed in (0, 1, 2)]
-    assert 100 not in STUDY["seeds"]
-    assert [r["times"] for r in fair.reported(STUDY, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
-    text = fair_report.table(STUDY, rows)
+    assert 100 not in study["seeds"]
+    assert [r["times"] for r in fair.reported(study, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
+    text = fair_report.table(study, rows)
     assert "## flash-recall: reported seeds" in text
     assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | - | - | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
-    assert "| GRU | 0.003 | 2 |" in fair_report.table(STUDY, fewer)
+    assert "| GRU | 0.003 | 2 |" in fair_report.table(study, fewer)
     page = tmp_path / "recall.md"
     page.write_text("Before.\n<!-- rows of flash-recall -->\nold\n<!-- end of flash-recall -->\nAfter.\n")
-    fair_report.publish(STUDY, rows, tmp_path / "fair.md")
+    fair_report.publish(study, rows, tmp_path / "fair.md")
     assert page.read_text().startswith("Before.\n<!-- rows of flash-recall -->\n| layer | rate | seeds | 64 frames |")
     assert (
         "| 512 frames | pairs: 1 (64 frames) | pairs: 4 (64 frames) | pairs: 16 (64 frames) | minus" in page.read_text()
@@ -104,12 +108,26 @@ def test_a_rate_is_chosen_by_all_lengths():
     """At the length of training many rates reach 1.0, and not all of them carry as far."""
     jobs = [fair.Job("flash-order-16", "GRU", 100, rate) for rate in STUDY["rates"]]
     rows = [row(job, 0.8) for job in jobs]
-    rows[2]["measured"] = [rows[2]["measured"][0] | {"top1": top1} for top1 in (1.0, 0.9, 0.7, 0.5)]
-    rows[3]["measured"] = [rows[3]["measured"][0] | {"top1": top1} for top1 in (0.95, 0.9, 0.85, 0.8)]
+    by_length(rows[2], 1.0, 0.9, 0.7, 0.5)
+    by_length(rows[3], 0.95, 0.9, 0.85, 0.8)
     assert fair.chosen_rate(STUDY, rows, "flash-order", "GRU") == STUDY["rates"][3]
     other = row(jobs[0]._replace(rate=9.0), 1.0)  # of a study that had other rates
     assert fair.chosen_rate(STUDY, [*rows, other], "flash-order", "GRU") == STUDY["rates"][3]
     assert fair.chosen_rate(STUDY, [*rows[1:], other], "flash-order", "GRU") is None
+
+
+def test_a_rate_of_recall_is_chosen_at_the_length_of_training():
+    """Where no pair is learned, what the values alone give holds on longer clips, too."""
+    rows = [row(fair.Job("flash-order-16", "GRU", 100, rate), 0.8) for rate in STUDY["rates"]]
+    rows += [row(fair.Job("flash-recall-four", "GRU", 100, rate), 0.3) for rate in STUDY["rates"]]
+    by_length(rows[-3], 0.41, 0.41, 0.41, 0.41)
+    by_length(rows[-2], 0.9, 0.2, 0.1, 0.1)
+    assert fair.chosen_rate(STUDY, rows, "flash-recall", "GRU") == STUDY["rates"][-2]
+
+
+def by_length(row, *accuracies):
+    for measured, top1 in zip(row["measured"], accuracies, strict=True):
+        measured["top1"] = top1
 
 
 def test_layers_have_equal_parameters_and_state(capsys):
@@ -150,10 +168,11 @@ def test_the_published_tables_are_those_of_the_rows(tmp_path):
     assert rows
     assert all(len(row["commit"]) == 12 and row["torch"] for row in rows)
     assert len({fair.job_of(row) for row in rows}) == len(rows)
-    for row in rows:  # what is not in the table, but made of the same bits
-        assert sum(fair._hits(row["measured"][0])) / row["measured"][0]["n"] == pytest.approx(
-            row["measured"][0]["top1"], abs=5e-5
-        )
+    for row in rows:  # what is not in the table, but made of the same clips
+        measured = row["measured"][0]
+        figure = "error" if fair.predicts(row) else "top1"
+        of_clips = statistics.mean(fair.by_clip(row | {"measured": [measured]}))
+        assert of_clips == pytest.approx(measured[figure], abs=5e-5)
 
 
 @pytest.mark.parametrize("page", ["docs/results/length.md", "docs/results/index.md", "README.md"])
@@ -194,7 +213,7 @@ def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
         assert small.Partial(file, "a").load(again, None) == ([], 0.0, 0.0)
 
 
-def test_prediction_is_compared_by_errors(tmp_path):
+def test_prediction_is_compared_by_errors(tmp_path, monkeypatch, capsys):
     """The least error is the best rate; a loss that falls no more is flat; clips are paired."""
     task = STUDY["tasks"]["revisit"] | {"steps": 2, "val": 2, "measured": 60, "times": [1]}
     study = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
@@ -223,6 +242,14 @@ def test_prediction_is_compared_by_errors(tmp_path):
     assert figure["series"]["GRU"]["mean"] == [measured["by_lap"][lap] for lap in (0, 1, 3)]
     fair_report.publish(study, rows, tmp_path / "fair.md")
     assert (tmp_path / "fair-revisit.png").exists()
+    files = [tmp_path / "study.yaml", tmp_path / "rows.jsonl"]
+    files[0].write_text(yaml.safe_dump(study))
+    files[1].write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    monkeypatch.setattr(sys, "argv", ["fair", "--study", str(files[0]), "--rows", str(files[1])])
+    fair.main()  # trains the one that is missing
+    last = small.read_rows(files[1])[-1]
+    error = last["measured"][0]["error"]
+    assert f"variant='TTT-MLP', seed=0, rate=0.001, steps=1) [{error}]" in capsys.readouterr().out
     curves = {(1.0, 0.95): True, (1.0, 0.85): False}
     assert {curve: fair.is_flat(study, real | {"curve": list(curve)}) for curve in curves} == curves
 
