@@ -2,10 +2,13 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import authors, cost, layer
+from tttvideo.ttt.convert import from_ttt_lm
 
 
 def test_figures_of_every_layer(tmp_path, monkeypatch, capsys):
@@ -55,6 +58,49 @@ def test_the_authors_code_is_given(text, said, tmp_path, monkeypatch, capsys):
         authors.main()
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+class Theirs:
+    """Stands for the authors' layer: ours, with their names of weights, and ``offset`` added to its outputs."""
+
+    offset, calls = 0.0, 0
+
+    def __init__(self, config, layer_idx):
+        dim, heads = config.hidden_size, config.num_attention_heads
+        shapes = {"W1": (heads, 64, 64), "b1": (heads, 1, 64), "learnable_token_idx": (16,)}
+        shapes |= {f"ttt_norm_{name}": (heads, 64) for name in ("weight", "bias")}
+        shapes |= {"learnable_ttt_lr_weight": (heads, 1, dim), "learnable_ttt_lr_bias": (heads, 1)}
+        shapes |= {f"{name}_proj.weight": (dim, dim) for name in "qkvo"}
+        shapes |= {f"post_norm.{name}": (dim,) for name in ("weight", "bias")}
+        self.tensors = {name: 0.1 * torch.randn(shape) for name, shape in shapes.items()}
+        ours = from_ttt_lm(self.tensors, num_heads=heads, mini_batch_size=16, base_lr=config.ttt_base_lr)
+        self.layer = ours.layer
+
+    def named_parameters(self):
+        return self.tensors.items()
+
+    def __call__(self, x, position_ids):
+        type(self).calls += 1
+        return self.layer(x)[0] + self.offset
+
+
+def test_two_layers_take_turns(monkeypatch):
+    """Their time over ours, whichever began; layers that differ are not compared."""
+    module = SimpleNamespace(TTTConfig=SimpleNamespace, TTTLinear=Theirs, TTTMLP=Theirs)
+    case, began = authors.Case("train", "linear", 1, 32, 2), []
+
+    def seconds(run):
+        before = Theirs.calls
+        run()
+        began.append(Theirs.calls > before)
+        return 3.0 if began[-1] else 2.0
+
+    monkeypatch.setattr(authors, "processor_seconds", seconds)
+    assert authors.compare(module, case, 2) == {"theirs": 3.0, "ours": 2.0, "ratio": 1.5}
+    assert began == [True, False, False, True]
+    monkeypatch.setattr(Theirs, "offset", 1e-3)
+    with pytest.raises(AssertionError, match="the two layers differ by 0.001"):
+        authors.compare(module, case, 1)
 
 
 def test_a_prefill_that_would_take_too_long_is_skipped():
