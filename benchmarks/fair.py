@@ -118,30 +118,36 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
-    """Trials that a task's rate still waits for: all rates; or, where the study names a task to ``begin`` with and
-    this is another, first those of that task, then the rate that was chosen there and its neighbours, until the best
-    one's neighbours were tried."""
-    rates, trial, begin = study["rates"], study["choice"][task], study.get("begin")
+    """Trials that a task's rate still waits for: all ``rates``, or, where the study names another task to ``begin``
+    with, the rate that was chosen there and its neighbours. If it names one, the neighbours of the best so far are
+    tried after these, ``wider`` rates among them, until both were."""
+    trial, begin = study["choice"][task], study.get("begin")
     tried = trials(study, rows, task, variant)
-    done = {row["rate"] for row in tried}
-    if begin is not None and begin != trial:
+    done, rates = {row["rate"] for row in tried}, study["rates"]
+    if begin not in (None, trial):
         if (start := chosen_rate(study, rows, begin, variant)) is None:
             return untried(study, rows, begin, variant)
-        if done.issuperset(_near(rates, start)):
-            start = _best(study, tried)["rate"]
-        rates = _near(rates, start)
+        rates = _near(study, start)
+    if begin is not None and done.issuperset(rates):
+        rates = _near(study, _best(study, tried)["rate"])
     return [Job(trial, variant, study["choice_seed"], rate) for rate in rates if rate not in done]
 
 
-def _near(rates: list[float], rate: float) -> list[float]:
+def all_rates(study: dict[str, Any]) -> list[float]:
+    """Every rate that may be tried, rising."""
+    return sorted(study["rates"] + study.get("wider", []))
+
+
+def _near(study: dict[str, Any], rate: float) -> list[float]:
     """A rate and its neighbours."""
+    rates = all_rates(study)
     at = rates.index(rate)
     return rates[max(at - 1, 0) : at + 2]
 
 
 def trials(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
     """Rows of the choice of a task's rate, at the rates of the study."""
-    wanted = [Job(study["choice"][task], variant, study["choice_seed"], rate) for rate in study["rates"]]
+    wanted = [Job(study["choice"][task], variant, study["choice_seed"], rate) for rate in all_rates(study)]
     return [row for row in rows if job_of(row) in wanted]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.design import suite_of
-from benchmarks.fair import BASE, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
+from benchmarks.fair import BASE, all_rates, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
 from benchmarks.small import VAL_SEED, fill_page
 from tttvideo.evaluation.plots import plot_lines
 
@@ -57,11 +57,12 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         "|---|---|---|" + "---|" * (len(heads) + 4),
     ]
     digits = 4 if "measured" in study["tasks"][task] else 3
+    lowest, *_, highest = all_rates(study)
     for variant, own in best.items():
         cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
         long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
         long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
-        edge = {study["rates"][0]: " (smallest tried)", study["rates"][-1]: " (largest tried)"}.get(own[0]["rate"], "")
+        edge = {lowest: " (smallest tried)", highest: " (largest tried)"}.get(own[0]["rate"], "")
         text.append(
             f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
             f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
@@ -153,10 +154,10 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
             tried = {row["rate"]: row for row in rows if job_of(row)[:3] == (trial, variant, study["choice_seed"])}
             if tried:
                 best = chosen_rate(study, rows, task, variant)
-                cells = [_trial(tried[rate]) if rate in tried else "-" for rate in study["rates"]]
+                cells = [_trial(tried[rate]) if rate in tried else "-" for rate in all_rates(study)]
                 lines.append(f"| {variant} | {' | '.join(cells)} | {'-' if best is None else f'{best:g}'} |")
         if lines:
-            heads = " | ".join(f"{rate:g}" for rate in study["rates"])
+            heads = " | ".join(f"{rate:g}" for rate in all_rates(study))
             text += [f"## {trial}: the choice of the rate (seed {study['choice_seed']})\n"]
             steps = study["tasks"][trial]["steps"]
             what = "Accuracy, mean over all lengths (at the length of training)"
@@ -164,7 +165,7 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
                 what = "Mean squared error of all laps after the first"
             text += [f"{what}. {steps} steps.\n"]
             text += [f"| layer | {heads} | chosen |"]
-            text += ["|---|" + "---|" * (len(study["rates"]) + 1), *lines, ""]
+            text += ["|---|" + "---|" * (len(all_rates(study)) + 1), *lines, ""]
     return text
 
 

@@ -99,7 +99,7 @@ def test_two_layers_take_turns(monkeypatch):
     assert authors.compare(module, case, 2) == {"theirs": 3.0, "ours": 2.0, "ratio": 1.5}
     assert began == [True, False, False, True]
     monkeypatch.setattr(Theirs, "offset", 1e-3)
-    with pytest.raises(AssertionError, match="the two layers differ by 0.001"):
+    with pytest.raises(AssertionError, match=r"the two layers differ by 0\.001"):
         authors.compare(module, case, 1)
 
 

@@ -64,7 +64,7 @@ def test_the_order_of_the_study(tmp_path):
     assert [r["times"] for r in fair.reported(study, rows, "flash-recall", "Mamba-2")] == [2, 2, 2]
     text = fair_report.table(study, rows)
     assert "## flash-recall: reported seeds" in text
-    assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | - | - | 0.003 |" in text
+    assert "| Mamba-2 | 0.500 (0.500) | 0.900 (0.900) | 0.900 (0.900) | - | - | - | - | 0.003 |" in text
     assert "+0.000 (" in text
     fewer = [r for r in rows if (r["variant"], r["seed"]) != ("GRU", 2)]  # compared on the two seeds that both have
     assert "| GRU | 0.003 | 2 |" in fair_report.table(study, fewer)
@@ -102,6 +102,19 @@ def test_a_rate_that_diverged_is_not_chosen():
     assert fair.chosen_rate(STUDY, rows[:2], "flash-order-16", "GRU") is None
     for task in ("flash-order-16", "flash-order"):
         assert fair.chosen_rate(STUDY, rows, task, "GRU") == 3.0e-3
+
+
+def test_a_largest_rate_is_not_the_best_before_a_larger_one_was_tried():
+    rows, tried = [], []
+    while (job := next(fair.jobs(STUDY, rows, "flash-order"), fair.Job("", "", 0, 0))).variant == STUDY["first"][0]:
+        if job.seed != 100:
+            break
+        tried.append(job.rate)
+        rows.append(row(job, {2.4e-2: 0.8, 4.8e-2: 0.9}.get(job.rate, 0.5)))
+    assert tried == [*STUDY["rates"], 4.8e-2, 9.6e-2]
+    assert fair.chosen_rate(STUDY, rows, "flash-order", STUDY["first"][0]) == 4.8e-2
+    (line,) = [line for line in fair_report.rates(STUDY, rows) if line.startswith(f"| {STUDY['first'][0]} |")]
+    assert line.endswith("| 0.900 (0.900) | 0.500 (0.500) | 0.048 |")
 
 
 def test_a_rate_is_chosen_by_all_lengths():
