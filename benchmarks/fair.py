@@ -89,12 +89,13 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
-                for steps in study["tasks"][task]["times"]:
+                times = study["tasks"][task]["times"]
+                for steps in times:
                     job = Job(task, variant, seed, rate, steps)
                     if job not in done:
                         yield job
                         break
-                    if is_flat(study, done[job]):
+                    if steps == times[-1] or is_flat(study, done[job]):
                         break
 
 
@@ -156,8 +157,8 @@ def _best(study: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, Any]:
     of equals the one with the smaller loss), or the least error of prediction; one that diverged comes last."""
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
-        at = study["tasks"][row["task"]].get("chosen_at", study["lengths"])
-        own = row | {"measured": [m for m in row["measured"] if m.get("length", 1) in at]}
+        at = study["tasks"][row["task"]].get("chosen_at")
+        own = row | {"measured": [m for m in row["measured"] if at is None or m["length"] in at]}
         good = (-mean(own, "error"), 0.0) if predicts(own) else (mean(own, "top1"), -mean(own, "loss"))
         return row["diverged_at"] is None, *good
 

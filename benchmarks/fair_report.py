@@ -163,6 +163,8 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
             what = "Accuracy, mean over all lengths (at the length of training)"
             if "measured" in study["tasks"][trial]:
                 what = "Mean squared error of all laps after the first"
+            if "chosen_at" in study["tasks"][trial]:
+                what += ", by which the rate is chosen here"
             text += [f"{what}. {steps} steps.\n"]
             text += [f"| layer | {heads} | chosen |"]
             text += ["|---|" + "---|" * (len(all_rates(study)) + 1), *lines, ""]
