@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.fair import Job, all_rates, chosen_rate, difference, jobs, reported
 from benchmarks.small import ROOT, append_row, commit, fill_page, hexadecimal, read_rows, read_study
 from tttvideo.arguments import to_yaml
+from tttvideo.evaluation.plots import plot_lines
 from tttvideo.training.arguments import parse
 from tttvideo.training.loop import NonFinite
 from tttvideo.training.run import Run
@@ -58,6 +59,8 @@ def main() -> None:
     file = options.rows or ROOT / study["rows"]
     if options.table:
         fill_page(options.table, {file.name: f"{table(study, read_rows(file))}\n"})
+        if (chart := drawn(study, read_rows(file))) is not None and options.study == STUDY:
+            plot_lines(options.table.with_name("real-videos.png"), chart)
         return
     if not (options.videos and options.cache):
         parser.error("--videos and --cache are needed, but for --table")
@@ -291,6 +294,21 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                 cells += [f"{statistics.median(row['cpu_seconds'] for row in finished):.0f}"]
             text.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def drawn(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The figure of the reported seeds for ``plot_lines``: accuracy of every layer on every set, mean and range; None
+    before each set has all its layers."""
+    series = {}
+    for variant in study["variants"]:
+        own = [[row["measured"][0]["top1"] for row in reported(study, rows, task, variant)] for task in study["choice"]]
+        if not all(own):
+            return None
+        about = {"run": variant, "control": "", "mean": list(map(statistics.mean, own))}
+        series[variant] = about | {"low": list(map(min, own)), "high": list(map(max, own))}
+    title = "Frozen EfficientNet-Lite0, each layer at its own learning rate: mean and range over seeds"
+    axis = {"x": list(study["choice"]), "x_label": "set", "numeric": False, "joined": False, "ceiling": []}
+    return {"title": title, "series": series, "chance": 1 / 6, **axis}  # both have six classes
 
 
 def pooled(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -1,5 +1,7 @@
 """The study over frozen features: its settings exist, held-out clips are not learned from, tables of made-up rows."""
 
+import re
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import frozen, small
-from benchmarks.fair import Job, jobs
+from benchmarks.fair import Job, jobs, reported
 from tttvideo.training.arguments import parse
 
 STUDIES = [frozen.STUDY, frozen.STUDY.with_name("frozen-ut6.yaml"), frozen.STUDY.with_name("frozen-few.yaml")]
@@ -93,7 +95,10 @@ def test_tables():
     assert {r["seed"] for r in rows if r["task"] == "ut6-part"} == {100}
     text = frozen.table(study, rows)
     assert "| GRU | - | - | 0.500 | 0.750 | 0.500 | - | - | 0.003 | 3 | 0.750 (0.750-0.750) | +0.250 (" in text
-    assert "| TTT-MLP | - | 0.500 | 0.500 | 0.500 | 0.500 | - | - | 0.001 | 3 | 0.500 (0.500-0.500) | - | 1.000 | 9 | 6 |" in text
+    assert (
+        "| TTT-MLP | - | 0.500 | 0.500 | 0.500 | 0.500 | - | - | 0.001 | 3 | 0.500 (0.500-0.500) | - | 1.000 | 9 | 6 |"
+        in text
+    )
     study, rows = small.read_study(STUDIES[1]), []
     while (job := next(jobs(study, rows), None)) is not None:
         rows.append(row(job, 0.75 if job.variant == "Mixup" else 0.5))
@@ -115,3 +120,22 @@ def test_the_page_holds_what_the_rows_say(file):
     page = (small.ROOT / "docs" / "results" / "frozen.md").read_text(encoding="utf-8")
     published = page.split(f"<!-- rows of {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0]
     assert published == f"{frozen.table(study, small.read_rows(small.ROOT / study['rows']))}\n"
+
+
+@pytest.mark.parametrize("page", ["frozen.md", "real-videos.md"])
+def test_figures_in_words_are_those_of_the_rows(page):
+    study = small.read_study(STUDIES[0])
+    rows = small.read_rows(small.ROOT / study["rows"])
+    text = (small.ROOT / "docs" / "results" / page).read_text(encoding="utf-8")
+    means = {
+        variant: statistics.mean(r["measured"][0]["top1"] for r in reported(study, rows, "order3", variant))
+        for variant in study["variants"]
+    }
+    said = dict(
+        re.findall(r"(TTT-MLP|attention|Gated DeltaNet) (0\.\d\d)\b", text.split("(level)")[0].split("are level")[0])
+    )
+    assert said == {variant: f"{means[variant]:.2f}" for variant in ("TTT-MLP", "attention", "Gated DeltaNet")}
+    assert re.search(r"(?:frames \(|\(level\) against )(0\.\d\d)", text)[1] == f"{means['mean']:.2f}"
+    assert (small.ROOT / "docs" / "results" / "real-videos.png").exists()
+    chart = frozen.drawn(study, rows)
+    assert chart["series"]["mean"]["mean"][chart["x"].index("order3")] == means["mean"]
