@@ -232,7 +232,7 @@ def test_prediction_is_compared_by_errors(tmp_path, monkeypatch, capsys):
     """The least error is the best rate; a loss that falls no more is flat; clips are paired."""
     task = STUDY["tasks"]["revisit"] | {"steps": 2, "val": 2, "measured": 60, "times": [1]}
     study = STUDY | {"tasks": {"revisit": task}, "choice": {"revisit": "revisit"}, "laps": [0, 1, 3], "first": []}
-    study |= {"rates": [1e-3, 2e-3], "begin": None, "seeds": [0]}
+    study |= {"rates": [1e-3, 2e-3], "wider": [], "begin": None, "seeds": [0]}
     study["variants"] = {"TTT-MLP": {}, "GRU": STUDY["variants"]["GRU"]}
     real = fair.run(study, fair.Job("revisit", "GRU", 100, 1e-3))
     measured = real["measured"][0]
@@ -272,6 +272,7 @@ def test_prediction_is_compared_by_errors(tmp_path, monkeypatch, capsys):
 def test_two_steps_and_on_from_there(tmp_path, monkeypatch, capsys):
     small_study = STUDY | {
         "rates": [1e-3, 2e-3],
+        "wider": [],
         "begin": None,
         "seeds": [0],
         "lengths": [1, 2],

@@ -53,6 +53,32 @@ def test_a_half_is_noticed_whatever_the_container(tmp_path, name, codec, options
     assert read(half)[2] == []  # once
 
 
+def test_bytes_that_look_like_another_stream_swallow_no_frame(tmp_path):
+    """A few missing bytes of an FLV file made one tag of all that follows: a stream of another codec, weeks later."""
+    whole = write(tmp_path / "a.flv", moving(60), "libx264")
+    data, at, tags = bytearray(whole.read_bytes()), 13, []
+    while at < len(data):
+        tags.append(at)
+        at += 11 + int.from_bytes(data[at + 1 : at + 4], "big") + 4
+    at = tags[len(tags) // 2]
+    assert data[at] == 9, "a tag of pictures"
+    size = len(data) - at - 15
+    data[at + 1 : at + 4], data[-4:] = size.to_bytes(3, "big"), (size + 11).to_bytes(4, "big")
+    data[at + 4 : at + 8] = bytes([0x86, 0x1A, 0x9C, 0xDD])  # the time, in milliseconds
+    data[at + 11] = 0x12  # a key frame of Sorenson's codec
+    damaged = tmp_path / "b.flv"
+    damaged.write_bytes(data)
+    with av.open(str(damaged)) as container:
+        packets = [packet for packet in container.demux() if packet.size]
+    ends = {packet.stream_index: float(packet.pts * packet.time_base) for packet in packets}
+    assert sorted(ends) == [0, 1]
+    assert ends[1] > 1e6
+    frames, _, notes = read(damaged)
+    assert 20 < len(frames) < 40
+    assert len(notes) == 2, "a second stream, and that frames are missing"
+    assert f"only the first {len(frames)} of 6" in notes[1]
+
+
 def test_a_transport_stream_cut_between_two_of_its_packets(tmp_path):
     """Nothing is cut through; but pictures that others refer to come before those that are shown earlier."""
     whole = write(tmp_path / "a.ts", moving(60), options={"bf": "3", "b-adapt": "0"}, gop=60)

@@ -23,8 +23,8 @@ class Reached(NamedTuple):
     """End of the last packet in the stream's own unit; in an AVI this is a number of frame slots."""
     film_end: float
     """Seconds at which the last frame ends, on the container's clock."""
-    end: float
-    """The same of the last packet of any stream."""
+    ends: tuple[float, ...]
+    """The same of the last packet of every stream."""
     longest: float
     """Longest time between two frames, seconds."""
     bytes_end: int
@@ -44,13 +44,19 @@ def announced(container: Any, stream: Any, path: str, reached: Reached, rate: fl
     slack = max(0.5, 1.5 * reached.longest)
     if kind in ("asf", "flv"):
         duration = (container.duration or 0) / 1e6 + _start(container)
-        cut = duration - reached.end > slack or (kind == "asf" and _asf_size(path) > os.path.getsize(path))
+        cut = duration - _end(reached, duration) > slack or (kind == "asf" and _asf_size(path) > os.path.getsize(path))
         return cut, round((duration - _start(container)) * rate) if cut else 0
     if kind == "ogg":
         return not _ogg_ends(path), 0
     if kind == "mpegts":
         return _ends_in_a_packet(path), 0
     return reached.count + reached.empty < stream.frames, stream.frames
+
+
+def _end(reached: Reached, duration: float) -> float:
+    """Seconds at which the last packet of any stream ends. A stream far beyond the stated length is none: a few damaged
+    bytes can look like one, at any time, and swallow the rest of the file."""
+    return max(reached.film_end, *(end for end in reached.ends if end <= 2 * duration), 0.0)
 
 
 def _start(container: Any) -> float:
@@ -121,7 +127,7 @@ def _matroska(container: Any, stream: Any, path: str, reached: Reached, rate: fl
     duration = (container.duration or 0) / 1e6
     tagged = _duration_tag(stream)  # of this track, counted from time 0; audio can be longer
     if tagged is None:
-        cut, tagged = duration - reached.end > max(0.5, 1.5 * reached.longest), duration
+        cut, tagged = duration - _end(reached, duration) > max(0.5, 1.5 * reached.longest), duration
     else:
         cut = tagged - reached.film_end > max(0.1, 1.5 * reached.longest)
     cut = cut or _segment_end(path) > os.path.getsize(path) or _block_is_cut(path, reached.bytes_end)

@@ -353,7 +353,7 @@ def _damage(film: Film, path: str, packets: _Packets, stamps: np.ndarray, base: 
         corrupt=packets.corrupt,
         slots=packets.slots,
         film_end=packets.ends.get(film.stream.index, 0.0),
-        end=max(packets.ends.values(), default=0.0),
+        ends=tuple(packets.ends.values()),
         longest=float(steps.max()) * base if len(steps) else 0.0,
         bytes_end=packets.bytes_end,
     )
