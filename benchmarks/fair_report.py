@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,16 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         "|---|---|---|" + "---|" * (len(heads) + 4),
     ]
     digits = 4 if "measured" in study["tasks"][task] else 3
-    lowest, *_, highest = all_rates(study)
+    tried = all_rates(study)
     for variant, own in best.items():
         cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
         long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
         long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
-        edge = {lowest: " (smallest tried)", highest: " (largest tried)"}.get(own[0]["rate"], "")
+        edge = {tried[0]: " (smallest tried)", tried[-1]: " (largest tried)"}.get(own[0]["rate"], "")
         text.append(
             f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
             f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
-            f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost(own):.3f} |"
+            f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost(rows, task, variant):.3f} |"
         )
     return [*text, ""]
 
@@ -78,18 +79,20 @@ def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     text = [f"| layer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for variant in dict.fromkeys(variant for best in tasks.values() for variant in best):
         cells = []
-        for best in tasks.values():
+        for task, best in tasks.items():
             own, base = best.get(variant), best.get(BASE)
             cells.append(f"{own[0]['state_bytes']:,}" if own else "")
-            cells.append(f"{cost(own):.3f}" if own else "")
-            cells.append(f"{cost(own) / cost(base):.2f}" if own and base else "")
+            step = cost(rows, task, variant) if own else math.nan
+            cells.append(f"{step:.3f}" if own else "")
+            cells.append(f"{step / cost(rows, task, BASE):.2f}" if own and base else "")
         text.append(f"| {variant} | {' | '.join(cells)} |")
     return [*text, ""]
 
 
-def cost(rows: list[dict[str, Any]]) -> float:
-    """Processor seconds of a training step."""
-    return statistics.median(row["cpu_seconds"] / row["steps"] for row in rows)
+def cost(rows: list[dict[str, Any]], task: str, variant: str) -> float:
+    """Processor seconds of a training step: the median over all seeds and rates, which do not change it."""
+    own = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+    return statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
 
 
 def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, Any] | None:

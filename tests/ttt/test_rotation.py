@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tttvideo.ttt import primitives
 
+as_complex = primitives._as_complex
 LAYOUTS = {
     "side by side": lambda x: x,
     "heads behind time": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
@@ -21,9 +23,12 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pairs_are_turned(layout, batched, compiling, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    complex_numbers = []
+    monkeypatch.setattr(primitives, "_as_complex", lambda x: complex_numbers.append(x) or as_complex(x))
     x = LAYOUTS[layout](torch.randn(3, 2, 5, 6, dtype=torch.float64)).requires_grad_()
     positions = torch.randint(0, 1000, (3, 5) if batched else (5,))
     (y,) = primitives.rotate(positions, 100.0, x)
+    assert bool(complex_numbers) != compiling
     angle = positions[..., None] * 100.0 ** -(torch.arange(3, dtype=torch.float64) / 3)
     turns = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
     turns = turns[:, None] if batched else turns
@@ -41,3 +46,16 @@ def test_other_numbers_stay_as_they_are(dtype):
     (y,), (precise,) = (primitives.rotate(torch.arange(4), 100.0, z) for z in (x.to(dtype), x))
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), precise, rtol=0, atol=0.05)
+
+
+def test_what_is_recorded_or_transformed_has_no_complex_numbers():
+    x = torch.randn(3, 65, dtype=torch.float64)
+
+    def turned(row):
+        return primitives.rotate(torch.arange(4), 100.0, row[:64].view(2, 4, 8))[0]
+
+    rows = torch.stack([turned(row) for row in x])
+    torch.testing.assert_close(torch.vmap(turned)(x), rows, rtol=0, atol=1e-14)  # whose rows lie at odd distances
+    graph = make_fx(turned)(x[0])
+    torch.testing.assert_close(graph(x[1]), rows[1], rtol=0, atol=1e-14)
+    assert "complex" not in graph.code

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from .derivatives import transformed
 from .interface import Layout
 
 
@@ -92,6 +94,8 @@ def rotate_parts(
 def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
     """Rotary position embedding in interleaved pairs (paper, appendix; RoFormer, equation 34).
 
+    On a CPU the last bit of a token may depend on how many stand beside it.
+
     Args:
         positions: [T] or [B, T], any dtype.
         theta: base of the geometric progression of wavelengths.
@@ -101,7 +105,7 @@ def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
     cos, sin = rotation(positions, theta, like.shape[-1], like.device, like.dtype)
     if cos.dim() == 3:
         cos, sin = cos[:, None], sin[:, None]
-    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+    if like.device.type == "cpu" and {x.dtype for x in tensors} <= {torch.float32, torch.float64} and not _recorded():
         turns = torch.complex(cos, sin)  # 2 to 5 times as fast as with strided halves; what follows wants heads apart
         return [torch.view_as_real(_as_complex(x) * turns).flatten(-2).contiguous() for x in tensors]
     rotated = []
@@ -109,6 +113,12 @@ def rotate(positions: Tensor, theta: float, *tensors: Tensor) -> list[Tensor]:
         even, odd = x[..., 0::2], x[..., 1::2]
         rotated.append(torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2))
     return rotated
+
+
+def _recorded() -> bool:
+    """True where operators are recorded or transformed, not computed; what is recorded is to run anywhere, and complex
+    numbers do not."""
+    return transformed() or get_proxy_mode() is not None
 
 
 def _as_complex(x: Tensor) -> Tensor:
