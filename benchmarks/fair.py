@@ -6,8 +6,8 @@
 The second one writes that page from the rows, figures beside it, and the tables of the other pages in its folder. One
 thread, one training after another. Of each task five layers come first, then the others: each at several rates on the
 seed of the choice, then, at the best rate there, on the reported seeds; where training was not flat at its end, again
-with more steps, if the task allows more. Each finished row is appended to a JSONL file at once, and skipped when the study is started again; a
-training that was broken off goes on from its last minute, at the same commit.
+with more steps, if its task allows more. Each finished row is appended to a JSONL file at once, and skipped when the
+study is started again; a training that was broken off goes on from its last minute, at the same commit.
 """
 
 from __future__ import annotations

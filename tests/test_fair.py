@@ -130,7 +130,7 @@ def test_a_rate_is_chosen_by_all_lengths():
 
 
 def test_a_rate_of_recall_is_chosen_at_the_length_of_training():
-    """Where no pair is learned, what the values alone give holds on longer clips, too."""
+    """Over all lengths a rate that has learned no pair can be ahead of one that has."""
     rows = [row(fair.Job("flash-order-16", "GRU", 100, rate), 0.8) for rate in STUDY["rates"]]
     rows += [row(fair.Job("flash-recall-four", "GRU", 100, rate), 0.3) for rate in STUDY["rates"]]
     by_length(rows[-3], 0.41, 0.41, 0.41, 0.41)
