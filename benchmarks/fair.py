@@ -120,8 +120,8 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
     """Trials that a task's rate still waits for: all ``rates``, or, where the study names another task to ``begin``
-    with, the rate that was chosen there and its neighbours. If it names one, the neighbours of the best so far are
-    tried after these, ``wider`` rates among them, until both were."""
+    with, the rate that was chosen there and its neighbours; after these the neighbours of the best so far, ``wider``
+    rates among them, until both were tried."""
     trial, begin = study["choice"][task], study.get("begin")
     tried = trials(study, rows, task, variant)
     done, rates = {row["rate"] for row in tried}, study["rates"]
@@ -129,7 +129,7 @@ def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varian
         if (start := chosen_rate(study, rows, begin, variant)) is None:
             return untried(study, rows, begin, variant)
         rates = _near(study, start)
-    if begin is not None and done.issuperset(rates):
+    if done.issuperset(rates):
         rates = _near(study, _best(study, tried)["rate"])
     return [Job(trial, variant, study["choice_seed"], rate) for rate in rates if rate not in done]
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.fair import Job, chosen_rate, difference, jobs, reported
+from benchmarks.fair import Job, all_rates, chosen_rate, difference, jobs, reported
 from benchmarks.small import ROOT, append_row, commit, fill_page, hexadecimal, read_rows, read_study
 from tttvideo.arguments import to_yaml
 from tttvideo.training.arguments import parse
@@ -261,12 +261,12 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     text: list[str] = []
     base = next(iter(study["variants"]))
     for task, trial in study["choice"].items():
-        rates = " | ".join(f"{rate:g}" for rate in study["rates"])
+        rates = " | ".join(f"{rate:g}" for rate in all_rates(study))
         text += [
             f"\n**{task}**{'' if trial.startswith(task) else f', at the rates of {trial}'}\n",
             f"| layer | {rates} | chosen | seeds | val top-1 (min-max) | minus {base} | train top-1 | parameters "
             "| CPU s |",
-            "|---|" + "---|" * (len(study["rates"]) + 7),
+            "|---|" + "---|" * (len(all_rates(study)) + 7),
         ]
         for variant in study["variants"]:
             tried = {
@@ -276,7 +276,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             }
             if not tried:
                 continue
-            cells = [f"{tried[rate]:.3f}" if rate in tried else "-" for rate in study["rates"]]
+            cells = [f"{tried[rate]:.3f}" if rate in tried else "-" for rate in all_rates(study)]
             best = chosen_rate(study, rows, task, variant)
             cells += ["-" if best is None else f"{best:g}"]
             finished = reported(study, rows, task, variant)
