@@ -94,7 +94,9 @@ def test_tables():
         rows.append(row(job, 0.75 if (job.variant, job.rate) == ("GRU", 0.003) else 0.5))
     assert {r["seed"] for r in rows if r["task"] == "ut6-part"} == {100}
     text = frozen.table(study, rows)
-    assert "| GRU | - | - | 0.500 | 0.750 | 0.500 | - | - | 0.003 | 3 | 0.750 (0.750-0.750) | +0.250 (" in text
+    assert (
+        "| GRU | - | - | 0.500 | 0.750 | 0.500 | 0.500 | 0.500 | - | 0.003 | 3 | 0.750 (0.750-0.750) | +0.250 (" in text
+    )
     assert (
         "| TTT-MLP | - | 0.500 | 0.500 | 0.500 | 0.500 | - | - | 0.001 | 3 | 0.500 (0.500-0.500) | - | 1.000 | 9 | 6 |"
         in text

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import long_recall, small
 from benchmarks.design import any_suite, build, plan
+from benchmarks.fair import Job, chosen_rate
 
 TASK = "one pair"
 
@@ -55,21 +56,39 @@ def test_a_row_and_its_table(study):
     study["segment"] = 16
     base, other = list(study["variants"])[:2]
     study["variants"] = {variant: study["variants"][variant] for variant in (base, other)}
-    rows = [long_recall.train_row(study, TASK, variant, 0) for variant in study["variants"]]
+    given = {base: 1.2e-2, other: 6e-3}
+    study["variants"][other] |= {"rate": given[other]}
+    rows = [long_recall.train_row(study, Job(TASK, variant, 0, rate)) for variant, rate in given.items()]
     for row in rows:
         assert (row["steps"], row["diverged_at"], [len(curve) for curve in row["curves"]]) == (5, None, [2, 3])
         for measured in row["measured"]:
             assert measured["top1"] == round(int(measured["hits"], 16).bit_count() / 6, 4)
-    again = long_recall.train_row(study, TASK, base, 0)
+    again = long_recall.train_row(study, Job(TASK, base, 0, given[base]))
     assert [m["loss"] for m in again["measured"]] == [m["loss"] for m in rows[0]["measured"]]
-    line = next(
-        line for line in long_recall.table(study, rows).splitlines() if line.startswith(f"| {other} | 0.012 | 1")
-    )
+    assert long_recall.table(study, rows[:1]).count("\n| ") == 1, "no row is reported before its rate is chosen"
+    choice = [long_recall.train_row(study, Job(TASK, base, 100, 1.2e-2))]
+    assert choice[0]["measured"][0]["hits"] != again["measured"][0]["hits"], "other films"
+    wanted = [Job(TASK, base, 100, rate) for rate in (6e-3, 2.4e-2)]
+    assert list(long_recall.unfinished(study, rows + choice))[:2] == wanted
+    choice += [choice[0] | {"rate": rate, "diverged_at": 3} for rate in (6e-3, 2.4e-2)]
+    lines = long_recall.table(study, rows + choice).splitlines()
+    assert any(line.startswith(f"| {base} | 0.012 | 1 ") and "| 0.006: 0." in line for line in lines)
+    line = next(line for line in lines if line.startswith(f"| {other} | 0.006 | 1 "))
+    assert line.endswith("| not chosen |")
     assert f"| {rows[1]['measured'][1]['top1']:.3f} | " in line
     assert " to " in line, "an interval"
+
+
+def test_options_of_a_layer_are_tried_at_its_rate(study):
+    rows = long_recall.finished(small.ROOT / study["rows"])
+    given = {
+        variant: options["rate"] for variant, options in study["variants"].items() if variant.startswith("TTT-MLP,")
+    }
+    assert given == dict.fromkeys(given, chosen_rate(study, rows, TASK, "TTT-MLP"))
+    assert len(given) == 2
 
 
 def test_the_page_holds_what_the_rows_say(study):
     page = (small.ROOT / "docs" / "results" / "long-recall.md").read_text(encoding="utf-8")
     published = page.split("<!-- rows of long-recall.jsonl -->\n")[1].split("<!-- end of long-recall.jsonl -->")[0]
-    assert published == f"{long_recall.table(study, small.read_rows(small.ROOT / study['rows']))}\n"
+    assert published == f"{long_recall.table(study, long_recall.finished(small.ROOT / study['rows']))}\n"
