@@ -81,9 +81,8 @@ def test_a_row_and_its_table(study):
 
 def test_options_of_a_layer_are_tried_at_its_rate(study):
     rows = long_recall.finished(small.ROOT / study["rows"])
-    given = {
-        variant: options["rate"] for variant, options in study["variants"].items() if variant.startswith("TTT-MLP,")
-    }
+    variants = {variant: options for variant, options in study["variants"].items() if variant.startswith("TTT-MLP,")}
+    given = {variant: options["rate"] for variant, options in variants.items()}
     assert given == dict.fromkeys(given, chosen_rate(study, rows, TASK, "TTT-MLP"))
     assert len(given) == 2
 
