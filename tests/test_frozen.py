@@ -95,8 +95,8 @@ def test_tables():
     assert {r["seed"] for r in rows if r["task"] == "ut6-part"} == {100}
     text = frozen.table(study, rows)
     of_gru, of_ttt = "0.500 | 0.750 | 0.500 | 0.500 | 0.500", "0.500 | 0.500 | 0.500 | 0.500 | 0.500"
-    assert f"| GRU | - | - | {of_gru} | - | 0.003 | 3 | 0.750 (0.750-0.750) | +0.250 (" in text
-    assert f"| TTT-MLP | - | 0.500 | {of_ttt} | - | 0.001 | 3 | 0.500 (0.500-0.500) | - | 1.000 | 9 | 6 |" in text
+    assert f"| GRU | - | - | {of_gru} | 0.003 | 3 | 0.750 (0.750-0.750) | +0.250 (" in text
+    assert f"| TTT-MLP | - | 0.500 | {of_ttt} | 0.001 | 3 | 0.500 (0.500-0.500) | - | 1.000 | 9 | 6 |" in text
     study, rows = small.read_study(STUDIES[1]), []
     while (job := next(jobs(study, rows), None)) is not None:
         rows.append(row(job, 0.75 if job.variant == "Mixup" else 0.5))

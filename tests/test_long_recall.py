@@ -87,6 +87,25 @@ def test_options_of_a_layer_are_tried_at_its_rate(study):
     assert len(given) == 2
 
 
+def test_figures_in_words_are_those_of_the_rows(study):
+    rows = long_recall.finished(small.ROOT / study["rows"])
+    folder = small.ROOT / "docs" / "results"
+    page, index = ((folder / name).read_text(encoding="utf-8") for name in ("long-recall.md", "index.md"))
+    means = {}
+    for variant in study["variants"]:
+        own = [row["measured"][-1]["top1"] for row in long_recall.rows_of(study, rows, TASK, variant)]
+        assert len(own) == 3
+        means[variant] = f"{sum(own) / 3:.2f}"
+    ours, delta, mamba = (means[variant] for variant in ("TTT-MLP", "Gated DeltaNet", "Mamba-2"))
+    assert f"**TTT-MLP's does**: {ours} of films" in page
+    assert f"**Gated DeltaNet's does, too**: {delta} (" in page
+    assert f"with the reported seeds**: {mamba} (" in page
+    assert f"TTT-MLP {ours} and Gated DeltaNet {delta} cannot" in index
+    assert f"Mamba-2 {mamba} with the reported seeds" in index
+    options = {means["TTT-MLP, start_gradient straight"], means["TTT-MLP, restart 0.1"]}
+    assert f"TTT-MLP has {' and '.join(sorted(options))} " in page
+
+
 def test_the_page_holds_what_the_rows_say(study):
     page = (small.ROOT / "docs" / "results" / "long-recall.md").read_text(encoding="utf-8")
     published = page.split("<!-- rows of long-recall.jsonl -->\n")[1].split("<!-- end of long-recall.jsonl -->")[0]
