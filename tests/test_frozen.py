@@ -134,6 +134,7 @@ def test_figures_in_words_are_those_of_the_rows(page):
     )
     assert said == {variant: f"{means[variant]:.2f}" for variant in ("TTT-MLP", "attention", "Gated DeltaNet")}
     assert re.search(r"(?:frames \(|\(level\) against )(0\.\d\d)", text)[1] == f"{means['mean']:.2f}"
+    assert re.search(r"(?:no order|did not learn it) \((0\.\d\d)\)", text)[1] == f"{means['GRU']:.2f}"
     assert (small.ROOT / "docs" / "results" / "real-videos.png").exists()
     chart = frozen.drawn(study, rows)
     assert chart["series"]["mean"]["mean"][chart["x"].index("order3")] == means["mean"]
