@@ -119,13 +119,14 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
-    """Trials that a task's rate still waits for: all ``rates``, or, where the study names another task to ``begin``
-    with, the rate that was chosen there and its neighbours; after these the neighbours of the best so far, ``wider``
-    rates among them, until both were tried."""
-    trial, begin = study["choice"][task], study.get("begin")
+    """Trials that a task's rate still waits for: all ``rates``, or, where it has them ``rates_from`` another task, the
+    rate that was chosen there and its neighbours; after these the neighbours of the best so far, ``wider`` rates among
+    them, until both were tried."""
+    trial = study["choice"][task]
+    begin = study["tasks"][trial].get("rates_from")
     tried = trials(study, rows, task, variant)
     done, rates = {row["rate"] for row in tried}, study["rates"]
-    if begin not in (None, trial):
+    if begin is not None:
         if (start := chosen_rate(study, rows, begin, variant)) is None:
             return untried(study, rows, begin, variant)
         rates = _near(study, start)
@@ -192,7 +193,7 @@ def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict
     task = own["tasks"][job.task]
     for stage in (task, *task.get("curriculum", [])):
         stage["steps"] *= job.steps
-    if job.seed == study["choice_seed"] and job.task != study.get("begin"):
+    if job.seed == study["choice_seed"] and not task.get("chosen_on_reported_clips"):
         own["val_seed"] = VAL_SEED + 1  # rates are not chosen on the clips that are reported
     about = {"rate": job.rate, "times": job.steps, "commit": commit()}
     train_row = laps.train_row if "measured" in task else long_clip.train_row
