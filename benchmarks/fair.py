@@ -123,12 +123,12 @@ def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varian
     rate that was chosen there and its neighbours; after these the neighbours of the best so far, ``wider`` rates among
     them, until both were tried."""
     trial = study["choice"][task]
-    begin = study["tasks"][trial].get("rates_from")
+    source = study["tasks"][trial].get("rates_from")
     tried = trials(study, rows, task, variant)
     done, rates = {row["rate"] for row in tried}, study["rates"]
-    if begin is not None:
-        if (start := chosen_rate(study, rows, begin, variant)) is None:
-            return untried(study, rows, begin, variant)
+    if source is not None:
+        if (start := chosen_rate(study, rows, source, variant)) is None:
+            return untried(study, rows, source, variant)
         rates = _near(study, start)
     if done.issuperset(rates):
         rates = _near(study, _best(study, tried)["rate"])
@@ -159,8 +159,9 @@ def _best(study: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, Any]:
 
     def order(row: dict[str, Any]) -> tuple[bool, float, float]:
         at = study["tasks"][row["task"]].get("chosen_at")
-        own = row | {"measured": [m for m in row["measured"] if at is None or m["length"] in at]}
-        good = (-mean(own, "error"), 0.0) if predicts(own) else (mean(own, "top1"), -mean(own, "loss"))
+        compared = row | {"measured": [m for m in row["measured"] if at is None or m["length"] in at]}
+        error = predicts(compared)
+        good = (-mean(compared, "error"), 0.0) if error else (mean(compared, "top1"), -mean(compared, "loss"))
         return row["diverged_at"] is None, *good
 
     return max(tried, key=order)

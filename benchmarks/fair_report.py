@@ -91,8 +91,8 @@ def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 def cost(rows: list[dict[str, Any]], task: str, variant: str) -> float:
     """Processor seconds of a training step: the median over all seeds and rates, which do not change it."""
-    own = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
-    return statistics.median(row["cpu_seconds"] / row["steps"] for row in own)
+    trained = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+    return statistics.median(row["cpu_seconds"] / row["steps"] for row in trained)
 
 
 def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, Any] | None:
@@ -166,8 +166,8 @@ def rates(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
             what = "Accuracy, mean over all lengths (at the length of training)"
             if "measured" in study["tasks"][trial]:
                 what = "Mean squared error of all laps after the first"
-            if "chosen_at" in study["tasks"][trial]:
-                what += ", by which the rate is chosen here"
+            if at := study["tasks"][trial].get("chosen_at"):
+                what += f"; the rate is chosen at {', '.join(map(str, at))} times that length"
             text += [f"{what}. {steps} steps.\n"]
             text += [f"| layer | {heads} | chosen |"]
             text += ["|---|" + "---|" * (len(all_rates(study)) + 1), *lines, ""]

@@ -59,8 +59,8 @@ def main() -> None:
     file = options.rows or ROOT / study["rows"]
     if options.table:
         fill_page(options.table, {file.name: f"{table(study, read_rows(file))}\n"})
-        if (chart := drawn(study, read_rows(file))) is not None and options.study == STUDY:
-            plot_lines(options.table.with_name("real-videos.png"), chart)
+        if "figure" in study and (chart := drawn(study, read_rows(file))) is not None:
+            plot_lines(options.table.with_name(study["figure"]), chart)
         return
     if not (options.videos and options.cache):
         parser.error("--videos and --cache are needed, but for --table")
@@ -301,11 +301,12 @@ def drawn(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] |
     before each set has all its layers."""
     series = {}
     for variant in study["variants"]:
-        own = [[row["measured"][0]["top1"] for row in reported(study, rows, task, variant)] for task in study["choice"]]
-        if not all(own):
+        finished = [reported(study, rows, task, variant) for task in study["choice"]]
+        if not all(finished):
             return None
-        about = {"run": variant, "control": "", "mean": list(map(statistics.mean, own))}
-        series[variant] = about | {"low": list(map(min, own)), "high": list(map(max, own))}
+        tops = [[row["measured"][0]["top1"] for row in by_task] for by_task in finished]
+        about = {"run": variant, "control": "", "mean": list(map(statistics.mean, tops))}
+        series[variant] = about | {"low": list(map(min, tops)), "high": list(map(max, tops))}
     title = "Frozen EfficientNet-Lite0, each layer at its own learning rate: mean and range over seeds"
     axis = {"x": list(study["choice"]), "x_label": "set", "numeric": False, "joined": False, "ceiling": []}
     return {"title": title, "series": series, "chance": 1 / 6, **axis}  # both have six classes

@@ -77,12 +77,12 @@ def finished(file: Path) -> list[dict[str, Any]]:
 
 def unfinished(study: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Job]:
     """What is still to be trained: as `benchmarks.fair` has it, then variants whose rate is given."""
-    given = {variant: options["rate"] for variant, options in study["variants"].items() if "rate" in options}
-    searched = {variant: options for variant, options in study["variants"].items() if variant not in given}
+    fixed = {variant: options["rate"] for variant, options in study["variants"].items() if "rate" in options}
+    searched = {variant: options for variant, options in study["variants"].items() if variant not in fixed}
     yield from jobs(study | {"variants": searched}, rows)
     done = {job_of(row) for row in rows}
     for task in study["tasks"]:
-        wanted = [Job(task, variant, seed, rate) for seed in study["seeds"] for variant, rate in given.items()]
+        wanted = [Job(task, variant, seed, rate) for seed in study["seeds"] for variant, rate in fixed.items()]
         yield from (job for job in wanted if job not in done)
 
 

@@ -56,14 +56,14 @@ def test_a_row_and_its_table(study):
     study["segment"] = 16
     base, other = list(study["variants"])[:2]
     study["variants"] = {variant: study["variants"][variant] for variant in (base, other)}
-    given = {base: 1.2e-2, other: 6e-3}
-    study["variants"][other] |= {"rate": given[other]}
-    rows = [long_recall.train_row(study, Job(TASK, variant, 0, rate)) for variant, rate in given.items()]
+    rates = {base: 1.2e-2, other: 6e-3}
+    study["variants"][other] |= {"rate": rates[other]}
+    rows = [long_recall.train_row(study, Job(TASK, variant, 0, rate)) for variant, rate in rates.items()]
     for row in rows:
         assert (row["steps"], row["diverged_at"], [len(curve) for curve in row["curves"]]) == (5, None, [2, 3])
         for measured in row["measured"]:
             assert measured["top1"] == round(int(measured["hits"], 16).bit_count() / 6, 4)
-    again = long_recall.train_row(study, Job(TASK, base, 0, given[base]))
+    again = long_recall.train_row(study, Job(TASK, base, 0, rates[base]))
     assert [m["loss"] for m in again["measured"]] == [m["loss"] for m in rows[0]["measured"]]
     assert long_recall.table(study, rows[:1]).count("\n| ") == 1, "no row is reported before its rate is chosen"
     choice = [long_recall.train_row(study, Job(TASK, base, 100, 1.2e-2))]
@@ -82,9 +82,9 @@ def test_a_row_and_its_table(study):
 def test_options_of_a_layer_are_tried_at_its_rate(study):
     rows = long_recall.finished(small.ROOT / study["rows"])
     variants = {variant: options for variant, options in study["variants"].items() if variant.startswith("TTT-MLP,")}
-    given = {variant: options["rate"] for variant, options in variants.items()}
-    assert given == dict.fromkeys(given, chosen_rate(study, rows, TASK, "TTT-MLP"))
-    assert len(given) == 2
+    rates = {variant: options["rate"] for variant, options in variants.items()}
+    assert rates == dict.fromkeys(rates, chosen_rate(study, rows, TASK, "TTT-MLP"))
+    assert len(rates) == 2
 
 
 def test_figures_in_words_are_those_of_the_rows(study):
