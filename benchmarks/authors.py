@@ -14,7 +14,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import environment, keep_memory
+from benchmarks.measure import environment, keep_memory, processor_seconds
 from tttvideo.ttt.convert import from_ttt_lm
 
 
@@ -113,12 +112,6 @@ def compare(module: Any, case: Case, rounds: int) -> dict[str, float]:
     ratio = statistics.median(a / b for a, b in pairs)
     calls = case.tokens if case.step == "decode" else 1
     return {"theirs": their_time / calls, "ours": our_time / calls, "ratio": ratio}
-
-
-def processor_seconds(run: Callable[[], Tensor]) -> float:
-    began = time.process_time()
-    run()
-    return time.process_time() - began
 
 
 def whole(layer: Callable[[Tensor], Any], x: Tensor, step: str) -> Callable[[], Tensor]:

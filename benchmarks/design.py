@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.small import (
     ROOT,
@@ -39,6 +40,7 @@ from benchmarks.small import (
 )
 from tttvideo.evaluation.controls import Forgetful
 from tttvideo.model import VideoModel
+from tttvideo.tasks import Output
 from tttvideo.training.config import RunConfig
 from tttvideo.training.optimizer import Schedule, build_optimizer
 from tttvideo.video.synthetic import ClassificationSuite, Suite, find_suite
@@ -185,24 +187,19 @@ def fit(
         model.backbone = Forgetful(model.backbone, options["reset_frames"])  # type: ignore[assignment]
     optimizer = build_optimizer(model, config.optimizer)
     schedule = Schedule(optimizer, config.schedule, steps)
-    clip = math.inf if config.optimizer.clip_grad is None else config.optimizer.clip_grad
     curve, spent, cpu = partial.load(model, optimizer) if partial else ([], 0.0, 0.0)
     for frames, target in batches(parts, seed, batch, options.get("sampling", "dense"), begin=len(curve)):
         step, start, begin = len(curve), time.perf_counter(), time.process_time()
         schedule.set(step)
         model.set_inner_rate(schedule.inner_scale(step))
         model.head.set_progress(step / steps)
-        output, _ = model(frames)
-        loss = model.loss(output, target)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        if not math.isfinite(loss.item() + norm.item()):
+        output, loss, norm = gradients(model, optimizer, frames, target, config.optimizer.clip_grad)
+        if not math.isfinite(loss + norm):
             break  # the row says at which step; the weights stay those before it
         optimizer.step()
         spent += time.perf_counter() - start
         is_labels = isinstance(target, Tensor)
-        curve.append(float((output.logits.argmax(1) == target).float().mean()) if is_labels else loss.item())
+        curve.append(float((output.logits.argmax(1) == target).float().mean()) if is_labels else loss)
         cpu += time.process_time() - begin
         if partial:
             partial.save(model, optimizer, curve, spent, cpu)
@@ -221,6 +218,19 @@ def fit(
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def gradients(
+    model: VideoModel, optimizer: Optimizer, frames: Tensor, target: Any, clip: float | None
+) -> tuple[Output, float, float]:
+    """A training step without the optimizer's: the model's output, the loss, and the gradients' norm before they are
+    clipped."""
+    output, _ = model(frames)
+    loss = model.loss(output, target)
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+    return output, loss.item(), norm.item()
 
 
 def batches(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.design import suite_of
 from benchmarks.fair import BASE, all_rates, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
+from benchmarks.fair_cost import against, read_costs
 from benchmarks.small import VAL_SEED, fill_page
 from tttvideo.evaluation.plots import plot_lines
 
@@ -58,7 +58,7 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         "|---|---|---|" + "---|" * (len(heads) + 4),
     ]
     digits = 4 if "measured" in study["tasks"][task] else 3
-    tried = all_rates(study)
+    tried, steps = all_rates(study), read_costs(study)
     for variant, own in best.items():
         cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
         long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
@@ -67,32 +67,32 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
         text.append(
             f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
             f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
-            f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {cost(rows, task, variant):.3f} |"
+            f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {_step(steps, task, variant)} |"
         )
     return [*text, ""]
 
 
 def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a table of what the layers cost: state after a clip of the training length, and a training step."""
+    steps = read_costs(study)
     tasks = {task: best for task in study["choice"] if (best := all_reported(study, rows, task))}
     heads = [f"{task}: {head}" for task in tasks for head in ("state, bytes", "CPU s a step", f"of {BASE}'s")]
     text = [f"| layer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for variant in dict.fromkeys(variant for best in tasks.values() for variant in best):
         cells = []
         for task, best in tasks.items():
-            own, base = best.get(variant), best.get(BASE)
+            own, ratio = best.get(variant), against(steps, task, variant)
             cells.append(f"{own[0]['state_bytes']:,}" if own else "")
-            step = cost(rows, task, variant) if own else math.nan
-            cells.append(f"{step:.3f}" if own else "")
-            cells.append(f"{step / cost(rows, task, BASE):.2f}" if own and base else "")
+            cells.append(_step(steps, task, variant) if own else "")
+            cells.append(f"{ratio:.2f}" if own and ratio is not None else "")
         text.append(f"| {variant} | {' | '.join(cells)} |")
     return [*text, ""]
 
 
-def cost(rows: list[dict[str, Any]], task: str, variant: str) -> float:
-    """Processor seconds of a training step: the median over all seeds and rates, which do not change it."""
-    trained = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
-    return statistics.median(row["cpu_seconds"] / row["steps"] for row in trained)
+def _step(steps: dict[tuple[str, str], list[float]], task: str, variant: str) -> str:
+    """Processor seconds of a training step: the median over rounds; "-" where it was not measured."""
+    seconds = steps.get((task, variant))
+    return "-" if seconds is None else f"{statistics.median(seconds):.3f}"
 
 
 def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, Any] | None:

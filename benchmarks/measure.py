@@ -160,6 +160,13 @@ def counted_flops(run: Run) -> int:
     return counter.get_total_flops()
 
 
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Processor time of a call, of all threads of this process."""
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     if device.type == "cuda":

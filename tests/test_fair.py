@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-from benchmarks import design, fair, fair_report, small
+from benchmarks import design, fair, fair_cost, fair_report, small
 from benchmarks.design import list_variants
 
 STUDY = small.read_study(fair.STUDY)
@@ -206,6 +206,39 @@ def test_published_figures_in_words_are_those_of_the_rows(page):
     for name in said.keys() - {fair.BASE}:
         behind = float(re.findall(r"to ([+-][.\d]+)\)", fair.difference(best[name], best[fair.BASE]))[0]) < 0
         assert behind == (name == "linear attention"), name
+
+
+def test_costs_are_of_layers_that_take_turns(tmp_path, monkeypatch, capsys):
+    """Every round begins with another layer; a ratio is the median over rounds, a page takes it from the file."""
+    task = {"suite": "flash-order", "parameters": {"frames": 4}, "steps": 1}
+    study = STUDY | {"tasks": {"order": task}, "choice": {"order": "order"}, "first": ["TTT-MLP", "GRU"]}
+    study["variants"] = {name: STUDY["variants"][name] for name in ("TTT-MLP", "GRU", "attention")}
+    study["costs"] = str(tmp_path / "costs.jsonl")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    turns, real = [], fair_cost.one_step
+
+    def noted(study, task, variant):
+        step = real(study, task, variant)
+        return lambda: (turns.append(variant), step())
+
+    monkeypatch.setattr(fair_cost, "one_step", noted)
+    monkeypatch.setattr(sys, "argv", ["fair_cost", "--study", str(tmp_path / "study.yaml"), "--rounds", "2"])
+    fair_cost.main()
+    first, second, third = "TTT-MLP", "GRU", "attention"
+    assert turns == [first, second, third] * 2 + [second, third, first]  # the first three are not measured
+    measured = small.read_rows(tmp_path / "costs.jsonl")
+    assert {row["variant"]: len(row["cpu_seconds"]) for row in measured} == {first: 2, second: 2, third: 2}
+    assert all(0 < seconds < 60 and len(row["commit"]) >= 7 for row in measured for seconds in row["cpu_seconds"])
+    assert second in capsys.readouterr().out
+    for variant, seconds in ((first, [2.0, 1.0, 4.0]), (second, [1.0, 1.0, 3.0])):
+        small.append_row(tmp_path / "made.jsonl", {"task": "order", "variant": variant, "cpu_seconds": seconds})
+    costs = fair_cost.read_costs({"costs": str(tmp_path / "made.jsonl")})
+    assert fair_cost.against(costs, "order", second) == 0.75
+    assert fair_cost.against(costs, "order", third) is None
+    monkeypatch.setattr(sys, "argv", ["fair_cost", "--rounds", "0"])
+    with pytest.raises(SystemExit):
+        fair_cost.main()
+    assert "there is at least 1" in capsys.readouterr().err
 
 
 def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
