@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from benchmarks.small import configured
 from tests.helpers import distance, recorded
 from tttvideo.training.arguments import parse
-from tttvideo.ttt import GLU, FrameCausal, TokenCausal
+from tttvideo.ttt import GLU, FrameCausal, Layout, TokenCausal
 from tttvideo.ttt.convert import from_ttt_lm
 from tttvideo.ttt.derivatives import affine
 from tttvideo.ttt.inner_gradient import InnerLoop
@@ -223,7 +225,27 @@ def test_ttt_lm():
     assert distance(gradient, tensors["grad.x"]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["lact", "vit3", "ttt-video"])
+@pytest.mark.parametrize("name", ["lact", "vit3", "ttt-video", "delta-rule"])
 def test_chunks_are_frames(name):
     assert preset(name).chunk == FrameCausal(1)
     assert preset("ttt-lm").chunk == TokenCausal(16)
+
+
+def test_delta_rule():
+    """A frame's step is the mean of DeltaNet's over its tokens; the fair comparison trains this preset."""
+    config = preset("delta-rule")
+    study = yaml.safe_load((CONFIGS / "study" / "fair.yaml").read_text())
+    compared = {"model.backbone.mixer": study["variants"]["TTT delta rule"]["settings"]["model.backbone.mixer"]}
+    assert configured({}, compared).model.backbone.mixer == config
+    torch.manual_seed(0)
+    layer, layout = config.build(8).double(), Layout((2, 3))
+    x = torch.randn(2, 30, 8).double()
+    _, state = layer(x, None, layout)
+    _, k, v, rate, _, _ = layer._tokens(x, layer.init_state(2).tails, 0, layout)[0]
+    k, v, rate = (t[:, 0, 0].unflatten(1, (5, 6)).transpose(0, 1) for t in (k, v, rate))
+    weight = torch.zeros(2, 8, 8).double()
+    for keys, values, rates in zip(k, v, rate, strict=True):
+        weight = weight + keys.mT @ (rates * (values - keys @ weight)) / 6
+    assert distance(state.weights["1"].weight[:, 0], weight) <= 1e-14
+    assert distance(k.norm(dim=-1), torch.ones(5, 2, 6).double()) <= 1e-12
+    assert 0.3 < rate.mean() < 0.7
