@@ -215,21 +215,22 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
     return [last[seed] for seed in study["seeds"] if seed in last]
 
 
-def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Over the seeds that both have, paired over clips, with its 95 % interval; seeds are drawn for each by itself."""
+def difference(own: list[dict[str, Any]], base: list[dict[str, Any]], at: int = -1) -> str:
+    """Over the seeds that both have, paired over clips, with its 95 % interval; seeds are drawn for each by itself.
+    ``at``: which of the measured lengths is compared, the longest unless told."""
     both = {row["seed"] for row in own} & {row["seed"] for row in base}
     if not both or own is base:
         return "-"
     own, base = ([row for row in rows if row["seed"] in both] for rows in (own, base))
-    samples = [Samples(np.array([by_clip(row) for row in rows])[..., None]) for rows in (own, base)]
+    samples = [Samples(np.array([by_clip(row, at) for row in rows])[..., None]) for rows in (own, base)]
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
     digits = 4 if predicts(own[0]) else 3
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def by_clip(row: dict[str, Any]) -> list[float]:
-    """What is compared clip by clip: errors, or right answers to the longest clips."""
-    return row["measured"][0]["errors"] if predicts(row) else _hits(row["measured"][-1])
+def by_clip(row: dict[str, Any], at: int = -1) -> list[float]:
+    """What is compared clip by clip: errors, or right answers to clips of one of the measured lengths."""
+    return row["measured"][0]["errors"] if predicts(row) else _hits(row["measured"][at])
 
 
 def _hits(measured: dict[str, Any]) -> list[float]:

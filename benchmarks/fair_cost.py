@@ -39,6 +39,8 @@ def main() -> None:
         parser.error(f"--rounds is {options.rounds}; there is at least 1")
     torch.set_num_threads(1)
     study = read_study(options.study)
+    if "costs" not in study:
+        parser.error(f"{options.study} does not say where its costs are kept; give it a line `costs: FILE.jsonl`")
     about = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
     about["cpu"] = environment(torch.device("cpu"))["name"]
     rows = []

@@ -52,21 +52,22 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
     if not best:
         return []
     heads, compared = columns(study, task)
+    minus = [f"minus {BASE}, {name}" for name in compared]
     text = [
-        f"| layer | rate | seeds | {' | '.join(heads)} | minus {BASE}, {compared} | state, bytes | parameters "
-        "| CPU s a step |",
-        "|---|---|---|" + "---|" * (len(heads) + 4),
+        f"| layer | rate | seeds | {' | '.join(heads + minus)} | state, bytes | parameters | CPU s a step |",
+        "|---|---|---|" + "---|" * (len(heads + minus) + 3),
     ]
     digits = 4 if "measured" in study["tasks"][task] else 3
     tried, steps = all_rates(study), read_costs(study)
     for variant, own in best.items():
-        cells = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
+        means = [statistics.mean(cell) for cell in zip(*(figures(study, row) for row in own), strict=True)]
+        cells = [f"{value:.{digits}f}" for value in means]
+        cells += [difference(own, best.get(BASE, []), at) for at in compared.values()]
         long = "" if all(is_flat(study, row) for row in own) else " (not flat)"
         long += " (diverged)" if any(row["diverged_at"] is not None for row in own) else ""
         edge = {tried[0]: " (smallest tried)", tried[-1]: " (largest tried)"}.get(own[0]["rate"], "")
         text.append(
-            f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} "
-            f"| {' | '.join(f'{cell:.{digits}f}' for cell in cells)} | {difference(own, best.get(BASE, []))} "
+            f"| {variant} | {own[0]['rate']:g}{edge} | {len(own)}{long} | {' | '.join(cells)} "
             f"| {own[0]['state_bytes']:,} | {own[0]['parameters']:,} | {_step(steps, task, variant)} |"
         )
     return [*text, ""]
@@ -123,15 +124,16 @@ def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[
     return {"title": title, "series": series, **axis, **unit}
 
 
-def columns(study: dict[str, Any], task: str) -> tuple[list[str], str]:
-    """Heads of the columns of a task's figures, and of which of them layers are compared."""
+def columns(study: dict[str, Any], task: str) -> tuple[list[str], dict[str, int]]:
+    """Heads of the columns of a task's figures, and which of the measured lengths layers are compared at, by head: the
+    longest, and the training length too where a task is also measured ``by`` something."""
     described = study["tasks"][task]
     if "measured" in described:
-        return [f"error in lap {lap + 1}" for lap in study["laps"]], "all laps after the first"
+        return [f"error in lap {lap + 1}" for lap in study["laps"]], {"all laps after the first": 0}
     frames = described["parameters"]["frames"]
     heads = [f"{factor * frames} frames" for factor in study["lengths"]]
     by_group = [f"{described['by']}: {value} ({frames} frames)" for value in groups(described)]
-    return heads + by_group, heads[-1]
+    return heads + by_group, {heads[0]: 0, heads[-1]: -1} if by_group else {heads[-1]: -1}
 
 
 def groups(described: dict[str, Any]) -> list[str]:

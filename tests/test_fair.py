@@ -74,11 +74,25 @@ def test_the_order_of_the_study(tmp_path):
     fair_report.publish(study, rows, tmp_path / "fair.md")
     assert page.read_text().startswith("Before.\n<!-- rows of flash-recall -->\n| layer | rate | seeds | 64 frames |")
     assert (
-        "| 512 frames | pairs: 1 (64 frames) | pairs: 4 (64 frames) | pairs: 16 (64 frames) | minus" in page.read_text()
-    )
-    assert "| 0.900 | 1.000 | 0.900 | 0.250 | - |" in page.read_text()
+        "| 512 frames | pairs: 1 (64 frames) | pairs: 4 (64 frames) | pairs: 16 (64 frames) | minus TTT-MLP, 64 frames "
+        "| minus TTT-MLP, 512 frames |"
+    ) in page.read_text()
+    assert "| 0.900 | 1.000 | 0.900 | 0.250 | - | - |" in page.read_text()
     assert page.read_text().endswith("](fair-flash-recall.png)\n<!-- end of flash-recall -->\nAfter.\n")
     assert (tmp_path / "fair-flash-recall.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_recall_is_compared_at_both_lengths():
+    """Each of GRU's clips is right at 64 frames alone, each of the base's at 512 alone."""
+    rows = []
+    for variant, hits in ((fair.BASE, ("0", "f")), ("GRU", ("f", "0"))):
+        rows += [row(fair.Job("flash-recall-four", variant, 100, r), 0.9 if r == 3e-3 else 0.5) for r in STUDY["rates"]]
+        for seed in STUDY["seeds"]:
+            rows.append(row(fair.Job("flash-recall", variant, seed, 3e-3)))
+            for at, bits in ((0, hits[0]), (-1, hits[1])):
+                rows[-1]["measured"][at]["hits"] = bits
+    (line,) = [line for line in fair_report.reported_table(STUDY, rows, "flash-recall") if line.startswith("| GRU")]
+    assert "| +1.000 (+1.000 to +1.000) | -1.000 (-1.000 to -1.000) |" in line
 
 
 def test_a_level_without_memory_is_not_flat():
@@ -184,6 +198,9 @@ def test_the_published_tables_are_those_of_the_rows(tmp_path):
     changed = [fair.job_of(row)[:4] for row in rows if row["commit"].endswith("+")]
     assert changed == [("revisit", "TTT-MLP", 100, rate) for rate in (1.2e-2, 2.4e-2)], "the protocol says why"
     assert len({fair.job_of(row) for row in rows}) == len(rows)
+    costs = fair_cost.read_costs(STUDY)
+    for task in STUDY["choice"]:
+        assert costs.keys() >= {(task, variant) for variant in fair.all_reported(STUDY, rows, task)}, "run fair_cost"
     for row in rows:  # what is not in the table, but made of the same clips
         measured = row["measured"][0]
         figure = "error" if fair.predicts(row) else "top1"
@@ -204,8 +221,38 @@ def test_published_figures_in_words_are_those_of_the_rows(page):
     for name, value in said.items():
         assert value == f"{statistics.mean(row['measured'][-1]['top1'] for row in best[name]):.2f}", name
     for name in said.keys() - {fair.BASE}:
-        behind = float(re.findall(r"to ([+-][.\d]+)\)", fair.difference(best[name], best[fair.BASE]))[0]) < 0
-        assert behind == (name == "linear attention"), name
+        expected = "--" if name == "linear attention" else "-+"
+        assert signs(best[name], best[fair.BASE], -1) == expected, name
+
+
+def test_figures_of_recall_in_words_are_those_of_the_rows():
+    """Of three seeds each: right answers at the training length, and of 16 pairs; who is said to be ahead."""
+    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-recall")
+    text = (RESULTS / "recall.md").read_text().replace("\n", " ")
+    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
+    figures = {"Right at 64 frames:": lambda row: row["measured"][0]["top1"]}
+    figures["Of 16 pairs:"] = lambda row: row["measured"][0]["by"]["16"]
+    for begin, figure in figures.items():
+        (sentence,) = re.findall(rf"{begin}.*?\. ", text)
+        said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentence))
+        assert said == {name: f"{statistics.mean(map(figure, rows)):.2f}" for name, rows in best.items()}
+    for length, at in ((64, 0), (512, -1)):
+        (said,) = re.findall(rf"Ahead of TTT-MLP at {length} frames[^:]*: (.*?); behind: (.*?)\. ", text)
+        for words, sign in zip(said, "+-", strict=True):
+            assert set(words.replace(" and ", ", ").split(", ")) == {
+                name
+                for name, rows in best.items()
+                if name != fair.BASE and signs(rows, best[fair.BASE], at) == sign * 2
+            }
+    ours, cache = best["TTT delta rule"], best["attention"]
+    assert [signs(cache, ours, at) for at in (0, -1)] == ["-+", "++"], "level at 64 frames, ahead at 512"
+    means = [f"{statistics.mean(row['measured'][-1]['top1'] for row in rows):.2f}" for rows in (cache, ours)]
+    assert f"ahead of it at 512 ({means[0]} and {means[1]})" in text
+
+
+def signs(own, base, at):
+    """Of the ends of the difference's interval: "++" is ahead, "-+" level."""
+    return "".join(number[0] for number in re.findall(r"[+-][.\d]+", fair.difference(own, base, at))[1:])
 
 
 def test_costs_are_of_layers_that_take_turns(tmp_path, monkeypatch, capsys):
@@ -239,6 +286,10 @@ def test_costs_are_of_layers_that_take_turns(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fair_cost.main()
     assert "there is at least 1" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["fair_cost", "--study", str(fair.STUDY.with_name("ttt-leads-recall.yaml"))])
+    with pytest.raises(SystemExit):
+        fair_cost.main()
+    assert "does not say where its costs are kept" in capsys.readouterr().err
 
 
 def test_a_training_that_was_killed_goes_on_to_the_bit(tmp_path, monkeypatch):

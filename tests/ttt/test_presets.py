@@ -240,12 +240,17 @@ def test_delta_rule():
     torch.manual_seed(0)
     layer, layout = config.build(8).double(), Layout((2, 3))
     x = torch.randn(2, 30, 8).double()
-    _, state = layer(x, None, layout)
-    _, k, v, rate, _, _ = layer._tokens(x, layer.init_state(2).tails, 0, layout)[0]
+    y, state = layer(x, None, layout)
+    q, k, v, rate, _, _ = layer._tokens(x, layer.init_state(2).tails, 0, layout)[0]
+    assert distance(v[:, 0, 0], torch.nn.functional.silu(layer.project.v_proj(x))) <= 1e-14
     k, v, rate = (t[:, 0, 0].unflatten(1, (5, 6)).transpose(0, 1) for t in (k, v, rate))
+    q = q[:, 0].unflatten(1, (5, 6)).transpose(0, 1)
     weight = torch.zeros(2, 8, 8).double()
-    for keys, values, rates in zip(k, v, rate, strict=True):
+    reads = []
+    for queries, keys, values, rates in zip(q, k, v, rate, strict=True):
         weight = weight + keys.mT @ (rates * (values - keys @ weight)) / 6
+        reads.append(queries @ weight)
+    assert distance(y, layer.o_proj(layer.post_norm(torch.cat(reads, dim=1)))) <= 1e-13
     assert distance(state.weights["1"].weight[:, 0], weight) <= 1e-14
     assert distance(k.norm(dim=-1), torch.ones(5, 2, 6).double()) <= 1e-12
     assert 0.3 < rate.mean() < 0.7
