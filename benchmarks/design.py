@@ -223,8 +223,11 @@ def fit(
 def gradients(
     model: VideoModel, optimizer: Optimizer, frames: Tensor, target: Any, clip: float | None
 ) -> tuple[Output, float, float]:
-    """A training step without the optimizer's: the model's output, the loss, and the gradients' norm before they are
-    clipped."""
+    """A training step without the optimizer's, on frames uint8 [B, F, 3, H, W] and what is to be answered (``clips``).
+
+    Returns:
+        The model's output, the loss, and the gradients' norm before they were clipped to ``clip`` (None: they are not).
+    """
     output, _ = model(frames)
     loss = model.loss(output, target)
     optimizer.zero_grad()

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from benchmarks.design import any_suite, batches, build, gradients, plan
 from benchmarks.fair import BASE, STUDY, comparisons
-from benchmarks.measure import environment, processor_seconds
+from benchmarks.measure import environment, processor_seconds, ratio
 from benchmarks.small import ROOT, commit, read_rows, read_study
 from tttvideo.model import VideoModel
 from tttvideo.training.optimizer import build_optimizer
@@ -59,8 +59,8 @@ def side_by_side(study: dict[str, Any], task: str, rounds: int) -> dict[str, lis
         step()
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for number in range(rounds):
-        begin = number % len(variants)
-        for variant in variants[begin:] + variants[:begin]:
+        first = number % len(variants)
+        for variant in variants[first:] + variants[:first]:
             seconds[variant].append(round(processor_seconds(steps[variant]), 4))
     return seconds
 
@@ -89,10 +89,8 @@ def read_costs(study: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 def against(costs: dict[tuple[str, str], list[float]], task: str, variant: str) -> float | None:
     """The median over rounds of what a variant takes of the base's time; None where one was not measured."""
-    own, base = costs.get((task, variant)), costs.get((task, BASE))
-    if own is None or base is None:
-        return None
-    return statistics.median(a / b for a, b in zip(own, base, strict=True))
+    seconds, base = costs.get((task, variant)), costs.get((task, BASE))
+    return None if seconds is None or base is None else ratio(seconds, base)
 
 
 if __name__ == "__main__":
