@@ -27,6 +27,7 @@ from tttvideo.ttt import (
     Adam,
     DotProduct,
     FrameCausal,
+    Learning,
     Linear,
     Momentum,
     Muon,
@@ -47,6 +48,16 @@ LAYERS = {
     ),
     "linear, dot product, weight norm": TTT(
         inner=Linear(), heads=HEADS, chunk=FrameCausal(1), objective=DotProduct(), optimizer=SGD(weight_norm=True)
+    ),
+    "linear, delta rule": TTT(  # configs/layer-delta-rule.yaml, one token a frame
+        inner=Linear(bias=False),
+        heads=HEADS,
+        chunk=FrameCausal(1),
+        objective=L2(),
+        base_rate=1.0,
+        normalize_qk=True,
+        silu=True,
+        learning=Learning(rate_scale=None, start="zero"),
     ),
     "mlp, momentum": TTT(heads=HEADS, optimizer=Momentum()),
     "mlp, adam": TTT(heads=HEADS, optimizer=Adam()),
