@@ -119,17 +119,11 @@ def chosen_rate(study: dict[str, Any], rows: list[dict[str, Any]], task: str, va
 
 
 def untried(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[Job]:
-    """Trials that a task's rate still waits for: all ``rates``, or, where it has them ``rates_from`` another task, the
-    rate that was chosen there and its neighbours; after these the neighbours of the best so far, ``wider`` rates among
-    them, until both were tried."""
+    """Trials that a task's rate still waits for: all ``rates``, then the neighbours of the best so far, ``wider`` rates
+    among them, until both were tried."""
     trial = study["choice"][task]
-    source = study["tasks"][trial].get("rates_from")
     tried = trials(study, rows, task, variant)
     done, rates = {row["rate"] for row in tried}, study["rates"]
-    if source is not None:
-        if (start := chosen_rate(study, rows, source, variant)) is None:
-            return untried(study, rows, source, variant)
-        rates = _near(study, start)
     if done.issuperset(rates):
         rates = _near(study, _best(study, tried)["rate"])
     return [Job(trial, variant, study["choice_seed"], rate) for rate in rates if rate not in done]

@@ -100,6 +100,9 @@ DELTA_RULE = TTT(
     base_rate=2.0,
     learning=Learning(rate_scale=None, start="zero", forget_first=True),
 )
+DELTA_BY_FRAMES = dataclasses.replace(
+    DELTA_RULE, chunk=FrameCausal(1), forget=False, learning=Learning(rate_scale=None, start="zero")
+)
 LACT = TTT(
     inner=GLU(),
     objective=DotProduct(),
@@ -141,6 +144,7 @@ OPTIONS = [
     TTT(heads=2, forget=True, learning=Learning(gradient_at="start", forget_first=True)),
     TTT(heads=2, chunk=TokenCausal(4), learning=Learning(gradient_at="start", rate_per_map=True)),
     DELTA_RULE,
+    DELTA_BY_FRAMES,
     LACT,
     TTT(inner=GLU(1.0, down=False), objective=DotProduct(), heads=2),
     TTT(inner=DWConv(), objective=DotProduct(), optimizer=SGD(clip=1.0, clip_by="column"), heads=2),

@@ -1,12 +1,14 @@
 """How the hidden state learns where it departs from the paper: each option against its definition, in float64."""
 
+import dataclasses
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers import DELTA_RULE, DIM, GRID, N, build, distance, name
+from tests.helpers import DELTA_BY_FRAMES, DELTA_RULE, DIM, GRID, N, build, distance, name
 from tttvideo.mixers.gated_delta_net import gated_delta_rule
 from tttvideo.ttt import (
     GLU,
@@ -26,6 +28,7 @@ from tttvideo.ttt import (
     Muon,
     ResidualL2,
     TokenCausal,
+    scan,
 )
 from tttvideo.ttt.kernels.choice import not_for
 from tttvideo.ttt.optimizer import orthogonalized
@@ -122,12 +125,64 @@ def test_what_needs_no_loop_is_the_loop(chunk, options):
     assert distance(state, last) <= 1e-12
 
 
+@pytest.mark.parametrize("chunk", [FrameCausal(1), TokenCausal(1)], ids=name)
+@pytest.mark.parametrize("group", [0, 3])
+def test_the_delta_rule_solved_for_many_chunks_is_the_loop(chunk, group):
+    """Outputs, state and gradients over several spans, from a state on, in rows of different lengths; and it is used
+    where chunks are small, and only there."""
+    layer = build(dataclasses.replace(DELTA_BY_FRAMES, chunk=chunk, silu=True, checkpoint_group=group))
+    assert layer.delta
+    begin, x = (torch.randn(2, frames * N, DIM).double().requires_grad_() for frames in (2, 25))
+    layout = Layout(GRID, lengths=torch.tensor([25 * N, 13 * N]))
+    counted, results = [], []
+    for solved in (True, False):
+        layer.delta = solved
+        with mock.patch.object(scan, "read_delta_rule", side_effect=scan.read_delta_rule) as calls:
+            y, state = layer(x, layer(begin, None, LAYOUT)[1], layout)
+        counted.append(calls.call_count > 0)
+        lost = (y * torch.randn(y.shape, generator=torch.manual_seed(1)).double()).sum() + state.weights[
+            "1"
+        ].weight.sum()
+        results.append([y, state, *torch.autograd.grad(lost, [begin, x, *layer.parameters()], materialize_grads=True)])
+    assert counted == [True, False]
+    for own, expected in zip(*results, strict=True):
+        assert distance(own, expected) <= 1e-12
+
+
+def test_one_chunk_and_large_ones_are_read_by_the_loop():
+    layer = build(DELTA_BY_FRAMES)
+    with mock.patch.object(scan, "read_delta_rule", side_effect=AssertionError("solved for")):
+        layer(torch.randn(2, N, DIM).double(), None, LAYOUT)
+        layer(torch.randn(2, 36, DIM).double(), None, Layout((3, 3)))
+        with pytest.raises(AssertionError, match="solved for"):
+            layer(torch.randn(2, 32, DIM).double(), None, Layout((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inner": Linear()},
+        {"inner": MLP()},
+        {"objective": DotProduct()},
+        {"objective": ResidualL2()},
+        {"optimizer": SGD(clip=1.0)},
+        {"optimizer": SGD(steps=2)},
+        {"forget": True},
+        {"views": 2},
+        {"chunk": FrameCausal(2)},
+        {"learning": Learning(gradient_at="start")},
+    ],
+)
+def test_what_is_not_the_delta_rule_is_not_solved_for(options):
+    plain = TTT(inner=Linear(bias=False), objective=L2(), chunk=FrameCausal(1), heads=2)
+    assert plain.build(DIM).delta
+    assert not dataclasses.replace(plain, **options).build(DIM).delta
+
+
 @pytest.mark.parametrize("forget", [True, False])
 def test_the_delta_rules_are_ttt(forget):
     """Gated DeltaNet's recurrence, and without the gate DeltaNet's: a linear hidden state without bias that begins at
     0, plain least squares, chunks of one token, keys of unit length, rates not divided by the head dimension."""
-    import dataclasses
-
     learning = dataclasses.replace(DELTA_RULE.learning, forget_first=forget)
     layer = build(dataclasses.replace(DELTA_RULE, forget=forget, learning=learning))
     x = torch.randn(2, 5 * N, DIM).double()

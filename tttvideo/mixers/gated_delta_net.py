@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads, split_heads, valid_tokens
-from ..ttt.primitives import CausalConv, at_least_float32, in_chunks, product_dtype
+from ..ttt.primitives import CausalConv, at_least_float32, in_chunks, product_dtype, states_of_chunks
 from . import fused
 from .mamba import segment_sum
 
@@ -181,19 +181,3 @@ def gated_delta_rule(
     start, state = states_of_chunks(moved, added, state)
     y = (q * kept) @ start + (q @ k.mT * decay) @ (values - keys @ start)
     return y.flatten(2, 3)[:, :, :length], state
-
-
-def states_of_chunks(moved: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """S before each chunk, [B, H, chunks, d, e], and after the last, where a chunk makes ``moved`` S + ``added`` of it.
-
-    Args:
-        moved: [B, H, chunks, d, d].
-        added: [B, H, chunks, d, e].
-        state: S before the first chunk, [B, H, d, e].
-    """
-    before = []
-    # unbind: the backward pass of an index would fill a tensor as large as all chunks for each of them
-    for move, add in zip(moved.unbind(2), added.unbind(2), strict=True):
-        before.append(state)
-        state = move @ state + add
-    return torch.stack(before, dim=2), state

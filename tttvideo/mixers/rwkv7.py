@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ttt.interface import Layout, Mixer, SequenceLayer, exempt_from_decay, merge_heads, split_heads, valid_tokens
-from ..ttt.primitives import at_least_float32, in_chunks, last_valid, with_past
-from .gated_delta_net import states_of_chunks
+from ..ttt.primitives import at_least_float32, in_chunks, last_valid, states_of_chunks, with_past
 
 STRONGEST_DECAY = math.exp(-0.5)
 """A channel keeps at least exp(-0.607) = 0.545 a token, so that a chunk may divide by what is kept since its start."""

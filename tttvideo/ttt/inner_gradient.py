@@ -32,6 +32,7 @@ class InnerLoop(NamedTuple):
         grid: (rows, columns) of a frame's tokens.
         warmup: share of their rate that Adam and Muon take.
         cumulative: no gradient depends on the weights, so that those after every chunk are one cumulative sum.
+        delta: it is the delta rule, whose chunks may be solved for together.
         frozen: the maps that do not learn, as W_0 has them; a state's weights are the others.
         learning: where gradients are taken, and of what.
     """
@@ -44,6 +45,7 @@ class InnerLoop(NamedTuple):
     grid: tuple[int, int]
     warmup: float = 1.0
     cumulative: bool = False
+    delta: bool = False
     frozen: Weights = {}  # noqa: RUF012
     learning: Learning = Learning()
 

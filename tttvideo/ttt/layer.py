@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .chunk import TokenCausal
 from .config import TTT
+from .delta import is_delta_rule
 from .inner_gradient import InnerLoop
 from .inspection import ReadChunk
 from .interface import Layout, SequenceLayer, exempt_from_decay, merge_heads
@@ -109,12 +110,13 @@ class TTTLayer(SequenceLayer):
         self.biases = nn.ParameterDict({f"{name}_bias": b for name, (_, b) in start.items() if b is not None})
 
     def _choose_scan(self) -> None:
-        """Whether all chunks can be read side by side, plain descent serves, and the scan needs W_0."""
+        """Whether the scan needs no loop over chunks, plain descent serves, and W_0 is needed."""
         config, learning = self.config, self.config.learning
         unmoved = config.inner.linear or (learning.update == "last" and config.inner.last is not None)
         at_start = learning.gradient_at == "start"
         constant = at_start or (unmoved and config.objective.constant_gradient)
         self.cumulative = constant and config.optimizer.cumulative and not config.forget
+        self.delta = is_delta_rule(config)
         self.descends = config.optimizer.linear
         self.uses_start = config.forget or not self.descends or not self.all_learn or at_start
 
@@ -215,8 +217,7 @@ class TTTLayer(SequenceLayer):
         """What the inner model is to read of x [B, T, C], and the tails after it. ``age``: tokens of the open chunk
         that each row has read before, int64 [B] where rows differ."""
         config, project = self.config, self.project
-        token_wise = isinstance(config.chunk, TokenCausal)
-        per_frame = layout.grid[0] * layout.grid[1]
+        token_wise, per_frame = isinstance(config.chunk, TokenCausal), layout.tokens_per_frame
         period = config.chunk.tokens if isinstance(config.chunk, TokenCausal) else per_frame
         positions = None
         if self.rope == "frame_row_column":
@@ -327,10 +328,9 @@ class TTTLayer(SequenceLayer):
         """``scan`` by Triton kernels, for rows of any age and length."""
         config, settings = self.config, self._chunks(tokens, layout)
         position = torch.zeros_like(state.position) if self.chunk_is_whole else state.position
-        start = (state.weights, state.pending, position, layout.lengths)
-        grid = layout.grid if self.chunk_is_whole else None
+        start = (state.weights, state.pending, position, layout.lengths, layout.grid if self.chunk_is_whole else None)
         parts = (config.inner, config.optimizer, tokens, self._loop(tokens, layout).norm)
-        out, weights, pending = read_fused(*parts, settings["scale"][:, 0], *start, grid, mode)
+        out, weights, pending = read_fused(*parts, settings["scale"][:, 0], *start, mode)
         position = (state.position + torch.tensor(counts)) % settings["size"]
         return out, TTTState(weights, pending, state.fading, state.moments, position, state.tails)
 
@@ -372,6 +372,7 @@ class TTTLayer(SequenceLayer):
             layout.grid,
             self.rate_warmup,
             self.cumulative,
+            self.delta,
             frozen,
             config.learning,
         )

@@ -199,6 +199,22 @@ def in_chunks(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (0, 0) * (x.dim() - 3) + (0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
+def states_of_chunks(moved: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """S before each chunk, [B, H, chunks, d, e], and after the last, where a chunk makes ``moved`` S + ``added`` of it.
+
+    Args:
+        moved: [B, H, chunks, d, d].
+        added: [B, H, chunks, d, e].
+        state: S before the first chunk, [B, H, d, e].
+    """
+    before = []
+    # unbind: the backward pass of an index would fill a tensor as large as all chunks for each of them
+    for move, add in zip(moved.unbind(2), added.unbind(2), strict=True):
+        before.append(state)
+        state = move @ state + add
+    return torch.stack(before, dim=2), state
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

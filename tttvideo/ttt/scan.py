@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .cumulative import read_side_by_side
+from .delta import SPAN, read_delta_rule
 from .derivatives import transformed
 from .inner_gradient import InnerLoop
 from .state import TTTState
@@ -51,9 +52,12 @@ def scan(
     length, pairs = tokens.v.shape[3], tokens.v.shape[2]
     if group and (transformed() or not torch.is_grad_enabled()):  # torch.func passes through no checkpoint
         group = 0
-    if loop.cumulative:
+    together = loop.delta and 8 * size <= SPAN and size < length  # of larger chunks a loop is as fast
+    if loop.cumulative or together:
         assert not offset
-        read, parts = read_side_by_side, []
+        read, parts = read_delta_rule if together else read_side_by_side, []
+        if together:  # whole spans, so that groups change no bit
+            group = -(-group // (SPAN // size)) * (SPAN // size)
         wide, steps = (group or length) * size, steps_of(scale, mask, 0, min(size, length), pairs)
         for i, piece in enumerate(cut(tokens, wide)):
             group_closes = closes[i * group :][: group or None] if closes is not None else None
