@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from benchmarks.measure import Run, counted_flops, in_turn, only_forward, products, ratio, step
 from benchmarks.plain_scan import PlainTTTMLP
 from benchmarks.primal import PrimalTTT
-from tttvideo.ttt import TTT, Layout, TokenCausal
+from tttvideo.ttt import L2, TTT, Layout, Learning, Linear, TokenCausal, Whole
 from tttvideo.ttt.layer import TTTLayer
 from tttvideo.ttt.scan import scan
 from tttvideo.ttt.tokens import Tokens
@@ -20,9 +22,11 @@ HEADS = 2
 
 
 def comparisons(rounds: int, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The dual against the primal form, our scan against the plain one, and TTT-MLP against matrix products."""
+    """The dual against the primal form, our scan against the plain one, the delta rule against its loop, and TTT-MLP
+    against matrix products."""
     dual = [dual_over_primal(size, dim, rounds, device) for size in (16, 64) for dim in (32, 64)]
     plain = [over_plain_scan(batch, heads, rounds, device) for batch, heads in ((1, HEADS), (1, 8), (4, 8))]
+    delta = [delta_over_loop(size, rounds, device) for size in (1, 2, 4, 8)]
     floor = [
         floor_of_mlp(size, batch, heads, rounds, device) for size in (16, 64) for batch, heads in ((16, HEADS), (4, 8))
     ]
@@ -34,7 +38,7 @@ def comparisons(rounds: int, device: torch.device) -> tuple[dict[str, Any], dict
         "fraction_of_matmul_rate_mlp_k64_d64": at["fraction_of_matmul_rate"],
         "matmul_gflops": at["matmul_gflops"],
     }
-    return summary, {"dual_over_primal": dual, "over_plain_scan": plain, "floor": floor}
+    return summary, {"dual_over_primal": dual, "over_plain_scan": plain, "delta_over_loop": delta, "floor": floor}
 
 
 def dual_over_primal(size: int, dim: int, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -51,6 +55,27 @@ def dual_over_primal(size: int, dim: int, rounds: int, device: torch.device) -> 
         "train": ratio(train["primal"], train["ours"]),
         "forward": ratio(forward["primal"], forward["ours"]),
     }
+
+
+def delta_over_loop(size: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Time of the delta rule chunk after chunk over that of many chunks at a time: T = 1,024, d = 64, B = 8, H = 1."""
+    config = TTT(
+        inner=Linear(bias=False),
+        heads=1,
+        chunk=Whole(size),  # of frames that have one token each
+        objective=L2(),
+        base_rate=1 / size,
+        normalize_qk=True,
+        silu=True,
+        learning=Learning(rate_scale=None, start="zero"),
+    )
+    layer = config.build(64).to(device)
+    loop = copy.copy(layer)  # of the same parameters
+    loop.delta = False
+    x = torch.randn(8, 1024, 64, device=device)
+    check(layer, lambda x: loop(x)[0], x[:2, :256])
+    times = in_turn({"ours": step(layer, x), "loop": step(loop, x)}, rounds, device)
+    return {"chunk": size, "train": ratio(times["loop"], times["ours"])}
 
 
 def over_plain_scan(batch: int, heads: int, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -124,7 +149,7 @@ def minimal_flops(layer: TTTLayer, tokens: int) -> float:
     return 3.0 * 2.0 * tokens * (config.heads * inner + 4 * dim * dim)
 
 
-def check(layer: TTTLayer, other: torch.nn.Module, x: Tensor) -> None:
+def check(layer: TTTLayer, other: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Raises AssertionError unless outputs and all gradients are the same, to 1e-7 of the largest, in float64."""
     results = []
     layer.double()

@@ -258,6 +258,8 @@ def print_comparisons(summary: dict[str, Any], tables: dict[str, Any]) -> None:
             f"  B={row['batch']} H={row['heads']}  training {row['train']:.2f}x  its scan alone "
             f"{row['train_scan_alone']:.2f}x  forward {row['forward']:.2f}x"
         )
+    for row in tables["delta_over_loop"]:
+        print(f"delta rule, loop over solved for many chunks, K={row['chunk']}, d=64: training {row['train']:.2f}")
     print(f"share of the rate of batched matrix products ({summary['matmul_gflops']:.0f} GFLOP/s), TTT-MLP, d=64:")
     for row in tables["floor"]:
         print(
