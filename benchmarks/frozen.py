@@ -110,7 +110,7 @@ def write_vectors(
         VideoError: the cache lacks a clip.
     """
     settings = {"model.encoder.cache": cache, **task["features"]}
-    config, _ = parse(["--config", study["recipe"], *given(settings)])
+    config, _ = parse([*recipe(study), *given(settings)])
     reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
     assert isinstance(reading, CachedFeatures)
     vectors.mkdir()
@@ -176,7 +176,12 @@ def words(study: dict[str, Any], job: Job, file: Path, out: Path, more: dict[str
     settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
     settings |= {"schedule.epochs": job.steps * task["epochs"], **task.get("settings", {})}
     settings |= more or {}
-    return ["--config", study["recipe"], *given(settings)]
+    return [*recipe(study), *given(settings)]
+
+
+def recipe(study: dict[str, Any]) -> list[str]:
+    """The words that name a study's recipes, each on top of the one before."""
+    return [word for name in study["recipe"] for word in ("--config", name)]
 
 
 def given(settings: dict[str, Any]) -> list[str]:
