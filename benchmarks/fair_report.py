@@ -15,8 +15,9 @@ from tttvideo.evaluation.plots import plot_lines
 
 def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> None:
     """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder
-    (``fill_page``) the table and figure of a task by its name, and what the layers cost as ``cost``."""
-    parts = {"cost": "\n".join(costs(study, rows))}
+    (``fill_page``) the table and figure of a task by its name, what the layers cost as ``cost``, and how they differ
+    from the layer that the study recommends as ``recommended``."""
+    parts = {"cost": "\n".join(costs(study, rows)), "recommended": "\n".join(beside_recommended(study, rows))}
     for task in study["choice"]:
         lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
         if (chart := drawn(study, rows, task)) is not None:
@@ -88,6 +89,23 @@ def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
             cells.append(f"{ratio:.2f}" if own and ratio is not None else "")
         text.append(f"| {variant} | {' | '.join(cells)} |")
     return [*text, ""]
+
+
+def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of the differences to the recommended layer, on the tasks and lengths that it has rows of."""
+    name, cells = study.get("recommended"), {}
+    heads = []
+    for task in study["choice"]:
+        best = all_reported(study, rows, task)
+        for head, at in columns(study, task)[1].items() if name in best else ():
+            heads.append(f"{task}, {head}")
+            for variant in best.keys() - {name}:
+                cells[variant, heads[-1]] = difference(best[variant], best[name], at)
+    text = [f"| minus {name} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for variant in study["variants"]:
+        own = [cells.get((variant, head), "") for head in heads]
+        text += [f"| {variant} | {' | '.join(own)} |"] if any(own) else []
+    return [*text, ""] if heads else []
 
 
 def _step(steps: dict[tuple[str, str], list[float]], task: str, variant: str) -> str:

@@ -3,11 +3,14 @@
 import re
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from benchmarks import fair, fair_cost, fair_report, small
+from tttvideo.training.arguments import parse
+from tttvideo.ttt import TTT, FrameCausal
 
 STUDY = small.read_study(fair.STUDY)
 RESULTS = small.ROOT / "docs" / "results"
@@ -81,8 +84,36 @@ def test_figures_of_recall_in_words_are_those_of_the_rows():
 
 
 def signs(own, base, at):
-    """Of the ends of the difference's interval: "++" is ahead, "-+" level."""
-    return "".join(number[0] for number in re.findall(r"[+-][.\d]+", fair.difference(own, base, at))[1:])
+    """Of the ends of the difference's interval: "++" is ahead, "--" behind, "-+" level."""
+    low, high = map(float, re.findall(r"[+-][.\d]+", fair.difference(own, base, at))[1:])
+    return "++" if low > 0 else "--" if high < 0 else "-+"
+
+
+def test_the_recipes_have_the_layer_that_the_rows_recommend():
+    """It is behind no layer of equal state, ahead on recall; the recipes that the protocol names have it."""
+    rows, name = small.read_rows(small.ROOT / STUDY["rows"]), STUDY["recommended"]
+    for task in STUDY["choice"]:
+        best = fair.all_reported(STUDY, rows, task)
+        if name not in best:
+            continue
+        for variant in best.keys() - {name, "attention"}:
+            for at in fair_report.columns(STUDY, task)[1].values():
+                better = "--" if fair.predicts(best[name][0]) else "++"
+                assert signs(best[variant], best[name], at) != better, (task, variant)
+    recall = fair.all_reported(STUDY, rows, "flash-recall")
+    behind = {variant for variant in recall.keys() - {name} if signs(recall[variant], recall[name], 0) == "--"}
+    assert behind == recall.keys() - {name, "attention"}, "recall.md says so"
+    preset = parse(["--config", "layer-delta-rule"])[0].model.backbone.mixer
+    page = (RESULTS / "protocol.md").read_text()
+    (sentence,) = re.findall(r"- (.*?) have it since", page)
+    recipes = re.findall(r"`([\w-]+)`", sentence)
+    assert recipes == ["folder-pretrained", "folder-video-encoder", "long-films"]
+    for recipe in recipes:
+        config, _ = parse(["--config", recipe])
+        assert replace(config.model.backbone.mixer, heads=preset.heads) == preset
+        assert config.model.backbone.width / config.model.backbone.mixer.heads == 64
+        back, _ = parse(["--config", recipe, "--config", "layer-ttt-mlp"])
+        assert back.model.backbone.mixer == TTT(heads=2, chunk=FrameCausal(16))
 
 
 def test_costs_are_of_layers_that_take_turns(tmp_path, monkeypatch, capsys):
