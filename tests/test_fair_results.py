@@ -62,6 +62,9 @@ def test_figures_of_recall_in_words_are_those_of_the_rows():
     """Of three seeds each: right answers at the training length, and of 16 pairs; who is said to be ahead."""
     best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-recall")
     text = (RESULTS / "recall.md").read_text().replace("\n", " ")
+    of_pairs = re.compile(r"Of 16 pairs:.*?\. ", re.DOTALL)
+    readme = (small.ROOT / "README.md").read_text()
+    assert [of_pairs.search(page)[0].replace("\n", " ") for page in (readme, text)] == [of_pairs.search(text)[0]] * 2
     names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
     figures = {"Right at 64 frames:": lambda row: row["measured"][0]["top1"]}
     figures["Of 16 pairs:"] = lambda row: row["measured"][0]["by"]["16"]
