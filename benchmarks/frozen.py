@@ -180,8 +180,9 @@ def words(study: dict[str, Any], job: Job, file: Path, out: Path, more: dict[str
 
 
 def recipe(study: dict[str, Any]) -> list[str]:
-    """The words that name a study's recipes, each on top of the one before."""
-    return [word for name in study["recipe"] for word in ("--config", name)]
+    """The words that name a study's recipe, or its recipes, each on top of the one before."""
+    names = [study["recipe"]] if isinstance(study["recipe"], str) else study["recipe"]
+    return [word for name in names for word in ("--config", name)]
 
 
 def given(settings: dict[str, Any]) -> list[str]:

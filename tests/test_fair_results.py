@@ -99,7 +99,11 @@ def test_the_recipes_have_the_layer_that_the_rows_recommend():
         best = fair.all_reported(STUDY, rows, task)
         if name not in best:
             continue
-        for variant in best.keys() - {name, "attention"}:
+        equal = 2 * best[name][0]["state_bytes"]  # attention's cache on long clips is larger
+        for variant in best.keys() - {name}:
+            if best[variant][0]["state_bytes"] > equal:
+                assert variant == "attention", task
+                continue
             for at in fair_report.columns(STUDY, task)[1].values():
                 better = "--" if fair.predicts(best[name][0]) else "++"
                 assert signs(best[variant], best[name], at) != better, (task, variant)

@@ -126,11 +126,13 @@ def test_what_needs_no_loop_is_the_loop(chunk, options):
 
 
 @pytest.mark.parametrize("chunk", [FrameCausal(1), TokenCausal(1)], ids=name)
-@pytest.mark.parametrize("group", [0, 3])
-def test_the_delta_rule_solved_for_many_chunks_is_the_loop(chunk, group):
+@pytest.mark.parametrize(("group", "learning"), [(0, {}), (3, {}), (0, {"rate_per_map": True})])
+def test_the_delta_rule_solved_for_many_chunks_is_the_loop(chunk, group, learning):
     """Outputs, state and gradients over several spans, from a state on, in rows of different lengths; and it is used
     where chunks are small, and only there."""
-    layer = build(dataclasses.replace(DELTA_BY_FRAMES, chunk=chunk, silu=True, checkpoint_group=group))
+    learning = dataclasses.replace(DELTA_BY_FRAMES.learning, **learning)
+    config = dataclasses.replace(DELTA_BY_FRAMES, chunk=chunk, silu=True, checkpoint_group=group, learning=learning)
+    layer = build(config)
     assert layer.delta
     begin, x = (torch.randn(2, frames * N, DIM).double().requires_grad_() for frames in (2, 25))
     layout = Layout(GRID, lengths=torch.tensor([25 * N, 13 * N]))
@@ -140,9 +142,7 @@ def test_the_delta_rule_solved_for_many_chunks_is_the_loop(chunk, group):
         with mock.patch.object(scan, "read_delta_rule", side_effect=scan.read_delta_rule) as calls:
             y, state = layer(x, layer(begin, None, LAYOUT)[1], layout)
         counted.append(calls.call_count > 0)
-        lost = (y * torch.randn(y.shape, generator=torch.manual_seed(1)).double()).sum() + state.weights[
-            "1"
-        ].weight.sum()
+        lost = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + state.weights["1"].weight.sum()
         results.append([y, state, *torch.autograd.grad(lost, [begin, x, *layer.parameters()], materialize_grads=True)])
     assert counted == [True, False]
     for own, expected in zip(*results, strict=True):

@@ -231,6 +231,16 @@ def test_chunks_are_frames(name):
     assert preset("ttt-lm").chunk == TokenCausal(16)
 
 
+@pytest.mark.parametrize("recipe", ["folder", "folder-pretrained", "folder-video-encoder", "long-films"])
+def test_a_preset_after_a_recipe_is_the_preset(recipe):
+    """Settings of one class add up, so a preset says all that any recipe sets."""
+    names = [file.stem.removeprefix("layer-") for file in CONFIGS.glob("layer-*.yaml")]
+    assert {"lact", "vit3", "ttt-video", "ttt-lm", "ttt-mlp", "delta-rule"} <= set(names)
+    for name in names:
+        words = ["--config", str(CONFIGS / f"{recipe}.yaml"), "--config", str(CONFIGS / f"layer-{name}.yaml")]
+        assert parse(words)[0].model.backbone.mixer == preset(name), name
+
+
 def test_delta_rule():
     """A frame's step is the mean of DeltaNet's over its tokens; the fair comparison trains this preset."""
     config = preset("delta-rule")

@@ -60,7 +60,8 @@ class Learning:
             raise ValueError(
                 f"TTT.learning.start is zero, but {name} with {type(config.objective).__name__}"
                 f"{' and weight_norm' if config.optimizer.weight_norm else ''} cannot learn from there; use an inner "
-                "model of one map such as Linear, the objective L2 or DotProduct, and no weight_norm."
+                "model of one map such as Linear, the objective L2 or DotProduct, and no weight_norm; or start: "
+                "learned (after a recipe, --config layer-ttt-mlp before the inner model)."
             )
         grouped = any(map.groups for map in inner.maps(8).values())
         if self.start_rank is not None and (self.start == "zero" or grouped):

@@ -56,7 +56,7 @@ def scan(
     if loop.cumulative or together:
         assert not offset
         read, parts = read_delta_rule if together else read_side_by_side, []
-        if together:  # whole spans, so that groups change no bit
+        if together:  # a group is whole spans
             group = -(-group // (SPAN // size)) * (SPAN // size)
         wide, steps = (group or length) * size, steps_of(scale, mask, 0, min(size, length), pairs)
         for i, piece in enumerate(cut(tokens, wide)):
