@@ -86,6 +86,18 @@ def test_figures_of_recall_in_words_are_those_of_the_rows():
     assert f"ahead of it at 512 ({means[0]} and {means[1]})" in text
 
 
+def test_errors_of_prediction_in_words_are_those_of_the_rows():
+    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "revisit")
+    text = (RESULTS / "prediction.md").read_text().replace("\n", " ")
+    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
+    (sentence,) = re.findall(r"Mean error after the first lap:.*?\. ", text)
+    said = dict(re.findall(rf"({names}) (0\.\d\d\d\d?)\b", sentence))
+    assert said.keys() == best.keys()
+    for name, value in said.items():
+        mean = statistics.mean(row["measured"][0]["error"] for row in best[name])
+        assert value == f"{mean:.{len(value) - 2}f}", name
+
+
 def signs(own, base, at):
     """Of the ends of the difference's interval: "++" is ahead, "--" behind, "-+" level."""
     low, high = map(float, re.findall(r"[+-][.\d]+", fair.difference(own, base, at))[1:])
