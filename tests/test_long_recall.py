@@ -96,11 +96,14 @@ def test_figures_in_words_are_those_of_the_rows(study):
         own = [row["measured"][-1]["top1"] for row in long_recall.rows_of(study, rows, TASK, variant)]
         assert len(own) == 3
         means[variant] = f"{sum(own) / 3:.2f}"
-    ours, delta, mamba = (means[variant] for variant in ("TTT-MLP", "Gated DeltaNet", "Mamba-2"))
+    ours, rule, delta, mamba = (
+        means[variant] for variant in ("TTT-MLP", "TTT delta rule", "Gated DeltaNet", "Mamba-2")
+    )
     assert f"**TTT-MLP's does**: {ours} of films" in page
+    assert f"**TTT delta rule's does, too**: {rule} (" in page
     assert f"**Gated DeltaNet's does, too**: {delta} (" in page
     assert f"with the reported seeds**: {mamba} (" in page
-    assert f"TTT-MLP {ours} and Gated DeltaNet {delta} cannot" in index
+    assert f"TTT-MLP {ours}, TTT delta rule {rule} and Gated DeltaNet {delta} cannot" in index
     assert f"Mamba-2 {mamba} with the reported seeds" in index
     straight, restart = (means[f"TTT-MLP, {option}"] for option in ("start_gradient straight", "restart 0.1"))
     assert f"With `start_gradient: straight` TTT-MLP has {straight}, with `restart: 0.1` {restart}" in page
