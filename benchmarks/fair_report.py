@@ -103,8 +103,8 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
                 cells[variant, heads[-1]] = difference(best[variant], best[name], at)
     text = [f"| minus {name} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for variant in study["variants"]:
-        own = [cells.get((variant, head), "") for head in heads]
-        text += [f"| {variant} | {' | '.join(own)} |"] if any(own) else []
+        line = [cells.get((variant, head), "") for head in heads]
+        text += [f"| {variant} | {' | '.join(line)} |"] if any(line) else []
     return [*text, ""] if heads else []
 
 
