@@ -47,7 +47,7 @@ def test_published_figures_in_words_are_those_of_the_rows(page):
     rows = small.read_rows(small.ROOT / STUDY["rows"])
     best = fair.all_reported(STUDY, rows, "flash-order-16")
     text = (small.ROOT / page).read_text().replace("\n", " ")
-    (sentences,) = re.findall(r"(?:\*\*Answer\.\*\*|asked after 128:|tested on 128\)).*?(?:\*\*|\||$)", text)
+    (sentences,) = re.findall(r"(?:\*\*Answer\.\*\* On clips|asked after 128:|tested on 128\)).*?(?:\*\*|\||$)", text)
     names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
     said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentences))
     assert said.keys() >= {"TTT-MLP", "DeltaNet", "RWKV-7", "GRU", "attention", "Mamba-2", "linear attention"}
@@ -56,6 +56,21 @@ def test_published_figures_in_words_are_those_of_the_rows(page):
     for name in said.keys() - {fair.BASE}:
         expected = "--" if name == "linear attention" else "-+"
         assert signs(best[name], best[fair.BASE], -1) == expected, name
+
+
+def test_figures_of_long_training_clips_in_words_are_those_of_the_rows():
+    """Trained on 64 frames, at 512: every layer with rows is named, and all that are behind TTT-MLP."""
+    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-order")
+    text = (RESULTS / "length.md").read_text().replace("\n", " ")
+    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
+    (sentence,) = re.findall(r"Right at 512 frames:.*?\. ", text)
+    said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentence))
+    at_512 = {name: statistics.mean(row["measured"][-1]["top1"] for row in rows) for name, rows in best.items()}
+    assert said == {name: f"{value:.2f}" for name, value in at_512.items()}
+    (behind,) = re.findall(r"Behind TTT-MLP, by intervals without 0: (.*?); ahead of it: none\. ", text)
+    found = {name: signs(rows, best[fair.BASE], -1) for name, rows in best.items() if name != fair.BASE}
+    assert set(behind.replace(" and ", ", ").split(", ")) == {name for name, sign in found.items() if sign == "--"}
+    assert "++" not in found.values()
 
 
 def test_figures_of_recall_in_words_are_those_of_the_rows():
@@ -82,6 +97,7 @@ def test_figures_of_recall_in_words_are_those_of_the_rows():
             }
     ours, cache = best["TTT delta rule"], best["attention"]
     assert [signs(cache, ours, at) for at in (0, -1)] == ["-+", "++"], "level at 64 frames, ahead at 512"
+    assert [signs(best["RWKV-7"], ours, at) for at in (0, -1)] == ["-+", "-+"], "level at both"
     means = [f"{statistics.mean(row['measured'][-1]['top1'] for row in rows):.2f}" for rows in (cache, ours)]
     assert f"ahead of it at 512 ({means[0]} and {means[1]})" in text
 
@@ -121,7 +137,7 @@ def test_the_recipes_have_the_layer_that_the_rows_recommend():
                 assert signs(best[variant], best[name], at) != better, (task, variant)
     recall = fair.all_reported(STUDY, rows, "flash-recall")
     behind = {variant for variant in recall.keys() - {name} if signs(recall[variant], recall[name], 0) == "--"}
-    assert behind == recall.keys() - {name, "attention"}, "recall.md says so"
+    assert behind == recall.keys() - {name, "attention", "RWKV-7"}, "recall.md says so"
     preset = parse(["--config", "layer-delta-rule"])[0].model.backbone.mixer
     page = (RESULTS / "protocol.md").read_text()
     (sentence,) = re.findall(r"- (.*?) have it since", page)
