@@ -61,10 +61,7 @@ def test_published_figures_in_words_are_those_of_the_rows(page):
 def test_figures_of_long_training_clips_in_words_are_those_of_the_rows():
     """Trained on 64 frames, at 512: every layer with rows is named, and all that are behind TTT-MLP."""
     best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-order")
-    text = (RESULTS / "length.md").read_text().replace("\n", " ")
-    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
-    (sentence,) = re.findall(r"Right at 512 frames:.*?\. ", text)
-    said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentence))
+    text, said = figures_said("length.md", "Right at 512 frames:")
     at_512 = {name: statistics.mean(row["measured"][-1]["top1"] for row in rows) for name, rows in best.items()}
     assert said == {name: f"{value:.2f}" for name, value in at_512.items()}
     (behind,) = re.findall(r"Behind TTT-MLP, by intervals without 0: (.*?); ahead of it: none\. ", text)
@@ -104,14 +101,19 @@ def test_figures_of_recall_in_words_are_those_of_the_rows():
 
 def test_errors_of_prediction_in_words_are_those_of_the_rows():
     best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "revisit")
-    text = (RESULTS / "prediction.md").read_text().replace("\n", " ")
-    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
-    (sentence,) = re.findall(r"Mean error after the first lap:.*?\. ", text)
-    said = dict(re.findall(rf"({names}) (0\.\d\d\d\d?)\b", sentence))
+    _, said = figures_said("prediction.md", "Mean error after the first lap:")
     assert said.keys() == best.keys()
     for name, value in said.items():
         mean = statistics.mean(row["measured"][0]["error"] for row in best[name])
         assert value == f"{mean:.{len(value) - 2}f}", name
+
+
+def figures_said(page, begin):
+    """The page's text, and the figure of each layer in the sentence that begins so."""
+    text = (RESULTS / page).read_text().replace("\n", " ")
+    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
+    (sentence,) = re.findall(rf"{begin}.*?\. ", text)
+    return text, dict(re.findall(rf"({names}) (0\.\d{{2,4}})\b", sentence))
 
 
 def signs(own, base, at):
