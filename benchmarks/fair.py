@@ -84,9 +84,9 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
             continue
         for variant in variants:
             yield from untried(study, rows, task, variant)
-        reported_too = [v for v in variants if task not in study["variants"][v].get("only_rates", [])]
+        with_seeds = [v for v in variants if task not in study["variants"][v].get("only_rates", [])]
         for seed in study["seeds"]:
-            for variant in reported_too:
+            for variant in with_seeds:
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue

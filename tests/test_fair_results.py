@@ -65,9 +65,9 @@ def test_figures_of_long_training_clips_in_words_are_those_of_the_rows():
     at_512 = {name: statistics.mean(row["measured"][-1]["top1"] for row in rows) for name, rows in best.items()}
     assert said == {name: f"{value:.2f}" for name, value in at_512.items()}
     (behind,) = re.findall(r"Behind TTT-MLP, by intervals without 0: (.*?); ahead of it: none\. ", text)
-    found = {name: signs(rows, best[fair.BASE], -1) for name, rows in best.items() if name != fair.BASE}
-    assert set(behind.replace(" and ", ", ").split(", ")) == {name for name, sign in found.items() if sign == "--"}
-    assert "++" not in found.values()
+    against = {name: signs(rows, best[fair.BASE], -1) for name, rows in best.items() if name != fair.BASE}
+    assert set(behind.replace(" and ", ", ").split(", ")) == {name for name, sign in against.items() if sign == "--"}
+    assert "++" not in against.values()
 
 
 def test_figures_of_recall_in_words_are_those_of_the_rows():
