@@ -77,7 +77,8 @@ def main() -> None:
 
 def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = None) -> Iterator[Job]:
     """What is still to be trained, in order: rates of a task first, then seed by seed, so that a study that is stopped
-    early has whole comparisons. What rests on a choice that is not made yet is not named yet."""
+    early has whole comparisons. What rests on a choice that is not made yet is not named yet; a variant has no reported
+    seeds on tasks that its ``only_rates`` names."""
     done = {job_of(row): row for row in rows}
     for task, variants in comparisons(study):
         if only not in (None, task):
@@ -173,11 +174,12 @@ def predicts(row: dict[str, Any]) -> bool:
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether accuracy in training left the level of those that remember nothing and rose by less than ``flat`` from
-    the second to last part to the last; or the loss of prediction fell by less than the share ``flat_loss``."""
+    """Whether training left the level of those that remember nothing (accuracy above ``plateau``, loss of prediction
+    below ``plateau_loss``) and from the second to last part to the last accuracy rose by less than ``flat``, or the
+    loss fell by less than the share ``flat_loss``."""
     curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
     if predicts(row):
-        return len(curve) > 1 and curve[-1] > (1 - study["flat_loss"]) * curve[-2]
+        return len(curve) > 1 and study["plateau_loss"] > curve[-1] > (1 - study["flat_loss"]) * curve[-2]
     return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
 
 

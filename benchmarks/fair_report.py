@@ -15,9 +15,10 @@ from tttvideo.evaluation.plots import plot_lines
 
 def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> None:
     """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder
-    (``fill_page``) the table and figure of a task by its name, what the layers cost as ``cost``, and how they differ
-    from the layer that the study recommends as ``recommended``."""
-    parts = {"cost": "\n".join(costs(study, rows)), "recommended": "\n".join(beside_recommended(study, rows))}
+    (``fill_page``) the table and figure of a task by its name, what the layers cost as ``cost``, how they differ
+    from the layer that the study recommends as ``recommended``, and short convolutions as ``without``."""
+    tables = {"cost": costs, "recommended": beside_recommended, "without": without_convolution}
+    parts = {name: "\n".join(made(study, rows)) for name, made in tables.items()}
     for task in study["choice"]:
         lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
         if (chart := drawn(study, rows, task)) is not None:
@@ -106,6 +107,21 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
         line = [cells.get((variant, head), "") for head in heads]
         text += [f"| {variant} | {' | '.join(line)} |"] if any(line) else []
     return [*text, ""] if heads else []
+
+
+def without_convolution(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of the variants of which a task has ``only_rates``: accuracy at the length of training, at the
+    best rate, beside that of the same layer with its short convolutions. One training each: there are no intervals."""
+    text, by_job = [], {job_of(row)[:4]: row for row in rows}
+    for task, trial in study["choice"].items():
+        for variant in (v for v, own in study["variants"].items() if task in own.get("only_rates", [])):
+            layer = variant.removesuffix(" without convolution")
+            rates = [(name, study["choice_seed"], chosen_rate(study, rows, task, name)) for name in (layer, variant)]
+            best = [by_job.get((trial, *chosen)) for chosen in rates]
+            if all(best):
+                cells = [f"{row['measured'][0]['top1']:.2f} | {row['rate']:g}" for row in best]
+                text.append(f"| {layer} | {' | '.join(cells)} |")
+    return ["| layer | with | rate | without | rate |", "|---|---|---|---|---|", *text, ""] if text else []
 
 
 def _step(steps: dict[tuple[str, str], list[float]], task: str, variant: str) -> str:

@@ -91,6 +91,20 @@ def test_recall_is_compared_at_both_lengths():
     assert "| +1.000 (+1.000 to +1.000) | -1.000 (-1.000 to -1.000) |" in line
 
 
+def test_layers_without_convolution_stand_beside_themselves():
+    """Each at its own best rate, and only when all rates of both were tried."""
+    best = {"GRU": (3e-3, 0.9), "GRU without convolution": (6e-3, 0.6)}
+    rows = []
+    for variant, (rate, top1) in reversed(best.items()):
+        rows += [
+            row(fair.Job("flash-recall-four", variant, 100, r), top1 if r == rate else 0.4) for r in STUDY["rates"]
+        ]
+    table = fair_report.without_convolution(STUDY, rows)
+    assert table[0] == "| layer | with | rate | without | rate |"
+    assert table[2:] == ["| GRU | 0.90 | 0.003 | 0.60 | 0.006 |", ""]
+    assert fair_report.without_convolution(STUDY, rows[1:]) == []
+
+
 def test_a_level_without_memory_is_not_flat():
     """Training that has not begun to remember does not rise either."""
     job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
@@ -235,7 +249,7 @@ def test_prediction_is_compared_by_errors(tmp_path, monkeypatch, capsys):
     last = small.read_rows(files[1])[-1]
     error = last["measured"][0]["error"]
     assert f"variant='TTT-MLP', seed=0, rate=0.001, steps=1) [{error}]" in capsys.readouterr().out
-    curves = {(1.0, 0.95): True, (1.0, 0.85): False}
+    curves = {(0.2, 0.19): True, (0.2, 0.17): False, (0.42, 0.42): False}  # the last remembers nothing
     assert {curve: fair.is_flat(study, real | {"curve": list(curve)}) for curve in curves} == curves
 
 
