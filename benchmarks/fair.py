@@ -174,13 +174,14 @@ def predicts(row: dict[str, Any]) -> bool:
 
 
 def is_flat(study: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether training left the level of those that remember nothing (accuracy above ``plateau``, loss of prediction
-    below ``plateau_loss``) and from the second to last part to the last accuracy rose by less than ``flat``, or the
-    loss fell by less than the share ``flat_loss``."""
+    """Whether training left the level of those that remember nothing (accuracy above ``plateau``, the task's own where
+    it has one; loss of prediction below ``plateau_loss``) and from the second to last part to the last accuracy rose by
+    less than ``flat``, or the loss fell by less than the share ``flat_loss``."""
     curve = row["curve"][:CURVE]  # steps that cannot be divided leave a few more
     if predicts(row):
         return len(curve) > 1 and study["plateau_loss"] > curve[-1] > (1 - study["flat_loss"]) * curve[-2]
-    return len(curve) > 1 and curve[-1] > study["plateau"] and curve[-1] - curve[-2] < study["flat"]
+    plateau = study["tasks"][row["task"]].get("plateau", study["plateau"])
+    return len(curve) > 1 and curve[-1] > plateau and curve[-1] - curve[-2] < study["flat"]
 
 
 def run(study: dict[str, Any], job: Job, partial: Partial | None = None) -> dict[str, Any]:

@@ -105,12 +105,26 @@ def test_layers_without_convolution_stand_beside_themselves():
     assert fair_report.without_convolution(STUDY, rows[1:]) == []
 
 
+def test_only_rates_is_said_of_a_task():
+    """Without convolution TTT-MLP has reported seeds where its ``only_rates`` does not name the task."""
+    name, rates = "TTT-MLP without convolution", STUDY["rates"]
+    tried = [row(fair.Job("flash-order-16", name, 100, rate), loss=abs(rate - 3e-3)) for rate in rates]
+    tried += [row(fair.Job("flash-recall-four", name, 100, rate), loss=abs(rate - 3e-3)) for rate in rates]
+    seeds = {
+        task: [job.seed for job in fair.jobs(STUDY, tried, task) if job.variant == name] for task in STUDY["choice"]
+    }
+    assert seeds == {"flash-order-16": [0, 1, 2], "flash-order": [0, 1, 2], "flash-recall": [], "revisit": []}
+
+
 def test_a_level_without_memory_is_not_flat():
     """Training that has not begun to remember does not rise either."""
     job = fair.Job("flash-order", "GRU", 0, 3.0e-3)
     curves = {(0.7, 0.7): True, (0.7, 0.73): False, (0.55, 0.56): False, (0.9, 0.85): True, (0.7,): False}
     curves |= {(*[0.9] * 8, 0.99): True, (*[0.9] * 7, 0.95, 0.94): False}  # 300 steps are eight parts and 4 steps
-    assert {curve: fair.is_flat(STUDY, row(job, curve=curve)) for curve in curves} == curves
+    short = job._replace(task="flash-order-16")
+    assert {curve: fair.is_flat(STUDY, row(short, curve=curve)) for curve in curves} == curves
+    assert not fair.is_flat(STUDY, row(job, curve=(0.8, 0.8))), "on long clips below 0.9 it was not learned"
+    assert fair.is_flat(STUDY, row(job, curve=(0.95, 0.95)))
     rows = [row(fair.Job("flash-order-16", "GRU", 100, rate), loss=abs(rate - job.rate)) for rate in STUDY["rates"]]
     rows += [row(job._replace(steps=n), curve=(0.3, 0.3)) for n in (1, 2)]
     steps = [
