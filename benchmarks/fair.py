@@ -61,7 +61,7 @@ def main() -> None:
         return
     if options.dry:
         for job in dict.fromkeys(jobs(study, read_rows(file), options.task)):
-            print(f"{job.task:18} {job.variant:20} seed {job.seed:<4} rate {job.rate:g}, {job.steps} x steps")
+            print(f"{job.task:18} {job.variant:35} seed {job.seed:<4} rate {job.rate:g}, {job.steps} x steps")
         return
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +85,8 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
             continue
         for variant in variants:
             yield from untried(study, rows, task, variant)
-        with_seeds = [v for v in variants if task not in study["variants"][v].get("only_rates", [])]
         for seed in study["seeds"]:
-            for variant in with_seeds:
+            for variant in with_seeds(study, task, variants):
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
@@ -108,6 +107,11 @@ def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         first = [v for v in study["first"] if v in variants]
         yield task, first
         yield task, [v for v in variants if v not in first]
+
+
+def with_seeds(study: dict[str, Any], task: str, variants: list[str]) -> list[str]:
+    """Those of which reported seeds are trained on the task."""
+    return [v for v in variants if task not in study["variants"][v].get("only_rates", [])]
 
 
 def job_of(row: dict[str, Any]) -> Job:

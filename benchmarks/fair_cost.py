@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.design import any_suite, batches, build, gradients, plan
-from benchmarks.fair import BASE, STUDY, comparisons
+from benchmarks.fair import BASE, STUDY, comparisons, with_seeds
 from benchmarks.measure import environment, processor_seconds, ratio
 from benchmarks.small import ROOT, commit, read_rows, read_study
 from tttvideo.model import VideoModel
@@ -47,13 +47,14 @@ def main() -> None:
     for task in study["choice"]:
         for variant, seconds in side_by_side(study, task, options.rounds).items():
             rows.append({"task": task, "variant": variant, "cpu_seconds": seconds} | about)
-            print(f"{task:16} {variant:28} {statistics.median(seconds):.3f} s", flush=True)
+            print(f"{task:16} {variant:35} {statistics.median(seconds):.3f} s", flush=True)
     (ROOT / study["costs"]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def side_by_side(study: dict[str, Any], task: str, rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of a step of every variant, round by round; each round begins with another one."""
-    variants = [variant for t, variants in comparisons(study) if t == task for variant in variants]
+    """Processor seconds of a step of every variant that has reported seeds; each round begins with another one."""
+    compared = [variant for t, variants in comparisons(study) if t == task for variant in variants]
+    variants = with_seeds(study, task, compared)
     steps = {variant: one_step(study, task, variant) for variant in variants}
     for step in steps.values():
         step()
