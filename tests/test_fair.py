@@ -2,9 +2,12 @@
 
 import copy
 import json
+import re
+import statistics
 import sys
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 
@@ -331,3 +334,25 @@ def test_a_task_alone_begins_with_the_choice_that_its_rates_rest_on():
     assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
     variants = [v for v, own in STUDY["variants"].items() if "flash-recall" in own.get("tasks", ["flash-recall"])]
     assert len(trials) == len(variants) * len(STUDY["rates"])
+
+
+@pytest.mark.parametrize(("seeds", "left_out"), [(3, 0.18), pytest.param(2, 0.29, marks=pytest.mark.slow)])
+def test_how_often_an_interval_of_few_seeds_leaves_0_out(seeds, left_out):
+    """Of equal layers, on the same clips: docs/results/protocol.md says so beside "nominally 95 %"."""
+    rng = np.random.default_rng(0)
+    outside = []
+    for _ in range(200):
+        hard = rng.random(256)
+        layers = [
+            [made_of_hits("GRU", seed, hard < 0.8 + 0.06 * rng.standard_normal()) for seed in range(seeds)]
+            for _ in range(2)
+        ]
+        low, high = map(float, re.findall(r"[+-][.\d]+", fair.difference(*layers))[1:])
+        outside.append(not low <= 0 <= high)
+    assert statistics.mean(outside) == pytest.approx(left_out, abs=0.05)
+
+
+def made_of_hits(variant, seed, hits):
+    made = row(fair.Job("flash-recall", variant, seed, 3e-3))
+    made["measured"] = [{"length": 1, "hits": small.hexadecimal(hits.tolist()), "n": len(hits)}]
+    return made
