@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,6 +229,12 @@ def difference(own: list[dict[str, Any]], base: list[dict[str, Any]], at: int = 
     mean, low, high = (float(x[0]) for x in Bootstrap().difference(*samples))
     digits = 4 if predicts(own[0]) else 3
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def signs(own: list[dict[str, Any]], base: list[dict[str, Any]], at: int = -1) -> str:
+    """Of the ends of the difference's interval as it is printed: "++" is more, "--" less, anything else level."""
+    ends = map(float, re.findall(r"[+-][.\d]+", difference(own, base, at))[1:])
+    return "".join("+" if end > 0 else "-" if end < 0 else "0" for end in ends)
 
 
 def by_clip(row: dict[str, Any], at: int = -1) -> list[float]:

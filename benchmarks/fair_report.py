@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.design import suite_of
-from benchmarks.fair import BASE, all_rates, all_reported, chosen_rate, difference, is_flat, job_of, mean, predicts
+from benchmarks.fair import (
+    BASE,
+    all_rates,
+    all_reported,
+    chosen_rate,
+    difference,
+    is_flat,
+    job_of,
+    mean,
+    predicts,
+    signs,
+)
 from benchmarks.fair_cost import against, read_costs
 from benchmarks.small import VAL_SEED, fill_page
 from tttvideo.evaluation.plots import plot_lines
@@ -16,11 +27,12 @@ from tttvideo.evaluation.plots import plot_lines
 def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> None:
     """Writes ``page`` with all tables, a figure of every task beside it, and into other pages of its folder
     (``fill_page``) the table and figure of a task by its name, what the layers cost as ``cost``, how they differ
-    from the layer that the study recommends as ``recommended``, and short convolutions as ``without``."""
-    tables = {"cost": costs, "recommended": beside_recommended, "without": without_convolution}
+    from the layer that the study recommends as ``recommended``, and where convolutions run as ``convolutions``."""
+    tables = {"cost": costs, "recommended": beside_recommended, "convolutions": by_convolution}
     parts = {name: "\n".join(made(study, rows)) for name, made in tables.items()}
     for task in study["choice"]:
         lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
+        lines += in_words(study, rows, task)
         if (chart := drawn(study, rows, task)) is not None:
             plot_lines(page.parent / f"fair-{task}.png", chart)
             lines += [f"![{chart['title']}](fair-{task}.png)", ""]
@@ -75,6 +87,37 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
     return [*text, ""]
 
 
+def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> list[str]:
+    """Lines that say of each length that is compared who has which figure, best first, and who is better or worse than
+    the base and than the recommended layer, by intervals without 0; then figures of the largest group, and of which
+    layers there are not all seeds."""
+    best, described, text = all_reported(study, rows, task), study["tasks"][task], []
+    error = "measured" in described
+    for head, at in columns(study, task)[1].items() if best else ():
+        values = {
+            v: statistics.mean(row["measured"][at]["error" if error else "top1"] for row in best[v]) for v in best
+        }
+        text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(values, least=error)}.")
+        for base in dict.fromkeys(name for name in (BASE, study.get("recommended")) if name in best):
+            against = {variant: signs(own, best[base], at) for variant, own in best.items() if variant != base}
+            ahead, behind = (
+                ", ".join(v for v, ends in against.items() if ends == sign) or "none"
+                for sign in (("--", "++") if error else ("++", "--"))
+            )
+            text[-1] += f" Ahead of {base}, by intervals without 0: {ahead}; behind it: {behind}."
+    if best and (of := groups(described)):
+        values = {v: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own) for v, own in best.items()}
+        text.append(f"- Of {of[-1]} {described['by']}: {_ranked(values)}.")
+    if fewer := [f"{v} ({len(own)})" for v, own in best.items() if len(own) < len(study["seeds"])]:
+        text.append(f"- Not all seeds so far: {', '.join(fewer)}.")
+    return [*text, ""] if text else []
+
+
+def _ranked(values: dict[str, float], least: bool = False) -> str:
+    order = sorted(values, key=values.__getitem__, reverse=not least)
+    return ", ".join(f"{variant} {values[variant]:.{4 if least else 2}f}" for variant in order)
+
+
 def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a table of what the layers cost: state after a clip of the training length, and a training step."""
     steps = read_costs(study)
@@ -106,22 +149,47 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
     for variant in study["variants"]:
         line = [cells.get((variant, head), "") for head in heads]
         text += [f"| {variant} | {' | '.join(line)} |"] if any(line) else []
+    level = [variant for variant, behind in behind_the_best(study, rows).items() if not behind]
+    text += ["", f"Trained on every task and nowhere behind the best of equal state: {', '.join(level) or 'none'}."]
     return [*text, ""] if heads else []
 
 
-def without_convolution(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a table of the variants of which a task has ``only_rates``: accuracy at the length of training, at the
-    best rate, beside that of the same layer with its short convolutions. One training each: there are no intervals."""
-    text, by_job = [], {job_of(row)[:4]: row for row in rows}
-    for task, trial in study["choice"].items():
-        for variant in (v for v, own in study["variants"].items() if task in own.get("only_rates", [])):
-            layer = variant.removesuffix(" without convolution")
-            rates = [(name, study["choice_seed"], chosen_rate(study, rows, task, name)) for name in (layer, variant)]
-            best = [by_job.get((trial, *chosen)) for chosen in rates]
-            if all(best):
-                cells = [f"{row['measured'][0]['top1']:.2f} | {row['rate']:g}" for row in best]
+def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each layer that has all seeds of every task: where it is behind the best one of equal state, which leaves out
+    those whose state is more than twice the recommended layer's, by intervals without 0."""
+    all_seeds = {
+        task: {v: own for v, own in all_reported(study, rows, task).items() if len(own) == len(study["seeds"])}
+        for task in study["choice"]
+    }
+    name = study["recommended"]
+    behind = {variant: [] for variant in study["variants"] if all(variant in best for best in all_seeds.values())}
+    for task, best in all_seeds.items() if name in behind else ():
+        equal = {v: own for v, own in best.items() if own[0]["state_bytes"] <= 2 * best[name][0]["state_bytes"]}
+        figure, worse, first = ("error", "++", min) if "measured" in study["tasks"][task] else ("top1", "--", max)
+        for head, at in columns(study, task)[1].items():
+            mean_of = {v: statistics.mean(row["measured"][at][figure] for row in own) for v, own in equal.items()}
+            leader = first(mean_of, key=mean_of.__getitem__)
+            for variant in behind.keys() & equal.keys() - {leader}:
+                if signs(equal[variant], equal[leader], at) == worse:
+                    behind[variant].append(f"{task}, {head}")
+    return behind
+
+
+def by_convolution(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of the layers that are also tried with their short convolutions along the raster or without any,
+    on tasks of which variants have ``only_rates``: accuracy at the length of training, at the best rate of each."""
+    places = {"along time": "", "along the raster": " raster", "none": " without convolution"}
+    by_job, text = {job_of(row)[:4]: row for row in rows}, []
+    for task in dict.fromkeys(task for own in study["variants"].values() for task in own.get("only_rates", [])):
+        for layer in study["variants"]:
+            cells = []
+            for variant in (layer + suffix for suffix in places.values()):
+                rate = chosen_rate(study, rows, task, variant)
+                row = by_job.get((study["choice"][task], variant, study["choice_seed"], rate))
+                cells.append("" if row is None else f"{row['measured'][0]['top1']:.2f} ({row['rate']:g})")
+            if any(cells[1:]):
                 text.append(f"| {layer} | {' | '.join(cells)} |")
-    return ["| layer | with | rate | without | rate |", "|---|---|---|---|---|", *text, ""] if text else []
+    return [f"| layer | {' | '.join(places)} |", "|---|---|---|---|", *text, ""] if text else []
 
 
 def _step(steps: dict[tuple[str, str], list[float]], task: str, variant: str) -> str:

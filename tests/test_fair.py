@@ -94,18 +94,18 @@ def test_recall_is_compared_at_both_lengths():
     assert "| +1.000 (+1.000 to +1.000) | -1.000 (-1.000 to -1.000) |" in line
 
 
-def test_layers_without_convolution_stand_beside_themselves():
-    """Each at its own best rate, and only when all rates of both were tried."""
-    best = {"GRU": (3e-3, 0.9), "GRU without convolution": (6e-3, 0.6)}
+def test_layers_stand_beside_themselves_with_other_convolutions():
+    """Each at its own best rate, once all its rates were tried."""
+    best = {"Mamba-2 raster": (3e-3, 0.7), "Mamba-2": (6e-3, 0.6), "GRU without convolution": (3e-3, 0.5)}
     rows = []
-    for variant, (rate, top1) in reversed(best.items()):
+    for variant, (rate, top1) in best.items():
         rows += [
             row(fair.Job("flash-recall-four", variant, 100, r), top1 if r == rate else 0.4) for r in STUDY["rates"]
         ]
-    table = fair_report.without_convolution(STUDY, rows)
-    assert table[0] == "| layer | with | rate | without | rate |"
-    assert table[2:] == ["| GRU | 0.90 | 0.003 | 0.60 | 0.006 |", ""]
-    assert fair_report.without_convolution(STUDY, rows[1:]) == []
+    table = fair_report.by_convolution(STUDY, rows)
+    assert table[0] == "| layer | along time | along the raster | none |"
+    assert table[2:] == ["| Mamba-2 | 0.60 (0.006) | 0.70 (0.003) |  |", "| GRU |  |  | 0.50 (0.003) |", ""]
+    assert len(fair_report.by_convolution(STUDY, rows[1:])) == 4, "of the first a rate is not tried"
 
 
 def test_only_rates_is_said_of_a_task():

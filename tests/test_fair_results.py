@@ -41,105 +41,51 @@ def test_the_published_tables_are_those_of_the_rows(tmp_path):
         assert of_clips == pytest.approx(measured[figure], abs=5e-5)
 
 
-@pytest.mark.parametrize("page", ["docs/results/length.md", "docs/results/index.md", "README.md"])
-def test_published_figures_in_words_are_those_of_the_rows(page):
+@pytest.mark.parametrize(
+    ("page", "begin", "task"),
+    [
+        ("docs/results/index.md", "asked after 128:", "flash-order-16"),
+        ("README.md", "tested on 128:", "flash-order-16"),
+        ("README.md", "tested on 512:", "flash-order"),
+    ],
+)
+def test_published_figures_in_words_are_those_of_the_rows(page, begin, task):
     """ "TTT-MLP 0.93" in a sentence on the longest clips, and who is said to keep less."""
-    rows = small.read_rows(small.ROOT / STUDY["rows"])
-    best = fair.all_reported(STUDY, rows, "flash-order-16")
-    text = (small.ROOT / page).read_text().replace("\n", " ")
-    (sentences,) = re.findall(r"(?:\*\*Answer\.\*\* On clips|asked after 128:|tested on 128\)).*?(?:\*\*|\||$)", text)
+    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), task)
+    text = re.sub(r"\s+", " ", (small.ROOT / page).read_text())
+    (sentence,) = re.findall(rf"{begin}.*?(?:\. |$)", text)
     names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
-    said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentences))
-    assert said.keys() >= {"TTT-MLP", "DeltaNet", "RWKV-7", "GRU", "attention", "Mamba-2", "linear attention"}
+    said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentence))
+    assert said.keys() >= {"TTT-MLP", "TTT delta rule", "DeltaNet", "GRU", "attention"}
     for name, value in said.items():
         assert value == f"{statistics.mean(row['measured'][-1]['top1'] for row in best[name]):.2f}", name
     for name in said.keys() - {fair.BASE}:
-        expected = "--" if name == "linear attention" else "-+"
-        assert signs(best[name], best[fair.BASE], -1) == expected, name
+        assert (fair.signs(best[name], best[fair.BASE]) == "--") == (name == "linear attention"), name
 
 
-def test_figures_of_long_training_clips_in_words_are_those_of_the_rows():
-    """Trained on 64 frames, at 512: every layer with rows is named, and all that are behind TTT-MLP."""
-    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-order")
-    text, said = figures_said("length.md", "Right at 512 frames:")
-    at_512 = {name: statistics.mean(row["measured"][-1]["top1"] for row in rows) for name, rows in best.items()}
-    assert said == {name: f"{value:.2f}" for name, value in at_512.items()}
-    (behind,) = re.findall(r"Behind TTT-MLP, by intervals without 0: (.*?); ahead of it: none\. ", text)
-    against = {name: signs(rows, best[fair.BASE], -1) for name, rows in best.items() if name != fair.BASE}
-    assert set(behind.replace(" and ", ", ").split(", ")) == {name for name, sign in against.items() if sign == "--"}
-    assert "++" not in against.values()
-
-
-def test_figures_of_recall_in_words_are_those_of_the_rows():
-    """Of three seeds each: right answers at the training length, and of 16 pairs; who is said to be ahead."""
+def test_the_lists_in_words_are_those_of_the_intervals():
+    """Who is ahead and behind, on the page of recall, and that README has its line of 16 pairs word for word."""
     best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "flash-recall")
-    text = (RESULTS / "recall.md").read_text().replace("\n", " ")
-    of_pairs = re.compile(r"Of 16 pairs:.*?\. ", re.DOTALL)
-    readme = (small.ROOT / "README.md").read_text()
-    assert [of_pairs.search(page)[0].replace("\n", " ") for page in (readme, text)] == [of_pairs.search(text)[0]] * 2
-    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
-    figures = {"Right at 64 frames:": lambda row: row["measured"][0]["top1"]}
-    figures["Of 16 pairs:"] = lambda row: row["measured"][0]["by"]["16"]
-    for begin, figure in figures.items():
-        (sentence,) = re.findall(rf"{begin}.*?\. ", text)
-        said = dict(re.findall(rf"({names}) (0\.\d\d)\b", sentence))
-        assert said == {name: f"{statistics.mean(map(figure, rows)):.2f}" for name, rows in best.items()}
+    lines = (RESULTS / "recall.md").read_text().splitlines()
     for length, at in ((64, 0), (512, -1)):
-        (said,) = re.findall(rf"Ahead of TTT-MLP at {length} frames[^:]*: (.*?); behind: (.*?)\. ", text)
-        for words, sign in zip(said, "+-", strict=True):
-            assert set(words.replace(" and ", ", ").split(", ")) == {
-                name
-                for name, rows in best.items()
-                if name != fair.BASE and signs(rows, best[fair.BASE], at) == sign * 2
-            }
-    ours, cache = best["TTT delta rule"], best["attention"]
-    assert [signs(cache, ours, at) for at in (0, -1)] == ["-+", "++"], "level at 64 frames, ahead at 512"
-    assert [signs(best["RWKV-7"], ours, at) for at in (0, -1)] == ["-+", "-+"], "level at both"
-    means = [f"{statistics.mean(row['measured'][-1]['top1'] for row in rows):.2f}" for rows in (cache, ours)]
-    assert f"ahead of it at 512 ({means[0]} and {means[1]})" in text
-
-
-def test_errors_of_prediction_in_words_are_those_of_the_rows():
-    best = fair.all_reported(STUDY, small.read_rows(small.ROOT / STUDY["rows"]), "revisit")
-    _, said = figures_said("prediction.md", "Mean error after the first lap:")
-    assert said.keys() == best.keys()
-    for name, value in said.items():
-        mean = statistics.mean(row["measured"][0]["error"] for row in best[name])
-        assert value == f"{mean:.{len(value) - 2}f}", name
-
-
-def figures_said(page, begin):
-    """The page's text, and the figure of each layer in the sentence that begins so."""
-    text = (RESULTS / page).read_text().replace("\n", " ")
-    names = "|".join(sorted(STUDY["variants"], key=len, reverse=True))
-    (sentence,) = re.findall(rf"{begin}.*?\. ", text)
-    return text, dict(re.findall(rf"({names}) (0\.\d{{2,4}})\b", sentence))
-
-
-def signs(own, base, at):
-    """Of the ends of the difference's interval: "++" is ahead, "--" behind, "-+" level."""
-    low, high = map(float, re.findall(r"[+-][.\d]+", fair.difference(own, base, at))[1:])
-    return "++" if low > 0 else "--" if high < 0 else "-+"
+        (line,) = (line for line in lines if line.startswith(f"- Right at {length} frames: "))
+        for base in (fair.BASE, STUDY["recommended"]):
+            said = re.search(rf"Ahead of {base}, by intervals without 0: (.*?); behind it: (.*?)\.", line).groups()
+            for words, sign in zip(said, ("++", "--"), strict=True):
+                expected = {name for name in best.keys() - {base} if fair.signs(best[name], best[base], at) == sign}
+                assert set(words.split(", ")) - {"none"} == expected
+    (pairs,) = (line.removeprefix("- ") for line in lines if line.startswith("- Of 16 pairs: "))
+    figures = {name: statistics.mean(row["measured"][0]["by"]["16"] for row in rows) for name, rows in best.items()}
+    assert dict(
+        re.findall(r"([^,:]+) (0\.\d\d)[,.]", pairs.removeprefix("Of 16 pairs:").replace(", ", ",").strip())
+    ) == {name: f"{value:.2f}" for name, value in figures.items()}
+    assert pairs in re.sub(r"\s+", " ", (small.ROOT / "README.md").read_text())
 
 
 def test_the_recipes_have_the_layer_that_the_rows_recommend():
-    """It is behind no layer of equal state, ahead on recall; the recipes that the protocol names have it."""
+    """It is nowhere behind the best layer of equal state; the recipes that the protocol names have it."""
     rows, name = small.read_rows(small.ROOT / STUDY["rows"]), STUDY["recommended"]
-    for task in STUDY["choice"]:
-        best = fair.all_reported(STUDY, rows, task)
-        if name not in best:
-            continue
-        equal = 2 * best[name][0]["state_bytes"]  # attention's cache on long clips is larger
-        for variant in best.keys() - {name}:
-            if best[variant][0]["state_bytes"] > equal:
-                assert variant == "attention", task
-                continue
-            for at in fair_report.columns(STUDY, task)[1].values():
-                better = "--" if fair.predicts(best[name][0]) else "++"
-                assert signs(best[variant], best[name], at) != better, (task, variant)
-    recall = fair.all_reported(STUDY, rows, "flash-recall")
-    behind = {variant for variant in recall.keys() - {name} if signs(recall[variant], recall[name], 0) == "--"}
-    assert behind == recall.keys() - {name, "attention", "RWKV-7"}, "recall.md says so"
+    assert fair_report.behind_the_best(STUDY, rows)[name] == []
     preset = parse(["--config", "layer-delta-rule"])[0].model.backbone.mixer
     page = (RESULTS / "protocol.md").read_text()
     (sentence,) = re.findall(r"- (.*?) have it since", page)
