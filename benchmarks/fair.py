@@ -210,6 +210,18 @@ def all_reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -
     return {variant: own for variant, own in best.items() if own}
 
 
+def at_their_best(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, list[dict[str, Any]]]:
+    """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice."""
+    found, variants = all_reported(study, rows, task), {}
+    for variant in found:
+        variants.setdefault(study["variants"][variant].get("of", variant), []).append(variant)
+    best = {}
+    for layer, names in variants.items():
+        trial = _best(study, [row for variant in names for row in trials(study, rows, task, variant)])
+        best[layer] = found[trial["variant"]]
+    return best
+
+
 def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variant: str) -> list[dict[str, Any]]:
     """Of every reported seed the row with most steps, at the chosen rate."""
     rate = chosen_rate(study, rows, task, variant)

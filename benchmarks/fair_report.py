@@ -11,6 +11,7 @@ from benchmarks.fair import (
     BASE,
     all_rates,
     all_reported,
+    at_their_best,
     chosen_rate,
     difference,
     is_flat,
@@ -92,13 +93,13 @@ def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> li
     the base and than the recommended layer, by intervals without 0; then figures of the largest group, and of which
     layers there are not all seeds."""
     best, described, text = all_reported(study, rows, task), study["tasks"][task], []
-    error = "measured" in described
+    recommended = at_their_best(study, rows, task).get(study.get("recommended"), [])
+    bases = dict.fromkeys([BASE] * (BASE in best) + [row["variant"] for row in recommended])
     for head, at in columns(study, task)[1].items() if best else ():
-        values = {
-            v: statistics.mean(row["measured"][at]["error" if error else "top1"] for row in best[v]) for v in best
-        }
-        text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(values, least=error)}.")
-        for base in dict.fromkeys(name for name in (BASE, study.get("recommended")) if name in best):
+        error = "measured" in described
+        means = {variant: _mean_at(own, at) for variant, own in best.items()}
+        text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(means, least=error)}.")
+        for base in bases:
             against = {variant: signs(own, best[base], at) for variant, own in best.items() if variant != base}
             ahead, behind = (
                 ", ".join(v for v, ends in against.items() if ends == sign) or "none"
@@ -106,11 +107,16 @@ def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> li
             )
             text[-1] += f" Ahead of {base}, by intervals without 0: {ahead}; behind it: {behind}."
     if best and (of := groups(described)):
-        values = {v: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own) for v, own in best.items()}
-        text.append(f"- Of {of[-1]} {described['by']}: {_ranked(values)}.")
+        means = {v: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own) for v, own in best.items()}
+        text.append(f"- Of {of[-1]} {described['by']}: {_ranked(means)}.")
     if fewer := [f"{v} ({len(own)})" for v, own in best.items() if len(own) < len(study["seeds"])]:
         text.append(f"- Not all seeds so far: {', '.join(fewer)}.")
     return [*text, ""] if text else []
+
+
+def _mean_at(own: list[dict[str, Any]], at: int) -> float:
+    """Over seeds: the accuracy, or error, at one of the measured lengths."""
+    return statistics.mean(row["measured"][at]["error" if predicts(row) else "top1"] for row in own)
 
 
 def _ranked(values: dict[str, float], least: bool = False) -> str:
@@ -140,7 +146,7 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
     name, cells = study.get("recommended"), {}
     heads = []
     for task in study["choice"]:
-        best = all_reported(study, rows, task)
+        best = at_their_best(study, rows, task)
         for head, at in columns(study, task)[1].items() if name in best else ():
             heads.append(f"{task}, {head}")
             for variant in best.keys() - {name}:
@@ -158,17 +164,16 @@ def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[s
     """Of each layer that has all seeds of every task: where it is behind the best one of equal state, which leaves out
     those whose state is more than twice the recommended layer's, by intervals without 0."""
     all_seeds = {
-        task: {v: own for v, own in all_reported(study, rows, task).items() if len(own) == len(study["seeds"])}
+        task: {v: own for v, own in at_their_best(study, rows, task).items() if len(own) == len(study["seeds"])}
         for task in study["choice"]
     }
     name = study["recommended"]
     behind = {variant: [] for variant in study["variants"] if all(variant in best for best in all_seeds.values())}
     for task, best in all_seeds.items() if name in behind else ():
         equal = {v: own for v, own in best.items() if own[0]["state_bytes"] <= 2 * best[name][0]["state_bytes"]}
-        figure, worse, first = ("error", "++", min) if "measured" in study["tasks"][task] else ("top1", "--", max)
+        worse, first = ("++", min) if "measured" in study["tasks"][task] else ("--", max)
         for head, at in columns(study, task)[1].items():
-            mean_of = {v: statistics.mean(row["measured"][at][figure] for row in own) for v, own in equal.items()}
-            leader = first(mean_of, key=mean_of.__getitem__)
+            leader = first(equal, key=lambda variant: _mean_at(equal[variant], at))
             for variant in behind.keys() & equal.keys() - {leader}:
                 if signs(equal[variant], equal[leader], at) == worse:
                     behind[variant].append(f"{task}, {head}")
