@@ -90,27 +90,33 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
 
 def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> list[str]:
     """Lines that say of each length that is compared who has which figure, best first, and who is better or worse than
-    the base and than the recommended layer, by intervals without 0; then figures of the largest group, and of which
-    layers there are not all seeds."""
+    the base and than the recommended layer, by intervals without 0; then figures of the largest group, of each layer at
+    its best (``at_their_best``), and of which layers there are not all seeds."""
     best, described, text = all_reported(study, rows, task), study["tasks"][task], []
-    recommended = at_their_best(study, rows, task).get(study.get("recommended"), [])
-    bases = dict.fromkeys([BASE] * (BASE in best) + [row["variant"] for row in recommended])
+    layers = at_their_best(study, rows, task)
+    bases = dict.fromkeys(
+        [BASE] * (BASE in best) + [row["variant"] for row in layers.get(study.get("recommended"), [])]
+    )
+    fewer = [variant for variant, own in best.items() if len(own) < len(study["seeds"])]
     for head, at in columns(study, task)[1].items() if best else ():
         error = "measured" in described
         means = {variant: _mean_at(own, at) for variant, own in best.items()}
         text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(means, least=error)}.")
         for base in bases:
-            against = {variant: signs(own, best[base], at) for variant, own in best.items() if variant != base}
+            against = {v: signs(own, best[base], at) for v, own in best.items() if v != base and v not in fewer}
             ahead, behind = (
                 ", ".join(v for v, ends in against.items() if ends == sign) or "none"
                 for sign in (("--", "++") if error else ("++", "--"))
             )
             text[-1] += f" Ahead of {base}, by intervals without 0: {ahead}; behind it: {behind}."
     if best and (of := groups(described)):
-        means = {v: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own) for v, own in best.items()}
+        means = {
+            own[0]["variant"]: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own)
+            for own in layers.values()
+        }
         text.append(f"- Of {of[-1]} {described['by']}: {_ranked(means)}.")
-    if fewer := [f"{v} ({len(own)})" for v, own in best.items() if len(own) < len(study["seeds"])]:
-        text.append(f"- Not all seeds so far: {', '.join(fewer)}.")
+    if fewer:
+        text.append(f"- Not all seeds so far, so not said to be ahead or behind: {', '.join(fewer)}.")
     return [*text, ""] if text else []
 
 
@@ -205,8 +211,9 @@ def _step(steps: dict[tuple[str, str], list[float]], task: str, variant: str) ->
 
 def drawn(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, Any] | None:
     """The figure of a task for ``plot_lines``: accuracy against length, or against what the task is measured ``by``, or
-    error by lap, mean and range over seeds; None where there are no rows."""
-    best, described = all_reported(study, rows, task), study["tasks"][task]
+    error by lap, each layer at its best (``at_their_best``), mean and range over seeds; None without rows."""
+    layers, described = at_their_best(study, rows, task), study["tasks"][task]
+    best = {own[0]["variant"]: own for own in layers.values()}
     if not best:
         return None
     first, unit = 0, {}
