@@ -211,13 +211,17 @@ def all_reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -
 
 
 def at_their_best(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, list[dict[str, Any]]]:
-    """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice."""
-    found, variants = all_reported(study, rows, task), {}
+    """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice, of
+    those that have most seeds."""
+    variants: dict[str, list[str]] = {}
+    found = all_reported(study, rows, task)
     for variant in found:
         variants.setdefault(study["variants"][variant].get("of", variant), []).append(variant)
     best = {}
     for layer, names in variants.items():
-        trial = _best(study, [row for variant in names for row in trials(study, rows, task, variant)])
+        most = max(len(found[variant]) for variant in names)
+        whole = [variant for variant in names if len(found[variant]) == most]
+        trial = _best(study, [row for variant in whole for row in trials(study, rows, task, variant)])
         best[layer] = found[trial["variant"]]
     return best
 

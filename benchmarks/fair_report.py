@@ -102,7 +102,7 @@ def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> li
         error = "measured" in described
         means = {variant: _mean_at(own, at) for variant, own in best.items()}
         text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(means, least=error)}.")
-        for base in bases:
+        for base in (variant for variant in bases if variant not in fewer):
             against = {v: signs(own, best[base], at) for v, own in best.items() if v != base and v not in fewer}
             ahead, behind = (
                 ", ".join(v for v, ends in against.items() if ends == sign) or "none"
@@ -148,41 +148,50 @@ def costs(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 
 def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a table of the differences to the recommended layer, on the tasks and lengths that it has rows of."""
+    """Lines of a table of the differences to the recommended layer, on the tasks and lengths that it has rows of, each
+    layer at its best (``at_their_best``)."""
     name, cells = study.get("recommended"), {}
     heads = []
     for task in study["choice"]:
         best = at_their_best(study, rows, task)
         for head, at in columns(study, task)[1].items() if name in best else ():
-            heads.append(f"{task}, {head}")
-            for variant in best.keys() - {name}:
-                cells[variant, heads[-1]] = difference(best[variant], best[name], at)
+            heads.append(f"{task}, {head}{_place(best[name])}")
+            for layer in best.keys() - {name}:
+                cells[layer, heads[-1]] = difference(best[layer], best[name], at) + _place(best[layer])
     text = [f"| minus {name} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for variant in study["variants"]:
-        line = [cells.get((variant, head), "") for head in heads]
-        text += [f"| {variant} | {' | '.join(line)} |"] if any(line) else []
-    level = [variant for variant, behind in behind_the_best(study, rows).items() if not behind]
-    text += ["", f"Trained on every task and nowhere behind the best of equal state: {', '.join(level) or 'none'}."]
+    for layer in study["variants"]:
+        line = [cells.get((layer, head), "") for head in heads]
+        text += [f"| {layer} | {' | '.join(line)} |"] if any(line) else []
+    if whole := behind_the_best(study, rows):
+        level = [layer for layer, behind in whole.items() if not behind]
+        text += ["", f"Trained on every task and nowhere behind the best of equal state: {', '.join(level) or 'none'}."]
     return [*text, ""] if heads else []
 
 
+def _place(own: list[dict[str, Any]]) -> str:
+    """Where the convolutions run, if not along time."""
+    return " raster" if own[0]["variant"].endswith(" raster") else ""
+
+
 def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Of each layer that has all seeds of every task: where it is behind the best one of equal state, which leaves out
-    those whose state is more than twice the recommended layer's, by intervals without 0."""
-    all_seeds = {
-        task: {v: own for v, own in at_their_best(study, rows, task).items() if len(own) == len(study["seeds"])}
-        for task in study["choice"]
-    }
-    name = study["recommended"]
-    behind = {variant: [] for variant in study["variants"] if all(variant in best for best in all_seeds.values())}
-    for task, best in all_seeds.items() if name in behind else ():
-        equal = {v: own for v, own in best.items() if own[0]["state_bytes"] <= 2 * best[name][0]["state_bytes"]}
+    """Of each layer that has all seeds of every task and nowhere more than twice the recommended layer's state: where
+    it is behind the best of these, by intervals without 0. Nothing while the recommended layer itself is not whole."""
+    name, tasks = study["recommended"], {}
+    for task in study["choice"]:
+        best = {v: own for v, own in at_their_best(study, rows, task).items() if len(own) == len(study["seeds"])}
+        if name not in best:
+            return {}
+        size = 2 * best[name][0]["state_bytes"]
+        tasks[task] = {layer: own for layer, own in best.items() if own[0]["state_bytes"] <= size}
+    behind = {layer: [] for layer in study["variants"] if all(layer in equal for equal in tasks.values())}
+    for task, equal in tasks.items():
         worse, first = ("++", min) if "measured" in study["tasks"][task] else ("--", max)
         for head, at in columns(study, task)[1].items():
-            leader = first(equal, key=lambda variant: _mean_at(equal[variant], at))
-            for variant in behind.keys() & equal.keys() - {leader}:
-                if signs(equal[variant], equal[leader], at) == worse:
-                    behind[variant].append(f"{task}, {head}")
+            means = {layer: _mean_at(own, at) for layer, own in equal.items()}
+            leader = first(means, key=means.__getitem__)
+            for layer in behind.keys() - {leader}:
+                if signs(equal[layer], equal[leader], at) == worse:
+                    behind[layer].append(f"{task}, {head}")
     return behind
 
 

@@ -39,32 +39,60 @@ def test_layers_stand_beside_themselves_with_other_convolutions():
 
 
 def test_a_layer_is_taken_with_the_convolutions_that_are_best_in_the_choice():
-    """And that is whom the leader of a task is sought among; one that misses a task is no candidate itself."""
-    rows = reported("flash-recall", "TTT delta rule", 0.7, "0") + reported(
-        "flash-recall", "TTT delta rule raster", 0.9, "f"
-    )
-    rows += reported("flash-recall", "DeltaNet", 0.8, "f")
-    rows += reported("flash-recall", "GRU", 0.6, "0")
+    """Once these have all their seeds; and the best layer is sought only among those that have every task."""
+    along_time = reported("flash-recall", "TTT delta rule", 0.7, "0")
+    raster = reported("flash-recall", "TTT delta rule raster", 0.9, "f")
+    rows = along_time + reported("flash-recall", "DeltaNet", 0.8, "f") + reported("flash-recall", "GRU", 0.6, "0")
     for task in ("flash-order-16", "flash-order"):
         rows += reported(task, "TTT delta rule", 0.6, "0") + reported(task, "GRU", 0.6, "0")
-    best = fair.at_their_best(STUDY, rows, "flash-recall")
-    assert {layer: own[0]["variant"] for layer, own in best.items()} == {
-        "TTT delta rule": "TTT delta rule raster",
-        "DeltaNet": "DeltaNet",
-        "GRU": "GRU",
-    }
+    variants = {"TTT delta rule": "TTT delta rule", "DeltaNet": "DeltaNet", "GRU": "GRU"}
+    for more, variant in ((raster[:-1], "TTT delta rule"), (raster, "TTT delta rule raster")):
+        best = fair.at_their_best(STUDY, rows + more, "flash-recall")
+        assert {layer: own[0]["variant"] for layer, own in best.items()} == variants | {"TTT delta rule": variant}
+    rows += raster
+    assert fair_report.behind_the_best(STUDY, rows) == {}, "of revisit there are no rows"
     study = STUDY | {"choice": {task: at for task, at in STUDY["choice"].items() if task != "revisit"}}
-    behind = fair_report.behind_the_best(study, rows)
-    assert behind == {"TTT delta rule": [], "GRU": ["flash-recall, 64 frames", "flash-recall, 512 frames"]}
+    expected = {"TTT delta rule": [], "GRU": ["flash-recall, 64 frames", "flash-recall, 512 frames"]}
+    assert fair_report.behind_the_best(study, rows) == expected
+    raster[-3]["state_bytes"] = 1  # then GRU's state is not equal there
+    assert fair_report.behind_the_best(study, rows) == {"TTT delta rule": []}
+    table = fair_report.beside_recommended(study, rows)
+    assert "flash-recall, 64 frames raster | flash-recall, 512 frames raster |" in table[0]
+    (line,) = (line for line in table if line.startswith("| GRU |"))
+    assert "| +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | -1.000 (-1.000 to -1.000) |" in line
     lines = fair_report.in_words(study, rows, "flash-recall")
     assert "Ahead of TTT delta rule raster, by intervals without 0: none; behind it: TTT delta rule, GRU." in lines[0]
+    fewer = fair_report.in_words(study, rows[:-1], "flash-recall")
+    assert not any(
+        "Ahead of TTT delta rule raster" in line or "behind it: TTT delta rule raster" in line for line in fewer
+    )
+    assert "- Not all seeds so far, so not said to be ahead or behind: TTT delta rule raster." in fewer
+
+
+def test_of_errors_the_smaller_is_ahead():
+    """TTT-MLP's is 0.2, attention's 0.1, GRU's 0.3, on every clip."""
+    rows = []
+    for variant, error in (("TTT-MLP", 0.2), ("attention", 0.1), ("GRU", 0.3)):
+        rows += [row(fair.Job("revisit", variant, 100, rate)) for rate in STUDY["rates"]]
+        rows += [row(fair.Job("revisit", variant, seed, 6e-3)) for seed in STUDY["seeds"]]
+        for made in rows[-8:]:
+            of_choice = error + (made["rate"] != 6e-3)
+            made["measured"] = [{"error": of_choice, "errors": [of_choice] * 4, "by_lap": [of_choice] * 40}]
+    (line, *_) = fair_report.in_words(STUDY, rows, "revisit")
+    assert "after the first: attention 0.1000, TTT-MLP 0.2000, GRU 0.3000." in line
+    assert "Ahead of TTT-MLP, by intervals without 0: attention; behind it: GRU." in line
+    study = STUDY | {"choice": {"revisit": "revisit"}, "recommended": "TTT-MLP"}
+    assert fair_report.behind_the_best(study, rows) == {
+        "TTT-MLP": ["revisit, all laps after the first"],
+        "attention": [],
+        "GRU": ["revisit, all laps after the first"],
+    }
 
 
 def reported(task, variant, top1, hits):
     """Its trials and its seeds, with these right answers to four clips."""
-    made = [
-        row(fair.Job(STUDY["choice"][task], variant, 100, rate), top1, loss=abs(rate - 3e-3)) for rate in STUDY["rates"]
-    ]
+    jobs = [fair.Job(STUDY["choice"][task], variant, 100, rate) for rate in STUDY["rates"]]
+    made = [row(job, top1, loss=abs(job.rate - 3e-3)) for job in jobs]
     made += [row(fair.Job(task, variant, seed, 3e-3), top1) for seed in STUDY["seeds"]]
     for measured in (m for r in made for m in r["measured"]):
         measured["hits"] = hits
