@@ -214,15 +214,15 @@ def at_their_best(study: dict[str, Any], rows: list[dict[str, Any]], task: str) 
     """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice, of
     those that have most seeds."""
     variants: dict[str, list[str]] = {}
-    found = all_reported(study, rows, task)
-    for variant in found:
+    seeds_of = all_reported(study, rows, task)
+    for variant in seeds_of:
         variants.setdefault(study["variants"][variant].get("of", variant), []).append(variant)
     best = {}
     for layer, names in variants.items():
-        most = max(len(found[variant]) for variant in names)
-        whole = [variant for variant in names if len(found[variant]) == most]
+        most = max(len(seeds_of[variant]) for variant in names)
+        whole = [variant for variant in names if len(seeds_of[variant]) == most]
         trial = _best(study, [row for variant in whole for row in trials(study, rows, task, variant)])
-        best[layer] = found[trial["variant"]]
+        best[layer] = seeds_of[trial["variant"]]
     return best
 
 

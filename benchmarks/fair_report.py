@@ -30,7 +30,7 @@ def publish(study: dict[str, Any], rows: list[dict[str, Any]], page: Path) -> No
     (``fill_page``) the table and figure of a task by its name, what the layers cost as ``cost``, how they differ
     from the layer that the study recommends as ``recommended``, and where convolutions run as ``convolutions``."""
     tables = {"cost": costs, "recommended": beside_recommended, "convolutions": by_convolution}
-    parts = {name: "\n".join(made(study, rows)) for name, made in tables.items()}
+    parts = {name: "\n".join(lines_of(study, rows)) for name, lines_of in tables.items()}
     for task in study["choice"]:
         lines = reported_table(study, rows, task) or ["Not trained yet.", ""]
         lines += in_words(study, rows, task)
@@ -94,15 +94,14 @@ def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> li
     its best (``at_their_best``), and of which layers there are not all seeds."""
     best, described, text = all_reported(study, rows, task), study["tasks"][task], []
     layers = at_their_best(study, rows, task)
-    bases = dict.fromkeys(
-        [BASE] * (BASE in best) + [row["variant"] for row in layers.get(study.get("recommended"), [])]
-    )
     fewer = [variant for variant, own in best.items() if len(own) < len(study["seeds"])]
+    recommended = [row["variant"] for row in layers.get(study.get("recommended"), [])]
+    bases = [base for base in dict.fromkeys([BASE, *recommended]) if base in best and base not in fewer]
     for head, at in columns(study, task)[1].items() if best else ():
         error = "measured" in described
         means = {variant: _mean_at(own, at) for variant, own in best.items()}
         text.append(f"- {'Mean error of' if error else 'Right at'} {head}: {_ranked(means, least=error)}.")
-        for base in (variant for variant in bases if variant not in fewer):
+        for base in bases:
             against = {v: signs(own, best[base], at) for v, own in best.items() if v != base and v not in fewer}
             ahead, behind = (
                 ", ".join(v for v, ends in against.items() if ends == sign) or "none"

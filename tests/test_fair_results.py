@@ -67,7 +67,7 @@ def test_published_figures_in_words_are_those_of_the_rows(page, begin, task):
 def test_the_better_place_of_the_convolutions_has_seeds():
     """Where all rates of a layer's other place were tried: whether it has seeds is what the choice says."""
     rows, task = small.read_rows(small.ROOT / STUDY["rows"]), "flash-recall"
-    seen = 0
+    compared = 0
     for variant, own in STUDY["variants"].items():
         rates = {name: fair.chosen_rate(STUDY, rows, task, name) for name in (variant, own.get("of"))}
         if "of" in own and None not in rates.values():
@@ -76,8 +76,8 @@ def test_the_better_place_of_the_convolutions_has_seeds():
                 for trial in (("flash-recall-four", name, STUDY["choice_seed"]) for name in rates)
             )
             assert (here > there) == (task not in own.get("only_rates", [])), variant
-            seen += 1
-    assert seen >= 7
+            compared += 1
+    assert compared >= 7
 
 
 def test_the_lists_in_words_are_those_of_the_intervals():
