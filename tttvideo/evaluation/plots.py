@@ -10,8 +10,8 @@ from typing import Any
 
 from ..printing import printable
 
-# Okabe and Ito (2008), without the yellow that vanishes on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito (2008), without the yellow that vanishes on white; then wine and olive of Paul Tol's muted ones.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, BASELINE_INK = "#333333", "#777777"
 LEGEND_LINES = 18
