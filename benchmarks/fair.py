@@ -87,7 +87,7 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
         for variant in variants:
             yield from untried(study, rows, task, variant)
         for seed in study["seeds"]:
-            for variant in with_seeds(study, task, variants):
+            for variant in with_seeds(study, rows, task, variants):
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
@@ -110,9 +110,17 @@ def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield task, [v for v in variants if v not in first]
 
 
-def with_seeds(study: dict[str, Any], task: str, variants: list[str]) -> list[str]:
-    """Those of which reported seeds are trained on the task."""
-    return [v for v in variants if task not in study["variants"][v].get("only_rates", [])]
+def with_seeds(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variants: list[str]) -> list[str]:
+    """Those of which reported seeds are trained on the task: what is ``of`` a layer only where it is better than that
+    one in the choice."""
+
+    def better(variant: str) -> bool:
+        both = [study["variants"][variant]["of"], variant]
+        whole = all(chosen_rate(study, rows, task, v) is not None for v in both)
+        return whole and _best(study, [row for v in both for row in trials(study, rows, task, v)])["variant"] == variant
+
+    own = study["variants"]
+    return [v for v in variants if task not in own[v].get("only_rates", []) and ("of" not in own[v] or better(v))]
 
 
 def job_of(row: dict[str, Any]) -> Job:

@@ -54,7 +54,7 @@ def main() -> None:
 def side_by_side(study: dict[str, Any], task: str, rounds: int) -> dict[str, list[float]]:
     """Processor seconds of a step of every variant that has reported seeds; each round begins with another one."""
     compared = [variant for t, variants in comparisons(study) if t == task for variant in variants]
-    variants = with_seeds(study, task, compared)
+    variants = with_seeds(study, read_rows(ROOT / study["rows"]), task, compared)
     steps = {variant: one_step(study, task, variant) for variant in variants}
     for step in steps.values():
         step()

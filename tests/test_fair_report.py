@@ -36,6 +36,10 @@ def test_layers_stand_beside_themselves_with_other_convolutions():
     assert table[0] == "| layer | along time | along the raster | none |"
     assert table[2:] == ["| Mamba-2 | 0.60 (0.006) | 0.70 (0.003) |  |", "| GRU |  |  | 0.50 (0.003) |", ""]
     assert len(fair_report.by_convolution(STUDY, rows[1:])) == 4, "of the first a rate is not tried"
+    for known, seeds in ((rows, ["Mamba-2", "Mamba-2 raster"]), (rows[1:], ["Mamba-2"]), (rows[:-6], ["Mamba-2"])):
+        assert fair.with_seeds(STUDY, known, "flash-recall", ["Mamba-2", "Mamba-2 raster"]) == seeds
+    worse = [r | {"measured": [m | {"top1": m["top1"] / 2} for m in r["measured"]]} for r in rows[:5]] + rows[5:]
+    assert fair.with_seeds(STUDY, worse, "flash-recall", ["Mamba-2", "Mamba-2 raster"]) == ["Mamba-2"]
 
 
 def test_a_layer_is_taken_with_the_convolutions_that_are_best_in_the_choice():

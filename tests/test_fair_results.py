@@ -64,22 +64,6 @@ def test_published_figures_in_words_are_those_of_the_rows(page, begin, task):
     assert behind == set(re.findall(rf"({names}) 0\.\d\d", less[1]) if less else ())
 
 
-def test_the_better_place_of_the_convolutions_has_seeds():
-    """Where all rates of a layer's other place were tried: whether it has seeds is what the choice says."""
-    rows, task = small.read_rows(small.ROOT / STUDY["rows"]), "flash-recall"
-    compared = 0
-    for variant, own in STUDY["variants"].items():
-        rates = {name: fair.chosen_rate(STUDY, rows, task, name) for name in (variant, own.get("of"))}
-        if "of" in own and None not in rates.values():
-            here, there = (
-                next(row["measured"][0]["top1"] for row in rows if fair.job_of(row)[:4] == (*trial, rates[trial[1]]))
-                for trial in (("flash-recall-four", name, STUDY["choice_seed"]) for name in rates)
-            )
-            assert (here > there) == (task not in own.get("only_rates", [])), variant
-            compared += 1
-    assert compared >= 7
-
-
 def test_the_lists_in_words_are_those_of_the_intervals():
     """Who is ahead and behind, on the page of recall, and that README has its line of 16 pairs word for word."""
     rows = small.read_rows(small.ROOT / STUDY["rows"])
