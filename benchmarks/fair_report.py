@@ -164,7 +164,24 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
     if whole := behind_the_best(study, rows):
         level = [layer for layer, behind in whole.items() if not behind]
         text += ["", f"Trained on every task and nowhere behind the best of equal state: {', '.join(level) or 'none'}."]
+        text[-1] += (
+            f" At lengths that are not compared, ahead of {name}, by intervals without 0: {_elsewhere(study, rows)}."
+        )
     return [*text, ""] if heads else []
+
+
+def _elsewhere(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Who is ahead of the recommended layer, by intervals without 0, at measured lengths that are not compared."""
+    found = []
+    for task in study["choice"]:
+        best, (heads, compared) = at_their_best(study, rows, task), columns(study, task)
+        own = best.get(study["recommended"])
+        for at, head in enumerate(heads[: len(study["lengths"])]):
+            if own is None or "measured" in study["tasks"][task] or head in compared:
+                continue
+            ahead = [f"{layer}{_place(o)}" for layer, o in best.items() if o is not own and signs(o, own, at) == "++"]
+            found += [f"{task}, {head}: {', '.join(ahead)}"] if ahead else []
+    return "; ".join(found) or "none"
 
 
 def _place(own: list[dict[str, Any]]) -> str:

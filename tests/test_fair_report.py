@@ -64,6 +64,13 @@ def test_a_layer_is_taken_with_the_convolutions_that_are_best_in_the_choice():
     assert "flash-recall, 64 frames raster | flash-recall, 512 frames raster |" in table[0]
     (line,) = (line for line in table if line.startswith("| GRU |"))
     assert "| +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | -1.000 (-1.000 to -1.000) |" in line
+    assert table[-2].endswith(
+        "At lengths that are not compared, ahead of TTT delta rule, by intervals without 0: none."
+    )
+    for made in rows:
+        if (made["task"], made["variant"]) == ("flash-order", "GRU"):
+            made["measured"][1]["hits"] = "f"
+    assert fair_report.beside_recommended(study, rows)[-2].endswith("without 0: flash-order, 128 frames: GRU.")
     lines = fair_report.in_words(study, rows, "flash-recall")
     assert "Ahead of TTT delta rule raster, by intervals without 0: none; behind it: TTT delta rule, GRU." in lines[0]
     fewer = fair_report.in_words(study, rows[:-1], "flash-recall")
