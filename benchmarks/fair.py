@@ -86,8 +86,11 @@ def jobs(study: dict[str, Any], rows: list[dict[str, Any]], only: str | None = N
             continue
         for variant in variants:
             yield from untried(study, rows, task, variant)
-        for seed in study["seeds"]:
-            for variant in with_seeds(study, rows, task, variants):
+        compared = with_seeds(study, rows, task, variants)
+        for seed in sorted({seed for variant in compared for seed in seeds_of(study, task, variant)}):
+            for variant in compared:
+                if seed not in seeds_of(study, task, variant):
+                    continue
                 rate = chosen_rate(study, rows, task, variant)
                 if rate is None:
                     continue
@@ -108,6 +111,11 @@ def comparisons(study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         first = [v for v in study["first"] if v in variants]
         yield task, first
         yield task, [v for v in variants if v not in first]
+
+
+def seeds_of(study: dict[str, Any], task: str, variant: str) -> list[int]:
+    """The reported seeds of a variant: the study's, and its own ``more_seeds`` of the task."""
+    return study["seeds"] + study["variants"][variant].get("more_seeds", {}).get(task, [])
 
 
 def with_seeds(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variants: list[str]) -> list[str]:
@@ -220,17 +228,17 @@ def all_reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -
 
 def at_their_best(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, list[dict[str, Any]]]:
     """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice, of
-    those that have most seeds."""
+    those that have all the study's seeds, or most of them."""
     variants: dict[str, list[str]] = {}
-    seeds_of = all_reported(study, rows, task)
-    for variant in seeds_of:
+    rows_of = all_reported(study, rows, task)
+    for variant in rows_of:
         variants.setdefault(study["variants"][variant].get("of", variant), []).append(variant)
     best = {}
     for layer, names in variants.items():
-        most = max(len(seeds_of[variant]) for variant in names)
-        whole = [variant for variant in names if len(seeds_of[variant]) == most]
+        most = min(len(study["seeds"]), max(len(rows_of[variant]) for variant in names))
+        whole = [variant for variant in names if len(rows_of[variant]) >= most]
         trial = _best(study, [row for variant in whole for row in trials(study, rows, task, variant)])
-        best[layer] = seeds_of[trial["variant"]]
+        best[layer] = rows_of[trial["variant"]]
     return best
 
 
@@ -239,7 +247,7 @@ def reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str, varia
     rate = chosen_rate(study, rows, task, variant)
     own = [row for row in rows if row["task"] == task and row["variant"] == variant and row["rate"] == rate]
     last = {row["seed"]: row for row in sorted(own, key=lambda row: row["times"])}
-    return [last[seed] for seed in study["seeds"] if seed in last]
+    return [last[seed] for seed in seeds_of(study, task, variant) if seed in last]
 
 
 def difference(own: list[dict[str, Any]], base: list[dict[str, Any]], at: int = -1) -> str:

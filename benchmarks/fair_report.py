@@ -194,7 +194,7 @@ def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[s
     it is behind the best of these, by intervals without 0. Nothing while the recommended layer itself is not whole."""
     name, tasks = study["recommended"], {}
     for task in study["choice"]:
-        best = {v: own for v, own in at_their_best(study, rows, task).items() if len(own) == len(study["seeds"])}
+        best = {v: own for v, own in at_their_best(study, rows, task).items() if len(own) >= len(study["seeds"])}
         if name not in best:
             return {}
         size = 2 * best[name][0]["state_bytes"]

@@ -305,3 +305,21 @@ def test_a_task_alone_begins_with_the_choice_that_its_rates_rest_on():
     assert {(job.task, job.seed) for job in trials} == {("flash-recall-four", 100)}
     variants = [v for v, own in STUDY["variants"].items() if "flash-recall" in own.get("tasks", ["flash-recall"])]
     assert len(trials) == len(variants) * len(STUDY["rates"])
+
+
+def test_more_seeds_of_some_layers():
+    """After the study's; all of them are reported, and are what a layer is taken with at its best."""
+    study = copy.deepcopy(STUDY)
+    study["variants"]["attention raster"]["more_seeds"] = {"flash-recall": [3, 4]}
+    rows, seen = [], []
+    names = ["attention", "attention raster", "GRU"]
+    while job := next((job for job in fair.jobs(study, rows, "flash-recall") if job.variant in names), None):
+        seen.append(job)
+        rows.append(row(job, 0.9 if job.variant == "attention raster" and job.seed != 3 else 0.6))
+    last = [(job.variant, job.seed) for job in seen if job.seed != 100][-5:]
+    assert last == [("attention raster", seed) for seed in (0, 1, 2, 3, 4)]
+    for left, seeds in ((rows, [0, 1, 2, 3, 4]), (rows[:-1], [0, 1, 2, 3])):
+        best = fair.at_their_best(study, left, "flash-recall")["attention"]
+        assert [(row["variant"], row["seed"]) for row in best] == [("attention raster", seed) for seed in seeds]
+    assert [row["seed"] for row in fair.reported(study, rows, "flash-recall", "GRU")] == [0, 1, 2]
+    assert fair.reported(study, rows, "flash-order", "attention raster") == []
