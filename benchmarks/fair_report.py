@@ -164,6 +164,9 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
     if whole := behind_the_best(study, rows):
         level = [layer for layer, behind in whole.items() if not behind]
         text += ["", f"Trained on every task and nowhere behind the best of equal state: {', '.join(level) or 'none'}."]
+        if not level:
+            fewest = [f"{layer} ({'; '.join(whole[layer])})" for layer in least_behind(whole)]
+            text[-1] += f" Behind it in the fewest comparisons: {', '.join(fewest)}."
         text[-1] += (
             f" At lengths that are not compared, ahead of {name}, by intervals without 0: {_elsewhere(study, rows)}."
         )
@@ -209,6 +212,11 @@ def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[s
                 if signs(equal[layer], equal[leader], at) == worse:
                     behind[layer].append(f"{task}, {head}")
     return behind
+
+
+def least_behind(behind: dict[str, list[str]]) -> list[str]:
+    """Of the layers of ``behind_the_best`` those that are behind in the fewest comparisons."""
+    return [layer for layer, where in behind.items() if len(where) == min(map(len, behind.values()))]
 
 
 def by_convolution(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:

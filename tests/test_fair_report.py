@@ -71,6 +71,14 @@ def test_a_layer_is_taken_with_the_convolutions_that_are_best_in_the_choice():
         if (made["task"], made["variant"]) == ("flash-order", "GRU"):
             made["measured"][1]["hits"] = "f"
     assert fair_report.beside_recommended(study, rows)[-2].endswith("without 0: flash-order, 128 frames: GRU.")
+    whole = {"A": ["x", "y"], "B": ["x"], "C": ["y"]}
+    assert fair_report.least_behind(whole) == ["B", "C"]
+    assert fair_report.least_behind(whole | {"D": []}) == ["D"]
+    for made in rows:
+        if (made["task"], made["variant"]) == ("flash-order", "GRU"):
+            made["measured"][-1] |= {"top1": 1.0, "hits": "f"}
+    (*_, line, _) = fair_report.beside_recommended(study, rows)
+    assert "none. Behind it in the fewest comparisons: TTT delta rule (flash-order, 512 frames). At" in line
     lines = fair_report.in_words(study, rows, "flash-recall")
     assert "Ahead of TTT delta rule raster, by intervals without 0: none; behind it: TTT delta rule, GRU." in lines[0]
     fewer = fair_report.in_words(study, rows[:-1], "flash-recall")

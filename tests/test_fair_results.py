@@ -90,9 +90,9 @@ def test_the_lists_in_words_are_those_of_the_intervals():
 
 
 def test_the_recipes_have_the_layer_that_the_rows_recommend():
-    """It is nowhere behind the best layer of equal state; the recipes that the protocol names have it."""
+    """No layer of equal state is behind the best in fewer comparisons; the recipes that the protocol names have it."""
     rows, name = small.read_rows(small.ROOT / STUDY["rows"]), STUDY["recommended"]
-    assert fair_report.behind_the_best(STUDY, rows)[name] == []
+    assert name in fair_report.least_behind(fair_report.behind_the_best(STUDY, rows))
     preset = parse(["--config", "layer-delta-rule"])[0].model.backbone.mixer
     page = (RESULTS / "protocol.md").read_text()
     (sentence,) = re.findall(r"- (.*?) have it since", page)
