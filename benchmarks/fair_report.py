@@ -90,8 +90,9 @@ def reported_table(study: dict[str, Any], rows: list[dict[str, Any]], task: str)
 
 def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> list[str]:
     """Lines that say of each length that is compared who has which figure, best first, and who is better or worse than
-    the base and than the recommended layer, by intervals without 0; then figures of the largest group, of each layer at
-    its best (``at_their_best``), and of which layers there are not all seeds."""
+    the base and than the recommended layer, by intervals without 0; then, of each layer at its best
+    (``at_their_best``), the figures again where some have several variants, and those of the largest group; and of
+    which layers there are not all seeds."""
     best, described, text = all_reported(study, rows, task), study["tasks"][task], []
     layers = at_their_best(study, rows, task)
     fewer = [variant for variant, own in best.items() if len(own) < len(study["seeds"])]
@@ -108,6 +109,9 @@ def in_words(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> li
                 for sign in (("--", "++") if error else ("++", "--"))
             )
             text[-1] += f" Ahead of {base}, by intervals without 0: {ahead}; behind it: {behind}."
+        if len(layers) < len(best):
+            means = {own[0]["variant"]: _mean_at(own, at) for own in layers.values()}
+            text.append(f"- Each as chosen, {head}: {_ranked(means, least=error)}.")
     if best and (of := groups(described)):
         means = {
             own[0]["variant"]: statistics.mean(row["measured"][0]["by"][of[-1]] for row in own)
