@@ -94,8 +94,9 @@ def test_ut6_by_recipe_and_layer_is_that_of_the_rows():
         assert len(tops) == 3
         return f"{statistics.mean(tops):.2f} ({min(tops):.2f}-{max(tops):.2f}"
 
-    pretrained, ttt_mlp = val("folder-pretrained, layer-delta-rule"), val("folder-pretrained (as it was: TTT-MLP)")
-    assert f"With the first, ut6 gave {pretrained}), with TTT-MLP {ttt_mlp}; three seeds" in said
+    names = ("folder-pretrained, convolutions along the raster", "folder-pretrained, layer-delta-rule")
+    raster, time, ttt_mlp = map(val, (*names, "folder-pretrained (as it was: TTT-MLP)"))
+    assert f"ut6 gave {raster}), with convolutions along time {time}), with TTT-MLP {ttt_mlp}; three seeds" in said
     delta, folder = "folder, layer-delta-rule", "folder"
     assert f"with TTT delta rule ut6 gave {val(delta)}) instead of {val(folder)}) on `val`" in said
     right = [round(sum(row["val_top1"] * row["n"] for row in of(name, "ut6, fold"))) for name in (delta, folder)]
