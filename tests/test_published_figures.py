@@ -98,7 +98,7 @@ def test_ut6_by_recipe_and_layer_is_that_of_the_rows():
     raster, time, ttt_mlp = map(val, (*names, "folder-pretrained (as it was: TTT-MLP)"))
     assert f"ut6 gave {raster}), with convolutions along time {time}), with TTT-MLP {ttt_mlp}; three seeds" in said
     delta, folder = "folder, layer-delta-rule", "folder"
-    assert f"with TTT delta rule ut6 gave {val(delta)}) instead of {val(folder)}) on `val`" in said
+    assert f"with TTT delta rule along time ut6 gave {val(delta)}) instead of {val(folder)}) on `val`" in said
     right = [round(sum(row["val_top1"] * row["n"] for row in of(name, "ut6, fold"))) for name in (delta, folder)]
     assert sum(row["n"] for row in of(folder, "ut6, fold")) == 96
     assert f"and {right[0]} instead of {right[1]} of 96 clips over four folds" in said
