@@ -245,7 +245,7 @@ def test_delta_rule():
     """A frame's step is the mean of DeltaNet's over its tokens; the fair comparison trains this preset."""
     config = preset("delta-rule")
     study = yaml.safe_load((CONFIGS / "study" / "fair.yaml").read_text())
-    compared = {"model.backbone.mixer": study["variants"]["TTT delta rule"]["settings"]["model.backbone.mixer"]}
+    compared = {"model.backbone.mixer": study["variants"]["TTT delta rule raster"]["settings"]["model.backbone.mixer"]}
     assert configured({}, compared).model.backbone.mixer == config
     torch.manual_seed(0)
     layer, layout = config.build(8).double(), Layout((2, 3))
