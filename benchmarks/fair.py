@@ -127,8 +127,8 @@ def with_seeds(study: dict[str, Any], rows: list[dict[str, Any]], task: str, var
         whole = all(chosen_rate(study, rows, task, v) is not None for v in both)
         return whole and _best(study, [row for v in both for row in trials(study, rows, task, v)])["variant"] == variant
 
-    own = study["variants"]
-    return [v for v in variants if task not in own[v].get("only_rates", []) and ("of" not in own[v] or better(v))]
+    options = {v: study["variants"][v] for v in variants}
+    return [v for v, o in options.items() if task not in o.get("only_rates", []) and ("of" not in o or better(v))]
 
 
 def job_of(row: dict[str, Any]) -> Job:

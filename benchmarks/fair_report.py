@@ -179,16 +179,17 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
 
 def _elsewhere(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Who is ahead of the recommended layer, by intervals without 0, at measured lengths that are not compared."""
-    found = []
+    places = []
     for task in study["choice"]:
         best, (heads, compared) = at_their_best(study, rows, task), columns(study, task)
-        own = best.get(study["recommended"])
+        recommended = best.get(study["recommended"])
         for at, head in enumerate(heads[: len(study["lengths"])]):
-            if own is None or "measured" in study["tasks"][task] or head in compared:
+            if recommended is None or "measured" in study["tasks"][task] or head in compared:
                 continue
-            ahead = [f"{layer}{_place(o)}" for layer, o in best.items() if o is not own and signs(o, own, at) == "++"]
-            found += [f"{task}, {head}: {', '.join(ahead)}"] if ahead else []
-    return "; ".join(found) or "none"
+            against = {layer + _place(own): signs(own, recommended, at) for layer, own in best.items()}
+            ahead = [layer for layer, ends in against.items() if ends == "++"]
+            places += [f"{task}, {head}: {', '.join(ahead)}"] if ahead else []
+    return "; ".join(places) or "none"
 
 
 def _place(own: list[dict[str, Any]]) -> str:

@@ -93,6 +93,7 @@ def test_the_recipes_have_the_layer_that_the_rows_recommend():
     for task in ("flash-order-16", "flash-order", "flash-recall"):
         assert fair.at_their_best(STUDY, rows, task)[name][0]["variant"] == f"{name} raster"
     preset = parse(["--config", "layer-delta-rule"])[0].model.backbone.mixer
+    assert preset.short_conv == "raster"
     page = (RESULTS / "protocol.md").read_text()
     (sentence,) = re.findall(r"- (.*?) have it since", page)
     recipes = re.findall(r"`([\w-]+)`", sentence)
@@ -100,7 +101,6 @@ def test_the_recipes_have_the_layer_that_the_rows_recommend():
     for recipe in recipes:
         config, _ = parse(["--config", recipe])
         assert replace(config.model.backbone.mixer, heads=preset.heads) == preset
-        assert preset.short_conv == "raster"
         assert config.model.backbone.width / config.model.backbone.mixer.heads == 64
         back, _ = parse(["--config", recipe, "--config", "layer-ttt-mlp"])
         assert back.model.backbone.mixer == TTT(heads=2, chunk=FrameCausal(16))
