@@ -79,18 +79,21 @@ def run(study: dict[str, Any], job: Job, videos: Path, cache: Path, folder: Path
     vectors = folder / f"{task['set']}-{lag}"
     if not vectors.exists():
         write_vectors(study, task, videos, cache, vectors, lag)
-    train, val = divided(task, videos)
-    train, unlabelled = labelled(train, task["labels"], job.seed) if "labels" in task else (train, [])
+    fits: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Path(scratch)
-        if predicting:
-            clips = write_list(parts / "unlabelled.csv", vectors, unlabelled, train)
-            result["first"] = pretrain(words(study, job, clips, parts / "first", predicting), parts / "pretrained")
-            settings["init_from"] = parts / "pretrained"
-        clips = write_list(parts / "clips.csv", vectors, train, val)
-        result |= fit(words(study, job, clips, parts / "run", settings))
+        for train, val in divisions(task, videos):
+            parts = Path(scratch) / str(len(fits))
+            parts.mkdir()
+            train, unlabelled = labelled(train, task["labels"], job.seed) if "labels" in task else (train, [])
+            if predicting:
+                clips = write_list(parts / "unlabelled.csv", vectors, unlabelled, train)
+                result["first"] = pretrain(words(study, job, clips, parts / "first", predicting), parts / "pretrained")
+                settings["init_from"] = parts / "pretrained"
+            clips = write_list(parts / "clips.csv", vectors, train, val)
+            fits.append(fit(words(study, job, clips, parts / "run", settings)))
+    result |= together(fits)
     about = {"cpu_seconds": round(time.process_time() - begin, 1), "commit": commit()}
     about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     return {**job._asdict(), "times": job.steps, **result, **about}
@@ -114,7 +117,7 @@ def write_vectors(
     reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
     assert isinstance(reading, CachedFeatures)
     vectors.mkdir()
-    for clip in [clip for part in divided({"set": task["set"]}, videos) for clip in part]:
+    for clip in clips_of(task["set"], videos):
         reader = reading.open(str(videos / clip.path))
         features = reader.read(reading.wanted(reader, [(None, None, None)])).float().mean((2, 3)).numpy()
         if lag:
@@ -123,23 +126,36 @@ def write_vectors(
         np.save(file_of(vectors, clip), features)
 
 
-def divided(task: dict[str, Any], videos: Path) -> tuple[list[Clip], list[Clip]]:
-    """What is learned from and what is measured: the set's own splits; where a task has ``parts``, the training split
-    without one of so many (``part``, counted from 0), and that part: whole recordings, where the set names any."""
-    clips: dict[str, list[Clip]] = {"train": [], "val": []}
+def clips_of(name: str, videos: Path, split: str | None = None) -> list[Clip]:
+    """The clips of a set, or of one of its splits, in the manifest's order."""
     with (videos / "manifest.csv").open(newline="") as lines:
-        for line in csv.DictReader(lines):
-            if line["dataset"] == task["set"]:
-                clips[line["split"]].append(Clip(line["path"], line["label"], line["group"]))
-    if "parts" not in task:
-        return clips["train"], clips["val"]
-    train = sorted(clips["train"])
-    groups = sorted({clip.group for clip in train})
-    number = [groups.index(clip.group) if len(groups) > 1 else i for i, clip in enumerate(train)]
-    held_out = [n % task["parts"] == task.get("part", 0) for n in number]
+        return [
+            Clip(line["path"], line["label"], line["group"])
+            for line in csv.DictReader(lines)
+            if line["dataset"] == name and split in (None, line["split"])
+        ]
+
+
+def divisions(task: dict[str, Any], videos: Path) -> list[tuple[list[Clip], list[Clip]]]:
+    """What is learned from and what is measured: the set's own splits; where a task has ``parts``, the training split
+    without one of so many (``part``, counted from 0), and that part; where it has ``folds``, the whole set without each
+    of so many parts in turn, and that part. Parts are whole recordings, where the set names any."""
+    if "folds" in task:
+        clips = clips_of(task["set"], videos)
+        return [without(clips, task["folds"], part) for part in range(task["folds"])]
+    train, val = (clips_of(task["set"], videos, split) for split in ("train", "val"))
+    return [without(train, task["parts"], task.get("part", 0)) if "parts" in task else (train, val)]
+
+
+def without(clips: list[Clip], parts: int, part: int) -> tuple[list[Clip], list[Clip]]:
+    """The clips but for one of so many parts, and that part."""
+    clips = sorted(clips)
+    groups = sorted({clip.group for clip in clips})
+    number = [groups.index(clip.group) if len(groups) > 1 else i for i, clip in enumerate(clips)]
+    held_out = [n % parts == part for n in number]
     return (
-        [clip for clip, out in zip(train, held_out) if not out],
-        [clip for clip, out in zip(train, held_out) if out],
+        [clip for clip, out in zip(clips, held_out) if not out],
+        [clip for clip, out in zip(clips, held_out) if out],
     )
 
 
@@ -232,6 +248,32 @@ def fit(command: list[str]) -> dict[str, Any]:
     }
 
 
+def together(fits: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``fit`` returned of several folds as one: each clip was measured once, by a model that was not shown it."""
+    if len(fits) == 1:
+        return fits[0]
+    parts = [fit["measured"][0] for fit in fits]
+    hits = [clip == "1" for part in parts for clip in _bits(part)]
+    loss = sum(part["loss"] * part["n"] for part in parts) / len(hits)
+    measured = parts[0] | {
+        "top1": round(statistics.mean(hits), 4),
+        "loss": round(loss, 4),
+        "n": len(hits),
+        "hits": hexadecimal(hits),
+    }
+    return fits[0] | {
+        "measured": [measured],
+        "train_top1": round(statistics.mean(fit["train_top1"] for fit in fits), 4),
+        "curve": [],
+        "diverged_at": next((fit["diverged_at"] for fit in fits if fit["diverged_at"] is not None), None),
+    }
+
+
+def _bits(part: dict[str, Any]) -> str:
+    """A digit for each clip of a measurement: 1 where it was answered rightly."""
+    return f"{int(part['hits'], 16):0{part['n']}b}"
+
+
 def trained(command: list[str]) -> tuple[Run, Scores | None]:
     """A finished training, and what its last weights answer to the validation clips; None if the loss was no longer
     finite."""
@@ -273,8 +315,7 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         rates = " | ".join(f"{rate:g}" for rate in all_rates(study))
         text += [
             f"\n**{task}**{'' if trial.startswith(task) else f', at the rates of {trial}'}\n",
-            f"| layer | {rates} | chosen | seeds | val top-1 (min-max) | minus {base} | train top-1 | parameters "
-            "| CPU s |",
+            f"| layer | {rates} | chosen | seeds | top-1 (min-max) | minus {base} | train top-1 | parameters | CPU s |",
             "|---|" + "---|" * (len(all_rates(study)) + 7),
         ]
         for variant in study["variants"]:
@@ -344,7 +385,7 @@ def pooled(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def _joined(rows: list[dict[str, Any]], tasks: list[str], variant: str) -> dict[str, Any]:
     """The measurements of a variant on several parts as one row."""
     parts = [row["measured"][0] for task in tasks for row in rows if (row["task"], row["variant"]) == (task, variant)]
-    hits = "".join(f"{int(part['hits'], 16):0{part['n']}b}" for part in parts)
+    hits = "".join(map(_bits, parts))
     measured = {"n": len(hits), "hits": f"{int(hits, 2):x}"}
     return {"seed": 0, "measured": [measured], "n": len(hits), "top1": hits.count("1") / len(hits)}
 

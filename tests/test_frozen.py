@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import frozen, small
-from benchmarks.fair import Job, jobs, reported
+from benchmarks.fair import Job, by_clip, jobs, reported
 from tttvideo.training.arguments import parse
 
 STUDIES = [frozen.STUDY, frozen.STUDY.with_name("frozen-ut6.yaml"), frozen.STUDY.with_name("frozen-few.yaml")]
@@ -34,13 +34,31 @@ def test_a_part_of_the_training_clips_is_held_out(tmp_path):
     """Whole recordings where the set names them."""
     lines = [f"s,train,s/{i}.mp4,{i % 2},g{i // 2},x" for i in range(12)] + ["s,val,s/v.mp4,0,h,x"]
     (tmp_path / "manifest.csv").write_text("\n".join(["dataset,split,path,label,group,source", *lines]))
-    train, val = frozen.divided({"set": "s"}, tmp_path)
+    [(train, val)] = frozen.divisions({"set": "s"}, tmp_path)
     assert (len(train), [clip.path for clip in val]) == (12, ["s/v.mp4"])
-    parts = [frozen.divided({"set": "s", "parts": 3, "part": part}, tmp_path) for part in range(3)]
+    parts = [frozen.divisions({"set": "s", "parts": 3, "part": part}, tmp_path)[0] for part in range(3)]
     assert sorted(clip for _, out in parts for clip in out) == sorted(train)
     for learned, out in parts:
         assert {clip.group for clip in learned}.isdisjoint(clip.group for clip in out)
         assert len(learned) + len(out) == 12
+    folds = frozen.divisions({"set": "s", "folds": 4}, tmp_path)
+    assert len(folds) == 4
+    assert sorted(clip for _, out in folds for clip in out) == sorted([*train, *val])
+    for learned, out in folds:
+        assert {clip.group for clip in learned}.isdisjoint(clip.group for clip in out)
+        assert len(learned) + len(out) == 13
+
+
+def test_folds_are_measured_together():
+    first = {"measured": [{"length": 1, "top1": 0.25, "loss": 1.0, "n": 4, "hits": "1"}], "train_top1": 1.0}
+    second = {"measured": [{"length": 1, "top1": 1.0, "loss": 4.0, "n": 2, "hits": "3"}], "train_top1": 0.5}
+    same = {"parameters": 9, "steps": 2, "curve": [0.5, 1.0]}
+    fits = [first | same | {"diverged_at": None}, second | same | {"diverged_at": 7}]
+    assert frozen.together(fits[:1]) == fits[0]
+    both = frozen.together(fits)
+    assert both["measured"] == [{"length": 1, "top1": 0.5, "loss": 2.0, "n": 6, "hits": "7"}]
+    assert (both["train_top1"], both["diverged_at"], both["parameters"]) == (0.75, 7, 9)
+    assert by_clip(both) == [0, 0, 0, 1, 1, 1]
 
 
 def test_few_labels_are_drawn_evenly_and_the_few_are_among_the_more():
