@@ -127,6 +127,8 @@ def test_leads_in_the_log_are_those_of_the_rows():
         "base rate 1": "rate 1",
         "no inner warm-up": "no inner warm-up",
         "attention inside the frame": "frame attention",
+        "with these 0.1 gave": "L2, unit keys, unscaled rate 0.1",
+        "0.1 gave 0.41, 0.03": "L2, unit keys, unscaled rate 0.03",
     }.items():
         (figure,) = re.findall(rf"{re.escape(words)} (0\.\d\d)", entry)
         assert figure == f"{tops[variant]:.2f}", variant

@@ -266,7 +266,7 @@ def ttt(**options):
         (lambda: ttt(base_rate=2.0, normalize_qk=True, learning=Learning(rate_scale=None)), "up to 0.015 only"),
         (lambda: ttt(inner=DWConv(), **UNSCALED, base_rate=2.1), "DWConv with L2 is known to train up to 2.0"),
         (lambda: ttt(inner=Conv(), **UNSCALED, base_rate=1.1), "Conv with L2 is known to train up to 1.0"),
-        (lambda: ttt(inner=MLP(), **UNSCALED, base_rate=0.4), "MLP with L2 is known to train up to 0.3"),
+        (lambda: ttt(inner=MLP(), **UNSCALED, base_rate=0.3), "MLP with L2 is known to train up to 0.1"),
         (lambda: ttt(learning={}), "must be a Learning"),
         (lambda: ttt(base_rate=0.01, learning=Learning(rate_scale=None)), "set normalize_qk: true"),
         (lambda: ttt(normalize_qk=True, learning=Learning(rate_scale=None)), "base_rate is null"),

@@ -111,11 +111,12 @@ def _check_unscaled_rate(config: TTT) -> None:
     """Raises ValueError for a ``base_rate`` with which, not divided by the head dimension, training diverges.
 
     Measured on unit q and k, 25 outer steps over 12 frames of 4 tokens, then 300 frames. L2: Linear trains to its
-    theoretical bound, 2; MLP to 1, GLU to 0.3 (NaN above); DWConv, Conv and ConvDepthwise to 2, also on a still scene
-    (at 4 the first has weights of 1e6 there, the others NaN; their learned factor is about 1/2, hence 1). DotProduct:
-    the step of a model that is not linear in its weights grows with them, beyond 1e15 at 0.1. With the inner LayerNorm
-    nothing became infinite, but a whole model's loss was 5.4 at once with 1.0 / 32 (for the same reason rates that are
-    divided by d are refused above ``config.MAX_RATE_NORMALIZED``).
+    theoretical bound, 2; MLP to 1, GLU to 0.3 (NaN above). But 25 steps are few: with 0.3 a longer training of an MLP
+    diverged at step 191, with 0.1 none did in 1,500 (docs/results/ttt-leads.jsonl), hence 0.1. DWConv, Conv and
+    ConvDepthwise train to 2, also on a still scene (at 4 the first has weights of 1e6 there, the others NaN; their
+    learned factor is about 1/2, hence 1). DotProduct: the step of a model that is not linear in its weights grows with
+    them, beyond 1e15 at 0.1. With the inner LayerNorm nothing became infinite, but a whole model's loss was 5.4 at once
+    with 1.0 / 32 (for the same reason rates that are divided by d are refused above ``config.MAX_RATE_NORMALIZED``).
     """
     inner, objective, optimizer = config.inner, config.objective, config.optimizer
     if not optimizer.follows_length or optimizer.clip is not None or optimizer.weight_norm:

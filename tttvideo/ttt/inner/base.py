@@ -54,7 +54,7 @@ class InnerModel(ABC):
     base_rate: ClassVar[float] = 0.1
     """Inner learning rate where the layer's configuration names none (paper, section 2.7 and appendix C)."""
 
-    largest_rate: ClassVar[float] = 0.3
+    largest_rate: ClassVar[float] = 0.1
     """Largest ``base_rate`` with L2 on keys of unit length and ``Learning.rate_scale: null``, as far as measured."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
