@@ -48,7 +48,7 @@ class Clip(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: recipe, rates, seeds, tasks, variants")
+    parser.add_argument("--study", type=Path, default=STUDY, help="YAML file: recipes, rates, seeds, tasks, variants")
     parser.add_argument("--rows", type=Path, help="JSONL file of the finished rows (default: as the study says)")
     parser.add_argument("--videos", type=Path, help="folder that holds the sets and manifest.csv")
     parser.add_argument("--cache", type=Path, help="folder of the encoder's features")
@@ -113,7 +113,7 @@ def write_vectors(
         VideoError: the cache lacks a clip.
     """
     settings = {"model.encoder.cache": cache, **task["features"]}
-    config, _ = parse([*recipe(study), *given(settings)])
+    config, _ = parse([*recipes(study), *given(settings)])
     reading = config.model.encoder.build(config.data.size, 1).reading(config.data.preprocessing)
     assert isinstance(reading, CachedFeatures)
     vectors.mkdir()
@@ -192,13 +192,12 @@ def words(study: dict[str, Any], job: Job, file: Path, out: Path, more: dict[str
     settings |= {"optimizer.lr": job.rate, "data.list": file, "out": out, "seed": job.seed}
     settings |= {"schedule.epochs": job.steps * task["epochs"], **task.get("settings", {})}
     settings |= more or {}
-    return [*recipe(study), *given(settings)]
+    return [*recipes(study), *given(settings)]
 
 
-def recipe(study: dict[str, Any]) -> list[str]:
-    """The words that name a study's recipe, or its recipes, each on top of the one before."""
-    names = [study["recipe"]] if isinstance(study["recipe"], str) else study["recipe"]
-    return [word for name in names for word in ("--config", name)]
+def recipes(study: dict[str, Any]) -> list[str]:
+    """The words that name a study's recipes, each on top of the one before."""
+    return [word for name in study["recipes"] for word in ("--config", name)]
 
 
 def given(settings: dict[str, Any]) -> list[str]:
