@@ -119,13 +119,16 @@ def seeds_of(study: dict[str, Any], task: str, variant: str) -> list[int]:
 
 
 def with_seeds(study: dict[str, Any], rows: list[dict[str, Any]], task: str, variants: list[str]) -> list[str]:
-    """Those of which reported seeds are trained on the task: what is ``of`` a layer only where it is better than that
-    one in the choice."""
+    """Those of which reported seeds are trained on the task: what is ``of`` a layer only where it is better in the
+    choice than that one and than its variants that come before."""
 
     def better(variant: str) -> bool:
-        both = [study["variants"][variant]["of"], variant]
-        whole = all(chosen_rate(study, rows, task, v) is not None for v in both)
-        return whole and _best(study, [row for v in both for row in trials(study, rows, task, v)])["variant"] == variant
+        layer, names = study["variants"][variant]["of"], list(study["variants"])
+        tried = [layer, *(v for v in variants if study["variants"][v].get("of") == layer)]
+        before = [v for v in tried if names.index(v) <= names.index(variant)]
+        whole = all(chosen_rate(study, rows, task, v) is not None for v in before)
+        best = _best(study, [row for v in before for row in trials(study, rows, task, v)]) if whole else None
+        return best is not None and best["variant"] == variant
 
     options = {v: study["variants"][v] for v in variants}
     return [v for v, o in options.items() if task not in o.get("only_rates", []) and ("of" not in o or better(v))]

@@ -36,6 +36,8 @@ def test_the_order_of_the_study(tmp_path):
     while (job := next(fair.jobs(study, rows, "flash-recall"), None)) is not None:
         seen.append(job)
         best = {2.4e-2: 0.9} if job.variant == "GRU" else {1.5e-3: 0.5, 3.0e-3: 0.9, 6.0e-3: 0.9}
+        if "of" in study["variants"][job.variant]:
+            best = {3.0e-3: 0.8}
         top1 = best.get(job.rate, 0.4)
         flat = job.steps == 2 or job.variant != "Mamba-2"
         rows.append(row(job, top1, (0.7, 0.7 if flat else 0.8), loss=job.rate))
@@ -88,6 +90,18 @@ def test_only_rates_is_said_of_a_task():
         task: [job.seed for job in fair.jobs(STUDY, tried, task) if job.variant == name] for task in STUDY["choice"]
     }
     assert seeds == {"flash-order-16": [0, 1, 2], "flash-order": [0, 1, 2], "flash-recall": [], "revisit": []}
+
+
+def test_a_variant_has_seeds_where_it_is_better_than_the_variants_before_it():
+    layer, names = "Gated DeltaNet", ["Gated DeltaNet raster", "Gated DeltaNet without convolution"]
+    for tops, expected in {(0.5, 0.4): [], (0.8, 0.7): names[:1], (0.7, 0.8): names, (0.5, 0.8): names[1:]}.items():
+        rows = [
+            row(fair.Job("flash-recall-four", variant, 100, rate), top1, loss=abs(rate - 3e-3))
+            for variant, top1 in zip([layer, *names], (0.6, *tops), strict=True)
+            for rate in STUDY["rates"]
+        ]
+        seeds = [job.variant for job in fair.jobs(STUDY, rows, "flash-recall") if job.seed in STUDY["seeds"]]
+        assert sorted(seeds) == sorted([layer, *expected] * 3), tops
 
 
 def test_a_level_without_memory_is_not_flat():
