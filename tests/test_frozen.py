@@ -143,10 +143,21 @@ def test_figures_in_words_are_those_of_the_rows(page):
     study = small.read_study(STUDIES[0])
     rows = small.read_rows(small.ROOT / study["rows"])
     text = (small.ROOT / "docs" / "results" / page).read_text(encoding="utf-8")
-    means = {
-        variant: statistics.mean(r["measured"][0]["top1"] for r in reported(study, rows, "order3", variant))
-        for variant in study["variants"]
-    }
+
+    def means_of(task):
+        return {
+            variant: statistics.mean(r["measured"][0]["top1"] for r in reported(study, rows, task, variant))
+            for variant in study["variants"]
+        }
+
+    folds = {variant: f"{mean:.2f}" for variant, mean in means_of("ut6-folds").items()}
+    delta, low = folds["TTT delta rule"], folds["TTT-MLP"]
+    assert (low, delta) == (min(folds.values()), max(folds.values()))
+    assert {
+        "frozen.md": f"four folds ({folds['mean']}; TTT delta rule {delta}, DeltaNet and Mamba-2 {folds['DeltaNet']})",
+        "real-videos.md": f"{low} (TTT-MLP) to {delta} (TTT delta rule) against {folds['mean']}",
+    }[page] in text
+    means = means_of("order3")
     names = "|".join(sorted(means, key=len, reverse=True))
     said = dict(re.findall(rf"({names}) (0\.\d\d)\b", text.split("(level)")[0].split("are level")[0]))
     assert said == {name: f"{means[name]:.2f}" for name in means.keys() - {"GRU", "mean", "Mamba-2"}}
