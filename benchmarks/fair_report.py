@@ -158,9 +158,9 @@ def beside_recommended(study: dict[str, Any], rows: list[dict[str, Any]]) -> lis
     for task in study["choice"]:
         best = at_their_best(study, rows, task)
         for head, at in columns(study, task)[1].items() if name in best else ():
-            heads.append(f"{task}, {head}{_place(best[name])}")
+            heads.append(f"{task}, {head}{_place(study, best[name])}")
             for layer in best.keys() - {name}:
-                cells[layer, heads[-1]] = difference(best[layer], best[name], at) + _place(best[layer])
+                cells[layer, heads[-1]] = difference(best[layer], best[name], at) + _place(study, best[layer])
     text = [f"| minus {name} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for layer in study["variants"]:
         line = [cells.get((layer, head), "") for head in heads]
@@ -186,15 +186,16 @@ def _elsewhere(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for at, head in enumerate(heads[: len(study["lengths"])]):
             if recommended is None or "measured" in study["tasks"][task] or head in compared:
                 continue
-            against = {layer + _place(own): signs(own, recommended, at) for layer, own in best.items()}
+            against = {layer + _place(study, own): signs(own, recommended, at) for layer, own in best.items()}
             ahead = [layer for layer, ends in against.items() if ends == "++"]
             places += [f"{task}, {head}: {', '.join(ahead)}"] if ahead else []
     return "; ".join(places) or "none"
 
 
-def _place(own: list[dict[str, Any]]) -> str:
-    """Where the convolutions run, if not along time."""
-    return " raster" if own[0]["variant"].endswith(" raster") else ""
+def _place(study: dict[str, Any], own: list[dict[str, Any]]) -> str:
+    """Where the convolutions run, if not along time: what the name of a variant adds to that of its layer."""
+    variant = own[0]["variant"]
+    return variant.removeprefix(study["variants"][variant].get("of", variant))
 
 
 def behind_the_best(study: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, list[str]]:
