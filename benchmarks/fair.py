@@ -231,10 +231,12 @@ def all_reported(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -
 
 def at_their_best(study: dict[str, Any], rows: list[dict[str, Any]], task: str) -> dict[str, list[dict[str, Any]]]:
     """``all_reported`` by layer: where several variants are ``of`` one layer, the one that is best in the choice, of
-    those that have all the study's seeds, or most of them."""
+    those that have all the study's seeds, or most of them; a ``control`` stands for no layer."""
     variants: dict[str, list[str]] = {}
     rows_of = all_reported(study, rows, task)
     for variant in rows_of:
+        if study["variants"][variant].get("control"):
+            continue
         variants.setdefault(study["variants"][variant].get("of", variant), []).append(variant)
     best = {}
     for layer, names in variants.items():
