@@ -123,12 +123,11 @@ def with_seeds(study: dict[str, Any], rows: list[dict[str, Any]], task: str, var
     choice than that one and than its variants that come before."""
 
     def better(variant: str) -> bool:
-        layer, names = study["variants"][variant]["of"], list(study["variants"])
-        tried = [layer, *(v for v in variants if study["variants"][v].get("of") == layer)]
-        before = [v for v in tried if names.index(v) <= names.index(variant)]
-        whole = all(chosen_rate(study, rows, task, v) is not None for v in before)
-        best = _best(study, [row for v in before for row in trials(study, rows, task, v)]) if whole else None
-        return best is not None and best["variant"] == variant
+        layer = options[variant]["of"]
+        tried = [layer, *(v for v in variants[: variants.index(variant) + 1] if options[v].get("of") == layer)]
+        if any(chosen_rate(study, rows, task, v) is None for v in tried):
+            return False
+        return _best(study, [row for v in tried for row in trials(study, rows, task, v)])["variant"] == variant
 
     options = {v: study["variants"][v] for v in variants}
     return [v for v, o in options.items() if task not in o.get("only_rates", []) and ("of" not in o or better(v))]

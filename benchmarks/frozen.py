@@ -248,7 +248,8 @@ def fit(command: list[str]) -> dict[str, Any]:
 
 
 def together(fits: list[dict[str, Any]]) -> dict[str, Any]:
-    """What ``fit`` returned of several folds as one: each clip was measured once, by a model that was not shown it."""
+    """What ``fit`` returned of several folds as one, without a curve: each clip was measured once, by a model that was
+    not shown it."""
     if len(fits) == 1:
         return fits[0]
     parts = [fit["measured"][0] for fit in fits]

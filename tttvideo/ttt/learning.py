@@ -112,7 +112,7 @@ def _check_unscaled_rate(config: TTT) -> None:
 
     Measured on unit q and k, 25 outer steps over 12 frames of 4 tokens, then 300 frames. L2: Linear trains to its
     theoretical bound, 2; MLP to 1, GLU to 0.3 (NaN above). But 25 steps are few: with 0.3 a longer training of an MLP
-    diverged at step 191, with 0.1 none did in 1,500 (docs/results/ttt-leads.jsonl), hence 0.1. DWConv, Conv and
+    diverged at step 191, with 0.1 one of 1,500 did not (docs/results/ttt-leads.jsonl), hence 0.1. DWConv, Conv and
     ConvDepthwise train to 2, also on a still scene (at 4 the first has weights of 1e6 there, the others NaN; their
     learned factor is about 1/2, hence 1). DotProduct: the step of a model that is not linear in its weights grows with
     them, beyond 1e15 at 0.1. With the inner LayerNorm nothing became infinite, but a whole model's loss was 5.4 at once
