@@ -136,6 +136,8 @@ OPTIONS = [
     TTT(heads=2, chunk=FrameCausal(2), short_conv="raster", share_qk=True, gate=True, normalize_qk=True),
     TTT(heads=2, chunk=TokenCausal(3), objective=ResidualL2(normalize_target=True)),
     TTT(heads=2, short_conv="time", tanh_gate=0.1),
+    TTT(heads=2, chunk=TokenCausal(4), short_conv="raster", conv_values=True),
+    TTT(heads=1, chunk=FrameCausal(2), short_conv="time", conv_values=True, views=2),
     TTT(heads=1, chunk=FrameCausal(2), short_conv="time", rope="frame_row_column"),
     TTT(heads=2, chunk=TokenCausal(4), share_qk=True, learning=Learning(update="last", direction="ascent")),
     TTT(

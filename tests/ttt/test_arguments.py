@@ -25,6 +25,7 @@ from tttvideo.ttt.inner import InnerModel, MapShape
         ({"views": 0}, "at least 1"),
         ({"views": 2, "share_qk": True, "short_conv": "raster"}, "at least 1, and 1 with share_qk"),
         ({"short_conv": "rows"}, "none, raster or time"),
+        ({"conv_values": True}, "set short_conv: raster or time"),
         ({"tanh_gate": float("nan")}, "where alpha starts"),
         ({"chunk": 16}, "must be a Chunk"),
         ({"inner": "MLP"}, "must be a InnerModel"),

@@ -59,13 +59,14 @@ def test_normalized_q_and_k_have_unit_length():
 
 
 def test_short_convolutions_along_time_see_one_place_of_the_frame():
-    layer = build(TTT(heads=2, short_conv="time"))
+    layer = build(TTT(heads=2, short_conv="time", conv_values=True))
     x = torch.randn(1, 4 * N, DIM).double()
     changed = x.clone()
     changed[:, N + 2] += 1.0  # place 2 of frame 1
-    q, other = (layer._tokens(t, layer.init_state(1).tails, 0, Layout(GRID))[0].q for t in (x, changed))
-    differs = (q - other).abs().amax((0, 1, 3)) > 0
-    assert differs.nonzero().flatten().tolist() == [N + 2, 2 * N + 2, 3 * N + 2]
+    tokens, others = (layer._tokens(t, layer.init_state(1).tails, 0, Layout(GRID))[0] for t in (x, changed))
+    for one, other in zip(tokens[:3], others[:3], strict=True):  # q [B, H, T, d], k and v [B, H, 1, T, d]
+        differs = (one - other).abs().amax(-1).flatten(0, -2).amax(0) > 0
+        assert differs.nonzero().flatten().tolist() == [N + 2, 2 * N + 2, 3 * N + 2]
 
 
 def test_inner_rate_zero_freezes_the_hidden_state():

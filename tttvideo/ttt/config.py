@@ -36,6 +36,7 @@ class TTT(Mixer):
         forget: a learned gate per token that leads the hidden state back towards W_0.
         short_conv: causal depthwise convolutions of length 4 on q and k, along the tokens in ``raster`` order (the
             paper) or along ``time`` at every place of the frame.
+        conv_values: ``short_conv`` runs on v, too (DeltaNet).
         share_qk: q and k share a projection and differ by their short convolutions (Mamba style); without
             ``short_conv`` q = k, a control.
         bias: learned biases in the projections to q, k, v and the output (ttt-video).
@@ -65,6 +66,7 @@ class TTT(Mixer):
     views: int = 1
     forget: bool = False
     short_conv: Literal["none", "raster", "time"] = "none"
+    conv_values: bool = False
     share_qk: bool = False
     bias: bool = False
     gate: bool = False
@@ -101,6 +103,10 @@ class TTT(Mixer):
             )
         if self.short_conv not in ("none", "raster", "time"):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
+        if self.conv_values and self.short_conv == "none":
+            raise ValueError(
+                "TTT.conv_values is true, but short_conv is none; set short_conv: raster or time, or conv_values: false."
+            )
         if self.rope not in (None, True, False, "frame_row_column"):
             raise ValueError(f"TTT.rope is {self.rope!r}; it must be true, false, frame_row_column or null.")
         if self.rope == "frame_row_column" and isinstance(self.chunk, TokenCausal):
