@@ -105,7 +105,8 @@ class TTT(Mixer):
             raise ValueError(f"TTT.short_conv is {self.short_conv!r}; it must be none, raster or time.")
         if self.conv_values and self.short_conv == "none":
             raise ValueError(
-                "TTT.conv_values is true, but short_conv is none; set short_conv: raster or time, or conv_values: false."
+                "TTT.conv_values is true, but short_conv is none; set short_conv: raster or time, or leave conv_values "
+                "out."
             )
         if self.rope not in (None, True, False, "frame_row_column"):
             raise ValueError(f"TTT.rope is {self.rope!r}; it must be true, false, frame_row_column or null.")

@@ -28,8 +28,8 @@ def query_key_value(
 
     Args:
         layer: has ``q_proj``, ``k_proj`` (None: as ``q_proj``) and ``v_proj``, ``convs`` (empty, or a ``CausalConv``
-            for ``q``, one for ``k`` and perhaps one for ``v``), and ``config`` with ``heads``, ``short_conv``, ``normalize_qk`` and
-            ``rope_theta``.
+            for ``q``, one for ``k`` and perhaps one for ``v``), and ``config`` with ``heads``, ``short_conv``,
+            ``normalize_qk`` and ``rope_theta``.
         x: [B, T, C].
         tails: last inputs of the convolutions, by name.
         positions: [T] or [B, T], by which q and k are rotated; or frame, row and column of the tokens; None: they are
