@@ -36,6 +36,7 @@ class TTT(Mixer):
         forget: a learned gate per token that leads the hidden state back towards W_0.
         short_conv: causal depthwise convolutions of length 4 on q and k, along the tokens in ``raster`` order (the
             paper) or along ``time`` at every place of the frame.
+        conv_values: ``short_conv`` runs on v, too (DeltaNet).
         share_qk: q and k share a projection and differ by their short convolutions (Mamba style); without
             ``short_conv`` q = k, a control.
         bias: learned biases in the projections to q, k, v and the output (ttt-video).
@@ -65,6 +66,7 @@ class TTT(Mixer):
     views: int = 1
     forget: bool = False
     short_conv: Literal["none", "raster", "time"] = "none"
+    conv_values: bool = False
     share_qk: bool = False
     bias: bool = False
     gate: bool = False

@@ -48,6 +48,8 @@ def query_key_value(
         step, tails = layout.tokens_per_frame if config.short_conv == "time" else 1, dict(tails)
         q, tails["q"] = layer.convs["q"](q, tails["q"], layout.lengths, step)
         k, tails["k"] = layer.convs["k"](k, tails["k"], layout.lengths, step)
+        if "v" in layer.convs:
+            v, tails["v"] = layer.convs["v"](v, tails["v"], layout.lengths, step)
     if to_heads is not None:
         q, k = to_heads(positions, q, k, silu=silu, unit=config.normalize_qk)
         (v,) = to_heads(None, v, silu=silu)

@@ -25,6 +25,8 @@ class Projections(nn.Module):
         self.k_proj = None if config.share_qk else nn.Linear(dim, wide, bias=config.bias)
         self.v_proj = nn.Linear(dim, wide, bias=config.bias)
         convs = {} if config.short_conv == "none" else {"q": CausalConv(dim), "k": CausalConv(wide)}
+        if convs and config.conv_values:
+            convs["v"] = CausalConv(wide)
         self.convs = nn.ModuleDict(convs)
         maps = 1
         if config.learning.rate_per_map and config.learning.update == "all":
