@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import DELTA_BY_FRAMES, DELTA_RULE, DIM, GRID, N, build, distance, name
-from tttvideo.mixers.gated_delta_net import gated_delta_rule
+from tttvideo.mixers.gated_delta_net import GatedDeltaNet, gated_delta_rule
 from tttvideo.ttt import (
     GLU,
     L2,
@@ -198,6 +198,25 @@ def test_the_delta_rules_are_ttt(forget):
     assert distance(state.weights["1"].weight, memory) <= 1e-14
     assert distance(y, layer._output(x, out)) <= 1e-13
     assert beta.max() > 0.5  # a rate worth the name
+
+
+def test_with_convolutions_on_values_all_before_the_norm_is_deltanets():
+    """From tokens to the state: projections, convolutions, SiLU, unit keys, rates. DeltaNet adds 1e-6 to |k|^2."""
+    theirs = build(GatedDeltaNet(heads=2, expand=1, decay=False, gate=False, short_conv="raster"))
+    own = {"chunk": TokenCausal(1), "base_rate": 1.0, "silu": True, "short_conv": "raster", "conv_values": True}
+    layer = build(dataclasses.replace(DELTA_BY_FRAMES, **own))
+    project = layer.project
+    with torch.no_grad():
+        for to, weight in zip((project.q_proj, project.k_proj, project.v_proj), theirs.qkv_proj.weight.chunk(3)):
+            to.weight.copy_(weight)
+        for to, weight in zip("qkv", theirs.conv.weight.chunk(3)):
+            project.convs[to].weight.copy_(weight)
+            project.convs[to].bias.zero_()
+        project.rate.weight.copy_(theirs.beta_proj.weight)
+        project.rate.bias.zero_()
+        layer.scale_shift.zero_()
+    x = torch.randn(2, 5 * N, DIM).double()
+    assert distance(layer(x, None, LAYOUT)[1].weights["1"].weight, theirs(x, None, LAYOUT)[1].memory) <= 1e-5
 
 
 def test_a_zero_start_is_no_parameter():

@@ -30,7 +30,16 @@ LAYERS = [
     *(
         pytest.param(config, marks=pytest.mark.kernels)
         for config in (
-            TTT(MLP(2), 2, TokenCausal(16), fused="require", short_conv="raster", share_qk=True, gate=True),
+            TTT(
+                MLP(2),
+                2,
+                TokenCausal(16),
+                fused="require",
+                short_conv="raster",
+                conv_values=True,
+                share_qk=True,
+                gate=True,
+            ),
             TTT(MLP(2), 2, FrameCausal(), fused="require"),
             TTT(Linear(), 2, FrameCausal(), fused="require"),
             TTT(Conv(), 2, FrameCausal(), fused="require"),
