@@ -227,10 +227,11 @@ def least_behind(behind: dict[str, list[str]]) -> list[str]:
 
 def by_convolution(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a table of the layers that are also tried with their short convolutions along the raster or without any,
-    on tasks of which variants have ``only_rates``: accuracy at the length of training, at the best rate of each."""
+    on the tasks of the controls: accuracy at the length of training, at the best rate of each."""
     places = {"along time": "", "along the raster": " raster", "none": " without convolution"}
     by_job, text = {job_of(row)[:4]: row for row in rows}, []
-    for task in dict.fromkeys(task for own in study["variants"].values() for task in own.get("only_rates", [])):
+    controls = [own for own in study["variants"].values() if own.get("control")]
+    for task in dict.fromkeys(task for own in controls for task in own["tasks"]):
         for layer in study["variants"]:
             cells = []
             for variant in (layer + suffix for suffix in places.values()):
