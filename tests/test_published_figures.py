@@ -70,7 +70,7 @@ def test_speed_beside_the_authors_layer_is_that_of_its_file():
 
 
 def test_a_step_of_the_fair_comparison_in_words():
-    """ "0.45 to 0.8 of TTT-MLP's": over the tasks, with convolutions along time and along the raster."""
+    """ "0.4 to 0.8 of TTT-MLP's": over the tasks, with convolutions along time and along the raster."""
     described = small.read_study(fair.STUDY)
     costs = fair_cost.read_costs(described)
     page = (RESULTS / "cost.md").read_text()
