@@ -42,9 +42,9 @@ class TTTState(NamedTuple):
         fading: sum of the logarithms of their forget gates, [B, H, 1, 1].
         moments: of the inner optimizer.
         position: tokens that the open chunk has read, int64 [B] on the host; rows may differ in age.
-        tails: last inputs of what looks back, by name: the short convolutions (``q``, ``k``, with ``conv_values`` ``v``) [B, tokens, C], the
-            inner model's kernel over time (``inner_q``, ``inner_k``) [B, tokens, H, d]; and with ``rope:
-            frame_row_column`` the number of ``frames`` read, [B].
+        tails: last inputs of what looks back, by name: the short convolutions (``q``, ``k``, with ``conv_values``
+            ``v``) [B, tokens, C], the inner model's kernel over time (``inner_q``, ``inner_k``) [B, tokens, H, d]; and
+            with ``rope: frame_row_column`` the number of ``frames`` read, [B].
     """
 
     weights: Weights
