@@ -203,8 +203,8 @@ def test_the_delta_rules_are_ttt(forget):
 def test_with_convolutions_on_values_all_before_the_norm_is_deltanets():
     """From tokens to the state: projections, convolutions, SiLU, unit keys, rates. DeltaNet adds 1e-6 to |k|^2."""
     theirs = build(GatedDeltaNet(heads=2, expand=1, decay=False, gate=False, short_conv="raster"))
-    own = {"chunk": TokenCausal(1), "base_rate": 1.0, "silu": True, "short_conv": "raster", "conv_values": True}
-    layer = build(dataclasses.replace(DELTA_BY_FRAMES, **own))
+    like_theirs = {"chunk": TokenCausal(1), "base_rate": 1.0, "silu": True, "short_conv": "raster", "conv_values": True}
+    layer = build(dataclasses.replace(DELTA_BY_FRAMES, **like_theirs))
     project = layer.project
     with torch.no_grad():
         for to, weight in zip((project.q_proj, project.k_proj, project.v_proj), theirs.qkv_proj.weight.chunk(3)):
